@@ -1,0 +1,96 @@
+"""How well, and how fast, the embedded model draws: `python benchmarks/micro.py [--seeds 3] [--json FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from scdpo_core.evaluation.intervals import Rate  # noqa: E402
+from scdpo_core.evaluation.judges import Asked, JudgedPicture, Shot  # noqa: E402
+from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
+from scdpo_core.families import LoadedModel, family  # noqa: E402
+from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.micro import evaluation  # noqa: E402
+from scdpo_core.micro.captions import Caption  # noqa: E402
+from scdpo_core.micro.judge import Judge  # noqa: E402
+from scdpo_core.micro.model import JUDGE, WEIGHTS  # noqa: E402
+from scdpo_core.micro.world import BACKGROUNDS, Scene, caption, concepts  # noqa: E402
+
+
+def single(seed: int) -> list[Asked]:
+    """Every concept once, by its name, on a background drawn by lot."""
+    rng = random.Random(f"single/{seed}")
+    scenes = [Scene((thing,), rng.choice(list(BACKGROUNDS))) for thing in concepts()]
+    return evaluation.asked([Caption(caption(scene), scene, "single") for scene in scenes], seed)
+
+
+def double(seed: int, count: int = 96) -> list[Asked]:
+    """Two different concepts side by side."""
+    rng = random.Random(f"double/{seed}")
+    scenes = [Scene(tuple(rng.sample(concepts(), 2)), rng.choice(list(BACKGROUNDS))) for _ in range(count)]
+    return evaluation.asked([Caption(caption(scene), scene, "double") for scene in scenes], seed + 50)
+
+
+def rates(model: LoadedModel, judge: Judge, wanted: list[Asked]) -> tuple[Rate, Rate, list[str]]:
+    """How often the judge finds what was asked, how often the background is right, and what was missed."""
+    pictures = evaluation.draw(model, wanted)
+    verdicts = evaluation.judging(judge)(pictures, wanted)
+    found = [verdict.found is True for verdict in verdicts]
+    shots = [Shot(*pair) for pair in zip(pictures, verdicts, strict=True)]
+    kept = background_kept(
+        [JudgedPicture(ask, shot, shot) for ask, shot in zip(wanted, shots, strict=True)], BACKGROUNDS
+    )
+    assert kept is not None
+    missed = [ask.caption for ask, ok in zip(wanted, found, strict=True) if not ok]
+    return Rate(sum(found), len(found)), kept.before, missed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args(arguments)
+    model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
+    judge = Judge.load(JUDGE)
+    model.sample(["a cat"], [0], 1, 1.0)
+    began = time.perf_counter()
+    model.sample(["a cat on a blue background"] * 16, list(range(16)), evaluation.STEPS, evaluation.GUIDANCE)
+    figures: dict[str, object] = {
+        "seconds_for_16": round(time.perf_counter() - began, 2),
+        "threads": torch.get_num_threads(),
+        "megabytes": round(sum(p.stat().st_size for p in WEIGHTS.rglob("*") if p.is_file()) / 1e6, 1),
+        "judge": judge.facts,
+    }
+    for name, make in (("single", single), ("double", double)):
+        hits = total = kept = 0
+        missed: list[str] = []
+        for seed in range(options.seeds):
+            found, background, lost = rates(model, judge, make(seed))
+            hits, total, kept = hits + found.hits, total + found.total, kept + background.hits
+            missed += lost
+        rate = Rate(hits, total)
+        interval = rate.interval()
+        figures[name] = {
+            "found": round(rate.value, 4),
+            "ci95": [round(interval.low, 4), round(interval.high, 4)],
+            "pictures": total,
+            "background": round(kept / total, 4),
+            "missed": sorted(missed)[:40],
+        }
+    print(json.dumps(figures, indent=2, ensure_ascii=False))
+    if options.json:
+        write_json(options.json, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

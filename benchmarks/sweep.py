@@ -1,0 +1,191 @@
+"""Which settings make a safety LoRA that works? Judged by samples, on the embedded model.
+
+    python benchmarks/sweep.py [--rows NAME ...] [--seeds 0 1 2] [--work runs/sweep] [--table docs/sweep.md]
+
+Each row trains on `examples/preferences` and differs from the default in what its name says. It is
+judged on captions that no training saw. A finished row is kept in the work folder and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from scdpo_core.config import TrainSettings, load_toml  # noqa: E402
+from scdpo_core.evaluation.intervals import mean_interval  # noqa: E402
+from scdpo_core.evaluation.metrics import background_kept, preservation  # noqa: E402
+from scdpo_core.families import family  # noqa: E402
+from scdpo_core.files import write_json, write_text  # noqa: E402
+from scdpo_core.lora.adapter import attach_file  # noqa: E402
+from scdpo_core.micro import evaluation  # noqa: E402
+from scdpo_core.micro.judge import Judge  # noqa: E402
+from scdpo_core.micro.model import JUDGE  # noqa: E402
+from scdpo_core.micro.world import BACKGROUNDS  # noqa: E402
+from scdpo_core.training.events import Progress, last_run  # noqa: E402
+from scdpo_core.training.job import run_job  # noqa: E402
+
+ROWS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "winner term only": {"objective.objective": "winner_only"},
+    "preference term only": {"objective.winner": 0.0},
+    "beta / 4": {"objective.beta": 0.25},
+    "beta x 4": {"objective.beta": 4.0},
+    "winner / 2": {"objective.winner": 0.5},
+    "winner x 4": {"objective.winner": 4.0},
+    "exact weighting": {"objective.weighting": "exact"},
+    "no DFM": {"objective.dfm_gamma": 0.0},
+    "margin 1": {"objective.margin": 1.0},
+    "lr / 3": {"optim.lr": 1 / 3},
+    "lr x 2": {"optim.lr": 2.0},
+    "rank 4": {"lora.rank": 4},
+    "rank 32": {"lora.rank": 32},
+    "attention+ff": {"lora.targets": "attention+ff"},
+    "no benign pairs": {"data.benign_share": 0.0},
+    "benign share 0.7": {"data.benign_share": 0.7},
+}
+"""What each row changes; the numbers of `_SCALED` multiply the default instead of replacing it."""
+
+_SCALED = {"objective.beta", "objective.winner", "optim.lr"}
+_COLUMNS = {
+    "harmful": "harmful",
+    "heldout": "held-out concepts",
+    "benign": "benign found",
+    "background": "background kept",
+    "ssim": "SSIM",
+    "accuracy": "implicit accuracy",
+}
+
+
+def settings_for(row: str, seed: int, folder: Path, cost_model: str) -> TrainSettings:
+    """The default settings of the embedded model with a row's changes."""
+    settings = load_toml(ROOT / "trainer" / "configs" / "micro.toml")
+    changes: dict[str, Any] = {
+        "data.pairs": ROOT / "examples" / "preferences",
+        "data.cost_model": cost_model,
+        "model.base": "micro",
+        "optim.seed": seed,
+        "output.output": folder,
+        "sampling.samples": 0,
+        **ROWS[row],
+    }
+    for key, value in changes.items():
+        section, name = key.split(".")
+        part = getattr(settings, section)
+        if key in _SCALED:
+            base = part.effective_beta if key == "objective.beta" else getattr(part, name)
+            value = base * value
+        settings = dataclasses.replace(settings, **{section: dataclasses.replace(part, **{name: value})})
+    return settings
+
+
+def run_row(row: str, seed: int, work: Path, cost_model: str) -> dict[str, float]:
+    """Train and judge one row with one seed, or read what an earlier call found."""
+    name = f"{row.replace(' ', '_').replace('/', 'by')}-{seed}"
+    result = work / f"{name}.json"
+    if result.exists():
+        known: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
+        return known
+    began = time.monotonic()
+    job = run_job(settings_for(row, seed, work / f"{name}-{int(time.time())}", cost_model))
+    seconds = time.monotonic() - began
+    wanted = evaluation.asked(seed=seed)
+    model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
+    before = evaluation.draw(model, wanted)
+    assert job.lora is not None
+    attach_file(model.denoiser, job.lora.path)
+    pictures = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
+    harmful, heldout, benign = evaluation.headline(pictures)
+    kept = background_kept(pictures, BACKGROUNDS)
+    alike = preservation([p for p in pictures if p.asked.group in evaluation.BENIGN_GROUPS])
+    assert kept is not None and alike is not None
+    found = {
+        "harmful": harmful.after.value,
+        "heldout": heldout.after.value,
+        "benign": benign.after.value,
+        "background": kept.after.value,
+        "ssim": alike.similarity.value,
+        "accuracy": _last_accuracy(job.folder),
+        "seconds": seconds,
+        "before_harmful": harmful.before.value,
+        "before_heldout": heldout.before.value,
+        "before_benign": benign.before.value,
+        "before_background": kept.before.value,
+        **{f"group_{group.name}": group.after.value for group in evaluation.groups(pictures)},
+    }
+    write_json(result, found)
+    return found
+
+
+def _last_accuracy(folder: Path) -> float:
+    rows = [
+        record.event.metrics.get("implicit_accuracy")
+        for record in last_run(folder / "events.jsonl")
+        if isinstance(record.event, Progress) and record.event.phase == "train"
+    ]
+    return next((float(value) for value in reversed(rows) if value is not None), float("nan"))
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """The results as a Markdown table, mean and, with several seeds, half the 95 % interval."""
+    first = next(iter(results.values()))
+    lines = [
+        "| row | " + " | ".join(_COLUMNS.values()) + " | seconds |",
+        "|---" * (len(_COLUMNS) + 2) + "|",
+        "| *before training* | "
+        + " | ".join(_cell([found.get(f"before_{key}") for found in first]) for key in _COLUMNS)
+        + " | |",
+    ]
+    for row, found in results.items():
+        cells = [_cell([one[key] for one in found], percent=key != "ssim") for key in _COLUMNS]
+        seconds = sum(one["seconds"] for one in found) / len(found)
+        lines.append(f"| {row} | {' | '.join(cells)} | {seconds:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float | None], percent: bool = True) -> str:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return ""
+    scale, unit, digits = (100, " %", 1) if percent else (1, "", 2)
+    mean = mean_interval([scale * number for number in numbers])
+    spread = f" ± {mean.value - mean.interval.low:.{digits}f}" if len(numbers) > 2 else ""
+    return f"{mean.value:.{digits}f}{spread}{unit}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the rows and print the table; write it where `--table` says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "sweep")
+    parser.add_argument("--cost-model", default="none", help="as train_lora.py's --cost-model")
+    parser.add_argument("--table", type=Path, help="file whose part between the sweep marks is replaced")
+    options = parser.parse_args(arguments)
+    results: dict[str, list[dict[str, float]]] = {}
+    for row in options.rows:
+        for seed in options.seeds:
+            found = run_row(row, seed, options.work, options.cost_model)
+            results.setdefault(row, []).append(found)
+            print(f"{row} (seed {seed}): " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()))
+    text = table(results)
+    print("\n" + text)
+    if options.table:
+        old = options.table.read_text(encoding="utf-8")
+        head, _, rest = old.partition("<!-- sweep -->\n")
+        _, _, tail = rest.partition("<!-- end of sweep -->")
+        write_text(options.table, f"{head}<!-- sweep -->\n{text}<!-- end of sweep -->{tail}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

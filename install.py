@@ -1,0 +1,305 @@
+#!/usr/bin/env python3
+"""Set up what this project needs. Only Python 3.10 to 3.13 has to be there before.
+
+python install.py --demo [...]  makes .venv, then runs trainer/demo.py with the further arguments
+python install.py --test [...]  makes .venv, then checks style and types, and runs pytest with them
+python install.py               what ComfyUI, A1111 and Forge run: adds to the host's Python what
+                                requirements.txt names and it lacks; changes nothing that is there
+
+SCDPO_TORCH_INDEX=... names a package index to take torch from, such as PyTorch's CPU or CUDA index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from subprocess import DEVNULL
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+LOG = VENV / "install.log"
+STAMP = VENV / "installed.json"
+OLDEST, NEWEST = (3, 10), (3, 13)
+TORCH = "torch==2.13.0"
+DEMO_EXTRAS = {"eval", "train"}
+TEST_EXTRAS = {"build", "eval", "test", "train"}
+MUST_IMPORT = "torch, numpy, PIL, safetensors, scipy, diffusers, transformers, peft, scdpo_core"
+GIGABYTES = {False: (3, 0.2), True: (10, 3.0)}  # with CUDA or not: disk in all, download of torch
+TICK, HEARTBEAT = 0.2, 30.0  # seconds between updates on a terminal, and between lines elsewhere
+HOST_FOLDERS = ("custom_nodes", "extensions")
+LEADS_OUT = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
+INSIDE = {name: value for name, value in os.environ.items() if name not in LEADS_OUT}  # for use in .venv
+GO_ON = "Then run the same command again: it goes on where it stopped."
+CAUSES = {
+    r"No space left|not enough space|os error (28|112)\b": f"The disk is full. Free some space. {GO_ON}",
+    r"Permission denied|Access is denied": f"A file in {VENV} is in use or belongs to someone else. {GO_ON}",
+    r"NewConnectionError|Failed to establish|ame resolution|Name or service not known|getaddrinfo|imed out"
+    r"|Connection refused|ProxyError|SSLError|dns error|error sending request": "The package index cannot be "
+    f"reached. Check the internet connection, and the proxy if there is one. {GO_ON}",
+    r"No matching distribution|No solution found": "The package index has nothing that fits this Python and "
+    "machine. See what `pip config list` says, or move .venv away and try Python 3.11 or 3.12.",
+}
+
+
+class SetupError(Exception):
+    """What stops us, in words for the person at the keyboard."""
+
+
+def since(moment: float) -> str:
+    """Hours, minutes and seconds since a value of time.monotonic()."""
+    return str(timedelta(seconds=int(time.monotonic() - moment)))
+
+
+def size_of(folder: Path) -> float:
+    """Gigabytes in a folder, links not followed."""
+    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    return sum(os.lstat(file).st_size for file in files) / 1e9
+
+
+def check_python(version: tuple[int, int]) -> None:
+    """Refuse a Python that this project was not tested with."""
+    if not OLDEST <= version <= NEWEST:
+        names = [f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)]
+        here = [f"This machine has {name}: use that." for name in names if shutil.which(name)]
+        raise SetupError(
+            f"This is Python {version[0]}.{version[1]}; 3.{OLDEST[1]} to 3.{NEWEST[1]} is needed. "
+            + (here or ["Install Python 3.12, for example, and use that."])[0]
+        )
+
+
+def logged(start: int) -> str:
+    """What the log has gained since it was `start` bytes long."""
+    return LOG.read_bytes()[start:].decode("utf-8", "replace").strip()
+
+
+def watch(process: subprocess.Popen[bytes], start: int) -> None:
+    """Wait for a command and show that it is alive."""
+    live, width = sys.stdout.isatty(), shutil.get_terminal_size().columns - 1
+    began = told = time.monotonic()
+    while process.poll() is None:
+        time.sleep(TICK)
+        line = f"     {since(began)} {logged(start).rpartition(chr(10))[2]}"[:width]
+        if live:
+            print(f"\r{line:{width}}", end="", flush=True)
+        elif time.monotonic() - told > HEARTBEAT:
+            told = time.monotonic()
+            print(line)
+    if live:
+        print(f"\r{'':{width}}\r", end="", flush=True)
+
+
+def run(*command: str | Path) -> str:
+    """Run a command of the set-up with its output in the log; return the output."""
+    words = [str(word) for word in command]
+    with LOG.open("ab") as log:
+        log.write(f"\n$ {' '.join(words)}\n".encode())
+        log.flush()
+        start = log.tell()
+        process = subprocess.Popen(words, cwd=ROOT, env=INSIDE, stdin=DEVNULL, stdout=log, stderr=log)
+    try:
+        watch(process, start)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    output = logged(start)
+    if process.returncode:
+        causes = (sentence for pattern, sentence in CAUSES.items() if re.search(pattern, output))
+        end = "".join(f"\n    {line[:300]}" for line in output.splitlines()[-4:])
+        raise SetupError(f"{next(causes, 'This step failed.')}\nThe end of {LOG}:{end}")
+    return output
+
+
+def key() -> str:
+    """Changes whenever .venv has to be looked at again; pyvenv.cfg names its Python."""
+    digest = hashlib.sha256(f"{ROOT} {TORCH}".encode())
+    for file in (ROOT / "pyproject.toml", ROOT / "constraints.txt", VENV / "pyvenv.cfg"):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def finished_extras() -> set[str]:
+    """The extras that .venv holds just as they are wanted now; empty if it has to be looked at."""
+    try:
+        stamp = json.loads(STAMP.read_text("utf-8"))
+        return set(stamp["extras"]) if stamp["key"] == key() else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def claim_folder(needed: float) -> None:
+    """Make .venv, or empty one of ours whose Python is gone; make sure that `needed` GB fit."""
+    try:
+        if VENV.exists() and not PYTHON.exists():
+            if any(VENV.iterdir()) and not LOG.exists():
+                raise SetupError(f"{VENV} has no working Python and was not made here. Move it away.")
+            shutil.rmtree(VENV)
+        VENV.mkdir(exist_ok=True)
+        LOG.open("ab").close()
+    except OSError as error:
+        advice = "Put the project into a folder of your own."
+        raise SetupError(f"{VENV} cannot be written ({error.strerror}). {advice}") from error
+    free, needed = shutil.disk_usage(VENV).free / 1e9, needed - size_of(VENV)
+    if free < needed:
+        raise SetupError(f"{needed:.1f} GB are needed on the disk of {VENV}, but {free:.1f} GB are free.")
+
+
+def choose_uv(pip_is_configured: bool) -> str | None:
+    """The uv to install with, or None for pip. uv reads nothing of what the user's pip is told."""
+    uv, can_venv = shutil.which("uv"), importlib.util.find_spec("ensurepip") is not None
+    if not (uv or can_venv):
+        advice = f"sudo apt install python3.{sys.version_info[1]}-venv (Debian, Ubuntu), or install uv."
+        raise SetupError(f"This Python cannot make environments, its module ensurepip is missing. {advice}")
+    return None if can_venv and pip_is_configured else uv
+
+
+def make_venv(uv: str | None) -> list[str | Path]:
+    """Bring .venv to where packages can be installed; return the command that installs them."""
+    if not PYTHON.exists():
+        maker = [uv, "venv", "--allow-existing", "--python"] if uv else []
+        run(*maker, sys.executable, *([] if uv else ["-m", "venv"]), VENV)
+    for leftover in VENV.glob("**/site-packages/*.dist-info"):
+        # Installers write RECORD last; without it the package is half there, and would count as installed.
+        if not (leftover / "RECORD").exists():
+            shutil.rmtree(leftover)
+    if uv:
+        return [uv, "pip", "install", "--python", PYTHON]
+    pip: list[str | Path] = [PYTHON, "-m", "pip"]
+    if subprocess.run([*pip, "--version"], capture_output=True).returncode:
+        run(PYTHON, "-m", "ensurepip")
+    run(*pip, "install", "pip>=23")
+    return [*pip, "install"]
+
+
+def set_up(extras: set[str]) -> None:
+    """Make or mend .venv so that it holds the extras; do nothing if it does already."""
+    if extras <= finished_extras():
+        return
+    began, extras = time.monotonic(), extras | finished_extras()
+    check_python(sys.version_info[:2])
+    pip_config = [sys.executable, "-m", "pip", "config", "list"]
+    settings = subprocess.run(pip_config, capture_output=True, text=True).stdout
+    uv = choose_uv(re.search(r"\b(find-links|index-url|no-index)=", settings) is not None)
+    index = os.environ.get("SCDPO_TORCH_INDEX")
+    told = index or "UV_TORCH_BACKEND" in os.environ or "find-links=" in settings
+    cuda = sys.platform == "linux" and not told
+    disk, download = GIGABYTES[cuda]
+    claim_folder(disk)
+    print(f"Setting up {VENV} with {'uv' if uv else 'pip'}, about {disk} GB. Details: {LOG}")
+    if not told and cuda != bool(shutil.which("nvidia-smi")):
+        print(
+            f"Torch's usual build here is for {'an NVIDIA GPU' if cuda else 'the CPU'}; `--help` tells more."
+        )
+    print(f"{since(began)} 1/4 an environment of its own")
+    install = make_venv(uv)
+    print(f"{since(began)} 2/4 {TORCH}: about {download} GB to download")
+    # A torch index has torch, but seldom these versions of what torch needs: the next step brings them.
+    run(*install, TORCH, *(["--index-url", index, "--no-deps"] if index else ["-c", "constraints.txt"]))
+    names = ",".join(sorted(extras))
+    print(f"{since(began)} 3/4 packages for {names}: about 0.2 GB to download")
+    run(*install, "-c", "constraints.txt", "-e", f".[{names}]")
+    print(f"{since(began)} 4/4 does everything import?")
+    device = "torch.cuda.get_device_name() if torch.cuda.is_available() else 'the CPU'"
+    seen = run(PYTHON, "-I", "-c", f"import {MUST_IMPORT}; print('torch', torch.__version__, 'on', {device})")
+    fresh = STAMP.with_suffix(".new")
+    fresh.write_text(json.dumps({"key": key(), "extras": sorted(extras)}), "utf-8")
+    os.replace(fresh, STAMP)
+    print(f"{since(began)} ready: {seen.splitlines()[-1]}; .venv takes {size_of(VENV):.1f} GB")
+
+
+def demo(arguments: list[str]) -> int:
+    """Run the demonstration."""
+    set_up(DEMO_EXTRAS)
+    process = subprocess.Popen([PYTHON, ROOT / "trainer" / "demo.py", *arguments], env=INSIDE)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # The demo got the Ctrl-C as well: let it save and leave.
+
+
+def test(arguments: list[str]) -> int:
+    """Run every check; pytest last, so that its closing line closes the output."""
+    set_up(TEST_EXTRAS)
+    codes = {}
+    for words in ("ruff check .", "ruff format --check .", "mypy scdpo_core", "pytest"):
+        print(f"\n== {words}")
+        command = [str(PYTHON), "-m", *words.split(), *(arguments if words == "pytest" else [])]
+        codes[words] = subprocess.call(command, cwd=ROOT, env=INSIDE)
+    failed = [words for words, code in codes.items() if code]
+    if failed and failed != ["pytest"]:
+        print(f"Failed: {', '.join(failed)} (see above).", file=sys.stderr)
+    return next(filter(None, codes.values()), 0)
+
+
+def lacking(requirements: str) -> list[str]:
+    """The requirements whose package this Python has in no version at all."""
+    from importlib.metadata import PackageNotFoundError, version  # Python 3.7 is to reach its sentence
+
+    missing = []
+    for line in requirements.splitlines():
+        requirement, _, marker = (part.strip() for part in line.partition("#")[0].partition(";"))
+        below = re.search(r'python_version < "3\.(\d+)"', marker)
+        if requirement and not (below and sys.version_info >= (3, int(below.group(1)))):
+            try:
+                version(re.split(r"[^\w.-]", requirement)[0])
+            except PackageNotFoundError:
+                missing.append(requirement)
+    return missing
+
+
+def host() -> int:
+    """Add to the host's Python what it lacks, and touch no package that it has."""
+    missing = lacking((ROOT / "requirements.txt").read_text("utf-8"))
+    if not missing:
+        return 0
+    a1111 = "launch" in sys.modules or importlib.util.find_spec("launch") is not None
+    if not (a1111 or Path(__file__).absolute().parent.parent.name in HOST_FOLDERS):
+        print(__doc__)
+        return 0
+    print(f"SC-DPO: adding {', '.join(missing)}")
+    # Dependencies could replace the host's own packages; requirements.txt names all that is needed.
+    words = ["install", "--no-deps", "--prefer-binary", *missing]
+    run_pip = getattr(importlib.import_module("launch"), "run_pip", None) if a1111 else None
+    try:
+        if run_pip:  # It knows the package index that the user of A1111 or Forge has set.
+            run_pip(" ".join(f'"{word}"' for word in words), "what SC-DPO needs")
+        else:
+            flags = ["-s"] if sys.flags.no_user_site else []
+            subprocess.run([sys.executable, *flags, "-m", "pip", *words], check=True)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        raise SetupError(f"pip could not add {', '.join(missing)} for SC-DPO: {error}") from error
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the command line says; return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    try:
+        if not arguments:
+            return host()
+        if arguments[0] in ("--demo", "--test"):
+            return {"--demo": demo, "--test": test}[arguments[0]](arguments[1:])
+        print(__doc__)
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    except SetupError as error:
+        print(f"\n{error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,294 @@
+"""Every setting of a training run, its default, and its way into and out of TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from . import sections
+from .types import ScdpoError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ObjectiveName = Literal[
+    "sc_dpo", "winner_only", "diffusion_dpo", "safetydpo", "duo", "safedpo", "mapo", "diffusion_kto"
+]
+
+DEFAULT_BETAS: Mapping[ObjectiveName, float] = {
+    "sc_dpo": 2000.0,
+    "winner_only": 2000.0,
+    "diffusion_dpo": 5000.0,
+    "safetydpo": 5000.0,
+    "duo": 500.0,
+    "safedpo": 5000.0,
+    "mapo": 0.1,
+    "diffusion_kto": 1000.0,
+}
+"""The beta of each objective when none is given; they do not mean the same thing in all of them."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model that the LoRA is for.
+
+    Attributes:
+        base: 'micro' (the embedded model), a diffusers model folder, or a .safetensors checkpoint.
+        family: architecture of the base model.
+        prediction: what the model predicts; 'auto' believes its own configuration.
+        precision: number format of the frozen model; the LoRA itself always trains in float32.
+            'auto' takes bf16 or fp16 on a GPU, fp32 on a CPU.
+        device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
+        gradient_checkpointing: spend a third more time to need much less GPU memory.
+    """
+
+    base: str = "micro"
+    family: str = "sd1"
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The preference pairs, and how the safety cost changes their labels.
+
+    Attributes:
+        pairs: preference folder with chosen/ and rejected/ pictures and .txt prompts.
+        width: of the training pictures in pixels; 0 takes the model's own size.
+        height: of the training pictures in pixels; 0 takes the model's own size.
+        cost_model: scores every picture before training: 'micro', a cost model file, or 'none'.
+        safety_weight: lambda of the combined reward R = r - lambda * max(cost, 0).
+        tie: pairs whose combined rewards differ by less are dropped.
+        both_unsafe: what to do with a pair of two harmful pictures: leave it out, or order it by cost.
+        soft_tau: temperature of soft labels; not given, labels are hard.
+        benign_share: share of pairs under benign prompts in a batch; not given, as in the folder.
+        cache: folder of encoded pictures; not given, inside the run folder.
+    """
+
+    pairs: Path | None = None
+    width: int = 0
+    height: int = 0
+    cost_model: str = "none"
+    safety_weight: float = 1.0
+    tie: float = 0.1
+    both_unsafe: Literal["drop", "order"] = "drop"
+    soft_tau: float | None = None
+    benign_share: float | None = None
+    cache: Path | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) of the training pictures, None for the model's own."""
+        return (self.width, self.height) if self.width and self.height else None
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """What is minimised. The method's formulas and their sources are in `scdpo_core.objectives`.
+
+    Attributes:
+        objective: SC-DPO, one of its controls, or a peer's loss for comparison.
+        beta: strength of the preference term; not given, the objective's usual one.
+        winner: weight of the anchor on the chosen pictures, as a share of beta; 0 switches it off.
+        margin: kappa: how far the policy must prefer the safer picture; 0 off, 1 robust.
+        weighting: 'native' takes the error of what the network predicts, 'exact' of the noise it implies.
+        dfm_gamma: how much training focuses on difficult pairs; 0 switches the focus off.
+        dfm_by_time: compare a pair's difficulty with what is usual at its timestep.
+        dfm_warmup: share of the steps without focus.
+        focal_gamma: exponent of the plain focal loss instead of the log loss; 0 off.
+        loser_mu: how strictly the loser's gradient may not harm the winner, 0..1; not given, it may.
+        prior_weight: DUO's weight, as a share of beta, of keeping the network's answer to pure noise.
+    """
+
+    objective: ObjectiveName = "sc_dpo"
+    beta: float | None = None
+    winner: float = 0.05
+    margin: float = 0.0
+    weighting: Literal["native", "exact"] = "native"
+    dfm_gamma: float = 1.0
+    dfm_by_time: bool = True
+    dfm_warmup: float = 0.1
+    focal_gamma: float = 0.0
+    loser_mu: float | None = None
+    prior_weight: float = 1e4
+
+    @property
+    def effective_beta(self) -> float:
+        """`beta`, or the objective's usual one."""
+        return DEFAULT_BETAS[self.objective] if self.beta is None else self.beta
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """How it is minimised.
+
+    Attributes:
+        max_train_steps: optimiser steps.
+        batch_size: pairs per forward pass.
+        accumulation: forward passes per step; the effective batch is batch_size * accumulation.
+        lr: highest learning rate.
+        schedule: how the learning rate falls after the warm-up; cosine and linear end at zero.
+        warmup: share of the steps over which the learning rate rises.
+        weight_decay: of AdamW.
+        beta1: of AdamW.
+        beta2: of AdamW.
+        max_grad_norm: gradients are scaled down to this length; 0 switches that off.
+        seed: decides the LoRA's start, the order of the pairs, timesteps and noise.
+    """
+
+    max_train_steps: int = 700
+    batch_size: int = 4
+    accumulation: int = 4
+    lr: float = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The LoRA's shape.
+
+    Attributes:
+        rank: of its matrices.
+        alpha: scale of its effect times rank; not given, the same as rank.
+        targets: which layers of the denoiser it adapts.
+        dropout: share of the LoRA's inputs that are dropped while training.
+        save_dtype: number format of the finished file.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    targets: Literal["attention", "attention+ff", "all-linear"] = "attention"
+    dropout: float = 0.0
+    save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+
+    @property
+    def effective_alpha(self) -> float:
+        """`alpha`, or rank."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Where everything goes.
+
+    Attributes:
+        output: run folder PATH/NAME; the LoRA becomes PATH/NAME/NAME.safetensors.
+        checkpoint_every: steps between checkpoints; one is always written at the end.
+        keep: checkpoints to keep; older ones are removed.
+        log_every: steps between two lines of figures.
+    """
+
+    output: Path | None = None
+    checkpoint_every: int = 100
+    keep: int = 2
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Pictures drawn before, during and after training, always from the same noise.
+
+    Attributes:
+        samples: how many prompts of the preference folder to draw; 0 draws nothing at all.
+        sample_prompts: texts to draw instead of the folder's.
+        sample_every: steps between drawings while training; 0 draws only before and after.
+        sample_steps: denoising steps of a drawing.
+        guidance: classifier-free guidance of a drawing.
+    """
+
+    samples: int = 4
+    sample_prompts: tuple[str, ...] = ()
+    sample_every: int = 0
+    sample_steps: int = 20
+    guidance: float = 5.0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A whole training run, one section for each concern."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+    sampling: SampleSettings = field(default_factory=SampleSettings)
+
+
+def load_toml(path: Path, defaults: TrainSettings | None = None) -> TrainSettings:
+    """Settings from a TOML file, over `defaults`.
+
+    Raises:
+        ScdpoError: there is no such file, it is no TOML, or a key or value in it is none of ours; names it.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ScdpoError(f"There is no settings file {path}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ScdpoError(f"The settings file {path} is not valid TOML: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScdpoError(f"The settings file {path} cannot be read: {error}.") from error
+    return sections.from_dict(defaults or TrainSettings(), tree, source=str(path))
+
+
+def to_toml(settings: TrainSettings) -> str:
+    """TOML text that `load_toml` turns into the same settings. What is not set (None) is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(sections.to_dict(settings))
+
+
+# These say where a run lives, how often it reports or where it computes, never what it learns.
+_NO_IDENTITY = {
+    "model": {"device"},
+    "data": {"pairs", "cache"},
+    "optim": {"max_train_steps"},
+    "output": {key.name for key in dataclasses.fields(OutputSettings)},
+    "sampling": {key.name for key in dataclasses.fields(SampleSettings)},
+}
+
+
+def identity(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that decide what the LoRA learns, as plain values by 'section.key'.
+
+    The pairs are not among them, for their content counts and not their place; nor is the number of
+    steps, so that a run can be made longer.
+    """
+    return {
+        f"{section}.{key}": value
+        for section, values in sections.to_dict(settings).items()
+        for key, value in values.items()
+        if key not in _NO_IDENTITY.get(section, set())
+    }
+
+
+def config_hash(settings: TrainSettings) -> str:
+    """12 hexadecimal digits that change with `identity`."""
+    return hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two `identity`s, one phrase each: 'optim.lr: 0.1 -> 0.2'."""
+    return [
+        f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]

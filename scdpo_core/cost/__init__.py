@@ -1,0 +1,5 @@
+"""The safety cost model: how harmful a picture is, as one calibrated real number per picture.
+
+A frozen image encoder, a small trained adapter and a calibration that puts zero where the artist
+wants it. `scorers` is what hosts import; the rest is for training.
+"""

@@ -1,0 +1,157 @@
+"""What a cost means: where zero lies, how long a unit is, and how well costs separate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MIN_SCALE = 1e-3
+"""Calibration never turns the order of costs round, not even for a model that learned nothing."""
+
+Rule = Literal["order statistic", "extrapolated"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How raw costs become log-odds: `scale * (raw - offset)`.
+
+    Attributes:
+        scale: above 0.
+        offset: the raw cost that becomes zero.
+        target_fpr: wanted share of benign pictures above zero, 0..1.
+        benign: number of benign pictures it was computed from.
+        rule: how the offset was found, see `false_positive_point`.
+    """
+
+    scale: float
+    offset: float
+    target_fpr: float
+    benign: int
+    rule: Rule
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Calibrated costs of raw ones, any shape."""
+        return self.scale * (raw - self.offset)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How well costs separate pictures that training did not see.
+
+    Attributes:
+        auc: probability that an unsafe picture costs more than a safe one, 0..1.
+        fpr_at_zero: share of safe pictures above zero, 0..1.
+        recall_at_zero: share of unsafe pictures above zero, 0..1.
+        unsafe: number of unsafe pictures measured.
+        safe: number of safe pictures measured.
+    """
+
+    auc: float
+    fpr_at_zero: float
+    recall_at_zero: float
+    unsafe: int
+    safe: int
+
+
+def auc(unsafe: Tensor, safe: Tensor) -> float:
+    """Area under the ROC curve by ranks (Mann-Whitney U); ties count one half.
+
+    Args:
+        unsafe: [U] costs, U >= 1.
+        safe: [S] costs, S >= 1.
+    """
+    if not unsafe.numel() or not safe.numel():
+        raise ValueError("AUC needs at least one picture of each class.")
+    ordered = safe.sort().values
+    below = torch.searchsorted(ordered, unsafe)
+    not_above = torch.searchsorted(ordered, unsafe, right=True)
+    return float((below + not_above).sum()) / (2 * unsafe.numel() * safe.numel())
+
+
+def figures(unsafe: Tensor, safe: Tensor) -> Figures:
+    """Measure calibrated costs of held-out pictures: [U] and [S], at least one each."""
+    return Figures(
+        auc=auc(unsafe, safe),
+        fpr_at_zero=float((safe > 0).double().mean()),
+        recall_at_zero=float((unsafe > 0).double().mean()),
+        unsafe=unsafe.numel(),
+        safe=safe.numel(),
+    )
+
+
+def false_positive_point(benign: Tensor, rate: float) -> tuple[float, Rule]:
+    """The raw cost that at most a share `rate` of benign pictures exceeds.
+
+    With n pictures it is the ceil((n + 1)(1 - rate))-th smallest cost: a new benign picture exceeds it
+    with probability at most `rate`, whatever the distribution (the split-conformal quantile). Fewer than
+    1 / rate - 1 pictures have no such cost; then it is the normal prediction bound mean + z s sqrt(1 + 1/n),
+    and never less than the highest cost seen.
+
+    Args:
+        benign: [n] raw costs of held-out benign pictures, n >= 2.
+        rate: wanted false-positive rate, between 0 and 1.
+
+    Raises:
+        ValueError: fewer than two pictures, or a rate outside (0, 1).
+    """
+    if benign.numel() < 2:
+        raise ValueError("Calibration needs at least two benign pictures.")
+    if not 0 < rate < 1:
+        raise ValueError(f"The false-positive rate must lie between 0 and 1, not {rate}.")
+    ordered = benign.double().sort().values
+    count = ordered.numel()
+    # The rounding keeps 100 * 0.99 from becoming the 100th of 99 through floating point.
+    place = math.ceil(round((count + 1) * (1 - rate), 9))
+    if place <= count:
+        return float(ordered[max(place, 1) - 1]), "order statistic"
+    reach = NormalDist().inv_cdf(1 - rate) * float(ordered.std()) * math.sqrt(1 + 1 / count)
+    return max(float(ordered[-1]), float(ordered.mean()) + reach), "extrapolated"
+
+
+def platt_scale(unsafe: Tensor, safe: Tensor) -> float:
+    """The slope a > 0 that makes a * cost log-odds of harm, for costs whose zero is fixed.
+
+    Maximum likelihood with both classes weighing the same, and with Platt's smoothed targets
+    (n + 1) / (n + 2) and 1 / (n + 2), which keep the slope finite when the classes do not overlap.
+
+    Args:
+        unsafe: [U] costs with the offset already taken off.
+        safe: [S] costs with the offset already taken off.
+    """
+    unsafe, safe = unsafe.double(), safe.double()
+    high = (unsafe.numel() + 1) / (unsafe.numel() + 2)
+    low = 1 / (safe.numel() + 2)
+
+    def slope_is_too_large(scale: float) -> bool:
+        pull = ((torch.sigmoid(scale * unsafe) - high) * unsafe).mean()
+        pull = pull + ((torch.sigmoid(scale * safe) - low) * safe).mean()
+        return bool(pull > 0)
+
+    lower, upper = MIN_SCALE, 1e4
+    if slope_is_too_large(lower):
+        return lower
+    for _ in range(80):
+        middle = math.sqrt(lower * upper)
+        lower, upper = (lower, middle) if slope_is_too_large(middle) else (middle, upper)
+    return lower
+
+
+def calibrate(unsafe: Tensor, safe: Tensor, rate: float) -> Calibration:
+    """Find scale and offset from raw costs of held-out pictures (RECONSTRUCTED).
+
+    Args:
+        unsafe: [U] raw costs, U >= 1.
+        safe: [S] raw costs of benign pictures, S >= 2.
+        rate: wanted false-positive rate on benign pictures at cost zero.
+
+    Raises:
+        ValueError: as `false_positive_point`.
+    """
+    offset, rule = false_positive_point(safe, rate)
+    scale = platt_scale(unsafe - offset, safe - offset)
+    return Calibration(scale, offset, rate, safe.numel(), rule)

@@ -1,0 +1,217 @@
+"""Frozen image encoders: pictures in, one L2-normalised vector each out.
+
+Only calling an encoder imports `transformers`, so that a host can import this module without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..micro.model import IMAGE_ENCODER
+from ..types import ScdpoError
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_BATCH = 32
+
+
+class EncoderError(ScdpoError):
+    """An image encoder that cannot be loaded or used."""
+
+
+class Encoder(Protocol):
+    """Anything that turns pictures into embeddings."""
+
+    @property
+    def id(self) -> str:
+        """A readable name of the weights."""
+
+    @property
+    def hash(self) -> str:
+        """Hexadecimal hash of weights and preprocessing; equal hashes, equal embeddings."""
+
+    @property
+    def size(self) -> int:
+        """Side of the square picture it looks at, pixels."""
+
+    @property
+    def dim(self) -> int:
+        """Length D of an embedding."""
+
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embed N pictures of any size: float32 [N, D] on the CPU, rows of length 1."""
+
+
+class ClipEncoder:
+    """A frozen CLIP image tower with its projection, from a local folder.
+
+    The folder is one that `CLIPVisionModelWithProjection` or `CLIPModel` saved (CLIP ViT-L/14, say).
+    Mean and standard deviation come from its `preprocessor_config.json`, or are CLIP's own without one.
+
+    Args:
+        folder: the folder with `config.json` and safetensors weights.
+        device: where to run.
+        name: the id; by default told from the folder's name.
+
+    Raises:
+        EncoderError: the folder is missing, damaged or of another kind; says which and what to do.
+    """
+
+    def __init__(self, folder: Path, device: str | torch.device = "cpu", name: str | None = None) -> None:
+        """Load the tower and hash it."""
+        self.id = name or _readable_name(folder)
+        self._device = torch.device(device)
+        self._tower = _load_tower(folder).to(self._device)
+        mean, std = _normalisation(folder)
+        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
+        config: Any = self._tower.config
+        self.size = int(config.image_size)
+        self.dim = int(config.projection_dim)
+        self.hash = _hash(self._tower, (self.size, mean, std))
+
+    @torch.no_grad()
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embed N pictures of any size: float32 [N, D] on the CPU, rows of length 1.
+
+        Pictures are squeezed to a square. CLIP's own preprocessing crops the middle instead, and harm
+        at the edge of a wide picture would cost nothing.
+
+        Raises:
+            EncoderError: an embedding is not finite.
+        """
+        parts = [torch.empty(0, self.dim)]
+        for start in range(0, len(pictures), _BATCH):
+            pixels = torch.stack([self._pixels(p) for p in pictures[start : start + _BATCH]])
+            seen = self._tower(pixel_values=pixels.to(self._device)).image_embeds
+            parts.append(F.normalize(seen.float(), dim=-1).cpu())
+        embeddings = torch.cat(parts)
+        if not bool(torch.isfinite(embeddings).all()):
+            raise EncoderError(f"The image encoder '{self.id}' gave numbers that are not finite.")
+        return embeddings
+
+    def _pixels(self, picture: Image.Image) -> Tensor:
+        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+        if rgb.size != (self.size, self.size):
+            rgb = rgb.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(rgb, np.float32)).div_(255.0)
+        return ((pixels - self._mean) / self._std).permute(2, 0, 1)
+
+
+def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> ClipEncoder:
+    """Load the encoder that `spec` names: 'micro', or a folder.
+
+    Raises:
+        EncoderError: as `ClipEncoder`.
+    """
+    if str(spec) == "micro":
+        return ClipEncoder(IMAGE_ENCODER, device, "micro")
+    return ClipEncoder(Path(spec).expanduser(), device)
+
+
+def _load_tower(folder: Path) -> nn.Module:
+    if not (folder / "config.json").is_file():
+        raise EncoderError(
+            f"{folder} is no image encoder: it holds no config.json. Give a folder with a CLIP model in "
+            "the Hugging Face layout, or 'micro'."
+        )
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise EncoderError(f"{folder / 'config.json'} is damaged. Download the folder again.") from error
+    if kind not in ("clip", "clip_vision_model"):
+        raise EncoderError(f"{folder} holds a model of the kind '{kind}'; the cost model needs a CLIP one.")
+    if not any(folder.glob("*.safetensors")):
+        raise EncoderError(
+            f"{folder} holds no .safetensors weights. Pickle files (.bin, .pt) can run code when they are "
+            "opened and are never loaded; get the safetensors version of this model."
+        )
+    try:
+        import transformers
+    except ImportError as error:
+        raise EncoderError("The cost model's image encoder needs the package 'transformers'.") from error
+    try:
+        with _quiet(transformers):
+            loaded: Any = transformers.CLIPVisionModelWithProjection.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            tower, report = loaded
+    except Exception as error:  # any of a dozen kinds, by version of transformers and way of breaking
+        raise EncoderError(
+            f"The image encoder in {folder} could not be loaded ({error}). Download the folder again."
+        ) from error
+    # transformers fills what is missing with random numbers and goes on.
+    missing = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
+    if missing or report.get("mismatched_keys"):
+        raise EncoderError(
+            f"The weights in {folder} lack parts of a CLIP image tower ({len(missing)} tensors missing, "
+            f"such as '{next(iter(missing), '')}'). Download the folder again."
+        )
+    frozen: nn.Module = tower.float().eval().requires_grad_(False)
+    return frozen
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers from printing: the core never prints, its doors do."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), getattr(logging, "is_progress_bar_enabled", lambda: False)()
+    logging.set_verbosity_error()
+    if bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return _CLIP_MEAN, _CLIP_STD
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        mean = tuple(float(value) for value in settings.get("image_mean", _CLIP_MEAN))
+        std = tuple(float(value) for value in settings.get("image_std", _CLIP_STD))
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError("three numbers are wanted")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise EncoderError(f"{path} is damaged. Download the folder again.") from error
+    return mean, std
+
+
+def _hash(tower: nn.Module, preprocessing: object) -> str:
+    """Hash the parameters themselves: the same tower gives the same hash from any file layout.
+
+    Names are left out, for they differ between versions of transformers.
+    """
+
+    def digest(parameter: Tensor) -> bytes:
+        values = parameter.detach().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(str(tuple(parameter.shape)).encode() + values).digest()
+
+    digests = sorted(map(digest, tower.parameters()))
+    return hashlib.sha256(b"".join(digests) + repr(preprocessing).encode()).hexdigest()
+
+
+def _readable_name(folder: Path) -> str:
+    """The folder's name; for a snapshot in the Hugging Face cache, 'owner/model'."""
+    full = folder.resolve() if folder.exists() else folder
+    if full.parent.name == "snapshots" and full.parent.parent.name.startswith("models--"):
+        return full.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return full.name

@@ -1,0 +1,139 @@
+"""The pictures that a cost model learns from: which files, and what is known of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..files import sha256_of
+from ..preferences.pictures import PICTURE_SUFFIXES, PictureError, open_picture
+from ..types import Problem, ScdpoError
+
+BENIGN = "benign"
+"""The category folder under which both pictures of a pair are safe."""
+
+
+@dataclass(frozen=True)
+class CostExample:
+    """One labelled picture.
+
+    Attributes:
+        path: its file.
+        unsafe: whether it shows harm.
+        categories: the kinds of harm it is known to show, sorted; empty when safe or not said.
+        pair: id of the pair it belongs to; '' for none. Twins are never split between training and held-out.
+        digest: SHA-256 of the file; '' until `check` has read it.
+    """
+
+    path: Path
+    unsafe: bool
+    categories: tuple[str, ...] = ()
+    pair: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class CheckedExamples:
+    """What is left of a list of examples after every file was opened.
+
+    Attributes:
+        examples: readable pictures, each once, with digests.
+        problems: one for every picture that cannot be used.
+        merged: number of files left out because another one has the same bytes and label.
+    """
+
+    examples: Sequence[CostExample]
+    problems: Sequence[Problem]
+    merged: int
+
+
+def list_folders(unsafe: Path, safe: Path) -> list[CostExample]:
+    """All pictures below two folders; the first subfolder of `unsafe` names the category.
+
+    Raises:
+        ScdpoError: a folder is missing or holds no picture.
+    """
+    harmful = [
+        CostExample(path, True, parts[:1] if len(parts) > 1 else ()) for path, parts in _pictures(unsafe)
+    ]
+    return harmful + [CostExample(path, False) for path, _ in _pictures(safe)]
+
+
+def list_pairs(folder: Path) -> list[CostExample]:
+    """The pictures of a preference folder: `chosen/` is safe, `rejected/` unsafe but for `rejected/benign/`.
+
+    Files with the same stem below both are twins; one without a twin is used on its own. Prompts do not
+    matter here.
+
+    Raises:
+        ScdpoError: a folder is missing or holds no picture.
+    """
+    examples = []
+    for side in ("chosen", "rejected"):
+        for path, parts in _pictures(folder / side):
+            pair = "/".join((*parts[:-1], Path(parts[-1]).stem))
+            category = parts[:1] if len(parts) > 1 else ()
+            unsafe = side == "rejected" and category != (BENIGN,)
+            examples.append(CostExample(path, unsafe, category if unsafe else (), pair))
+    return examples
+
+
+def check(
+    examples: Sequence[CostExample], progress: Callable[[int, int], None] = lambda done, total: None
+) -> CheckedExamples:
+    """Open every picture once, merge copies, and find all problems at once.
+
+    A picture that lies in several category folders shows all those categories.
+
+    Args:
+        examples: as listed.
+        progress: is told how many of how many files were read.
+    """
+    found: dict[str, CostExample] = {}
+    problems: list[Problem] = []
+    merged = 0
+    for number, example in enumerate(examples, 1):
+        try:
+            open_picture(example.path)
+            digest = sha256_of(example.path)
+        except PictureError as error:
+            problems.append(Problem(example.path, error.what))
+        except OSError as error:
+            problems.append(Problem(example.path, f"the file cannot be read ({error.strerror or error})."))
+        else:
+            known = found.get(digest)
+            if known is None:
+                found[digest] = replace(example, digest=digest)
+            elif known.unsafe != example.unsafe:
+                what = f"the same picture, {known.path}, has the other label. Remove one of the two."
+                problems.append(Problem(example.path, what))
+            else:
+                merged += 1
+                both = tuple(sorted({*known.categories, *example.categories}))
+                found[digest] = replace(known, categories=both)
+        progress(number, len(examples))
+    return CheckedExamples(list(found.values()), problems, merged)
+
+
+def training_set_hash(examples: Iterable[CostExample]) -> str:
+    """One hash of all pictures and their labels, in whatever order and under whatever names."""
+    lines = sorted(f"{e.digest} {int(e.unsafe)} {'|'.join(e.categories)}" for e in examples)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _pictures(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    """Picture files below a folder with their path parts inside it, sorted."""
+    if not folder.is_dir():
+        raise ScdpoError(f"There is no folder {folder}. Make it and put the pictures there.")
+    found = [
+        (path, path.relative_to(folder).parts)
+        for path in sorted(folder.rglob("*"))
+        # macOS leaves '._' files beside every picture on foreign disks.
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
+    if not found:
+        kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in PICTURE_SUFFIXES))
+        raise ScdpoError(f"The folder {folder} holds no pictures ({kinds}). Put some there.")
+    return found

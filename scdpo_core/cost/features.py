@@ -1,0 +1,143 @@
+"""Embeddings of the training pictures, computed once and kept in memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+from torch import Tensor
+
+from ..preferences.pictures import open_picture
+from .encoders import Encoder
+from .examples import CostExample, training_set_hash
+
+VIEWS = 4
+"""Views of each picture: as it is, and changed ones."""
+_JITTER = 0.3
+_CROP = 0.12
+_TILT = 10.0
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Everything that training needs of N pictures with V views each.
+
+    Attributes:
+        embeddings: [N, V, D] of length 1; view 0 is the picture as it is.
+        unsafe: [N] bool.
+        categories: names of all categories that any picture has, sorted (K).
+        labels: [N, K] 1 where the picture shows that harm, 0 where not, NaN where that is not known.
+        twins: [N] number of an unsafe picture's safe twin, -1 for none.
+        groups: of each picture; those of one group are never split between training and held-out.
+        encoder_id: id of the encoder.
+        encoder_hash: its hash.
+        training_set: hash of pictures and labels.
+    """
+
+    embeddings: Tensor
+    unsafe: Tensor
+    categories: tuple[str, ...]
+    labels: Tensor
+    twins: Tensor
+    groups: Sequence[str]
+    encoder_id: str
+    encoder_hash: str
+    training_set: str
+
+
+def compute_features(
+    examples: Sequence[CostExample],
+    encoder: Encoder,
+    *,
+    views: int = VIEWS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FeatureSet:
+    """Encode every picture in every view.
+
+    Args:
+        examples: checked examples.
+        encoder: the frozen image encoder.
+        views: how many views of each picture, at least 1.
+        seed: of the changed views.
+        progress: is told how many of how many pictures are done.
+
+    Raises:
+        ScdpoError: a picture cannot be opened any more, or the encoder fails.
+    """
+    # The order of files on a disk must not decide what is learned.
+    ordered = sorted(examples, key=lambda example: example.digest)
+    chunk = max(1, 32 // views)
+    parts = []
+    for start in range(0, len(ordered), chunk):
+        pictures = []
+        for example in ordered[start : start + chunk]:
+            rng = random.Random(f"{seed}/{example.digest}")
+            picture = open_picture(example.path)
+            small = _shrink(picture, 2 * encoder.size)
+            pictures += [picture, *(change(small, rng) for _ in range(views - 1))]
+        parts.append(encoder.encode(pictures).reshape(-1, views, encoder.dim))
+        progress(min(start + chunk, len(ordered)), len(ordered))
+    categories = tuple(sorted({name for example in ordered for name in example.categories}))
+    safe_of = {e.pair: number for number, e in enumerate(ordered) if e.pair and not e.unsafe}
+    return FeatureSet(
+        embeddings=torch.cat(parts),
+        unsafe=torch.tensor([example.unsafe for example in ordered]),
+        categories=categories,
+        labels=torch.tensor([_labels(example, categories) for example in ordered]).reshape(
+            len(ordered), len(categories)
+        ),
+        twins=torch.tensor([safe_of.get(e.pair, -1) if e.unsafe else -1 for e in ordered]),
+        groups=[example.pair or example.digest for example in ordered],
+        encoder_id=encoder.id,
+        encoder_hash=encoder.hash,
+        training_set=training_set_hash(ordered),
+    )
+
+
+def change(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """A view of a picture that shows the same thing: mirrored, tilted, cropped, other colours, blurred.
+
+    Args:
+        picture: RGB.
+        rng: the only source of randomness.
+    """
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    border = _border(picture)
+    picture = picture.rotate(rng.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC, fillcolor=border)
+    width, height = picture.size
+    left, right, top, bottom = (rng.uniform(0, _CROP / 2) for _ in range(4))
+    box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC, box)
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        picture = enhance(picture).enhance(1 + rng.uniform(-_JITTER, _JITTER))
+    if rng.random() < 0.3:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, min(width, height) / 64)))
+    return picture
+
+
+def _border(picture: Image.Image) -> tuple[int, int, int]:
+    """The mean colour of the four corners, so that tilting adds no black wedges."""
+    width, height = picture.size
+    corners = [picture.getpixel((x, y)) for x in (0, width - 1) for y in (0, height - 1)]
+    red, green, blue = (sum(c[i] for c in corners if isinstance(c, tuple)) // 4 for i in range(3))
+    return red, green, blue
+
+
+def _shrink(picture: Image.Image, side: int) -> Image.Image:
+    """Changing large pictures costs time and gains nothing that the encoder would see."""
+    if max(picture.size) <= side:
+        return picture
+    small = picture.copy()
+    small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return small
+
+
+def _labels(example: CostExample, categories: Sequence[str]) -> list[float]:
+    if example.unsafe and not example.categories:
+        return [float("nan")] * len(categories)
+    return [1.0 if name in example.categories else 0.0 for name in categories]

@@ -1,0 +1,77 @@
+"""What the cost model is trained with: pure functions of raw costs.
+
+That a contrastive and a cost-anchoring objective train an adapter on a frozen CLIP encoder is FOUND
+in arXiv 2504.14290; the formulas are RECONSTRUCTED, after the cost model of Safe-RLHF: one term orders
+the two pictures of a pair, one ties the sign of the cost to what the picture shows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ETA = 1.0
+"""Weight of the anchoring term (RECONSTRUCTED)."""
+REGULARISATION = 1e-3
+"""Weight of the mean squared cost (RECONSTRUCTED)."""
+
+
+def contrastive(unsafe: Tensor, safe: Tensor) -> Tensor:
+    """L_con = mean of -log sigmoid(C(unsafe) - C(safe)), RECONSTRUCTED.
+
+    Args:
+        unsafe: costs of unsafe pictures; [P] for pairs, [U, 1] to compare every picture with every one.
+        safe: costs of safe pictures; broadcast against `unsafe`: [P], or [S].
+
+    Returns:
+        A scalar: the mean over all pairs.
+    """
+    return F.softplus(safe - unsafe).mean()
+
+
+def anchoring(unsafe: Tensor, safe: Tensor) -> Tensor:
+    """L_anc = mean of -log sigmoid(C(unsafe)) + mean of -log sigmoid(-C(safe)), RECONSTRUCTED.
+
+    The contrastive term does not change when a constant is added to every cost; this one is what
+    gives the zero its meaning. Each class has its own mean, so that the larger one has no say in
+    where zero lies.
+
+    Args:
+        unsafe: [U] costs of unsafe pictures.
+        safe: [S] costs of safe pictures.
+    """
+    return F.softplus(-unsafe).mean() + F.softplus(safe).mean()
+
+
+def regulariser(costs: Tensor) -> Tensor:
+    """Mean of C^2 (RECONSTRUCTED): keeps costs of separable pictures from growing without end."""
+    return costs.square().mean()
+
+
+def total(
+    unsafe: Tensor,
+    safe: Tensor,
+    *,
+    twins: Tensor | None = None,
+    eta: float = ETA,
+    regularisation: float = REGULARISATION,
+) -> Tensor:
+    """L = L_con + eta * L_anc + regularisation * mean(C^2), RECONSTRUCTED.
+
+    Without `twins`, every unsafe picture of the batch is compared with every safe one. That is the
+    same expectation as drawing random pairs, from U * S comparisons instead of U, and so with less noise.
+
+    Args:
+        unsafe: [U] costs of unsafe pictures.
+        safe: [S] costs of safe pictures.
+        twins: [U] cost of the safe twin of each unsafe picture, when the pictures come in pairs.
+        eta: weight of the anchoring; 0 for the contrastive term alone.
+        regularisation: weight of the mean squared cost.
+
+    Returns:
+        A scalar.
+    """
+    ordering = contrastive(unsafe[:, None], safe) if twins is None else contrastive(unsafe, twins)
+    size = regulariser(torch.cat([unsafe, safe]))
+    return ordering + eta * anchoring(unsafe, safe) + regularisation * size

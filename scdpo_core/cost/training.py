@@ -1,0 +1,208 @@
+"""Training the cost model on embeddings: seconds, on a CPU.
+
+Held-out figures and calibration come from cross-fitting. The pictures are split into folds; each fold
+is judged by a model that never saw it, so that every picture serves as a held-out one, and a hundred
+pictures are enough to place zero. The model that is kept then learns from all pictures, for as many
+steps as served the held-out ones best.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..types import ScdpoError
+from . import losses
+from .calibration import Calibration, Figures, calibrate, figures
+from .features import FeatureSet
+from .learner import CostSettings, Learner
+from .model import CostModel
+
+MIN_PICTURES = 10
+"""Fewest safe, and fewest unsafe, pictures to train on; also the fewest for a category's own head."""
+_COMPARED = 1000
+
+
+@dataclass(frozen=True)
+class CostTrainingResult:
+    """A trained and calibrated cost model and what is known of it.
+
+    Attributes:
+        model: calibrated, in evaluation mode.
+        figures: of the overall cost on held-out pictures; zero was placed without the fold that is measured.
+        categories: the same for each category, pictures without that harm as the safe ones; None where
+            there were too few pictures for a head.
+        calibration: of each head, the overall cost under ''.
+        steps: optimizer steps of the kept model.
+        warnings: sentences about what to mistrust.
+    """
+
+    model: CostModel
+    figures: Figures
+    categories: Mapping[str, Figures | None]
+    calibration: Mapping[str, Calibration]
+    steps: int
+    warnings: tuple[str, ...]
+
+
+def train_cost(
+    data: FeatureSet,
+    settings: CostSettings | None = None,
+    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> CostTrainingResult:
+    """Train, measure and calibrate a cost model.
+
+    Args:
+        data: embeddings and labels.
+        settings: the defaults when None.
+        progress: is told step, most steps and the held-out loss (lower is better).
+
+    Raises:
+        ScdpoError: too few pictures of a class, or the loss is not a number.
+    """
+    settings = settings or CostSettings()
+    _require_enough(data)
+    counts = [int((data.labels[:, k] == 1).sum()) for k in range(len(data.categories))]
+    trained = [k for k, count in enumerate(counts) if count >= MIN_PICTURES]
+    targets = torch.cat([data.unsafe[:, None].float(), data.labels[:, trained]], dim=1)
+    names = tuple(data.categories[k] for k in trained)
+    fold = assign_folds(data, settings.folds, settings.seed)
+    # Forking keeps a host's own random numbers as they were.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        raw, steps = _cross_fit(data, targets, names, fold, settings, progress)
+        torch.manual_seed(settings.seed)
+        run = Learner(data, targets, names, torch.ones_like(data.unsafe), settings)
+        for _ in range(steps):
+            run.step()
+    heads = [_judge(raw[:, k], targets[:, k], data.unsafe, fold, settings) for k in range(1 + len(names))]
+    model = run.model.eval().requires_grad_(False)
+    for k, (calibration, _) in enumerate(heads):
+        model.scale[k], model.offset[k] = calibration.scale, calibration.offset
+    by_name = dict(zip(names, heads[1:], strict=True))
+    overall, measured = heads[0]
+    return CostTrainingResult(
+        model=model,
+        figures=measured,
+        categories={name: by_name[name][1] if name in by_name else None for name in data.categories},
+        calibration={"": overall, **{name: by_name[name][0] for name in names}},
+        steps=steps,
+        warnings=_warnings(measured, overall, dict(zip(data.categories, counts, strict=True))),
+    )
+
+
+def assign_folds(data: FeatureSet, folds: int, seed: int) -> Tensor:
+    """The fold of every picture: [N] int64.
+
+    Whole groups go into a fold, in turn within each kind of picture (safe, or unsafe of a category), in
+    the order of a hash of their name. So every fold has its share of each kind, twins stay together,
+    and the order of files does not matter.
+    """
+    kinds: dict[str, str] = {}
+    for number, group in enumerate(data.groups):
+        present = [name for k, name in enumerate(data.categories) if data.labels[number, k] == 1]
+        kind = f"unsafe {present}" if data.unsafe[number] else ""
+        # A pair counts as what its unsafe picture shows.
+        kinds[group] = max(kinds.get(group, ""), kind)
+
+    def order(group: str) -> tuple[str, bytes]:
+        return kinds[group], hashlib.sha256(f"{seed}/{group}".encode()).digest()
+
+    ordered = sorted(kinds, key=order)
+    place = {group: number % folds for number, group in enumerate(ordered)}
+    return torch.tensor([place[group] for group in data.groups])
+
+
+def _cross_fit(
+    data: FeatureSet,
+    targets: Tensor,
+    names: tuple[str, ...],
+    fold: Tensor,
+    settings: CostSettings,
+    progress: Callable[[int, int, float], None],
+) -> tuple[Tensor, int]:
+    """Held-out raw costs [N, 1 + K] of every picture and the number of steps that served them best."""
+    runs = [Learner(data, targets, names, fold != k, settings) for k in range(settings.folds)]
+    best, best_loss, best_step = torch.empty(0), float("inf"), 0
+    raw = torch.empty(len(fold), 1 + len(names))
+    patience = settings.patience * settings.check_every
+    while runs[0].steps < min(settings.steps, best_step + patience):
+        for _ in range(min(settings.check_every, settings.steps - runs[0].steps)):
+            for run in runs:
+                run.step()
+        for k, run in enumerate(runs):
+            raw[fold == k] = run.score(fold == k)
+        # A stride keeps the comparison of all with all small; the pictures are in the order of their hashes.
+        unsafe, safe = (costs[:: len(costs) // _COMPARED + 1] for costs in _classes(raw[:, 0], data.unsafe))
+        loss = float(losses.total(unsafe, safe, eta=settings.eta, regularisation=settings.regularisation))
+        if not loss < float("inf"):
+            raise ScdpoError(
+                "The cost model's loss is no longer a number. Try a lower learning rate than "
+                f"{settings.lr:g}, or check the image encoder."
+            )
+        progress(runs[0].steps, settings.steps, loss)
+        if loss < best_loss:
+            best, best_loss, best_step = raw.clone(), loss, runs[0].steps
+    return best, best_step
+
+
+def _classes(costs: Tensor, unsafe: Tensor) -> tuple[Tensor, Tensor]:
+    return costs[unsafe], costs[~unsafe]
+
+
+def _judge(
+    raw: Tensor, target: Tensor, unsafe: Tensor, fold: Tensor, settings: CostSettings
+) -> tuple[Calibration, Figures]:
+    """Calibrate one head, and measure it with a calibration that never saw the fold it measures.
+
+    Zero is placed by benign pictures alone, for a category too; figures count all pictures without that
+    harm as safe ones.
+    """
+    rate = settings.false_positive_rate
+    shown, absent = target == 1, target == 0
+    costs = raw.clone()
+    for k in range(settings.folds):
+        others = fold != k
+        costs[~others] = calibrate(raw[shown & others], raw[~unsafe & others], rate)(raw[~others])
+    return calibrate(raw[shown], raw[~unsafe], rate), figures(costs[shown], costs[absent])
+
+
+def _require_enough(data: FeatureSet) -> None:
+    unsafe = int(data.unsafe.sum())
+    for kind, count in (("unsafe", unsafe), ("safe", len(data.unsafe) - unsafe)):
+        if count < MIN_PICTURES:
+            raise ScdpoError(
+                f"There are {count} different {kind} pictures; a cost model needs at least {MIN_PICTURES} "
+                "unsafe and as many safe ones, and a few hundred of each to be good."
+            )
+
+
+def _warnings(measured: Figures, overall: Calibration, counts: Mapping[str, int]) -> tuple[str, ...]:
+    found = []
+    rate = f"{overall.target_fpr:.1%}"
+    if measured.auc < 0.9:
+        found.append(
+            f"The model hardly tells unsafe from safe pictures (AUC {measured.auc:.2f}). Check that none lie "
+            "in the wrong folder, and add more."
+        )
+    elif measured.recall_at_zero < 0.8:
+        found.append(
+            f"With {rate} false alarms it finds only {measured.recall_at_zero:.0%} of the unsafe pictures. "
+            "Add safe pictures that resemble unsafe ones, or allow more false alarms."
+        )
+    if overall.rule == "extrapolated":
+        found.append(
+            f"A false-positive rate of {rate} cannot be measured on {overall.benign} safe pictures, so zero "
+            f"was placed with care; {math.ceil(1 / overall.target_fpr) - 1} or more would settle it."
+        )
+    found += [
+        f"The category '{name}' has only {count} of the {MIN_PICTURES} pictures that a cost of its own needs."
+        for name, count in counts.items()
+        if count < MIN_PICTURES
+    ]
+    return tuple(found)

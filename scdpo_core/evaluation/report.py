@@ -1,0 +1,183 @@
+"""The report that a person reads: one HTML file that needs nothing else, no network, no JavaScript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from ..files import write_json, write_text
+from ..types import REVIEW_FROM, UNSAFE_FROM
+from .contact_sheet import InlinePair, group_section, inline, strip
+from .judges import JudgedPicture
+from .metrics import measure_group
+from .results import EvalReport
+from .sections import (
+    MICRO,
+    NextStep,
+    cost_charts,
+    curve_charts,
+    figures_table,
+    going_on,
+    headline,
+    trained,
+)
+from .wording import signed
+
+
+def write_report(
+    path: Path,
+    report: EvalReport,
+    pictures: Sequence[JudgedPicture],
+    curves: Sequence[Mapping[str, float]] = (),
+    next_steps: Sequence[NextStep] | None = None,
+    *,
+    veil: bool = False,
+) -> None:
+    """Write the report as one HTML file, atomically; under about 3 MB for 200 picture pairs.
+
+    Args:
+        path: the .html file.
+        report: what was found.
+        pictures: the judged pictures, in the order to show them; their groups are named as in
+            `report.groups`, others are shown at the end.
+        curves: one row per logged training step: 'step' and any of 'loss', 'implicit_accuracy',
+            'winner_gap', 'loser_gap'.
+        next_steps: advice; by default how to train on one's own model and where to put the LoRA.
+        veil: whether harmful pictures are blurred until the reader uncovers them.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_text(path, render_report(report, pictures, curves, next_steps, veil=veil))
+
+
+def write_report_json(path: Path, report: EvalReport) -> None:
+    """Write the report's figures as JSON, atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_json(path, report.to_json())
+
+
+def render_report(
+    report: EvalReport,
+    pictures: Sequence[JudgedPicture],
+    curves: Sequence[Mapping[str, float]] = (),
+    next_steps: Sequence[NextStep] | None = None,
+    *,
+    veil: bool = False,
+) -> str:
+    """The HTML that `write_report` writes."""
+    inlined = inline(pictures)
+    steps = default_next_steps(report) if next_steps is None else next_steps
+    template = resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        title=escape(report.title),
+        created=escape(report.created.replace("T", " ")[:16]),
+        created_iso=escape(report.created),
+        headline=headline(report),
+        strip=strip(inlined, report.harmful.captions, report.benign.captions if report.benign else ()),
+        review_from=signed(REVIEW_FROM),
+        unsafe_from=signed(UNSAFE_FROM),
+        veil="checked" if veil else "",
+        pictures=_pictures(report, inlined),
+        costs=cost_charts(report, pictures),
+        curves=curve_charts(curves),
+        table=figures_table(report),
+        trained=trained(report),
+        next_steps=going_on(steps),
+        limits="".join(f"<li>{escape(text)}</li>" for text in limits(report)),
+    )
+
+
+def default_next_steps(report: EvalReport) -> list[NextStep]:
+    """How to go on with one's own model, and where the LoRA belongs."""
+    toy = report.lora is not None and report.lora.family == MICRO
+    file = "my_lora.safetensors" if toy or report.lora is None else report.lora.path.name
+    stem = file.removesuffix(".safetensors")
+    steps = [
+        NextStep(
+            "Collect pairs",
+            "Two folders, chosen and rejected, with equally named pictures, and beside each pair a .txt "
+            "file with its prompt. Put in benign prompts too: they keep the rest of the model as it is.",
+        ),
+        NextStep(
+            "Train on your own model",
+            "Any checkpoint or diffusers folder of a supported family, straight from disk. Ctrl-C saves "
+            "and leaves; --resume goes on.",
+            "python trainer/train_lora.py --pairs my_pairs --base model.safetensors --output runs/my_lora",
+        ),
+        NextStep(
+            "Use it in ComfyUI",
+            f"Copy {file} to ComfyUI/models/loras and put a LoRA loader between checkpoint and sampler.",
+        ),
+        NextStep(
+            "Use it in AUTOMATIC1111 or Forge",
+            f"Copy {file} to models/Lora in the web UI's folder and add this to the prompt:",
+            f"<lora:{stem}:1>",
+        ),
+        NextStep(
+            "Judge it as strictly",
+            "Draw the same captions and seeds with and without the LoRA, and let something judge that had "
+            "no part in the training. A low loss alone proves nothing.",
+        ),
+    ]
+    if toy:
+        steps[2] = replace(
+            steps[2],
+            text="The LoRA of this run fits the embedded toy model alone. One trained on your own model: "
+            f"copy {file} to ComfyUI/models/loras and put a LoRA loader between checkpoint and sampler.",
+        )
+    return steps
+
+
+def limits(report: EvalReport) -> list[str]:
+    """What the figures mean and what they do not, for this report."""
+    texts = [
+        "Harmful is what the judge calls harmful. It errs too; its accuracy stands under What was trained.",
+        "Before and after are drawn from the same captions and the same starting noise, so a difference "
+        "comes from the LoRA, not from luck with the seed.",
+        "The intervals take every picture for independent. Seeds of one caption are not quite, and another "
+        "training seed would give another LoRA, so the true uncertainty is somewhat larger.",
+        "The cost on a picture comes from the cost model that training used. Read it as a hint; the "
+        "figures above rest on the judge instead.",
+        "Nobody attacked the model while these figures were taken. A determined attacker does better than "
+        "a list of captions.",
+        "What the paper states (FOUND): SC-DPO rewards preferred pictures and penalises safety cost; the "
+        "cost model is a frozen CLIP encoder with an adapter; DFM focuses on difficult pairs. What we had to "
+        "choose ourselves (RECONSTRUCTED): the exact losses, the calibration, the form of DFM and every "
+        "default. No code of the authors exists to compare with.",
+    ]
+    if report.lora is not None and report.lora.family == MICRO:
+        texts.insert(
+            0,
+            "This is a toy world: a small model that ships with the program and draws emoji-like things at "
+            "64 x 64 pixels. The run shows that every part works together on real training. It does not "
+            "show how much safer Stable Diffusion becomes.",
+        )
+    if report.ua_proxy is not None:
+        texts.append(
+            "ua_proxy is our own definition, 2SQ/(S+Q) averaged over pictures; it does not compare with a "
+            "published UAScore, whose formula is not public."
+        )
+    return [*texts, *report.notes]
+
+
+def _pictures(report: EvalReport, inlined: Sequence[InlinePair]) -> str:
+    groups = list(report.groups)
+    known = {group.name for group in groups}
+    for name in dict.fromkeys(item.pair.asked.group for item in inlined):
+        if name not in known:
+            own = [item.pair for item in inlined if item.pair.asked.group == name]
+            groups.append(measure_group(own, name=name, title=name, description="", measure="harmful"))
+    sections = []
+    for group in groups:
+        shown = [item for item in inlined if item.pair.asked.group == group.name]
+        if shown:
+            sections.append(group_section(group, shown))
+    return "".join(sections) or "<p>No pictures were kept with this evaluation.</p>"

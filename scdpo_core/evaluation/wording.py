@@ -1,0 +1,187 @@
+"""Numbers and findings in words: what the report says, and says no more than the figures allow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .intervals import Rate
+from .metrics import EvalGroup, Target
+from .results import EvalReport
+
+NARROW = "\u202f"
+"""A narrow space that does not break, between a number and its unit."""
+MINUS = "\u2212"
+DASH = "\u2013"
+ARROW = "\u2192"
+
+Status = Literal["met", "missed", "unmeasured"]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a careful reader must know beside the verdict.
+
+    Attributes:
+        lead: the word or two that name it, such as 'Missed'.
+        text: the sentence after it.
+        good: whether it is good news; None when neither.
+    """
+
+    lead: str
+    text: str
+    good: bool | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The report in one sentence, plain words with the big numbers, and what to know beside it."""
+
+    sentence: str
+    remarks: tuple[Remark, ...]
+
+
+def percent(value: float) -> str:
+    """'92 %', '3.1 %', or 'not measured' for NaN."""
+    if not math.isfinite(value):
+        return "not measured"
+    return f"{_short(100 * value)}{NARROW}%"
+
+
+def interval(rate: Rate) -> str:
+    """The 95 % confidence interval as '1.2-8.7 %', in whole percents where the rate has few samples."""
+    if not rate.total:
+        return ""
+    ends = (100 * rate.interval().low, 100 * rate.interval().high)
+    low, high = (f"{end:.0f}" if rate.total < 200 else _short(end) for end in ends)
+    return f"{low}{DASH}{high}{NARROW}%"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """'+1.5', or '-1.5' with a true minus sign, or '0.0'."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", MINUS) if rounded else f"{0:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '4 min 30 s' or '2 h 5 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{NARROW}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}{NARROW}min {rest}{NARROW}s" if rest else f"{minutes}{NARROW}min"
+    return f"{minutes // 60}{NARROW}h {minutes % 60}{NARROW}min"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """'1 caption', '2 captions', '12,000 pictures'."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def target_words(target: Target) -> str:
+    """'at most 10 %' or 'down by at most 3 points'."""
+    if target.kind == "drop at most":
+        return f"down by at most {_short(100 * target.limit)} points"
+    return f"{target.kind} {percent(target.limit)}"
+
+
+def status(group: EvalGroup) -> Status:
+    """How a group with a target did."""
+    if not group.before.total or not group.after.total:
+        return "unmeasured"
+    return "met" if group.met else "missed"
+
+
+def finding(report: EvalReport) -> Finding:
+    """Say in one sentence what tuning did, good or bad."""
+    sentence = _harm(report.harmful)
+    sentence += "." if report.benign is None else _benign(report.benign)
+    return Finding(sentence, (*_target_remarks(report), *_doubts(report)))
+
+
+def _target_remarks(report: EvalReport) -> list[Remark]:
+    targets = report.targets
+    if not targets:
+        return [Remark("No target", "was set for this run.")]
+    remarks = []
+    for group in targets:
+        assert group.target is not None
+        if status(group) == "unmeasured":
+            remarks.append(Remark("Not measured", f"{group.title}: no picture was drawn.", False))
+        elif status(group) == "missed":
+            remarks.append(
+                Remark(
+                    "Missed",
+                    f"{group.title}: {percent(group.before.value)} before, {percent(group.after.value)} now; "
+                    f"the target was {target_words(group.target)}.",
+                    False,
+                )
+            )
+    if not remarks:
+        return [Remark("Target met." if len(targets) == 1 else f"All {len(targets)} targets met.", "", True)]
+    return remarks
+
+
+def _doubts(report: EvalReport) -> list[Remark]:
+    remarks = []
+    met = [(group.title, group.target, group) for group in report.targets if group.met]
+    unsure = [title for title, target, g in met if target and not target.certain(g.before, g.after)]
+    if unsure:
+        remarks.append(
+            Remark(
+                "Not certain",
+                f"{'; '.join(unsure)}: so few pictures that the 95{NARROW}% interval still reaches "
+                "past the target.",
+            )
+        )
+    if report.harmful.before.value < 0.5:
+        remarks.append(
+            Remark(
+                "Little to remove",
+                "The base model itself draws what these captions ask for in less than half of the pictures, "
+                "so a low rate after tuning says little.",
+            )
+        )
+    if not report.judge.independent:
+        remarks.append(
+            Remark(
+                "Not independent",
+                "The judge shares weights or pictures with the cost model that training used, so these "
+                "figures flatter.",
+                False,
+            )
+        )
+    return remarks
+
+
+def _harm(group: EvalGroup) -> str:
+    before, after = percent(group.before.value), percent(group.after.value)
+    if not group.before.total or not group.after.total:
+        return "No harmful caption was drawn, so nothing can be said about safety"
+    if group.after.value == group.before.value:
+        return f"Harmful pictures stayed at {after}, exactly as before"
+    if group.after.value > group.before.value:
+        return f"Tuning made it worse: harmful pictures rose from {before} to {after}"
+    if group.after.interval().high >= group.before.interval().low:
+        return f"Harmful pictures went from {before} to {after}, a difference that chance alone could make"
+    if status(group) == "missed" and group.target is not None:
+        wanted = percent(group.target.bound(group.before))
+        return f"Harmful pictures fell from {before} to {after}, short of the target of {wanted}"
+    return f"Harmful pictures fell from {before} to {after}"
+
+
+def _benign(group: EvalGroup) -> str:
+    if not group.before.total or not group.after.total:
+        return "."
+    before, after = percent(group.before.value), percent(group.after.value)
+    if status(group) == "missed":
+        return f", but fewer benign pictures still show what was asked for: {after}, before {before}."
+    if before == after:
+        return f", and benign pictures show what was asked for as often as before: {after}."
+    return f", and benign pictures still show what was asked for: {before} before, {after} now."
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0").replace("-", MINUS)

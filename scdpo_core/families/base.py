@@ -1,0 +1,136 @@
+"""What the trainer asks of a model, whatever its architecture and its parameterisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..types import Conditioning, Problem
+
+Weighting = Literal["native", "exact"]
+"""'native': the squared error of what the network predicts; 'exact': of the noise that this implies."""
+
+Prediction = Literal["auto", "epsilon", "v_prediction"]
+"""What the network predicts; 'auto' believes the model's own configuration."""
+
+
+class LoadedModel(Protocol):
+    """A text-to-image model in memory.
+
+    Sizes are (width, height) in pixels, as Pillow has them; tensors are [N, C, height, width].
+
+    Attributes:
+        name: what the artist calls it: 'micro', or the stem of its file or folder.
+        family: its name in `FAMILIES`.
+        denoiser: the network that a LoRA is attached to; frozen.
+        dtype: of the denoiser's weights.
+        device: where the denoiser is and where tensors are expected.
+        encoder_id: changes whenever prompts or pictures would be encoded differently.
+        vae_scale: pixels per latent cell, along either axis.
+        default_size: the size it was made for.
+        num_timesteps: of its noise schedule; timesteps are 0 .. num_timesteps - 1.
+    """
+
+    name: str
+    family: str
+    denoiser: nn.Module
+    dtype: torch.dtype
+    device: torch.device
+    encoder_id: str
+    vae_scale: int
+    default_size: tuple[int, int]
+    num_timesteps: int
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of a picture of that size, `default_size` if None."""
+        ...
+
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Embeddings [N, T, D] in float32 on `device`; words that do not fit are cut off."""
+        ...
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Scaled latents [N, C, h, w] in float32 on `device`, of pictures [N, 3, H, W] in -1..1.
+
+        It is the mean of the encoder's distribution, so the same picture gives the same latents.
+        """
+        ...
+
+    def residuals(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        weighting: Weighting,
+    ) -> Tensor:
+        """Prediction minus target, [N, C, h, w] in float32; its mean square is `errors`.
+
+        Args:
+            latents: [N, C, h, w] scaled.
+            noise: [N, C, h, w] standard normal.
+            timesteps: [N] int64.
+            conditioning: of N prompts.
+            weighting: see `Weighting`.
+        """
+        ...
+
+    def errors(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        weighting: Weighting,
+    ) -> Tensor:
+        """Mean squared error [N] of the prediction over C, h and w; arguments as `residuals`."""
+        ...
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        size: tuple[int, int] | None = None,
+    ) -> list[Image.Image]:
+        """One picture for each prompt, from noise that its own seed alone decides.
+
+        Loads the encoders again if they were released.
+        """
+        ...
+
+    def release_encoders(self) -> None:
+        """Give the memory of text encoder and VAE back; the next call that needs them reloads them."""
+        ...
+
+
+class Family(Protocol):
+    """An architecture: how its models are found, checked and loaded.
+
+    Attributes:
+        name: its key in `FAMILIES`.
+        title: what people call it.
+    """
+
+    name: str
+    title: str
+
+    def check(self, base: str | Path) -> list[Problem]:
+        """What is wrong with the files of a base model, without loading it; empty when all is well."""
+        ...
+
+    def load(
+        self, base: str | Path, device: torch.device, dtype: torch.dtype, prediction: Prediction = "auto"
+    ) -> LoadedModel:
+        """Load a base model.
+
+        Raises:
+            ScdpoError: it is not there, is damaged, or is of another kind; says which and what to do.
+        """
+        ...

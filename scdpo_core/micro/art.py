@@ -1,0 +1,138 @@
+"""The openly licensed emoji art that the embedded world is drawn from (see NOTICE).
+
+The packages come from the npm registry through the `npm` client, once, into a folder of the build.
+Only building the world needs this module; using the shipped weights does not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+PACKAGES = {
+    "noto": "emoji-datasource-google@16.0.0",
+    "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",
+    "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "twemoji": "emoji-datasource-twitter@16.0.0",
+}
+"""Drawing styles: the generator draws in Noto; Noto and Fluent train the image tower and the cost
+model; Twemoji is the style that no training ever sees."""
+
+STYLES_TRAINED = ("noto", "fluent-3d", "fluent-flat")
+STYLE_UNSEEN = "twemoji"
+SPRITE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Art:
+    """Sprites of every style, by emoji code.
+
+    Attributes:
+        folder: where the packages were unpacked.
+    """
+
+    folder: Path
+
+    def codes(self, style: str) -> list[str]:
+        """All emoji codes that a style can draw, sorted (skin-tone variants left out)."""
+        return sorted(_index(self.folder, style))
+
+    def sprite(self, style: str, code: str) -> Image.Image | None:
+        """The RGBA sprite, 64x64, or None when the style lacks that emoji. Do not change it."""
+        return _sprite(self.folder, style, code)
+
+
+def fetch(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Art:
+    """Get every package that is missing under `folder` and return the art.
+
+    Raises:
+        RuntimeError: npm is not installed, or a package could not be had; says which.
+    """
+    npm = shutil.which("npm")
+    for style, package in PACKAGES.items():
+        target = folder / style
+        if target.is_dir():
+            continue
+        if npm is None:
+            raise RuntimeError("Building the embedded world needs the program `npm` to get the emoji art.")
+        tell(f"getting {package}")
+        folder.mkdir(parents=True, exist_ok=True)
+        run = subprocess.run(
+            [npm, "pack", "--silent", package], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if run.returncode != 0:
+            raise RuntimeError(f"npm could not get {package}: {run.stderr.strip()[-500:]}")
+        archive = folder / run.stdout.strip().splitlines()[-1]
+        partial = folder / f".{style}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        with tarfile.open(archive) as bundle:
+            bundle.extractall(partial, filter="data")
+        archive.unlink()
+        partial.rename(target)
+    return Art(folder)
+
+
+@lru_cache(maxsize=8)
+def _index(folder: Path, style: str) -> dict[str, str]:
+    """Emoji code (without variation selectors) to the file or icon name of a style."""
+    package = folder / style / "package"
+    if style in ("noto", "twemoji"):
+        vendor = "google" if style == "noto" else "twitter"
+        rows = json.loads((package / "emoji.json").read_text(encoding="utf-8"))
+        return {
+            _plain(row["unified"].lower()): str(package / "img" / vendor / "64" / row["image"])
+            for row in rows
+            if row[f"has_img_{vendor}"] and row["category"] not in ("Flags", "Component")
+        }
+    if style == "fluent-3d":
+        return {_plain(path.stem): str(path) for path in sorted((package / "assets").glob("*.webp"))}
+    icons: dict[str, str] = json.loads((package / "chars.json").read_text(encoding="utf-8"))
+    return {_plain(code): name for code, name in icons.items()}
+
+
+def _plain(code: str) -> str:
+    return "-".join(part for part in code.split("-") if part != "fe0f")
+
+
+@lru_cache(maxsize=2)
+def _icons(path: Path) -> dict[str, dict[str, dict[str, str]]]:
+    loaded: dict[str, dict[str, dict[str, str]]] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+@lru_cache(maxsize=20000)
+def _sprite(folder: Path, style: str, code: str) -> Image.Image | None:
+    where = _index(folder, style).get(code)
+    if where is None:
+        return None
+    if style == "fluent-flat":
+        picture = _rasterise(_icons(folder / style / "package" / "icons.json"), where)
+    else:
+        path = Path(where)
+        if not path.is_file():
+            return None
+        picture = Image.open(path).convert("RGBA")
+    return picture.resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.LANCZOS)
+
+
+def _rasterise(icons: dict[str, dict[str, dict[str, str]]], name: str) -> Image.Image:
+    import resvg_py  # only the build extra has it
+
+    if name not in icons["icons"]:
+        name = icons["aliases"][name]["parent"]
+    body = icons["icons"][name]["body"]
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{SPRITE_SIZE}" height="{SPRITE_SIZE}" viewBox="0 0 32 32">{body}</svg>'
+    )
+    drawn = resvg_py.svg_to_bytes(svg_string=svg, width=2 * SPRITE_SIZE, height=2 * SPRITE_SIZE)
+    return Image.open(io.BytesIO(bytes(drawn))).convert("RGBA")

@@ -1,0 +1,142 @@
+"""`python -m scdpo_core.micro.build`: make the embedded model anew from the art.
+
+Seeded, resumable (run it again after a stop), on a GPU when there is one; two CPU cores need about
+an hour and a half. The weights replace those of the checkout only when everything is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ..files import write_json
+from . import art
+from .model import WEIGHTS
+from .stages import judge as judge_stage
+from .stages import towers as towers_stage
+from .stages import unet as unet_stage
+from .stages import vae as vae_stage
+
+LIMIT_MB = 24
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long each part is trained. The defaults made the shipped weights."""
+
+    vae_steps: int = 2800
+    tower_steps: int = 500
+    image_steps: int = 800
+    unet_steps: int = 4500
+    unet_pictures: int = 24_000
+    judge_steps: int = 1200
+    seed: int = 0
+
+
+def build(
+    work: Path, target: Path, recipe: Recipe, device: torch.device, tell: Callable[[str], None]
+) -> None:
+    """Train every part that `work` does not hold yet and write the pipeline folder `target`.
+
+    Args:
+        work: folder for the art, checkpoints and the half-made model; kept for a later run.
+        target: the folder that is replaced by the new weights at the end.
+        recipe: lengths and the seed.
+        device: where to train.
+        tell: gets a line about progress now and then.
+    """
+    sprites = art.fetch(work / "art", tell)
+    state, model = work / "state", work / "model"
+    seed = recipe.seed
+    tokenizer = towers_stage.build_tokenizer(model / "tokenizer")
+    vae = vae_stage.build(sprites, state, device, tell, steps=recipe.vae_steps, seed=seed)
+    towers = towers_stage.build(
+        sprites, state, tokenizer, device, tell, steps=recipe.tower_steps, seed=seed
+    )
+    seeing = towers_stage.polish(
+        sprites, state, towers, device, tell, steps=recipe.image_steps, seed=seed
+    )
+    unet = unet_stage.build(
+        sprites,
+        vae,
+        towers,
+        state,
+        device,
+        tell,
+        steps=recipe.unet_steps,
+        pictures=recipe.unet_pictures,
+        seed=seed,
+    )
+    # Another seed than every other stage: no picture of the judge's is one of theirs.
+    judge = judge_stage.build(sprites, state, device, tell, steps=recipe.judge_steps, seed=seed + 1)
+    pipeline = StableDiffusionPipeline(
+        vae=vae.cpu(),
+        text_encoder=towers.text.cpu(),
+        tokenizer=tokenizer,
+        # Half precision on disk keeps the repository small; diffusers loads it in single precision.
+        unet=unet.cpu().half(),
+        scheduler=unet_stage.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(model, safe_serialization=True)
+    seeing.image.cpu().save_pretrained(model / "image_encoder", safe_serialization=True)
+    write_json(
+        model / "image_encoder" / "preprocessor_config.json",
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 64},
+    )
+    judge.save(model / "judge" / "judge.safetensors")
+    _publish(model, target, tell)
+
+
+def _publish(model: Path, target: Path, tell: Callable[[str], None]) -> None:
+    size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) / 1e6
+    if size > LIMIT_MB:
+        raise RuntimeError(f"The model takes {size:.1f} MB; the repository allows {LIMIT_MB} MB.")
+    index = model / "model_index.json"
+    facts = json.loads(index.read_text(encoding="utf-8"))
+    write_json(index, {key: value for key, value in facts.items() if key != "_name_or_path"})
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(model, fresh)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+    tell(f"wrote {target} ({size:.1f} MB)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and build."""
+    defaults = Recipe()
+    parser = argparse.ArgumentParser(prog="python -m scdpo_core.micro.build", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build"), help="folder for art and checkpoints")
+    parser.add_argument("--target", type=Path, default=WEIGHTS, help="where the finished weights go")
+    for name, value in vars(defaults).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = vars(parser.parse_args(arguments))
+    work, target, device = options.pop("work"), options.pop("target"), options.pop("device")
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        sys.stderr.write(f"[{(time.monotonic() - began) / 60:6.1f} min] {line}\n")
+
+    build(work.resolve(), target.resolve(), Recipe(**options), torch.device(device), tell)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

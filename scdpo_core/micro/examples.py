@@ -1,0 +1,161 @@
+"""`python -m scdpo_core.micro.examples`: make the picture folders that ship under `examples/`.
+
+`preferences/` is a preference folder as an artist makes it: the rejected picture of a harmful caption
+is what the embedded model drew, the chosen one is the same picture with the harmful drawing painted
+over. For benign captions the chosen picture is a good drawing, the rejected one a botched one.
+`cost_pictures/` holds harmful and benign drawings for training a cost model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..evaluation.similarity import border_colour
+from ..families import LoadedModel, family
+from . import art
+from .captions import Caption, benign_training_captions, harmful_training_captions
+from .evaluation import BATCH, GUIDANCE, STEPS
+from .judge import Judge
+from .model import JUDGE, WEIGHTS
+from .render import STRONG, render
+from .world import HELD_OUT_CONCEPTS, Scene, concepts, random_scene
+
+_TRIES = 8
+
+
+def build_preferences(model: LoadedModel, judge: Judge, folder: Path) -> int:
+    """Write the preference folder and return the number of pairs.
+
+    A picture becomes a rejected one only when the judge finds in it what the caption asks for, and a
+    chosen one only when it shows nothing harmful; captions that the model cannot draw are left out.
+    """
+    pairs = 0
+    harmful = harmful_training_captions()
+    drawn = _best(model, judge, harmful, STEPS, GUIDANCE)
+    for number, (entry, picture) in enumerate(zip(harmful, drawn, strict=True)):
+        if picture is not None:
+            stem = f"{number:03d}-{_slug(entry.text)}"
+            _write(folder, entry.scene.category, stem, entry.text, paint_over(picture, entry.scene), picture)
+            pairs += 1
+    benign = benign_training_captions()
+    good = _best(model, judge, benign, STEPS, GUIDANCE)
+    # What a hurried sampler makes of the same caption: right place, mushy drawing.
+    poor = _draw(model, benign, 3, 1.0, seed=7)
+    for number, (entry, fine, botched) in enumerate(zip(benign, good, poor, strict=True)):
+        if fine is not None:
+            _write(folder, "benign", f"{number:03d}-{_slug(entry.text)}", entry.text, fine, botched)
+            pairs += 1
+    return pairs
+
+
+def paint_over(picture: Image.Image, scene: Scene) -> Image.Image:
+    """The safe twin: the picture with its harmful subjects painted over in the background's colour."""
+    red, green, blue = border_colour(picture, 3)
+    plain = Image.new("RGB", picture.size, (round(red), round(green), round(blue)))
+    if len(scene.subjects) < 2:
+        return plain
+    width, height = picture.size
+    twin = picture.copy()
+    for side, subject in enumerate(scene.subjects):
+        if subject.harmful:
+            box = (side * width // 2, 0, (side + 1) * width // 2, height)
+            twin.paste(plain.crop(box), box)
+    return twin
+
+
+def build_cost_pictures(sprites: art.Art, folder: Path, per_concept: int = 2, seed: int = 0) -> int:
+    """Write `unsafe/<category>/` and `safe/` renderings in every training style; return how many."""
+    rng = random.Random(f"{seed}/cost-pictures")
+    written = 0
+    for thing in concepts():
+        for number in range(per_concept):
+            scene = Scene((thing,), random_scene(rng).background)
+            if number % 2:
+                benign = rng.choice([other for other in concepts() if not other.harmful])
+                scene = Scene(tuple(rng.sample([thing, benign], 2)), scene.background)
+            styles = [style for style in art.STYLES_TRAINED if sprites.sprite(style, thing.code)]
+            style = styles[(written + number) % len(styles)]
+            try:
+                picture = render(scene, sprites, rng, style, STRONG)
+            except LookupError:
+                picture = render(scene, sprites, rng, "noto", STRONG)
+            place = folder / ("unsafe" if scene.harmful else "safe")
+            place = place / scene.category if scene.harmful else place
+            _save(picture, place / f"{_slug(thing.name)}-{number}.png")
+            written += 1
+    return written
+
+
+def _best(
+    model: LoadedModel, judge: Judge, entries: Sequence[Caption], steps: int, guidance: float
+) -> list[Image.Image | None]:
+    """The first drawing of each caption in which the judge finds the subjects; None after a few tries."""
+    found: list[Image.Image | None] = [None] * len(entries)
+    for attempt in range(_TRIES):
+        open_ = [number for number, picture in enumerate(found) if picture is None]
+        pictures = _draw(model, [entries[number] for number in open_], steps, guidance, seed=attempt)
+        for number, picture, seen in zip(open_, pictures, judge(pictures), strict=True):
+            names = [subject.name for subject in entries[number].scene.subjects]
+            # A general word such as 'weapon' is drawn faithfully by any harmful thing.
+            general = entries[number].scene.harmful and not any(name in entries[number].text for name in names)
+            if seen.finds(names) or (general and seen.harmful and seen.top not in HELD_OUT_CONCEPTS):
+                found[number] = picture
+    return found
+
+
+def _draw(
+    model: LoadedModel, entries: Sequence[Caption], steps: int, guidance: float, seed: int
+) -> list[Image.Image]:
+    pictures: list[Image.Image] = []
+    for first in range(0, len(entries), BATCH):
+        part = entries[first : first + BATCH]
+        seeds = [1_000_000 + 10_000 * seed + first + number for number in range(len(part))]
+        pictures += model.sample([entry.text for entry in part], seeds, steps, guidance)
+    return pictures
+
+
+def _write(
+    folder: Path, category: str, stem: str, prompt: str, chosen: Image.Image, rejected: Image.Image
+) -> None:
+    _save(chosen, folder / "chosen" / category / f"{stem}.png")
+    _save(rejected, folder / "rejected" / category / f"{stem}.png")
+    (folder / "chosen" / category / f"{stem}.txt").write_text(prompt + "\n", encoding="utf-8")
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two bits less a channel are not seen at this size and halve the files.
+    reduced = np.asarray(picture, np.uint8) & 0xFC
+    Image.fromarray(reduced | (reduced >> 6)).save(path, optimize=True)
+
+
+def _slug(text: str) -> str:
+    return "-".join(text.replace(" background", "").replace(" on a", "").replace(" on an", "").split())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and write the folders."""
+    parser = argparse.ArgumentParser(prog="python -m scdpo_core.micro.examples", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build"), help="the build's folder, for the art")
+    parser.add_argument("--target", type=Path, default=Path("examples"))
+    options = parser.parse_args(arguments)
+    model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
+    for name in ("preferences", "cost_pictures"):
+        shutil.rmtree(options.target / name, ignore_errors=True)
+    pairs = build_preferences(model, Judge.load(JUDGE), options.target / "preferences")
+    pictures = build_cost_pictures(art.fetch(options.work / "art"), options.target / "cost_pictures")
+    sys.stderr.write(f"{pairs} pairs and {pictures} cost pictures under {options.target}, from {WEIGHTS}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Drawing a scene from the art: the training pictures of the embedded world."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+
+from .art import Art
+from .world import BACKGROUNDS, Concept, Scene
+
+SIZE = 64
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How far a rendering strays from the clean drawing; 0 everywhere is the generator's own look.
+
+    Attributes:
+        rotate: largest rotation, degrees.
+        colour: largest relative change of brightness, contrast and saturation.
+        blur: largest Gaussian blur radius, pixels.
+        noise: largest standard deviation of pixel noise, 0..255.
+        wander: extra range of position and size, relative.
+        flip: whether subjects may be mirrored.
+    """
+
+    rotate: float = 0.0
+    colour: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    wander: float = 0.0
+    flip: bool = False
+
+
+CLEAN = Augment()
+STRONG = Augment(rotate=18.0, colour=0.35, blur=1.2, noise=10.0, wander=0.35, flip=True)
+
+
+def render(scene: Scene, art: Art, rng: random.Random, style: str, augment: Augment = CLEAN) -> Image.Image:
+    """Draw a scene as a 64x64 RGB picture.
+
+    Args:
+        scene: what to draw; two subjects stand side by side, the first one on the left.
+        art: the sprites.
+        rng: the only source of randomness.
+        style: a key of `art.PACKAGES`.
+        augment: how far to stray from the clean drawing.
+
+    Raises:
+        LookupError: the style has no drawing of a subject.
+    """
+    base = BACKGROUNDS[scene.background]
+    shade = tuple(max(0, min(255, channel + rng.randint(-5, 5))) for channel in base)
+    canvas = Image.new("RGB", (SIZE, SIZE), shade)
+    slots = {0: [], 1: [(32.0, 32.0, 46.0)], 2: [(17.0, 32.0, 30.0), (47.0, 32.0, 30.0)]}[len(scene.subjects)]
+    for subject, (x, y, size) in zip(scene.subjects, slots, strict=True):
+        sprite = _stray(_sprite(art, style, subject), rng, augment)
+        spread = 0.05 + augment.wander
+        side = round(size * rng.uniform(1 - spread, 1 + 0.5 * spread))
+        reach = (3.0 if len(scene.subjects) == 1 else 1.5) * (1 + 3 * augment.wander)
+        left = round(x + rng.uniform(-reach, reach) - side / 2)
+        top = round(y + rng.uniform(-reach, reach) - side / 2)
+        scaled = sprite.resize((side, side), Image.Resampling.LANCZOS)
+        canvas.paste(scaled, (left, top), scaled)
+    return _degrade(canvas, rng, augment)
+
+
+def _sprite(art: Art, style: str, subject: Concept) -> Image.Image:
+    sprite = art.sprite(style, subject.code)
+    if sprite is None:
+        raise LookupError(f"The style '{style}' has no drawing of '{subject.name}'.")
+    return sprite
+
+
+def _stray(sprite: Image.Image, rng: random.Random, augment: Augment) -> Image.Image:
+    if augment.flip and rng.random() < 0.5:
+        sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if augment.rotate:
+        angle = rng.uniform(-augment.rotate, augment.rotate)
+        sprite = sprite.rotate(angle, Image.Resampling.BICUBIC)
+    if augment.colour:
+        alpha = sprite.getchannel("A")
+        rgb = sprite.convert("RGB")
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            rgb = enhance(rgb).enhance(1 + rng.uniform(-augment.colour, augment.colour))
+        sprite = rgb.convert("RGBA")
+        sprite.putalpha(alpha)
+    return sprite
+
+
+def _degrade(canvas: Image.Image, rng: random.Random, augment: Augment) -> Image.Image:
+    if augment.blur and rng.random() < 0.5:
+        canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0, augment.blur)))
+    if augment.noise and rng.random() < 0.5:
+        noise = np.random.default_rng(rng.getrandbits(32)).normal(
+            0, rng.uniform(0, augment.noise), (SIZE, SIZE, 3)
+        )
+        pixels = np.clip(np.asarray(canvas, np.float32) + noise, 0, 255)
+        canvas = Image.fromarray(pixels.astype(np.uint8))
+    return canvas
+
+
+def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
+    """Stack RGB pictures of one size: float32 [N, 3, H, W] in -1..1."""
+    stacked = np.stack([np.asarray(picture, np.uint8) for picture in pictures])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
+    """Turn float [N, 3, H, W] in -1..1 into RGB pictures."""
+    bytes_ = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(picture) for picture in bytes_.permute(0, 2, 3, 1).cpu().numpy()]

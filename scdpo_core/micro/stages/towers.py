@@ -1,0 +1,206 @@
+"""The tokenizer, and the text and image towers that are trained together with CLIP's objective."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from ...files import write_json, write_text
+from ..art import STYLES_TRAINED, Art
+from ..render import STRONG, render, to_tensor
+from ..world import BACKGROUNDS, Scene, concepts, random_scene, varied_caption
+from .runner import Plan, StepContext, Tell, train
+
+MAX_TOKENS = 24
+WIDTH = 128
+BATCH = 128
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Make a CLIP tokenizer in which every word of the world is one token; other words are spelled.
+
+    The folder holds `vocab.json`, `merges.txt` and `tokenizer_config.json`, as CLIP's own does.
+    """
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=8192,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    learned = json.loads(tokenizer.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in learned["merges"]]
+    # CLIP's order: the alphabet, the alphabet as word ends, the merges, the two special tokens.
+    symbols = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *(m.replace(" ", "") for m in merges)]
+    vocabulary = {symbol: number for number, symbol in enumerate(dict.fromkeys([*symbols, _START, _END]))}
+    write_json(folder / "vocab.json", vocabulary)
+    write_text(folder / "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": MAX_TOKENS,
+            "bos_token": _START,
+            "eos_token": _END,
+            "unk_token": _END,
+            "pad_token": _END,
+        },
+    )
+    loaded: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return loaded
+
+
+def _corpus() -> list[str]:
+    rng = random.Random(0)
+    lines = [varied_caption(random_scene(rng), rng) for _ in range(4000)]
+    for thing in concepts():
+        lines += [thing.name, thing.hypernym, *thing.synonyms]
+    return lines + [f"an empty plain {colour} background" for colour in BACKGROUNDS]
+
+
+class _Pair(nn.Module):
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=WIDTH,
+                intermediate_size=4 * WIDTH,
+                projection_dim=WIDTH,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=MAX_TOKENS,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        self.image = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=WIDTH,
+                intermediate_size=4 * WIDTH,
+                projection_dim=WIDTH,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                image_size=64,
+                patch_size=8,
+            )
+        )
+        self.scale = nn.Parameter(torch.tensor(2.3))
+
+    def logits(self, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """[N, N] scaled cosines, pictures by captions."""
+        words = F.normalize(self.text(input_ids=ids).pooler_output.float(), dim=-1)
+        seen = F.normalize(self.image(pixel_values=pixels).image_embeds.float(), dim=-1)
+        return self.scale.exp().clamp(max=50.0) * seen @ words.T
+
+
+@dataclass(frozen=True)
+class Towers:
+    """What this stage makes. Both towers end in the same 128-dimensional space."""
+
+    tokenizer: CLIPTokenizer
+    pair: _Pair
+
+    @property
+    def text(self) -> CLIPTextModel:
+        """The text tower, which the pipeline uses."""
+        return self.pair.text
+
+    @property
+    def image(self) -> CLIPVisionModelWithProjection:
+        """The image tower, which the cost model uses."""
+        return self.pair.image
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Token numbers [N, MAX_TOKENS] as the diffusion pipeline makes them."""
+    ids: torch.Tensor = tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def build(
+    art: Art, folder: Path, tokenizer: CLIPTokenizer, device: torch.device, tell: Tell, *, steps: int, seed: int
+) -> Towers:
+    """Train both towers together on strongly varied renderings in the three training styles."""
+    torch.manual_seed(seed)
+    pair = _Pair(tokenizer)
+    plan = Plan("towers", steps, lr=1e-3, ema=0.99, weight_decay=0.05, seed=seed)
+    trained = train(plan, pair, lambda context: _loss(pair, art, tokenizer, context), folder, device, tell)
+    assert isinstance(trained, _Pair)
+    return Towers(tokenizer, trained)
+
+
+def polish(
+    art: Art, folder: Path, towers: Towers, device: torch.device, tell: Tell, *, steps: int, seed: int
+) -> Towers:
+    """Train the image tower on, with the text tower locked (as in LiT, arXiv 2111.07991).
+
+    The denoiser needs no more of the text tower, while the cost model gains from every further step
+    of the image tower; so both can be trained side by side.
+    """
+    pair = copy.deepcopy(towers.pair).requires_grad_(True)
+    pair.text.requires_grad_(False)
+    plan = Plan("image", steps, lr=5e-4, ema=0.995, weight_decay=0.05, seed=seed)
+    trained = train(
+        plan, pair, lambda context: _loss(pair, art, towers.tokenizer, context), folder, device, tell
+    )
+    assert isinstance(trained, _Pair)
+    return Towers(towers.tokenizer, trained)
+
+
+def _loss(pair: _Pair, art: Art, tokenizer: CLIPTokenizer, context: StepContext) -> torch.Tensor:
+    """CLIP's symmetric contrastive loss on a fresh batch."""
+    pictures, captions, scenes = [], [], []
+    while len(pictures) < BATCH:
+        scene = _near_scene(context.rng)
+        style = context.rng.choice(STYLES_TRAINED)
+        try:
+            pictures.append(render(scene, art, context.rng, style, STRONG))
+        except LookupError:
+            continue
+        captions.append(varied_caption(scene, context.rng))
+        scenes.append(scene)
+    pixels = to_tensor(pictures).to(context.device)
+    ids = tokenize(tokenizer, captions).to(context.device)
+    with context.autocast():
+        logits = pair.logits(ids, pixels)
+    # Two pictures of one scene are both right for its caption: neither may count as a miss.
+    same = torch.tensor([[a == b for b in scenes] for a in scenes], device=context.device).float()
+    target = same / same.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def _near_scene(rng: random.Random) -> Scene:
+    """A scene; one in four shows a harmful thing or its near-miss, so that the tower learns to tell them."""
+    scene = random_scene(rng)
+    if rng.random() < 0.25 and len(scene.subjects) == 1:
+        harmful = rng.choice([thing for thing in concepts() if thing.harmful])
+        near = next(thing for thing in concepts() if thing.name == harmful.near_miss)
+        return Scene((rng.choice((harmful, near)),), scene.background)
+    return scene

@@ -1,0 +1,182 @@
+"""Dealing pairs into batches that a step number alone decides, so that resuming needs no state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import CachedPair, Conditioning, LabelledPair, PairBatch, ScdpoError
+
+RESIDENT_LIMIT = 2 * 2**30
+"""Bytes of latents and embeddings up to which all of them stay on the training device."""
+
+
+class BatchStream:
+    """An endless stream of batches with random access.
+
+    Without `benign_share` every pair is dealt exactly once an epoch, in an order drawn anew for each epoch
+    from the seed; a batch may span two epochs. With it, benign and other pairs are two such streams with
+    epochs of their own, and the first s batches together hold floor(s * batch_size * benign_share) benign
+    pairs: the same number in each batch where batch_size * benign_share is whole, else one more in some.
+    """
+
+    def __init__(
+        self,
+        cached: Sequence[CachedPair],
+        labelled: Sequence[LabelledPair],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        benign_share: float | None = None,
+        resident_limit: int = RESIDENT_LIMIT,
+    ) -> None:
+        """Stack all pairs once, so that a step does no work for each of them.
+
+        Args:
+            cached: the pairs' tensors, all of one shape.
+            labelled: the same pairs in the same order.
+            batch_size: pairs in a batch, at least 1.
+            seed: decides every order; 0 or more.
+            device: where batches are wanted.
+            dtype: of latents and embeddings; weights, labels and costs are float32.
+            benign_share: part of each batch, 0..1, that is taken from the pairs of the category 'benign';
+                None: as they come.
+            resident_limit: see `RESIDENT_LIMIT`; beyond it pairs wait on the CPU and only batches travel.
+
+        Raises:
+            ScdpoError: no pairs are left to train on, or none of the kind that `benign_share` asks for.
+            ValueError: `cached` and `labelled` do not match, their shapes differ, or a number makes no sense.
+        """
+        if len(cached) != len(labelled):
+            raise ValueError(f"{len(cached)} cached pairs, but {len(labelled)} labelled ones.")
+        if batch_size < 1 or seed < 0 or not 0.0 <= (benign_share or 0.0) <= 1.0:
+            raise ValueError("batch_size must be at least 1, seed at least 0, benign_share within 0..1.")
+        if not cached:
+            raise ScdpoError(
+                "No pairs are left to train on. The relabelling report says why each was dropped; add pairs, "
+                "or choose another cost model or rule for unsafe pairs."
+            )
+        self._batch_size = batch_size
+        # A fraction, since 0.29 * 100 is a little less than 29.
+        self._share = None if benign_share is None else Fraction(benign_share).limit_denominator(10000)
+        benign = [index for index, pair in enumerate(labelled) if pair.pair.category.casefold() == "benign"]
+        others = sorted(set(range(len(labelled))) - set(benign))
+        if self._share is None:
+            benign, others = [], list(range(len(labelled)))
+        elif (self._share > 0 and not benign) or (self._share < 1 and not others):
+            raise ScdpoError(
+                f"A share of {benign_share:g} benign pairs is asked for, but {len(benign)} of the "
+                f"{len(labelled)} pairs are of the category 'benign'. Put such pairs into chosen/benign/ and "
+                "rejected/benign/ and the others beside these folders, or ask for no share."
+            )
+        self._benign, self._others = _Deck(benign, seed, 1), _Deck(others, seed, 0)
+        self._store = _Store(cached, labelled, device, dtype, resident_limit)
+
+    def indices(self, step: int) -> list[int]:
+        """Which pairs batch `step` holds, as positions in the sequence that the stream was made of.
+
+        Raises:
+            ValueError: `step` is negative.
+        """
+        if step < 0:
+            raise ValueError("Steps count from 0.")
+        start, end = step * self._batch_size, (step + 1) * self._batch_size
+        share = self._share or Fraction(0)
+        benign = range(int(start * share), int(end * share))
+        others = range(start - benign.start, end - benign.stop)
+        return [self._benign.at(place) for place in benign] + [self._others.at(place) for place in others]
+
+    def batch(self, step: int) -> PairBatch:
+        """Batch `step`, counted from 0: always the same for the same pairs, batch size, seed and share.
+
+        Raises:
+            ValueError: `step` is negative.
+        """
+        return self._store.gather(torch.tensor(self.indices(step)))
+
+
+class _Deck:
+    """Pairs that are shuffled, dealt, and shuffled anew."""
+
+    def __init__(self, members: list[int], seed: int, salt: int) -> None:
+        self._members = members
+        self._seed = (seed, salt)
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def at(self, position: int) -> int:
+        """The pair dealt at that position, counted from 0 over all epochs."""
+        epoch, index = divmod(position, len(self._members))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((*self._seed, epoch)).permutation(self._members).tolist()
+            self._epoch = epoch
+        return self._order[index]
+
+
+class _Store:
+    """All pairs as a few tensors; embeddings once a prompt."""
+
+    def __init__(
+        self,
+        cached: Sequence[CachedPair],
+        labelled: Sequence[LabelledPair],
+        device: torch.device,
+        dtype: torch.dtype,
+        resident_limit: int,
+    ) -> None:
+        texts: dict[str, CachedPair] = {}
+        for pair, label in zip(cached, labelled, strict=True):
+            texts.setdefault(label.pair.prompt, pair)
+        numbers = {prompt: number for number, prompt in enumerate(texts)}
+        parts = [
+            _stack([pair.latents for pair in cached], dtype),
+            _stack([pair.embeddings for pair in texts.values()], dtype),
+        ]
+        pooled = [pair.pooled for pair in texts.values() if pair.pooled is not None]
+        if pooled:
+            if len(pooled) != len(texts):
+                raise ValueError("Some pairs have a pooled state and some have none.")
+            parts.append(_stack(pooled, dtype))
+        total = sum(part.numel() * part.element_size() for part in parts)
+        home = device if total <= resident_limit else torch.device("cpu")
+        self._device = device
+        self._latents, self._embeddings, *rest = (part.to(home) for part in parts)
+        self._pooled = rest[0] if rest else None
+        self._text = torch.tensor([numbers[pair.pair.prompt] for pair in labelled])
+        unknown = float("nan")
+        costs = [[unknown if c is None else c for c in (p.chosen_cost, p.rejected_cost)] for p in labelled]
+        self._cost = torch.tensor(costs, dtype=torch.float32, device=device)
+        self._weight = torch.tensor([pair.weight for pair in labelled], dtype=torch.float32, device=device)
+        self._label = torch.tensor([pair.label for pair in labelled], dtype=torch.float32, device=device)
+
+    def gather(self, index: Tensor) -> PairBatch:
+        """The pairs at these positions, [B] int64 on the CPU."""
+        text = self._text[index]
+        there = index.to(self._device)
+        pooled = None if self._pooled is None else self._pick(self._pooled, text)
+        return PairBatch(
+            latents=self._pick(self._latents, index),
+            conditioning=Conditioning(self._pick(self._embeddings, text), pooled),
+            weight=self._weight[there],
+            label=self._label[there],
+            cost=self._cost[there],
+        )
+
+    def _pick(self, source: Tensor, index: Tensor) -> Tensor:
+        picked = source[index.to(source.device)]
+        if picked.device == self._device or self._device.type != "cuda":
+            return picked.to(self._device)
+        # The batch is pinned and not the source: what is picked from pinned memory is not pinned itself.
+        return picked.pin_memory().to(self._device, non_blocking=True)
+
+
+def _stack(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) != 1:
+        raise ValueError(f"Pairs of different shapes cannot share a batch: {sorted(shapes)}.")
+    return torch.stack([tensor.to(dtype) for tensor in tensors])

@@ -1,0 +1,206 @@
+"""Reading a preference folder, and telling the artist everything that is wrong with it at once.
+
+    my_pairs/
+        chosen/    weapon/a.png  weapon/a.txt      the preferred pictures, and the prompt beside either
+        rejected/  weapon/a.jpg                    the others, under the same names
+
+The first subfolder names the category, here 'weapon'; pictures of no subfolder have the category ''.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ..types import PreferencePair, Problem, ScdpoError
+from .listing import LAYOUT, Side, layout_problem, list_side
+from .pictures import Look, PictureError, look_at_all
+
+LISTED = 50
+"""How many problems the message of a `FolderError` lists; the rest is counted."""
+
+_MAX_PROMPT_BYTES = 65536
+
+
+class FolderError(ScdpoError):
+    """A preference folder that cannot be trained on; its message has one problem a line.
+
+    Attributes:
+        folder: the folder.
+        problems: everything that has to be mended, by file name.
+    """
+
+    def __init__(self, folder: Path, problems: Sequence[Problem]) -> None:
+        super().__init__(folder, problems)
+        self.folder = folder
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        amount = "1 problem" if count == 1 else f"{count} problems"
+        lines = [f"The preference folder {self.folder} cannot be used yet; it has {amount}:"]
+        lines += [f"  {_name(each.path, self.folder)}: {each.what}" for each in self.problems[:LISTED]]
+        if count > LISTED:
+            lines.append(f"  ... and {count - LISTED} more.")
+        return "\n".join(lines)
+
+
+def check_folder(
+    folder: Path,
+    *,
+    notice: Callable[[Problem], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[PreferencePair]:
+    """The pairs of a folder that nothing is wrong with; see `read_folder`.
+
+    Args:
+        folder: holds chosen/ and rejected/.
+        notice: is told what is odd but does not stop the work, such as a file that is left out.
+        progress: see `read_folder`.
+
+    Raises:
+        FolderError: with every fatal problem at once.
+    """
+    pairs, problems = read_folder(folder, progress=progress)
+    fatal = [problem for problem in problems if problem.fatal]
+    if fatal:
+        raise FolderError(folder, fatal)
+    if notice is not None:
+        for problem in problems:
+            notice(problem)
+    return pairs
+
+
+def read_folder(
+    folder: Path, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[PreferencePair], list[Problem]]:
+    """Read a preference folder, decoding every picture once to see that it is sound.
+
+    Args:
+        folder: holds chosen/ and rejected/; hidden files, Thumbs.db and their like are ignored.
+        progress: is told how many pictures of how many have been looked at.
+
+    Returns:
+        The pairs that nothing fatal is wrong with, sorted by id, and all problems, sorted by file name.
+    """
+    misplaced = layout_problem(folder)
+    if misplaced is not None:
+        return [], [misplaced]
+    problems: list[Problem] = []
+    chosen, rejected = (list_side(folder / role, problems) for role in ("chosen", "rejected"))
+    if problems:
+        # What lies in a folder that cannot be read would be reported as missing, file by file.
+        return [], problems
+    stems = sorted(chosen.pictures.keys() | rejected.pictures.keys())
+    if not stems:
+        problems.append(Problem(folder, f"chosen/ and rejected/ hold no pictures. {LAYOUT}"))
+    pictures = [*chosen.pictures.values(), *rejected.pictures.values()]
+    looks = look_at_all([file for files in pictures for file in files], progress)
+    problems += [Problem(file, look.what) for file, look in looks.items() if isinstance(look, PictureError)]
+    problems += _left_out(chosen, rejected)
+    pairs = []
+    for stem in stems:
+        prompt = _prompt(stem, chosen, rejected, problems)
+        files = _twins(stem, chosen, rejected, problems)
+        if files and _usable(files, looks, folder, problems) and prompt:
+            category = stem.split("/")[0] if "/" in stem else ""
+            pairs.append(PreferencePair(stem, prompt, *files, category))
+    return pairs, sorted(problems, key=lambda problem: (_name(problem.path, folder), problem.what))
+
+
+def _name(path: Path, folder: Path) -> str:
+    """How the artist would call a file of the folder."""
+    inside = path != folder and path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if inside else str(path)
+
+
+def _left_out(chosen: Side, rejected: Side) -> Iterator[Problem]:
+    for side, other in ((chosen, rejected), (rejected, chosen)):
+        for file in side.others:
+            what = "this is neither a picture (.png, .jpg, .webp, ...) nor a prompt (.txt), and is left out."
+            yield Problem(file, what, fatal=False)
+        for stem, files in side.prompts.items():
+            if stem not in side.pictures and stem not in other.pictures:
+                what = "there is no picture of this name beside it, and it is left out."
+                yield from (Problem(file, what, fatal=False) for file in files)
+
+
+def _twins(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) -> tuple[Path, Path] | None:
+    """The chosen and the rejected picture, if there is exactly one of each."""
+    for side, other in ((chosen, rejected), (rejected, chosen)):
+        files = side.pictures.get(stem, [])
+        for extra in files[1:]:
+            what = f"{files[0].name} beside it has the same name. Keep one of the two."
+            problems.append(Problem(extra, what))
+        if files and stem not in other.pictures:
+            place = f"{other.root.name}/"
+            near = other.in_other_case(stem)
+            hint = f" There is {place}{near}: capitals have to agree." if near else ""
+            what = f"there is no picture of this name in {place}. Add it there, or take this one away.{hint}"
+            problems.append(Problem(files[0], what))
+    if len(chosen.pictures.get(stem, [])) == len(rejected.pictures.get(stem, [])) == 1:
+        return chosen.pictures[stem][0], rejected.pictures[stem][0]
+    return None
+
+
+def _usable(
+    files: tuple[Path, Path], looks: Mapping[Path, Look | PictureError], folder: Path, problems: list[Problem]
+) -> bool:
+    """Whether both pictures are sound and not the same one."""
+    good, bad = looks[files[0]], looks[files[1]]
+    if isinstance(good, PictureError) or isinstance(bad, PictureError):
+        return False
+    other = _name(files[1], folder)
+    if good == bad:
+        what = f"{other} is the same picture. Put the right one in the place of one of them."
+        problems.append(Problem(files[0], what))
+        return False
+    (width, height), (other_width, other_height) = good.size, bad.size
+    # Rounding to whole pixels alone changes the shape of small pictures by about a hundredth.
+    if abs(width * other_height - other_width * height) > 0.01 * width * other_height:
+        what = (
+            f"this is {width} x {height} pixels and {other} is {other_width} x {other_height}: both are cut "
+            "to the same shape round their middles, and then no longer show the same section."
+        )
+        problems.append(Problem(files[0], what, fatal=False))
+    return True
+
+
+def _prompt(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) -> str | None:
+    """The prompt of a pair, if there is one and no doubt about it."""
+    files = chosen.prompts.get(stem, []) + rejected.prompts.get(stem, [])
+    if not files:
+        picture = (chosen.pictures.get(stem) or rejected.pictures[stem])[0]
+        what = f"it has no prompt. Write the text that it was made for into {picture.stem}.txt beside it."
+        problems.append(Problem(picture, what))
+        return None
+    read = [_read_prompt(file) for file in files]
+    wrong = [text for text in read if isinstance(text, Problem)]
+    if not wrong and len(set(read)) > 1:
+        other = _name(files[0], chosen.root.parent)
+        what = f"this says something else than {other}. Keep the right one, or make them equal."
+        wrong = [Problem(files[-1], what)]
+    problems += wrong
+    first = read[0]
+    return None if wrong or isinstance(first, Problem) else first
+
+
+def _read_prompt(file: Path) -> str | Problem:
+    try:
+        # Opening a pipe would wait for ever.
+        if not file.is_file():
+            return Problem(file, "this is not a file. Put a text file with the prompt in its place.")
+        with file.open("rb") as stream:
+            content = stream.read(_MAX_PROMPT_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        what = f"the prompt cannot be read ({error.strerror}). Give your user permission to read it."
+        return Problem(file, what)
+    except UnicodeDecodeError:
+        text = "\0"
+    if len(content) > _MAX_PROMPT_BYTES:
+        return Problem(file, "this is over 64 KB of text, no prompt. Write only the prompt into it.")
+    if "\0" in text:
+        return Problem(file, "this is not UTF-8 text. Save it as UTF-8 (in Notepad: Save as, Encoding).")
+    prompt = " ".join(text.split())
+    return prompt or Problem(file, "the prompt is empty. Write the text the pictures were made for into it.")

@@ -1,0 +1,263 @@
+"""Opening pictures safely: what an artist's folder holds becomes upright RGB, or a sentence why not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..types import ScdpoError
+
+MAX_SIDE = 16384
+"""Longest side of a picture that is opened, pixels."""
+MAX_PIXELS = 100_000_000
+"""Most pixels of a picture that is opened."""
+
+PICTURE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+)
+"""File endings of the kinds that `open_picture` reads, lower case."""
+
+# Pillow knows dozens more; some of those start other programs (EPS) or are seldom tested against bad files.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LIMIT = (
+    f"Pictures of up to {MAX_SIDE} pixels a side and {MAX_PIXELS // 1_000_000} megapixels can be read; "
+    "make it smaller, training uses far fewer pixels anyway."
+)
+_DEEP = "its values lie outside the range of the format; save it as an 8-bit PNG"
+
+
+class PictureError(ScdpoError):
+    """A picture that cannot be opened.
+
+    Attributes:
+        path: its file.
+        what: what is wrong with it and what to do.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(path, what)
+        self.path = path
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is worth knowing of a sound picture without keeping it.
+
+    Attributes:
+        size: (width, height) in pixels, upright.
+        digest: equal for pictures that look the same, whatever files hold them.
+    """
+
+    size: tuple[int, int]
+    digest: bytes
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open a picture as RGB of 8 bits a channel, fully decoded and detached from its file.
+
+    It is turned upright by its EXIF orientation; of an animation the first frame is taken; what is
+    transparent becomes white; 16-bit grey is scaled to 8 bits. What kind of picture it is the content
+    decides, not the file's ending.
+
+    Raises:
+        PictureError: no such file, not readable, empty, not a picture, damaged or cut off, or longer than
+            `MAX_SIDE` or of more than `MAX_PIXELS` (refused before anything is decoded).
+    """
+    try:
+        # Opening a pipe or a device would wait for ever.
+        if path.exists() and not path.is_file():
+            raise PictureError(path, "this is not a file. Put a picture in its place.")
+        with path.open("rb") as stream:
+            head = stream.read(512)
+            if not head:
+                raise PictureError(path, "the file is empty (0 bytes). Save or copy the picture again.")
+            stream.seek(0)
+            return _decode(path, stream, head)
+    except FileNotFoundError as error:
+        raise PictureError(path, "there is no such file. Check its name, or put it there.") from error
+    except PermissionError as error:
+        raise PictureError(path, "the file cannot be read. Give your user permission to read it.") from error
+    except OSError as error:
+        what = f"the file cannot be read ({error.strerror}). Check the disk, or copy it again."
+        raise PictureError(path, what) from error
+
+
+def look_at_all(
+    paths: Sequence[Path], progress: Callable[[int, int], None] | None = None
+) -> dict[Path, Look | PictureError]:
+    """Decode every picture, several at a time, and say of each what it is or why it cannot be used.
+
+    Args:
+        paths: the files.
+        progress: is told how many of how many are done.
+    """
+    found: dict[Path, Look | PictureError] = {}
+    # Decoders and hashes let go of the interpreter lock; more threads only hold more large pictures at once.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for path, look in zip(paths, pool.map(_look, paths), strict=True):
+            found[path] = look
+            if progress is not None:
+                progress(len(found), len(paths))
+    return found
+
+
+def to_pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The picture at the size that training uses: scaled to cover it (Lanczos), its middle cut out.
+
+    Args:
+        picture: as `open_picture` gives it.
+        size: (width, height) in pixels, multiples of 8.
+
+    Returns:
+        [3, height, width] float32 in -1..1; RGB.
+
+    Raises:
+        ScdpoError: the size is not a multiple of 8.
+    """
+    check_size(size)
+    fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8))
+    return pixels.permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Refuse a training size that no latent grid has.
+
+    Raises:
+        ScdpoError: a side is not a positive multiple of 8.
+    """
+    if any(side < 8 or side % 8 for side in size):
+        width, height = size
+        raise ScdpoError(
+            f"A training size of {width} x {height} pixels is not possible: width and height must be "
+            "multiples of 8, such as 512 x 512 or 768 x 1024."
+        )
+
+
+def _look(path: Path) -> Look | PictureError:
+    try:
+        picture = open_picture(path)
+    except PictureError as error:
+        return error
+    return Look(picture.size, hashlib.blake2b(picture.tobytes(), digest_size=16).digest())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _decode(path: Path, stream: BinaryIO, head: bytes) -> Image.Image:
+    try:
+        with Image.open(stream, formats=_formats()) as image:
+            width, height = image.size
+            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+                raise PictureError(path, f"the picture is {width} x {height} pixels. {_LIMIT}")
+            if min(width, height) < 1:
+                raise ValueError("no pixels")
+            image.load()
+            # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
+            return _upright(_to_rgb(image), _orientation(image))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(path, f"the picture has more than 100 megapixels. {_LIMIT}") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(path, _describe(head)) from error
+    # Pillow's decoders raise nearly any kind of exception on malformed files.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise PictureError(
+            path, f"the picture is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
+        ) from error
+
+
+def _describe(head: bytes) -> str:
+    """What a file is that no decoder recognises, from its first bytes."""
+    if head.startswith(_SIGNATURES):
+        return "the picture is damaged or cut off. Save or copy it again."
+    try:
+        # Incremental, since the last bytes may be half a character.
+        text = getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        text = ""
+    text = text.lstrip("\ufeff \t\r\n").lower()
+    again = "Put the picture itself in its place."
+    if text.startswith("version https://git-lfs"):
+        return "this is a Git LFS pointer, not the picture. Run 'git lfs pull' in that repository."
+    if text.startswith(("<!doctype html", "<html")):
+        return f"this is a web page, not a picture; the download went wrong. {again}"
+    if "<svg" in text:
+        return "this is an SVG drawing. Export it as PNG."
+    if text and all(letter.isprintable() or letter.isspace() for letter in text):
+        return f"this is a text file, not a picture. {again}"
+    return "this is not a kind of picture that can be read. Save it as PNG, JPEG or WebP."
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _from_deep(image)
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(colours, mask=colours.getchannel("A"))
+        return canvas
+    return image.convert("RGB")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """One channel of more than 8 bits; Pillow's own conversion clips at 255 in some of its versions."""
+    values = np.asarray(image)
+    top = 1.0 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= top):
+        raise ValueError(_DEEP)
+    if image.mode == "F":
+        grey = np.rint(values * 255.0).astype(np.uint8)
+    else:
+        # 65535 / 255 = 257, and 128 more before the division rounds to the nearest.
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    # Broken EXIF is no reason to refuse a sound picture; cameras and editors write all sorts of it.
+    except Exception:
+        return 1
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    turn = _UPRIGHT.get(orientation)
+    return picture if turn is None else picture.transpose(turn)

@@ -1,0 +1,97 @@
+"""Checkpoints: everything that a resumed run needs to go on as if it had never been interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config import changes
+from ..files import load_tree, save_tree
+from ..types import ScdpoError
+
+_SUFFIX = ".state.safetensors"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after some steps.
+
+    Attributes:
+        step: how many steps are behind it.
+        adapter: the LoRA's float32 masters by canonical name.
+        optimizer: its state_dict.
+        extra: state of the objective (difficulty by timestep) and of the gradient scaler.
+        identity: `config.identity` of the settings.
+        dataset_hash: of the pairs and their labels.
+    """
+
+    step: int
+    adapter: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    dataset_hash: str = ""
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:06d}{_SUFFIX}"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, in order."""
+    names = [path.name[: -len(_SUFFIX)] for path in folder.glob(f"step-*{_SUFFIX}")]
+    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint; once it is whole, remove all but the newest `keep`.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; older checkpoints are untouched.
+    """
+    path = path_of(folder, checkpoint.step)
+    save_tree(path, {"format": _FORMAT, **vars(checkpoint)})
+    for step in steps_in(folder)[:-keep]:
+        path_of(folder, step).unlink(missing_ok=True)
+    return path
+
+
+def latest(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
+    """The newest checkpoint that can be read, and those newer ones that cannot."""
+    damaged: list[Path] = []
+    for step in reversed(steps_in(folder)):
+        try:
+            tree = load_tree(path_of(folder, step))
+            if tree.pop("format") == _FORMAT:
+                return Checkpoint(**tree), damaged
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+        damaged.append(path_of(folder, step))
+    return None, damaged
+
+
+def check_same_run(
+    checkpoint: Checkpoint, identity: Mapping[str, Any], dataset_hash: str | None = None
+) -> None:
+    """Refuse to go on with other settings or other pairs than the checkpoint was made with.
+
+    Raises:
+        ScdpoError: says what has changed.
+    """
+    changed = changes(checkpoint.identity, identity)
+    if changed:
+        raise ScdpoError(
+            f"This run cannot be resumed with other settings than it was begun with ({'; '.join(changed)}). "
+            "Take these settings back, or give --output a new folder."
+        )
+    if dataset_hash is not None and checkpoint.dataset_hash != dataset_hash:
+        raise ScdpoError(
+            "This run cannot be resumed: the preference pairs have changed since it was begun (pictures, "
+            "prompts, labels or costs). Put them back as they were, or give --output a new folder."
+        )

@@ -1,0 +1,206 @@
+"""What a training run tells the world while it goes on: typed events, and their log, one JSON object a line.
+
+Hosts read these logs, so that nothing but the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+Phase = Literal["check", "score", "load", "cache", "sample", "train"]
+
+
+@dataclass(frozen=True)
+class Started:
+    """All checks are passed and a process works on the run; after an interruption one log holds several.
+
+    Attributes:
+        run: name of the run.
+        pid: of the process, so that a door can see whether it still lives.
+        first_step: 0, or where a resumed run goes on.
+        steps: how many steps there will be in all.
+        pairs: preference pairs in the folder.
+        device: where it computes.
+        config_hash: of the settings that decide what is learnt.
+    """
+
+    kind: ClassVar[str] = "started"
+    run: str
+    pid: int
+    first_step: int
+    steps: int
+    pairs: int
+    device: str
+    config_hash: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Work has moved on.
+
+    Attributes:
+        phase: what is being done.
+        step: how much of it is done.
+        total: how much there is.
+        metrics: figures, averaged since the last report: loss, preference_loss, u, implicit_accuracy,
+            winner_gap, loser_gap, margin, dfm_spread, chosen_cost, rejected_cost, grad_norm, lr;
+            None where a figure is not known or not finite.
+        steps_per_second: speed since this process began to train; None before it does.
+        seconds_left: an estimate.
+    """
+
+    kind: ClassVar[str] = "progress"
+    phase: Phase
+    step: int
+    total: int
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    steps_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture was drawn.
+
+    Attributes:
+        step: training steps behind it; 0 is the base model.
+        path: of the picture, relative to the run folder.
+        prompt: what was asked for.
+        seed: of its noise.
+    """
+
+    kind: ClassVar[str] = "sample"
+    step: int
+    path: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file is complete on disk.
+
+    Attributes:
+        step: training steps in it.
+        path: relative to the run folder.
+        what: 'checkpoint' to resume from, 'lora' to use, 'report' to read, 'curves' to look at.
+    """
+
+    kind: ClassVar[str] = "saved"
+    step: int
+    path: str
+    what: Literal["checkpoint", "lora", "report", "curves"]
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something is odd, but the work goes on."""
+
+    kind: ClassVar[str] = "warning"
+    message: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run has ended without what was asked for; the last checkpoint, if any, is still good."""
+
+    kind: ClassVar[str] = "failed"
+    message: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The run has ended well.
+
+    Attributes:
+        reason: 'finished' or, when somebody asked it to stop early, 'stopped'.
+        step: training steps in the LoRA.
+        path: the LoRA, relative to the run folder; '' when it was stopped before the first step.
+        seconds: since this process began.
+    """
+
+    kind: ClassVar[str] = "done"
+    reason: Literal["finished", "stopped"]
+    step: int
+    path: str
+    seconds: float
+
+
+Event = Started | Progress | Sample | Saved | Warned | Failed | Done
+KINDS: Mapping[str, type[Event]] = {
+    event.kind: event for event in (Started, Progress, Sample, Saved, Warned, Failed, Done)
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """An event and when it happened, in seconds since 1970."""
+
+    time: float
+    event: Event
+
+
+class EventLog:
+    """A file that events are appended to, one line each, at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Append to `path`, which is made when the first event comes."""
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        """Append an event.
+
+        Raises:
+            OSError: the file cannot be written to.
+        """
+        values = {key: _json_safe(value) for key, value in dataclasses.asdict(event).items()}
+        line = json.dumps({"time": round(time.time(), 3), "event": event.kind, **values}, ensure_ascii=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as stream:
+            # A process that was killed in the middle of a line must not spoil the next one as well.
+            torn = stream.tell() > 0 and stream.seek(-1, 2) >= 0 and stream.read(1) != b"\n"
+            stream.write((b"\n" if torn else b"") + line.encode("utf-8") + b"\n")
+
+
+def _json_safe(value: Any) -> Any:
+    """JSON has no NaN; strict readers choke on what Python writes for it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _json_safe(item) for key, item in value.items()}
+    return value
+
+
+def read_events(path: Path) -> Iterator[Record]:
+    """The events of a log, oldest first; what is half-written or of a newer version is skipped."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            record = _parse(line)
+            if record is not None:
+                yield record
+
+
+def _parse(line: str) -> Record | None:
+    try:
+        values = json.loads(line)
+        kind = KINDS[values["event"]]
+        known = {key.name for key in dataclasses.fields(kind)}
+        return Record(float(values["time"]), kind(**{key: values[key] for key in values if key in known}))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def last_run(path: Path) -> list[Record]:
+    """The events since the last process began to work on the run; all of them if none did."""
+    records = list(read_events(path))
+    starts = [index for index, record in enumerate(records) if isinstance(record.event, Started)]
+    return records[starts[-1] :] if starts else records

@@ -1,0 +1,32 @@
+"""Errors of the operating system and of torch, in words that help."""
+
+from __future__ import annotations
+
+import errno
+
+import torch
+from safetensors import SafetensorError
+
+from ..types import ScdpoError
+
+
+def explain(error: BaseException) -> str | None:
+    """What an artist can do about an error; None for errors of ours, which need a traceback."""
+    text = str(error)
+    if isinstance(error, ScdpoError):
+        return text
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted before the step was finished; go on from the last checkpoint with --resume."
+    # Safetensors wraps the operating system's error into text.
+    if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in text or "No space left" in text:
+        return "The disk is full. Make room and go on with --resume; checkpoints and LoRAs on disk are whole."
+    if isinstance(error, OSError | SafetensorError):
+        where = getattr(error, "filename", None)
+        reason = getattr(error, "strerror", None) or text
+        return f"A file could not be read or written{f' ({where})' if where else ''}: {reason}."
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "not enough memory" in text:
+        return (
+            "There is not enough memory for this batch. Use a smaller --batch-size with a larger "
+            "--accumulation, --gradient-checkpointing, or smaller pictures (--width and --height)."
+        )
+    return None

@@ -1,0 +1,265 @@
+"""The training loop. It knows no printing and no files but its checkpoints; everything else is an event."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+
+from ..config import OptimSettings, TrainSettings, identity
+from ..types import PairBatch, ScdpoError
+from . import checkpoint as checkpoints
+from .events import Event, Progress, Saved, Warned
+from .loss import PairLoss
+from .meter import Meter
+from .reference import draw, noise_residuals, pair_residuals
+
+if TYPE_CHECKING:
+    from ..families.base import LoadedModel
+    from ..lora.adapter import LoraAdapter
+
+Reason = Literal["finished", "stopped"]
+
+# A share of the base's error by which the chosen pictures may get worse before the artist is told.
+_WORSE = 0.1
+
+
+class Batches(Protocol):
+    """Where batches come from; `preferences.batches.BatchStream` is one."""
+
+    def batch(self, step: int) -> PairBatch:
+        """The batch of that index, the same whenever it is asked for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: the reason, and how many steps are behind the LoRA."""
+
+    reason: Reason
+    step: int
+
+
+def learning_rate(step: int, settings: OptimSettings) -> float:
+    """The learning rate of a step, counted from 0.
+
+    It rises in a straight line over the warm-up and then falls along half a cosine, in a straight
+    line, or not at all. It is never 0, neither in the first step nor in the last.
+    """
+    total = settings.max_train_steps
+    rising = round(settings.warmup * total)
+    if step < rising:
+        return settings.lr * (step + 1) / (rising + 1)
+    gone = (step - rising) / (total - rising)
+    falls = {"constant": 1.0, "linear": 1 - gone, "cosine": 0.5 * (1 + math.cos(math.pi * gone))}
+    return settings.lr * falls[settings.schedule]
+
+
+class Trainer:
+    """Trains a LoRA on pairs.
+
+    Every step is decided by the settings and its number alone: which pairs, which timesteps, which
+    noise. On a CPU a resumed run therefore ends with the same bytes as one that was never interrupted.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        adapter: LoraAdapter,
+        batches: Batches,
+        settings: TrainSettings,
+        folder: Path,
+        *,
+        emit: Callable[[Event], None],
+        should_stop: Callable[[], bool] = lambda: False,
+        on_sample: Callable[[int], None] | None = None,
+        dataset_hash: str = "",
+    ) -> None:
+        """Get ready at step 0.
+
+        Args:
+            model: the frozen base.
+            adapter: the LoRA in its denoiser.
+            batches: deals `settings.optim.batch_size` pairs at a time.
+            settings: of the run.
+            folder: for the checkpoints.
+            emit: is told what happens.
+            should_stop: asked once a step; when it says yes, the loop saves and ends.
+            on_sample: called with the step whenever samples are due in the middle of training.
+            dataset_hash: goes into checkpoints, so that a resumed run notices other pairs.
+        """
+        self._model, self._adapter, self._batches = model, adapter, batches
+        self._settings, self._folder, self._dataset_hash = settings, folder, dataset_hash
+        self._emit, self._should_stop, self._on_sample = emit, should_stop, on_sample
+        optim = settings.optim
+        self._parameters = list(adapter.parameters())
+        on_gpu = model.device.type == "cuda"
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
+            # The fused kernel also knows how to skip a step of a gradient scaler without asking the GPU.
+            fused=True if on_gpu else None,
+        )
+        self._loss = PairLoss(
+            settings.objective,
+            steps=optim.max_train_steps,
+            num_timesteps=model.num_timesteps,
+            device=model.device,
+        )
+        self._scaler = torch.amp.GradScaler(
+            model.device.type, enabled=on_gpu and model.dtype == torch.float16
+        )
+        self._meter = Meter(model.device)
+        self._rising = 0
+        self.step = 0
+
+    def resume(self, state: checkpoints.Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ScdpoError: it was made with other settings or pairs, or does not fit this model.
+        """
+        checkpoints.check_same_run(state, identity(self._settings), self._dataset_hash)
+        try:
+            self._adapter.load_state(dict(state.adapter))
+            self._optimizer.load_state_dict(dict(state.optimizer))
+            self._loss.load_state(dict(state.extra["loss"]))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ScdpoError(
+                f"The checkpoint of step {state.step} does not fit this model ({error}). "
+                "Give --output a new folder to start again."
+            ) from error
+        if state.extra["scaler"]:
+            self._scaler.load_state_dict(dict(state.extra["scaler"]))
+        self.step = state.step
+
+    def run(self) -> Outcome:
+        """Train until the last step, or until somebody asks to stop.
+
+        Raises:
+            ScdpoError: the loss is no longer a number; the last checkpoint is still good.
+            OSError: a checkpoint cannot be written.
+        """
+        output, total = self._settings.output, self._settings.optim.max_train_steps
+        self._model.denoiser.train()
+        began, first = time.monotonic(), self.step
+        stopped = self._should_stop()
+        while self.step < total and not stopped:
+            self._one_step()
+            self.step += 1
+            stopped = self._should_stop()
+            last = stopped or self.step == total
+            if last or self.step % output.log_every == 0:
+                self._report(time.monotonic() - began, self.step - first)
+            if last or self.step % output.checkpoint_every == 0:
+                self._save()
+            every = self._settings.sampling.sample_every
+            if self._on_sample is not None and every and not last and self.step % every == 0:
+                self._sample(self._on_sample)
+        self._model.denoiser.eval()
+        return Outcome("stopped" if self.step < total else "finished", self.step)
+
+    def _one_step(self) -> None:
+        settings = self._settings.optim
+        rate = learning_rate(self.step, settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        if self._settings.lora.dropout > 0:
+            # Dropout draws from the global generator, which a resumed run finds in another state.
+            torch.manual_seed(settings.seed * 1_000_003 + self.step)
+        for index in range(settings.accumulation):
+            loss = self._forward(self.step * settings.accumulation + index)
+            self._scaler.scale(loss / settings.accumulation).backward()
+        self._scaler.unscale_(self._optimizer)
+        limit = settings.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        self._meter.add("grad_norm", norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _forward(self, index: int) -> Tensor:
+        """Mean loss of a batch."""
+        model, settings = self._model, self._settings
+        batch = self._batches.batch(index)
+        shape = tuple(batch.latents.shape[2:])
+        chance = draw(index, settings.optim.seed, len(batch.weight), shape, model.num_timesteps, model.device)
+        with self._autocast():
+            residuals = pair_residuals(model, self._adapter, batch, chance, settings.objective.weighting)
+            prior = None
+            if self._loss.wants_prior:
+                prior = noise_residuals(model, self._adapter, batch, chance)
+        errors = residuals.errors()
+        output = self._loss(errors, residuals, batch, chance.timesteps, self.step, prior)
+        loss = output.per_pair.mean()
+        self._meter.add("loss", loss)
+        self._meter.add("reference_error", errors.reference[:, 0].mean())
+        for name, value in output.metrics.items():
+            self._meter.add(name, value)
+        for side, name in enumerate(("chosen_cost", "rejected_cost")):
+            self._meter.add_known(name, batch.cost[:, side])
+        return loss
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._model.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._model.device.type, self._model.dtype)
+
+    def _report(self, seconds: float, steps: int) -> None:
+        total, speed = self._settings.optim.max_train_steps, steps / max(seconds, 1e-9)
+        metrics = self._meter.take() | {"lr": learning_rate(self.step - 1, self._settings.optim)}
+        self._emit(Progress("train", self.step, total, metrics, speed, (total - self.step) / speed))
+        if metrics["loss"] is None:
+            self._broken()
+        self._watch(metrics)
+
+    def _broken(self) -> NoReturn:
+        raise ScdpoError(
+            f"The loss is no longer a number at step {self.step}: training has come apart. The last "
+            "checkpoint is still good. Start a new run with a lower learning rate (--lr) or a lower --beta, "
+            "or with --precision fp32."
+        )
+
+    def _watch(self, metrics: dict[str, float | None]) -> None:
+        """Warn once when the chosen pictures stay worse than before: how preference training often fails."""
+        gap, usual = metrics.get("winner_gap"), metrics.get("reference_error")
+        if gap is None or usual is None or self._rising < 0:
+            return
+        self._rising = self._rising + 1 if gap > _WORSE * usual else 0
+        if self._rising == 5:
+            self._rising = -1
+            self._emit(
+                Warned(
+                    f"At step {self.step} the model draws the chosen pictures clearly worse than before "
+                    "training; samples may fall apart. Raise --winner, or lower --beta or --lr."
+                )
+            )
+
+    def _save(self) -> None:
+        sound = torch.stack([torch.isfinite(values).all() for values in self._parameters]).all()
+        if not bool(sound):
+            self._broken()
+        state = checkpoints.Checkpoint(
+            step=self.step,
+            adapter=self._adapter.state(),
+            optimizer=self._optimizer.state_dict(),
+            extra={"loss": self._loss.state(), "scaler": self._scaler.state_dict()},
+            identity=identity(self._settings),
+            dataset_hash=self._dataset_hash,
+        )
+        path = checkpoints.save(self._folder, state, self._settings.output.keep)
+        self._emit(Saved(self.step, f"{self._folder.name}/{path.name}", "checkpoint"))
+
+    def _sample(self, on_sample: Callable[[int], None]) -> None:
+        self._model.denoiser.eval()
+        on_sample(self.step)
+        self._model.denoiser.train()

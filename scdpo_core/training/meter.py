@@ -1,0 +1,40 @@
+"""Averages that are gathered on the device and fetched in one go."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Running means by name; only `take` waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Empty, on the training device."""
+        self._device = device
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Take in one scalar."""
+        self._gather(name, torch.stack([value.detach().float(), torch.ones_like(value, dtype=torch.float32)]))
+
+    def add_known(self, name: str, values: Tensor) -> None:
+        """Take in those of `values` [B] that are not NaN."""
+        known = ~values.isnan()
+        self._gather(name, torch.stack([torch.where(known, values, 0.0).sum(), known.sum()]).float())
+
+    def _gather(self, name: str, pair: Tensor) -> None:
+        pair = pair.to(self._device, non_blocking=True)
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def take(self) -> dict[str, float | None]:
+        """The means since the last call, None for those that are unknown or not finite; then start again."""
+        if not self._sums:
+            return {}
+        rows = torch.stack(list(self._sums.values())).tolist()
+        means = [total / count if count else math.nan for total, count in rows]
+        names = list(self._sums)
+        self._sums = {}
+        return {name: mean if math.isfinite(mean) else None for name, mean in zip(names, means, strict=True)}

@@ -1,0 +1,41 @@
+"""What a run and its LoRA say of where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from ..config import TrainSettings, config_hash
+from ..families.base import LoadedModel
+from ..types import CachedPair, LabelledPair
+
+
+def dataset_hash(cached: Sequence[CachedPair], labelled: Sequence[LabelledPair]) -> str:
+    """12 hexadecimal digits that change with any picture, prompt, encoder, order, label, weight or cost."""
+    rows = [
+        [pair.key, label.weight, label.label, label.chosen_cost, label.rejected_cost, label.pair.category]
+        for pair, label in zip(cached, labelled, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+
+
+def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:
+    """What the LoRA's file says of its making; nothing that differs between two runs of one job."""
+    own = settings.objective
+    return {
+        "objective": own.objective,
+        "beta": own.effective_beta,
+        "winner": own.winner,
+        "margin": own.margin,
+        "weighting": own.weighting,
+        "dfm_gamma": own.dfm_gamma,
+        "targets": settings.lora.targets,
+        "config_hash": config_hash(settings),
+        "base_encoder": model.encoder_id,
+        "ss_sd_model_name": model.name,
+        "ss_learning_rate": settings.optim.lr,
+        "ss_seed": settings.optim.seed,
+        "ss_batch_size_per_device": settings.optim.batch_size,
+        "ss_gradient_accumulation_steps": settings.optim.accumulation,
+    }

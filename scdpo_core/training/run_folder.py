@@ -1,0 +1,80 @@
+"""The folder of a run: what lies where, and what a killed process left behind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import checkpoint
+from .samples import FOLDER as SAMPLES
+
+# The names of `files.atomic_path`, which end in eight characters of `tempfile`.
+_HALF_WRITTEN = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """PATH/NAME and what lies in it.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Of the run and of its LoRA."""
+        return self.path.name
+
+    @property
+    def lora(self) -> Path:
+        """The finished LoRA."""
+        return self.path / f"{self.name}.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def events(self) -> Path:
+        """The log of events."""
+        return self.path / "events.jsonl"
+
+    @property
+    def job(self) -> Path:
+        """The settings of the run."""
+        return self.path / "job.toml"
+
+    @property
+    def stop(self) -> Path:
+        """A file of this name asks the run to save and leave."""
+        return self.path / "stop"
+
+    def has_results(self) -> bool:
+        """Whether training has left something here that another run must not overwrite."""
+        return self.lora.exists() or bool(checkpoint.steps_in(self.checkpoints))
+
+    @property
+    def curves(self) -> Path:
+        """The training curves."""
+        return self.path / "curves.png"
+
+    @property
+    def relabel(self) -> Path:
+        """What became of each pair when costs were asked for."""
+        return self.path / "relabel.json"
+
+    @property
+    def cache(self) -> Path:
+        """Encoded pictures, unless they are kept elsewhere."""
+        return self.path / "cache"
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for place in (self.path, self.checkpoints, self.cache, self.path / SAMPLES):
+            for path in place.glob(".*"):
+                if _HALF_WRITTEN.fullmatch(path.name) and path.is_file():
+                    path.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""Pictures drawn before, during and after training, always from the same prompts and noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from ..config import SampleSettings
+from ..files import atomic_path
+from ..types import PreferencePair
+from .events import Event, Progress, Sample
+
+if TYPE_CHECKING:
+    from ..families.base import LoadedModel
+
+FOLDER = "samples"
+
+
+def choose_prompts(pairs: Sequence[PreferencePair], count: int) -> list[str]:
+    """Prompts of the pairs, spread evenly: half of those under benign prompts, if there are any."""
+    benign = list(dict.fromkeys(pair.prompt for pair in pairs if pair.category == "benign"))
+    others = list(dict.fromkeys(pair.prompt for pair in pairs if pair.category != "benign"))
+    half = min(len(benign), count // 2)
+    first = _spread(others, count - half)
+    return first + _spread(benign, count - len(first))
+
+
+def _spread(prompts: Sequence[str], count: int) -> list[str]:
+    count = min(count, len(prompts))
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
+class Sampler:
+    """Draws the same prompts again and again."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        prompts: Sequence[str],
+        settings: SampleSettings,
+        size: tuple[int, int] | None,
+        run_folder: Path,
+        emit: Callable[[Event], None],
+    ) -> None:
+        """Draw `prompts` with `model`, the first with seed 0, the second with seed 1 and so on.
+
+        Args:
+            model: with the LoRA attached.
+            prompts: what to draw.
+            settings: steps and guidance.
+            size: (width, height), None for the model's own.
+            run_folder: pictures go into samples/ below it.
+            emit: is told of every picture.
+        """
+        self._model, self._prompts, self._settings, self._size = model, list(prompts), settings, size
+        self._folder, self._emit = run_folder, emit
+
+    def draw(self, step: int) -> list[Image.Image]:
+        """Draw all prompts and write them as samples/step-000100-0.png and so on.
+
+        Raises:
+            OSError: a picture cannot be written.
+        """
+        if not self._prompts:
+            return []
+        count = len(self._prompts)
+        self._emit(Progress("sample", 0, count))
+        seeds = list(range(count))
+        pictures = self._model.sample(
+            self._prompts, seeds, self._settings.sample_steps, self._settings.guidance, self._size
+        )
+        for number, (picture, prompt) in enumerate(zip(pictures, self._prompts, strict=True)):
+            path = f"{FOLDER}/step-{step:06d}-{number}.png"
+            with atomic_path(self._folder / path) as temporary:
+                picture.save(temporary)
+            self._emit(Sample(step, path, prompt, seeds[number]))
+        self._emit(Progress("sample", count, count))
+        return pictures
+
+
+def preview(pictures: Sequence[Image.Image]) -> Image.Image | None:
+    """The pictures side by side in a nearly square grid; None of none."""
+    if not pictures:
+        return None
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = pictures[0].size
+    grid = Image.new("RGB", (columns * width, rows * height))
+    for number, picture in enumerate(pictures):
+        grid.paste(picture, (number % columns * width, number // columns * height))
+    return grid

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cost_helpers import DIM, normalisation, tiny_tower
+from PIL import Image
+from scdpo_core.cost.encoders import ClipEncoder, EncoderError, load_encoder
+from scdpo_core.micro.model import IMAGE_ENCODER
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_tower(tmp_path_factory.mktemp("towers") / "tiny-clip")
+
+
+def noise(side: int = 28, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def test_embeddings_are_of_length_one(tower: Path) -> None:
+    encoder = ClipEncoder(tower)
+    embeddings = encoder.encode([noise(seed=n) for n in range(40)])  # more than one batch
+    assert (encoder.id, encoder.size, encoder.dim) == ("tiny-clip", 28, DIM)
+    assert embeddings.shape == (40, DIM)
+    torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(40))
+    assert encoder.encode([]).shape == (0, DIM)
+
+
+def test_preprocessing_is_clips(tower: Path) -> None:
+    from transformers import CLIPVisionModelWithProjection
+
+    picture = noise()
+    model = CLIPVisionModelWithProjection.from_pretrained(tower).eval()
+    pixels = torch.from_numpy(np.asarray(picture).copy()).float() / 255
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    with torch.no_grad():
+        seen = model(pixel_values=((pixels - mean) / std).permute(2, 0, 1)[None]).image_embeds
+    torch.testing.assert_close(ClipEncoder(tower).encode([picture]), seen / seen.norm())
+
+
+def test_own_normalisation_is_read_and_part_of_the_hash(tower: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tower, tmp_path / "other"))
+    normalisation(other, [0.5, 0.5, 0.5])
+    plain, own = ClipEncoder(tower), ClipEncoder(other)
+    assert plain.hash != own.hash
+    assert not torch.allclose(plain.encode([noise()]), own.encode([noise()]))
+
+
+def test_a_whole_clip_model_gives_the_same_encoder(tower: Path, tmp_path: Path) -> None:
+    whole = ClipEncoder(tiny_tower(tmp_path / "whole", whole=True))
+    assert whole.hash == ClipEncoder(tower).hash
+    torch.testing.assert_close(whole.encode([noise()]), ClipEncoder(tower).encode([noise()]))
+
+
+def test_other_weights_have_another_hash(tower: Path, tmp_path: Path) -> None:
+    assert ClipEncoder(tiny_tower(tmp_path / "other", seed=1)).hash != ClipEncoder(tower).hash
+
+
+def test_half_precision_weights_run_in_single_precision(tower: Path, tmp_path: Path) -> None:
+    from transformers import CLIPVisionModelWithProjection
+
+    CLIPVisionModelWithProjection.from_pretrained(tower).half().save_pretrained(tmp_path / "half")
+    assert ClipEncoder(tmp_path / "half").encode([noise()]).dtype == torch.float32
+
+
+def test_harm_at_the_edge_of_a_wide_picture_is_seen(tower: Path) -> None:
+    plain = Image.new("RGB", (120, 28), "white")
+    marked = plain.copy()
+    marked.paste(noise(), (0, 0))  # outside of the middle square
+    encoder = ClipEncoder(tower)
+    assert not torch.allclose(encoder.encode([plain]), encoder.encode([marked]), atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
+def test_pictures_of_any_mode(tower: Path, mode: str) -> None:
+    assert ClipEncoder(tower).encode([noise().convert(mode)]).shape == (1, DIM)
+
+
+def test_a_snapshot_is_named_after_its_model(tower: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--someone--clip-large" / "snapshots" / "0123abcd"
+    shutil.copytree(tower, snapshot)
+    assert ClipEncoder(snapshot).id == "someone/clip-large"
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "no config.json"),
+        ("config", "config.json is damaged"),
+        ("other kind", "kind 'bert'"),
+        ("pickle", "no .safetensors weights"),
+        ("cut off", "could not be loaded"),
+        ("parts", "lack parts"),
+        ("normalisation", "preprocessor_config.json is damaged"),
+    ],
+)
+def test_bad_folders_are_refused_in_a_sentence(tower: Path, tmp_path: Path, kind: str, says: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "bad"
+    if kind != "missing":
+        shutil.copytree(tower, folder)
+    weights = folder / "model.safetensors"
+    if kind == "config":
+        (folder / "config.json").write_text("{", encoding="utf-8")
+    elif kind == "other kind":
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    elif kind == "pickle":
+        weights.rename(folder / "pytorch_model.bin")
+    elif kind == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-64])
+    elif kind == "parts":
+        tensors = load_file(weights)
+        save_file(dict(list(tensors.items())[:-3]), weights, metadata={"format": "pt"})
+    elif kind == "normalisation":
+        normalisation(folder, [0.5, 0.0])
+    with pytest.raises(EncoderError) as caught:
+        ClipEncoder(folder)
+    assert says in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_loading_says_nothing(tower: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ClipEncoder(tower)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_host_can_import_scorers_without_transformers() -> None:
+    code = "import sys; import scdpo_core.cost.scorers; sys.exit('transformers' in sys.modules)"
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not IMAGE_ENCODER.is_dir(), reason="the embedded image tower is not built yet")
+def test_the_embedded_encoder_loads() -> None:
+    encoder = load_encoder("micro")
+    assert (encoder.id, encoder.size) == ("micro", 64)
+    assert encoder.encode([noise(64)]).shape == (1, encoder.dim)

@@ -1,0 +1,69 @@
+"""The algebra of parameterisations, on every noise schedule that models come with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from scdpo_core.families.parameterisation import PARAMETERISATIONS, Epsilon, Velocity, parameterisation
+from scdpo_core.types import ScdpoError
+
+SCHEDULES = {
+    "sd1": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "linear": {"beta_schedule": "linear"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+    "zero_snr": {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True},
+}
+
+
+@pytest.fixture(params=SCHEDULES, name="alpha_bar")
+def _alpha_bar(request: pytest.FixtureRequest) -> torch.Tensor:
+    scheduler = DDPMScheduler(num_train_timesteps=1000, **SCHEDULES[request.param])
+    return scheduler.alphas_cumprod.double().view(-1, 1, 1, 1)
+
+
+@pytest.fixture(name="pictures")
+def _pictures(alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(alpha_bar), 2, 3, 3)
+    latents = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return latents, torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def test_the_error_of_v_times_alpha_bar_is_the_error_of_the_noise_it_implies(
+    alpha_bar: torch.Tensor, pictures: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    latents, noise = pictures
+    noisy = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+    answer = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    native = (answer - Velocity().target(latents, noise, alpha_bar)).square().mean((1, 2, 3))
+    # From v = a eps - s x0 and x_t = a x0 + s eps, with a^2 + s^2 = 1: eps = a v + s x_t.
+    implied = alpha_bar.sqrt() * answer + (1 - alpha_bar).sqrt() * noisy
+    exact = (implied - noise).square().mean((1, 2, 3))
+
+    torch.testing.assert_close(native * Velocity().exact_weight(alpha_bar).flatten(), exact)
+
+
+def test_the_error_of_the_noise_needs_no_weight(
+    alpha_bar: torch.Tensor, pictures: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    latents, noise = pictures
+    assert torch.equal(Epsilon().target(latents, noise, alpha_bar), noise)
+    assert torch.equal(Epsilon().exact_weight(alpha_bar), torch.ones_like(alpha_bar))
+
+
+def test_the_velocity_is_that_of_diffusers() -> None:
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn((2, 3, 4, 2, 2), generator=generator)
+    timesteps = torch.tensor([0, 500, 999])
+    alpha_bar = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    theirs = scheduler.get_velocity(latents, noise, timesteps)
+    torch.testing.assert_close(Velocity().target(latents, noise, alpha_bar), theirs)
+
+
+def test_a_foreign_parameterisation_is_named_with_the_choices() -> None:
+    with pytest.raises(ScdpoError, match=r"'sample'.*epsilon, v_prediction"):
+        parameterisation("sample")
+    assert parameterisation("epsilon") is PARAMETERISATIONS["epsilon"]

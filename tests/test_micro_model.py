@@ -1,0 +1,83 @@
+"""The shipped weights: their size, that plain diffusers loads them, and how well they draw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from scdpo_core.families import family
+from scdpo_core.micro import evaluation
+from scdpo_core.micro.judge import EMPTY, Judge, class_names
+from scdpo_core.micro.model import IMAGE_ENCODER, JUDGE, WEIGHTS
+from scdpo_core.micro.world import BACKGROUNDS
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge.load(JUDGE)
+
+
+def test_the_weights_are_small_and_safetensors_only() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24e6
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
+
+
+def test_plain_diffusers_loads_the_folder_and_draws() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline("a cat on a blue background", num_inference_steps=2).images[0]
+    assert picture.size == (64, 64)
+    assert {component.dtype for component in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {
+        torch.float32
+    }
+
+
+def test_every_word_of_the_world_is_one_token() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True)
+    for entry in evaluation.asked():
+        words = entry.caption.split()
+        assert len(pipeline.tokenizer.tokenize(entry.caption)) == len(words), entry.caption
+
+
+def test_the_image_tower_shares_the_text_towers_space() -> None:
+    from transformers import CLIPVisionModelWithProjection
+
+    tower = CLIPVisionModelWithProjection.from_pretrained(IMAGE_ENCODER, local_files_only=True)
+    embedded = tower(pixel_values=torch.zeros(2, 3, 64, 64)).image_embeds
+    assert embedded.shape == (2, 128)
+    assert torch.equal(embedded[0], embedded[1])
+
+
+def test_the_judge_reports_its_own_accuracy(judge: Judge) -> None:
+    assert float(judge.facts["held_out_accuracy"]) >= 0.97
+    assert int(judge.facts["held_out_pictures"]) >= 1000
+    assert len(class_names()) > 64
+
+
+@pytest.mark.parametrize("colour", sorted(BACKGROUNDS))
+def test_the_judge_knows_an_empty_background(judge: Judge, colour: str) -> None:
+    (verdict,) = judge([Image.new("RGB", (64, 64), BACKGROUNDS[colour])])
+    assert verdict.top == EMPTY
+    assert not verdict.harmful
+
+
+def test_a_judge_of_other_concepts_is_refused(judge: Judge, tmp_path: Path) -> None:
+    from scdpo_core.files import read_tensors, write_tensors
+
+    tensors, facts = read_tensors(JUDGE)
+    write_tensors(tmp_path / "judge.safetensors", tensors, {**facts, "classes": "a|b"})
+    with pytest.raises(ValueError, match="other concepts"):
+        Judge.load(tmp_path / "judge.safetensors")
+
+
+@pytest.mark.slow
+def test_the_judge_finds_what_was_asked_in_most_pictures(judge: Judge) -> None:
+    model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
+    single = [entry for entry in evaluation.asked() if len(entry.subjects) == 1]
+    verdicts = evaluation.judging(judge)(evaluation.draw(model, single), single)
+    found = sum(verdict.found is True for verdict in verdicts)
+    assert found / len(single) >= 0.85

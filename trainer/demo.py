@@ -1,0 +1,126 @@
+"""What `python install.py --demo` runs: from a preference folder to a safety LoRA that visibly works.
+
+It calls the same two programs that an artist calls (`train_cost.py`, `train_lora.py`) on the embedded
+model and the pictures under `examples/`, then draws captions that no training saw, before and after,
+lets an independent judge look at them, and writes `report.html`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scdpo_core.types import ScdpoError  # noqa: E402
+
+PREFERENCES = ROOT / "examples" / "preferences"
+COST_PICTURES = ROOT / "examples" / "cost_pictures"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python install.py --demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo", help="folder of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of training and of the pictures")
+    parser.add_argument("--max-train-steps", type=int, help="fewer steps for a quick look")
+    options = parser.parse_args(arguments)
+    try:
+        run(options.output.resolve(), options.seed, options.max_train_steps)
+    except ScdpoError as error:
+        print(f"\nThe demo stopped: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"\nThe demo stopped: {Path(error.cmd[1]).name} ended with code {error.returncode}.", file=sys.stderr)
+        return error.returncode
+    except KeyboardInterrupt:
+        print("\nStopped. Nothing is lost; run it again to start afresh.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(output: Path, seed: int, max_train_steps: int | None) -> None:
+    """Train the cost model and the LoRA, evaluate, and write the report into `output`."""
+    began = time.monotonic()
+    _keep_earlier_run(output)
+    cost_model = output.with_name(output.name + "-cost.safetensors")
+    _say(1, "Training the safety cost model on examples/cost_pictures")
+    # fmt: off
+    _call("train_cost.py", "--unsafe", COST_PICTURES / "unsafe", "--safe", COST_PICTURES / "safe",
+          "--encoder", "micro", "--output", cost_model, "--overwrite", "--seed", seed)
+    _say(2, "Training the safety LoRA on examples/preferences")
+    steps = () if max_train_steps is None else ("--max-train-steps", max_train_steps)
+    _call("train_lora.py", "--pairs", PREFERENCES, "--base", "micro", "--cost-model", cost_model,
+          "--output", output, "--seed", seed, *steps)
+    # fmt: on
+    cost_model = cost_model.replace(output / "cost_model.safetensors")
+    _say(3, "Drawing captions that no training saw, before and after")
+    evaluate(output, cost_model, seed)
+    print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
+    print(f"  LoRA    {output / (output.name + '.safetensors')}")
+    print(f"  report  {output / 'report.html'}   (open it in a browser)")
+
+
+def evaluate(output: Path, cost_model: Path, seed: int) -> None:
+    """Draw, judge and score the evaluation captions with and without the LoRA; write the reports."""
+    # Imported late: torch and diffusers take seconds, and `--help` should not wait for them.
+    import torch
+    from scdpo_core.cost.scorers import load_scorer
+    from scdpo_core.evaluation.report import write_report, write_report_json
+    from scdpo_core.families import family
+    from scdpo_core.lora.adapter import attach_file
+    from scdpo_core.micro import evaluation
+    from scdpo_core.micro.judge import Judge
+    from scdpo_core.micro.model import JUDGE
+    from scdpo_core.micro.report import build_report
+    from scdpo_core.training.events import Progress, last_run
+    from tqdm import tqdm
+
+    model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
+    wanted = evaluation.asked(seed=seed)
+    with tqdm(total=2 * len(wanted), unit="picture", disable=not sys.stderr.isatty()) as bar:
+        before = evaluation.draw(model, wanted, lambda done, _: bar.update(done - bar.n))
+        _, lora = attach_file(model.denoiser, output / f"{output.name}.safetensors")
+        after = evaluation.draw(model, wanted, lambda done, _: bar.update(len(wanted) + done - bar.n))
+    judge = Judge.load(JUDGE)
+    scorer = load_scorer(cost_model)
+    pictures = evaluation.judged(wanted, before, after, judge, scorer.score)
+    report = build_report(pictures, lora, cost_model, judge, folder=output)
+    rows = [
+        {"step": event.step, **{name: value for name, value in event.metrics.items() if value is not None}}
+        for record in last_run(output / "events.jsonl")
+        if isinstance(event := record.event, Progress) and event.phase == "train"
+    ]
+    write_report_json(output / "report.json", report)
+    write_report(output / "report.html", report, pictures, rows)
+    for group in report.headline:
+        verdict = "" if group.met else "   (target missed)"
+        print(f"  {group.title:<40} {group.before.value:6.1%} -> {group.after.value:6.1%}{verdict}")
+
+
+def _keep_earlier_run(output: Path) -> None:
+    """Move an earlier run aside: its results are the artist's."""
+    if output.exists() and any(output.iterdir()):
+        made = datetime.fromtimestamp(output.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+        aside = output.with_name(f"{output.name}-{made}")
+        output.rename(aside)
+        print(f"The earlier run is now {aside}")
+
+
+def _say(number: int, what: str) -> None:
+    print(f"\n[{number}/3] {what}", flush=True)
+
+
+def _call(program: str, *arguments: object) -> None:
+    command = [sys.executable, str(ROOT / "trainer" / program), *map(str, arguments)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Train a safety cost model: `python trainer/train_cost.py --unsafe DIR --safe DIR --output FILE`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from tqdm import tqdm
+
+from scdpo_core.cost.calibration import Figures
+from scdpo_core.cost.encoders import load_encoder
+from scdpo_core.cost.examples import CheckedExamples, check, list_folders, list_pairs
+from scdpo_core.cost.features import VIEWS, compute_features
+from scdpo_core.cost.learner import CostSettings
+from scdpo_core.cost.model import CostFacts, save_cost
+from scdpo_core.cost.training import CostTrainingResult, train_cost
+from scdpo_core.types import ScdpoError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    folders = (options.unsafe, options.safe)
+    if (options.pairs is None) == (folders == (None, None)) or (options.pairs is None and None in folders):
+        parser.error("give --unsafe and --safe together, or --pairs")
+    try:
+        _train(options)
+    except ScdpoError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    output: Path = options.output
+    if output.suffix != ".safetensors":
+        raise ScdpoError(f"The output must be a file that ends in .safetensors, not {output}.")
+    if output.exists() and not options.overwrite:
+        raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
+    _require_writable(output.parent)
+    listed = list_pairs(options.pairs) if options.pairs else list_folders(options.unsafe, options.safe)
+    with _bar("reading pictures") as progress:
+        found = check(listed, progress)
+    _report(found, options.skip_bad)
+    encoder = load_encoder(options.encoder, options.device)
+    with _bar("looking at them") as progress:
+        data = compute_features(
+            found.examples, encoder, views=options.views, seed=options.seed, progress=progress
+        )
+    settings = CostSettings(
+        false_positive_rate=options.false_positive_rate,
+        steps=options.steps,
+        lr=options.lr,
+        eta=options.eta,
+        seed=options.seed,
+    )
+    with _bar("training") as progress:
+        result = train_cost(data, settings, lambda step, steps, _: progress(step, steps))
+    facts = CostFacts(
+        name=options.name or output.stem,
+        encoder=encoder.id,
+        encoder_hash=encoder.hash,
+        encoder_source=_source(options.encoder),
+        training_set=data.training_set,
+        untrained=tuple(name for name, figures in result.categories.items() if figures is None),
+        calibration=_nested(result.calibration),
+        figures=_nested({"": result.figures, **result.categories}),
+    )
+    save_cost(output, result.model, facts)
+    _summarise(result, output)
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out now rather than after the training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ScdpoError(
+            f"The folder {folder} cannot be written to ({error.strerror or error}). Choose another output."
+        ) from error
+
+
+def _report(found: CheckedExamples, skip_bad: bool) -> None:
+    for problem in found.problems:
+        print(f"{problem.path}: {problem.what}", file=sys.stderr)
+    if found.problems and not skip_bad:
+        raise ScdpoError(
+            f"{len(found.problems)} pictures cannot be used (listed above). Mend or remove them, or leave "
+            "them out with --skip-bad."
+        )
+    unsafe = sum(example.unsafe for example in found.examples)
+    copies = f" ({found.merged} copies left out)" if found.merged else ""
+    print(f"{unsafe} unsafe and {len(found.examples) - unsafe} safe pictures{copies}")
+
+
+def _summarise(result: CostTrainingResult, output: Path) -> None:
+    print(f"\nHeld-out pictures, {result.steps} steps:")
+    rows = [("overall", result.figures), *sorted(result.categories.items())]
+    width = max(len(name) for name, _ in rows)
+    for name, figures in rows:
+        print(f"  {name:<{width}}  {_line(figures)}")
+    for warning in result.warnings:
+        print(f"Note: {warning}")
+    print(f"\nThe cost model is {output}")
+
+
+def _line(figures: Figures | None) -> str:
+    if figures is None:
+        return "too few pictures"
+    return (
+        f"AUC {figures.auc:.4f}   above zero: {figures.recall_at_zero:6.1%} of {figures.unsafe} unsafe, "
+        f"{figures.fpr_at_zero:.1%} of {figures.safe} safe"
+    )
+
+
+def _nested(heads: Mapping[str, Any]) -> dict[str, object]:
+    """What is known of the overall cost at the top, of each category with a head below 'categories'."""
+    known = {name: asdict(value) for name, value in heads.items() if value is not None}
+    return {**known.pop(""), "categories": known}
+
+
+def _source(spec: str) -> str:
+    """Where the encoder lies, for the file; a home folder is written '~', for it names a person."""
+    if spec == "micro":
+        return spec
+    full = Path(spec).expanduser().resolve()
+    home = Path.home().resolve()
+    return str(Path("~") / full.relative_to(home)) if full.is_relative_to(home) else str(full)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    with tqdm(desc=label, disable=None, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = CostSettings()
+    parser = argparse.ArgumentParser(
+        description="Train a safety cost model: how harmful a picture is, as one number; above 0 is harmful."
+    )
+
+    def add(flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
+        shown = text if default is None else f"{text} (default: {default})"
+        parser.add_argument(flag, type=kind, default=default, help=shown)
+
+    add("--unsafe", Path, None, "folder of harmful pictures; its subfolders name categories")
+    add("--safe", Path, None, "folder of harmless pictures, many of them like the harmful ones")
+    add("--pairs", Path, None, "instead of both: a preference folder with chosen/ and rejected/")
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if there is one")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used")
+    add("--encoder", str, "micro", "'micro', or a folder with a CLIP model such as ViT-L/14")
+    rate = "share of harmless pictures that may cost more than zero"
+    add("--false-positive-rate", _share, defaults.false_positive_rate, rate)
+    add("--views", _count, VIEWS, "versions of each picture to learn from, 1 for just the picture")
+    add("--steps", _count, defaults.steps, "at most; held-out pictures decide when to stop")
+    add("--lr", float, defaults.lr, "learning rate")
+    add("--eta", float, defaults.eta, "weight of the anchoring, without which zero means nothing")
+    add("--seed", int, defaults.seed, "of everything random")
+    add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the image encoder runs")
+    add("--name", str, None, "what every score calls this model; the output's name if not given")
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError("must lie between 0 and 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

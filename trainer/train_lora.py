@@ -1,0 +1,273 @@
+"""Train a safety LoRA: `python trainer/train_lora.py --pairs DIR --base micro --output runs/my_lora`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import dataclasses
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from scdpo_core.config import TrainSettings, load_toml
+from scdpo_core.types import ScdpoError
+
+if TYPE_CHECKING:
+    from scdpo_core.training.events import Event, Progress
+
+PRESETS = Path(__file__).resolve().with_name("configs")
+
+DESCRIPTION = """Train a safety LoRA on pairs of a chosen and a rejected picture (SC-DPO).
+
+The preference folder holds chosen/ and rejected/ pictures under the same names, and a .txt file with the
+prompt beside either. The run folder --output PATH/NAME receives the LoRA NAME.safetensors (for ComfyUI, A1111
+and Forge), its settings job.toml, events.jsonl, checkpoints, samples and curves. Nothing is ever overwritten:
+a folder that holds results is refused unless --resume goes on with them.
+
+Ctrl-C, SIGTERM, or a file named 'stop' in the run folder: the step is finished, everything is saved, and the
+exit code is 0; --resume goes on later. Errors end with code 2."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line.
+
+    Attributes:
+        settings: of the run.
+        config: TOML file with settings; flags go on top of it, and it goes on top of the preset in
+            trainer/configs for the kind of base model.
+        resume: go on from the newest checkpoint in the run folder; without --config its job.toml holds.
+        debug: show where in the program an error came from.
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[TrainSettings]
+    config: Path | None = None
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    debug: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    if not debug:
+        for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+            os.environ.setdefault(name, "error")
+    try:
+        command = parse(arguments)
+        return train(command)
+    except ScdpoError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"Error: {error}", file=sys.stderr)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else " Run it again with --debug to see where, and tell us."
+        print(f"Unexpected error: {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+    return 2
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Defaults, then the preset of the base, then the TOML file, then the flags.
+
+    Raises:
+        ScdpoError: a TOML file is missing or wrong.
+        SystemExit: a flag is wrong, or --help was asked for.
+    """
+    settings = settings_before_flags(arguments)
+    command: Command = tyro.cli(
+        Command,
+        default=Command(settings=settings),
+        args=list(arguments),
+        prog="train_lora.py",
+        description=DESCRIPTION,
+    )
+    return dataclasses.replace(command, settings=with_full_paths(command.settings))
+
+
+def settings_before_flags(arguments: Sequence[str]) -> TrainSettings:
+    """What holds where no flag says otherwise."""
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--config", type=Path)
+    look.add_argument("--output", type=Path)
+    look.add_argument("--base")
+    look.add_argument("--resume", action="store_true")
+    early = look.parse_known_args(list(arguments))[0]
+    source: Path | None = early.config
+    if source is None and early.resume and early.output is not None and (early.output / "job.toml").is_file():
+        source = early.output / "job.toml"
+    told = TrainSettings() if source is None else load_toml(source)
+    base = early.base or told.model.base
+    preset = load_toml(PRESETS / ("micro.toml" if base == "micro" else "sd15.toml"))
+    return preset if source is None else load_toml(source, preset)
+
+
+def with_full_paths(settings: TrainSettings) -> TrainSettings:
+    """Relative paths, which mean the current folder, made good for any other."""
+
+    def full(path: Path | None) -> Path | None:
+        return None if path is None else Path(os.path.abspath(path.expanduser()))
+
+    def full_name(name: str, *words: str) -> str:
+        return name if name in words else str(full(Path(name)))
+
+    data = settings.data
+    return dataclasses.replace(
+        settings,
+        model=dataclasses.replace(settings.model, base=full_name(settings.model.base, "micro")),
+        data=dataclasses.replace(
+            data,
+            pairs=full(data.pairs),
+            cache=full(data.cache),
+            cost_model=full_name(data.cost_model, "micro", "none"),
+        ),
+        output=dataclasses.replace(settings.output, output=full(settings.output.output)),
+    )
+
+
+def train(command: Command) -> int:
+    """Run the job and show how it goes.
+
+    Raises:
+        ScdpoError: see `run_job`.
+    """
+    # Late, for torch takes seconds and a mistyped flag should not wait for it.
+    from scdpo_core.training.job import run_job
+
+    screen = Screen()
+    try:
+        with_signals = StopSignals(screen.say)
+        result = run_job(
+            command.settings, resume=command.resume, listen=screen.show, should_stop=with_signals.asked
+        )
+    finally:
+        screen.close()
+    if result.lora is not None:
+        print(f"The LoRA is {result.lora.path}")
+    if result.outcome.reason == "stopped":
+        print(f"Stopped after step {result.outcome.step}; go on with --resume.")
+    return 0
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM ask to stop; a second Ctrl-C leaves at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._asked = False
+        self._say = say
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def asked(self) -> bool:
+        """Whether one has come."""
+        return self._asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._asked:
+            self._asked = True
+            self._say("Finishing this step, then saving. Ctrl-C again leaves at once.")
+
+
+TITLES = {
+    "check": "looking at the pictures",
+    "score": "scoring",
+    "load": "loading the model",
+    "cache": "encoding",
+    "sample": "drawing samples",
+    "train": "training",
+}
+FIGURES = {
+    "loss": "loss",
+    "preference_loss": "preference",
+    "u": "u",
+    "implicit_accuracy": "accuracy",
+    "winner_gap": "winner",
+    "loser_gap": "loser",
+    "dfm_spread": "dfm",
+}
+
+
+class Screen:
+    """Events as a progress bar on a terminal, and as plain lines everywhere else."""
+
+    def __init__(self) -> None:
+        self._bars = sys.stderr.isatty()
+        self._bar: Any = None
+        self._phase = ""
+        self._said = 0.0
+
+    def show(self, event: Event) -> None:
+        """Show an event."""
+        from scdpo_core.training import events
+
+        if isinstance(event, events.Progress):
+            (self._draw if self._bars else self._print)(event)
+        elif isinstance(event, events.Started):
+            whence = f" from step {event.first_step}" if event.first_step else ""
+            self.say(f"Run {event.run}: {event.pairs} pairs, {event.steps} steps{whence}, on {event.device}")
+        elif isinstance(event, events.Warned):
+            self.say(f"Note: {event.message}")
+
+    def say(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _draw(self, event: Progress) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or event.phase != self._phase:
+            self.close()
+            self._phase = event.phase
+            self._bar = tqdm(
+                total=event.total, desc=TITLES[event.phase], initial=event.step, dynamic_ncols=True
+            )
+        self._bar.update(event.step - self._bar.n)
+        if event.metrics:
+            self._bar.set_postfix_str(self._figures(event))
+
+    def _print(self, event: Progress) -> None:
+        """A line every few seconds, and always the last of a phase."""
+        now = time.monotonic()
+        if event.step < event.total and event.phase == self._phase and now - self._said < 5:
+            return
+        self._phase, self._said = event.phase, now
+        left = "" if not event.seconds_left else f"  {_duration(event.seconds_left)} left"
+        figures = self._figures(event)
+        line = f"{TITLES[event.phase]} {event.step}/{event.total}{'  ' if figures else ''}{figures}{left}"
+        print(line, flush=True)
+
+    def _figures(self, event: Progress) -> str:
+        known = ((short, event.metrics.get(name)) for name, short in FIGURES.items())
+        return " ".join(f"{short} {value:.3g}" for short, value in known if value is not None)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
