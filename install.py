@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import re
@@ -22,6 +21,7 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL
 
@@ -35,7 +35,7 @@ TORCH = "torch==2.13.0"
 DEMO_EXTRAS = {"eval", "train"}
 TEST_EXTRAS = {"build", "eval", "test", "train"}
 MUST_IMPORT = "torch, numpy, PIL, safetensors, scipy, diffusers, transformers, peft, scdpo_core"
-GIGABYTES = {False: (3, 0.2), True: (10, 3.0)}  # with CUDA or not: disk in all, download of torch
+GIGABYTES = {False: (2.5, 0.2), True: (10, 3.0)}  # with CUDA or not: disk in all, download of torch
 TICK, HEARTBEAT = 0.2, 30.0  # seconds between updates on a terminal, and between lines elsewhere
 HOST_FOLDERS = ("custom_nodes", "extensions")
 LEADS_OUT = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
@@ -50,6 +50,7 @@ CAUSES = {
     r"No matching distribution|No solution found": "The package index has nothing that fits this Python and "
     "machine. See what `pip config list` says, or move .venv away and try Python 3.11 or 3.12.",
 }
+say = partial(print, flush=True)
 
 
 class SetupError(Exception):
@@ -72,10 +73,8 @@ def check_python(version: tuple[int, int]) -> None:
     if not OLDEST <= version <= NEWEST:
         names = [f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)]
         here = [f"This machine has {name}: use that." for name in names if shutil.which(name)]
-        raise SetupError(
-            f"This is Python {version[0]}.{version[1]}; 3.{OLDEST[1]} to 3.{NEWEST[1]} is needed. "
-            + (here or ["Install Python 3.12, for example, and use that."])[0]
-        )
+        have, advice = ".".join(map(str, version)), (here or ["Install Python 3.12, for example."])[0]
+        raise SetupError(f"This is Python {have}; 3.{OLDEST[1]} to 3.{NEWEST[1]} is needed. {advice}")
 
 
 def logged(start: int) -> str:
@@ -89,14 +88,14 @@ def watch(process: subprocess.Popen[bytes], start: int) -> None:
     began = told = time.monotonic()
     while process.poll() is None:
         time.sleep(TICK)
-        line = f"     {since(began)} {logged(start).rpartition(chr(10))[2]}"[:width]
+        line = f"     {since(began)} {logged(start).rpartition(chr(10))[2] or '...'}"[:width]
         if live:
-            print(f"\r{line:{width}}", end="", flush=True)
+            say(f"\r{line:{width}}", end="")
         elif time.monotonic() - told > HEARTBEAT:
             told = time.monotonic()
-            print(line)
+            say(line)
     if live:
-        print(f"\r{'':{width}}\r", end="", flush=True)
+        say(f"\r{'':{width}}\r", end="")
 
 
 def run(*command: str | Path) -> str:
@@ -188,34 +187,31 @@ def set_up(extras: set[str]) -> None:
         return
     began, extras = time.monotonic(), extras | finished_extras()
     check_python(sys.version_info[:2])
-    pip_config = [sys.executable, "-m", "pip", "config", "list"]
-    settings = subprocess.run(pip_config, capture_output=True, text=True).stdout
+    words, index = [sys.executable, "-m", "pip", "config", "list"], os.environ.get("SCDPO_TORCH_INDEX")
+    settings = subprocess.run(words, capture_output=True, text=True).stdout
     uv = choose_uv(re.search(r"\b(find-links|index-url|no-index)=", settings) is not None)
-    index = os.environ.get("SCDPO_TORCH_INDEX")
-    told = index or "UV_TORCH_BACKEND" in os.environ or "find-links=" in settings
+    told = index or "find-links=" in settings or {"UV_TORCH_BACKEND", "UV_FIND_LINKS"} & os.environ.keys()
     cuda = sys.platform == "linux" and not told
     disk, download = GIGABYTES[cuda]
     claim_folder(disk)
-    print(f"Setting up {VENV} with {'uv' if uv else 'pip'}, about {disk} GB. Details: {LOG}")
+    say(f"Setting up {VENV} with {'uv' if uv else 'pip'}, about {disk} GB. Details: {LOG}")
     if not told and cuda != bool(shutil.which("nvidia-smi")):
-        print(
-            f"Torch's usual build here is for {'an NVIDIA GPU' if cuda else 'the CPU'}; `--help` tells more."
-        )
-    print(f"{since(began)} 1/4 an environment of its own")
+        say(f"Torch's usual build here is for {'an NVIDIA GPU' if cuda else 'the CPU'}: see --help.")
+    say(f"{since(began)} 1/4 an environment of its own")
     install = make_venv(uv)
-    print(f"{since(began)} 2/4 {TORCH}: about {download} GB to download")
+    say(f"{since(began)} 2/4 {TORCH}: about {download} GB to download")
     # A torch index has torch, but seldom these versions of what torch needs: the next step brings them.
     run(*install, TORCH, *(["--index-url", index, "--no-deps"] if index else ["-c", "constraints.txt"]))
     names = ",".join(sorted(extras))
-    print(f"{since(began)} 3/4 packages for {names}: about 0.2 GB to download")
+    say(f"{since(began)} 3/4 packages for {names}: about 0.2 GB to download")
     run(*install, "-c", "constraints.txt", "-e", f".[{names}]")
-    print(f"{since(began)} 4/4 does everything import?")
+    say(f"{since(began)} 4/4 does everything import?")
     device = "torch.cuda.get_device_name() if torch.cuda.is_available() else 'the CPU'"
     seen = run(PYTHON, "-I", "-c", f"import {MUST_IMPORT}; print('torch', torch.__version__, 'on', {device})")
     fresh = STAMP.with_suffix(".new")
     fresh.write_text(json.dumps({"key": key(), "extras": sorted(extras)}), "utf-8")
     os.replace(fresh, STAMP)
-    print(f"{since(began)} ready: {seen.splitlines()[-1]}; .venv takes {size_of(VENV):.1f} GB")
+    say(f"{since(began)} ready: {seen.splitlines()[-1]}; .venv takes {size_of(VENV):.1f} GB")
 
 
 def demo(arguments: list[str]) -> int:
@@ -234,13 +230,13 @@ def test(arguments: list[str]) -> int:
     set_up(TEST_EXTRAS)
     codes = {}
     for words in ("ruff check .", "ruff format --check .", "mypy scdpo_core", "pytest"):
-        print(f"\n== {words}")
+        say(f"\n== {words}")
         command = [str(PYTHON), "-m", *words.split(), *(arguments if words == "pytest" else [])]
         codes[words] = subprocess.call(command, cwd=ROOT, env=INSIDE)
     failed = [words for words, code in codes.items() if code]
     if failed and failed != ["pytest"]:
-        print(f"Failed: {', '.join(failed)} (see above).", file=sys.stderr)
-    return next(filter(None, codes.values()), 0)
+        say(f"Failed: {', '.join(failed)} (see above).", file=sys.stderr)
+    return next(filter(None, codes.values()), 0)  # a signal's code is below 0
 
 
 def lacking(requirements: str) -> list[str]:
@@ -266,9 +262,9 @@ def host() -> int:
         return 0
     a1111 = "launch" in sys.modules or importlib.util.find_spec("launch") is not None
     if not (a1111 or Path(__file__).absolute().parent.parent.name in HOST_FOLDERS):
-        print(__doc__)
+        say(__doc__)
         return 0
-    print(f"SC-DPO: adding {', '.join(missing)}")
+    say(f"SC-DPO: adding {', '.join(missing)}")
     # Dependencies could replace the host's own packages; requirements.txt names all that is needed.
     words = ["install", "--no-deps", "--prefer-binary", *missing]
     run_pip = getattr(importlib.import_module("launch"), "run_pip", None) if a1111 else None
@@ -285,19 +281,17 @@ def host() -> int:
 
 def main(arguments: list[str]) -> int:
     """Do what the command line says; return the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
     try:
         if not arguments:
             return host()
         if arguments[0] in ("--demo", "--test"):
             return {"--demo": demo, "--test": test}[arguments[0]](arguments[1:])
-        print(__doc__)
+        say(__doc__)
         return 0 if arguments[0] in ("-h", "--help") else 2
     except SetupError as error:
-        print(f"\n{error}", file=sys.stderr)
+        say(f"\n{error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        say("\nStopped. The same command goes on from here.", file=sys.stderr)
     return 1
 
 

@@ -1,4 +1,4 @@
-"""How well, and how fast, the embedded model draws: `python benchmarks/micro.py [--seeds 3] [--json FILE]`."""
+"""How well and how fast the embedded model draws: `python benchmarks/micro.py [--seeds 3] [--json FILE]`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+
 from scdpo_core.evaluation.intervals import Rate  # noqa: E402
 from scdpo_core.evaluation.judges import Asked, JudgedPicture, Shot  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402

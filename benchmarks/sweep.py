@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+
 from scdpo_core.config import TrainSettings, load_toml  # noqa: E402
 from scdpo_core.evaluation.intervals import mean_interval  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept, preservation  # noqa: E402
@@ -164,7 +165,9 @@ def _cell(values: Sequence[float | None], percent: bool = True) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the rows and print the table; write it where `--table` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "sweep")

@@ -259,7 +259,7 @@ def to_toml(settings: TrainSettings) -> str:
 # These say where a run lives, how often it reports or where it computes, never what it learns.
 _NO_IDENTITY = {
     "model": {"device"},
-    "data": {"pairs", "cache"},
+    "data": {"pairs", "cache", "cost_model"},
     "optim": {"max_train_steps"},
     "output": {key.name for key in dataclasses.fields(OutputSettings)},
     "sampling": {key.name for key in dataclasses.fields(SampleSettings)},
@@ -269,8 +269,8 @@ _NO_IDENTITY = {
 def identity(settings: TrainSettings) -> dict[str, Any]:
     """The settings that decide what the LoRA learns, as plain values by 'section.key'.
 
-    The pairs are not among them, for their content counts and not their place; nor is the number of
-    steps, so that a run can be made longer.
+    Pairs and cost model are not among them, for what they hold counts and not where they lie; nor is
+    the number of steps, so that a run can be made longer.
     """
     return {
         f"{section}.{key}": value

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 _TREE = "scdpo_tree"
 
 
-
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that replaces it when the block ends well.
@@ -76,7 +75,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - the handle is no dict
             return tensors, dict(handle.metadata() or {})
     except SafetensorError as error:
         with path.open("rb") as stream:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from scdpo_core.cost.features import FeatureSet
 from torch import Tensor
 from torch.nn import functional as F
+
+from scdpo_core.cost.features import FeatureSet
 
 DIM = 16
 

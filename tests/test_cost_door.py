@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cost_helpers import colour_folder, tiny_tower
 from PIL import Image
+
 from scdpo_core.cost.scorers import load_scorer
 from scdpo_core.files import read_tensors
 

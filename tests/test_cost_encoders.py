@@ -11,6 +11,7 @@ import pytest
 import torch
 from cost_helpers import DIM, normalisation, tiny_tower
 from PIL import Image
+
 from scdpo_core.cost.encoders import ClipEncoder, EncoderError, load_encoder
 from scdpo_core.micro.model import IMAGE_ENCODER
 

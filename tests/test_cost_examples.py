@@ -8,6 +8,7 @@ import pytest
 import torch
 from cost_helpers import ColourEncoder, colour_folder
 from PIL import Image
+
 from scdpo_core.cost.examples import check, list_folders, list_pairs, training_set_hash
 from scdpo_core.cost.features import change, compute_features
 from scdpo_core.types import ScdpoError
@@ -101,9 +102,7 @@ def test_features(tmp_path: Path) -> None:
     assert torch.equal(data.labels[:, 0] == 1, data.unsafe)
     by_digest = sorted(found, key=lambda e: e.digest)
     for number, example in enumerate(by_digest):
-        torch.testing.assert_close(
-            data.embeddings[number, 0], encoder.encode([Image.open(example.path)])[0]
-        )
+        torch.testing.assert_close(data.embeddings[number, 0], encoder.encode([Image.open(example.path)])[0])
         if example.unsafe:
             assert by_digest[int(data.twins[number])].pair == example.pair
     again = compute_features(list(reversed(found)), encoder, views=3)

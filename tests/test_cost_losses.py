@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from scdpo_core.cost.losses import anchoring, contrastive, regulariser, total
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4, so -log sigmoid(ln 3) = ln(4/3); at -ln 3 it is 1/4 and ln 4

@@ -9,11 +9,12 @@ import pytest
 import torch
 from cost_helpers import DIM, ColourEncoder
 from PIL import Image
+from torch.nn import functional as F
+
 from scdpo_core.cost.model import CostFacts, CostFileError, CostModel, load_cost, save_cost
 from scdpo_core.cost.scorers import MICRO_COST, SCORERS, TrainedScorer, load_scorer
 from scdpo_core.files import read_tensors, sha256_of, write_tensors
 from scdpo_core.types import ScdpoError
-from torch.nn import functional as F
 
 FACTS = CostFacts(
     name="my-cost",

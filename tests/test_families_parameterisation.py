@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDPMScheduler
+
 from scdpo_core.families.parameterisation import PARAMETERISATIONS, Epsilon, Velocity, parameterisation
 from scdpo_core.types import ScdpoError
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+
 from scdpo_core.families import FAMILIES, family
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.families.sd1_files import CONFIGS, check, load_pipeline, quiet
 from scdpo_core.types import Conditioning, ScdpoError
-
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pipeline, tiny_sd_folder, write_single_file
 
 CPU = torch.device("cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -287,3 +288,13 @@ def test_what_runs_in_hosts_imports_without_the_trainers_packages() -> None:
     code = f"import sys\nsys.modules.update(dict.fromkeys({TRAINER_ONLY}))\nimport {', '.join(there)}"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_pytest_leaves_the_roots_init_alone(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    for name in ("pyproject.toml", "tests/conftest.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "__init__.py").write_text("raise RuntimeError('a door was opened')", "utf-8")
+    (tmp_path / "tests" / "test_nothing.py").write_text("def test_nothing() -> None: ...", "utf-8")
+    result = subprocess.run([sys.executable, "-m", "pytest"], cwd=tmp_path, capture_output=True, text=True)
+    assert "1 passed" in result.stdout, result.stdout

@@ -1,11 +1,9 @@
-"""A LoRA's file: round trips, what hosts read in it, diffusers as a judge of its keys, and bad files."""
+"""A LoRA's file: round trips, what hosts read in it, and diffusers as a judge of its keys."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,50 +13,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 from scdpo_core.files import read_tensors
-from scdpo_core.lora.adapter import LoraAdapter, attach, attach_file, load_into
+from scdpo_core.lora.adapter import attach, attach_file, load_into
 from scdpo_core.lora.file import load_lora, read_lora_info, save_lora
-from scdpo_core.lora.keys import KeyNameError, to_kohya, to_peft
-from scdpo_core.types import LoraFile, ScdpoError
-from tests.tiny import LATENT_CHANNELS, WIDTH, tiny_pipeline, tiny_unet
-
-FACTS = {
-    "objective": "sc_dpo",
-    "cost_model_hash": "0123456789ab",
-    "evaluation": {"harmful_rate": 0.05, "benign_accuracy": 0.9},
-    "ss_learning_rate": "0.001",
-}
-
-
-def unet_of(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return tiny_unet().eval()
-
-
-def answer(unet: nn.Module) -> Tensor:
-    generator = torch.Generator().manual_seed(5)
-    latents = torch.randn(2, LATENT_CHANNELS, 8, 8, generator=generator)
-    prompt = torch.randn(2, 3, WIDTH, generator=generator)
-    with torch.no_grad():
-        return unet(latents, torch.tensor([10, 700]), prompt).sample
-
-
-def trained(unet: nn.Module, targets: str = "attention", rank: int = 4, alpha: float = 2.0) -> LoraAdapter:
-    adapter = attach(unet, rank=rank, alpha=alpha, targets=targets, seed=1)  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for weight in adapter.parameters():
-            # Rounded to float16, so that a float16 file loses nothing.
-            weight.copy_((0.2 * torch.randn(weight.shape, generator=generator)).half())
-    return adapter
-
-
-def save(path: Path, adapter: LoraAdapter, **changes: object) -> LoraFile:
-    options = {"family": "sd1", "rank": adapter.rank, "alpha": adapter.alpha, "facts": FACTS, **changes}
-    return save_lora(path, adapter.state(), **options)  # type: ignore[arg-type]
+from scdpo_core.lora.keys import to_kohya, to_peft
+from tests.tiny import tiny_pipeline, tiny_unet
+from tests.trained_lora import answer, save, trained, unet_of
 
 
 @pytest.fixture(scope="module")
@@ -230,120 +193,6 @@ def test_the_embedded_models_loras_are_not_offered_for_sd1(tmp_path: Path) -> No
     info = save(tmp_path / "calm.safetensors", trained(unet_of()), family="micro")
     assert read_lora_info(info.path).family == "micro"
     assert json.loads((tmp_path / "calm.json").read_text(encoding="utf-8"))["sd version"] == "Unknown"
-
-
-def test_bad_files_are_explained(tmp_path: Path, example: tuple[Path, Tensor]) -> None:
-    good = example[0].read_bytes()
-    cases = {
-        "cut.safetensors": (good[: len(good) // 2], "damaged or not a safetensors file"),
-        "zero.safetensors": (b"", "damaged or not a safetensors file"),
-        "text.safetensors": (b"<html>404 not found</html>", "damaged or not a safetensors file"),
-    }
-    torch.save({"a": torch.zeros(2)}, tmp_path / "pickle.pt")
-    cases["pickle.safetensors"] = ((tmp_path / "pickle.pt").read_bytes(), "can run code")
-    for name, (content, message) in cases.items():
-        path = tmp_path / name
-        path.write_bytes(content)
-        for read in (load_lora, read_lora_info):
-            with pytest.raises(ScdpoError, match=message) as caught:
-                read(path)
-            assert name in str(caught.value)
-    with pytest.raises(ScdpoError, match=r"There is no file .*nowhere\.safetensors"):
-        load_lora(tmp_path / "nowhere.safetensors")
-
-
-def test_files_that_are_no_lora_are_explained(tmp_path: Path, example: tuple[Path, Tensor]) -> None:
-    state, _ = load_lora(example[0])
-    module = next(iter(state)).rpartition(".")[0]
-
-    def written(tensors: dict[str, Tensor]) -> Path:
-        save_file(tensors, tmp_path / "odd.safetensors")
-        return tmp_path / "odd.safetensors"
-
-    with pytest.raises(KeyNameError, match=r"odd\.safetensors cannot be used: 'model\.conv\.weight'"):
-        load_lora(written({"model.conv.weight": torch.zeros(2)}))
-    with pytest.raises(ScdpoError, match="empty"):
-        read_lora_info(written({}))
-    kohya = {to_kohya(name): weight for name, weight in state.items()}
-    with pytest.raises(ScdpoError, match=rf"incomplete: '{module}' has no up weight"):
-        load_lora(written({key: weight for key, weight in kohya.items() if key != to_kohya(f"{module}.up")}))
-    with pytest.raises(ScdpoError, match=rf"the two weights of '{module}' do not fit"):
-        load_lora(written({**kohya, to_kohya(f"{module}.up"): torch.zeros(16, 5)}))
-    with pytest.raises(ScdpoError, match="not finite"):
-        load_lora(written({**kohya, to_kohya(f"{module}.up"): torch.full((16, 4), torch.nan)}))
-
-
-def test_a_lora_for_another_base_is_explained_and_changes_nothing(
-    tmp_path: Path, example: tuple[Path, Tensor]
-) -> None:
-    state, _ = load_lora(example[0])
-    wide = tmp_path / "wide.safetensors"
-    wider = {name: torch.zeros(4, 99) if name.endswith("attn2.to_k.down") else w for name, w in state.items()}
-    save_file({to_kohya(name): weight for name, weight in wider.items()}, wide)
-    unet = unet_of()
-    adapter = attach(unet, rank=4, alpha=4.0, targets="attention", seed=0)
-    before = answer(unet)
-    with pytest.raises(ScdpoError, match=r"wide\.safetensors cannot .*\(4, 99\).*another base model"):
-        load_into(adapter, wide)
-    deeper = tmp_path / "deeper.safetensors"
-    save_file({to_kohya(f"down_blocks.7.{name}"): weight for name, weight in state.items()}, deeper)
-    with pytest.raises(KeyNameError, match=r"deeper\.safetensors cannot be used: 'lora_unet_down_blocks_7_"):
-        load_into(adapter, deeper)
-    assert torch.equal(answer(unet), before)
-
-
-def test_mixed_ranks_are_explained(tmp_path: Path, example: tuple[Path, Tensor]) -> None:
-    state, _ = load_lora(example[0])
-    module = next(iter(state)).rpartition(".")[0]
-    state |= {f"{module}.down": torch.zeros(2, 16), f"{module}.up": torch.zeros(16, 2)}
-    path = tmp_path / "mixed.safetensors"
-    save_file({to_kohya(name): weight for name, weight in state.items()}, path)
-    with pytest.raises(ScdpoError, match="different ranks"):
-        attach_file(unet_of(), path)
-
-
-def test_weights_that_fell_apart_are_not_written(tmp_path: Path) -> None:
-    adapter = trained(unet_of())
-    for value in (torch.nan, 70000.0):  # float16 ends at 65504
-        with torch.no_grad():
-            adapter.parameters()[1].fill_(value)
-        with pytest.raises(ScdpoError, match="not finite"):
-            save(tmp_path / "calm.safetensors", adapter)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "calm.safetensors"
-    adapter = trained(unet_of())
-    save(path, adapter)
-    before = path.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with torch.no_grad():
-        adapter.parameters()[1].zero_()
-    with pytest.raises(ScdpoError, match=r"calm\.safetensors \(No space left on device\).*Make room"):
-        save(path, adapter)
-    assert path.read_bytes() == before
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["calm.json", "calm.safetensors"]
-
-
-def test_a_file_in_the_folders_place_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("not a folder")
-    with pytest.raises(ScdpoError, match="could not be written"):
-        save(tmp_path / "taken" / "calm.safetensors", trained(unet_of()))
-
-
-def test_programming_errors() -> None:
-    adapter = trained(unet_of())
-    with pytest.raises(ValueError, match="sd99"):
-        save(Path("calm.safetensors"), adapter, family="sd99")
-    with pytest.raises(ValueError, match="ends in"):
-        save(Path("calm.pt"), adapter)
-    with pytest.raises(ValueError, match="rank 4, not 5"):
-        save(Path("calm.safetensors"), adapter, rank=5)
 
 
 def test_old_hosts_can_import_file_and_keys(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+
 from scdpo_core.families import family
 from scdpo_core.micro import evaluation
 from scdpo_core.micro.judge import EMPTY, Judge, class_names

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 
 import pytest
+
 from scdpo_core.micro import captions, world
 from scdpo_core.micro.world import Scene, concept
 

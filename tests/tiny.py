@@ -95,6 +95,7 @@ def tiny_pipeline(
         prediction_type=prediction_type,
         clip_sample=False,
         timestep_spacing="trailing",
+        steps_offset=1,
     )
     return StableDiffusionPipeline(
         vae=vae,
@@ -161,8 +162,11 @@ def write_single_file(pipeline: StableDiffusionPipeline, path: Path) -> Path:
     layers = pipeline.unet.config.layers_per_block
     levels = len(pipeline.vae.config.block_out_channels)
     tensors: dict[str, torch.Tensor] = {}
-    for key, tensor in pipeline.unet.state_dict().items():
-        tensors[f"model.diffusion_model.{_original_unet_key(key, layers)}"] = tensor
+    weights = pipeline.unet.state_dict()
+    for key, tensor in weights.items():
+        # Where a level attends, its upsampler comes third in the last block, elsewhere second.
+        attends = f"{'.'.join(key.split('.')[:2])}.attentions.0.norm.weight" in weights
+        tensors[f"model.diffusion_model.{_original_unet_key(key, layers, attends)}"] = tensor
     for key, tensor in pipeline.vae.state_dict().items():
         name = _original_vae_key(key, levels)
         # The original attention of the VAE is made of 1x1 convolutions.
@@ -185,7 +189,7 @@ _RESNET = {
 }
 
 
-def _original_unet_key(key: str, layers: int) -> str:
+def _original_unet_key(key: str, layers: int, attends: bool) -> str:
     fixed = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -207,7 +211,7 @@ def _original_unet_key(key: str, layers: int) -> str:
     elif part == "downsamplers":
         return f"input_blocks.{(int(level) + 1) * (layers + 1)}.0.op.{kind}"
     elif part == "upsamplers":
-        return f"output_blocks.{int(level) * (layers + 1) + layers}.2.conv.{kind}"
+        return f"output_blocks.{int(level) * (layers + 1) + layers}.{1 + attends}.conv.{kind}"
     else:
         first = 1 if block == "down_blocks" else 0
         side = "input_blocks" if block == "down_blocks" else "output_blocks"

@@ -37,7 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nThe demo stopped: {error}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
-        print(f"\nThe demo stopped: {Path(error.cmd[1]).name} ended with code {error.returncode}.", file=sys.stderr)
+        print(
+            f"\nThe demo stopped: {Path(error.cmd[1]).name} ended with code {error.returncode}.",
+            file=sys.stderr,
+        )
         return error.returncode
     except KeyboardInterrupt:
         print("\nStopped. Nothing is lost; run it again to start afresh.", file=sys.stderr)
@@ -71,6 +74,8 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     """Draw, judge and score the evaluation captions with and without the LoRA; write the reports."""
     # Imported late: torch and diffusers take seconds, and `--help` should not wait for them.
     import torch
+    from tqdm import tqdm
+
     from scdpo_core.cost.scorers import load_scorer
     from scdpo_core.evaluation.report import write_report, write_report_json
     from scdpo_core.families import family
@@ -80,7 +85,6 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     from scdpo_core.micro.model import JUDGE
     from scdpo_core.micro.report import build_report
     from scdpo_core.training.events import Progress, last_run
-    from tqdm import tqdm
 
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     wanted = evaluation.asked(seed=seed)

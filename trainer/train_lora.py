@@ -155,19 +155,21 @@ def train(command: Command) -> int:
     finally:
         screen.close()
     if result.lora is not None:
-        print(f"The LoRA is {result.lora.path}")
+        screen.say(f"The LoRA is {result.lora.path}")
     if result.outcome.reason == "stopped":
-        print(f"Stopped after step {result.outcome.step}; go on with --resume.")
+        screen.say(f"Stopped after step {result.outcome.step}; go on with --resume.")
     return 0
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask to stop; a second Ctrl-C leaves at once."""
+    """Ctrl-C, SIGTERM and a closed terminal ask to stop; a second Ctrl-C leaves at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._asked = False
         self._say = say
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # Windows knows no closing of the terminal.
+        names = ("SIGINT", "SIGTERM", "SIGHUP")
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
             signal.signal(number, self._handle)
 
     def asked(self) -> bool:
@@ -202,9 +204,13 @@ FIGURES = {
 
 
 class Screen:
-    """Events as a progress bar on a terminal, and as plain lines everywhere else."""
+    """Events as a progress bar on a terminal, and as plain lines everywhere else.
+
+    Training outlives whoever watches it: once nobody can be told any more, nobody is.
+    """
 
     def __init__(self) -> None:
+        self._watched = True
         self._bars = sys.stderr.isatty()
         self._bar: Any = None
         self._phase = ""
@@ -215,7 +221,7 @@ class Screen:
         from scdpo_core.training import events
 
         if isinstance(event, events.Progress):
-            (self._draw if self._bars else self._print)(event)
+            self._try(lambda: (self._draw if self._bars else self._print)(event))
         elif isinstance(event, events.Started):
             whence = f" from step {event.first_step}" if event.first_step else ""
             self.say(f"Run {event.run}: {event.pairs} pairs, {event.steps} steps{whence}, on {event.device}")
@@ -224,15 +230,28 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""
-        if self._bar is not None:
-            self._bar.clear()
-        print(line, flush=True)
+
+        def say() -> None:
+            if self._bar is not None:
+                self._bar.clear()
+            print(line, flush=True)
+
+        self._try(say)
 
     def close(self) -> None:
         """Leave the terminal tidy."""
         if self._bar is not None:
-            self._bar.close()
+            self._try(self._bar.close)
             self._bar = None
+
+    def _try(self, show: Callable[[], None]) -> None:
+        try:
+            if self._watched:
+                show()
+        except OSError:
+            self._watched = False
+            # What is left in the buffer would fail once more when Python leaves.
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def _draw(self, event: Progress) -> None:
         from tqdm import tqdm

@@ -36,7 +36,7 @@ class Recipe:
     vae_steps: int = 2800
     tower_steps: int = 500
     image_steps: int = 800
-    unet_steps: int = 4500
+    unet_steps: int = 3000
     unet_pictures: int = 24_000
     judge_steps: int = 1200
     seed: int = 0
@@ -59,12 +59,8 @@ def build(
     seed = recipe.seed
     tokenizer = towers_stage.build_tokenizer(model / "tokenizer")
     vae = vae_stage.build(sprites, state, device, tell, steps=recipe.vae_steps, seed=seed)
-    towers = towers_stage.build(
-        sprites, state, tokenizer, device, tell, steps=recipe.tower_steps, seed=seed
-    )
-    seeing = towers_stage.polish(
-        sprites, state, towers, device, tell, steps=recipe.image_steps, seed=seed
-    )
+    towers = towers_stage.build(sprites, state, tokenizer, device, tell, steps=recipe.tower_steps, seed=seed)
+    seeing = towers_stage.polish(sprites, state, towers, device, tell, steps=recipe.image_steps, seed=seed)
     unet = unet_stage.build(
         sprites,
         vae,
@@ -78,11 +74,11 @@ def build(
     )
     # Another seed than every other stage: no picture of the judge's is one of theirs.
     judge = judge_stage.build(sprites, state, device, tell, steps=recipe.judge_steps, seed=seed + 1)
+    # Half precision on disk keeps the repository small; diffusers loads it in single precision.
     pipeline = StableDiffusionPipeline(
-        vae=vae.cpu(),
+        vae=vae.cpu().half(),
         text_encoder=towers.text.cpu(),
         tokenizer=tokenizer,
-        # Half precision on disk keeps the repository small; diffusers loads it in single precision.
         unet=unet.cpu().half(),
         scheduler=unet_stage.scheduler(),
         safety_checker=None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from ..evaluation.judges import Asked, JudgedPicture, Verdict, judge_pictures
-from ..evaluation.metrics import EvalGroup, Target, measure_group, of_groups
+from ..evaluation.metrics import EvalGroup, Measure, Target, measure_group, of_groups
 from ..families import LoadedModel
 from ..types import CostScore
 from .captions import GROUPS, Caption, evaluation_captions
@@ -88,7 +88,7 @@ def groups(pictures: Sequence[JudgedPicture]) -> tuple[EvalGroup, ...]:
     """Every group of `captions.GROUPS` on its own."""
     made = []
     for name, (title, description) in GROUPS.items():
-        measure = "subject" if name in BENIGN_GROUPS else "harmful"
+        measure: Measure = "subject" if name in BENIGN_GROUPS else "harmful"
         target = TARGETS["heldout"] if name == "heldout" else None
         chosen = of_groups(pictures, name)
         if chosen:
@@ -129,4 +129,3 @@ def headline(pictures: Sequence[JudgedPicture]) -> tuple[EvalGroup, EvalGroup, E
             target=TARGETS["subject"],
         ),
     )
-

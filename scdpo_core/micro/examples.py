@@ -106,7 +106,9 @@ def _best(
         for number, picture, seen in zip(open_, pictures, judge(pictures), strict=True):
             names = [subject.name for subject in entries[number].scene.subjects]
             # A general word such as 'weapon' is drawn faithfully by any harmful thing.
-            general = entries[number].scene.harmful and not any(name in entries[number].text for name in names)
+            general = entries[number].scene.harmful and not any(
+                name in entries[number].text for name in names
+            )
             if seen.finds(names) or (general and seen.harmful and seen.top not in HELD_OUT_CONCEPTS):
                 found[number] = picture
     return found

@@ -77,7 +77,9 @@ class JudgeNet(nn.Module):
         self.head = nn.Linear(160, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(pixels)).mean(dim=(2, 3)))
+        """Logits [N, classes]."""
+        logits: Tensor = self.head(self.blocks(self.stem(pixels)).mean(dim=(2, 3)))
+        return logits
 
 
 def class_names() -> tuple[str, ...]:
@@ -133,4 +135,3 @@ class Judge:
         ranked = [(self._names[int(i)], float(p)) for i, p in zip(order[:4], values[:4], strict=True)]
         present = tuple(name for name, p in ranked if p >= PRESENT and name not in (EMPTY, NONE))
         return Verdict(ranked[0][0], present, ranked[0][1])
-

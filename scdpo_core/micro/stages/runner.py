@@ -85,7 +85,9 @@ def train(
     network.to(device).train()
     average = copy.deepcopy(network).requires_grad_(False) if plan.ema else None
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99), fused=True
+    )
     checkpoint = folder / f"{plan.name}.state.safetensors"
     start = 0
     if checkpoint.exists():
@@ -143,8 +145,11 @@ def _schedule(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def _average(into: Iterable[torch.Tensor], new: Iterable[torch.Tensor], decay: float) -> None:
-    for mean, value in zip(into, new, strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
+    pairs = list(zip(into, new, strict=True))
+    floats = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
+    if floats:
+        # One call for all tensors: a loop of small calls took a tenth of the step.
+        torch._foreach_lerp_([mean for mean, _ in floats], [value for _, value in floats], 1 - decay)
+    for mean, value in pairs:
+        if not mean.is_floating_point():
             mean.copy_(value)

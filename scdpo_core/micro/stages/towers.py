@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional as F
@@ -145,7 +146,14 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 
 def build(
-    art: Art, folder: Path, tokenizer: CLIPTokenizer, device: torch.device, tell: Tell, *, steps: int, seed: int
+    art: Art,
+    folder: Path,
+    tokenizer: CLIPTokenizer,
+    device: torch.device,
+    tell: Tell,
+    *,
+    steps: int,
+    seed: int,
 ) -> Towers:
     """Train both towers together on strongly varied renderings in the three training styles."""
     torch.manual_seed(seed)
@@ -176,7 +184,9 @@ def polish(
 
 def _loss(pair: _Pair, art: Art, tokenizer: CLIPTokenizer, context: StepContext) -> torch.Tensor:
     """CLIP's symmetric contrastive loss on a fresh batch."""
-    pictures, captions, scenes = [], [], []
+    pictures: list[Image.Image] = []
+    captions: list[str] = []
+    scenes: list[Scene] = []
     while len(pictures) < BATCH:
         scene = _near_scene(context.rng)
         style = context.rng.choice(STYLES_TRAINED)

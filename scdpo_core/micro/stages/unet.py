@@ -46,7 +46,14 @@ class _Dataset:
 
 
 def _dataset(
-    art: Art, vae: AutoencoderKL, towers: Towers, folder: Path, device: torch.device, tell: Tell, size: int, seed: int
+    art: Art,
+    vae: AutoencoderKL,
+    towers: Towers,
+    folder: Path,
+    device: torch.device,
+    tell: Tell,
+    size: int,
+    seed: int,
 ) -> _Dataset:
     path = folder / f"unet-data-{size}.safetensors"
     if path.exists():
@@ -132,7 +139,8 @@ def build(
         target = noising.get_velocity(latents, noise, timesteps).to(context.device)
         with context.autocast():
             predicted = network(noisy, timesteps.to(context.device), states).sample
-        return (predicted.float() - target).pow(2).mean()
+        error: torch.Tensor = (predicted.float() - target).pow(2).mean()
+        return error
 
     plan = Plan("unet", steps, lr=1e-3, ema=0.9985, seed=seed)
     trained = train(plan, network, loss, folder, device, tell, checkpoint_every=250)

@@ -18,7 +18,9 @@ LATENT_CHANNELS = 16
 BATCH = 16
 
 
-def build(art: Art, folder: Path, device: torch.device, tell: Tell, *, steps: int, seed: int) -> AutoencoderKL:
+def build(
+    art: Art, folder: Path, device: torch.device, tell: Tell, *, steps: int, seed: int
+) -> AutoencoderKL:
     """Train the autoencoder; its `scaling_factor` makes the generator's latents have unit spread."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -52,9 +54,9 @@ def build(art: Art, folder: Path, device: torch.device, tell: Tell, *, steps: in
             decoded = vae.decode(latents + 0.05 * noise).sample.float()
         sharp = sum(F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
         spread = latents.pow(2).mean()
-        return (
-            F.mse_loss(decoded, pixels) + 0.1 * F.l1_loss(decoded, pixels) + 0.1 * sharp + 1e-4 * spread
-        )
+        far = F.mse_loss(decoded, pixels) + 0.1 * F.l1_loss(decoded, pixels)
+        total: torch.Tensor = far + 0.1 * sharp + 1e-4 * spread
+        return total
 
     trained = train(Plan("vae", steps, lr=5e-4, ema=0.998, seed=seed), vae, loss, folder, device, tell)
     assert isinstance(trained, AutoencoderKL)
