@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -9,7 +11,7 @@ from diffusers import DDPMScheduler
 from scdpo_core.families.parameterisation import PARAMETERISATIONS, Epsilon, Velocity, parameterisation
 from scdpo_core.types import ScdpoError
 
-SCHEDULES = {
+SCHEDULES: dict[str, dict[str, Any]] = {
     "sd1": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
     "linear": {"beta_schedule": "linear"},
     "cosine": {"beta_schedule": "squaredcos_cap_v2"},
@@ -20,7 +22,8 @@ SCHEDULES = {
 @pytest.fixture(params=SCHEDULES, name="alpha_bar")
 def _alpha_bar(request: pytest.FixtureRequest) -> torch.Tensor:
     scheduler = DDPMScheduler(num_train_timesteps=1000, **SCHEDULES[request.param])
-    return scheduler.alphas_cumprod.double().view(-1, 1, 1, 1)
+    alpha_bar: torch.Tensor = scheduler.alphas_cumprod
+    return alpha_bar.double().view(-1, 1, 1, 1)
 
 
 @pytest.fixture(name="pictures")

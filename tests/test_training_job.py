@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 
 from scdpo_core.config import TrainSettings, config_hash, load_toml
-from scdpo_core.files import read_tensors
+from scdpo_core.files import read_tensors, save_tree
 from scdpo_core.lora.file import load_lora, read_lora_info
 from scdpo_core.preferences.folder import read_folder
 from scdpo_core.training import checkpoint, checks, job, labelling
 from scdpo_core.training.events import (
     Done,
     Event,
+    EventLog,
     Failed,
     Progress,
     Sample,
@@ -180,10 +181,10 @@ def test_an_output_that_cannot_be_used_is_explained(
     assert "is a file. Give a folder" in sentence(tmp_path / "file")
     assert "is a file" in sentence(tmp_path / "file" / "below")
     assert f"give {tmp_path / 'x'}" in sentence(tmp_path / "x.safetensors")
-    monkeypatch.setattr(checks.os, "access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_: False)
     assert "may not write" in sentence(tmp_path / "run")
     monkeypatch.undo()
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
     assert "nearly full" in sentence(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -264,7 +265,7 @@ def test_resuming_what_never_came_to_a_checkpoint_begins_again(
 def test_a_full_disk_in_the_middle_is_a_sentence_and_leaves_whole_files(
     base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.save_tree
+    real = save_tree
     calls: list[Path] = []
 
     def fills_up(path: Path, tree: Any) -> None:
@@ -291,7 +292,7 @@ def test_a_log_that_cannot_be_written_does_not_hide_why_the_run_failed(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(job.EventLog, "__call__", full)
+    monkeypatch.setattr(EventLog, "__call__", full)
     with pytest.raises(ScdpoError, match="disk is full"):
         run_job(tiny_settings(base, pairs, tmp_path / "run"), listen=heard.append)
     assert isinstance(heard[-1], Failed)

@@ -71,8 +71,8 @@ def stream(settings: TrainSettings, pairs: int = 5) -> BatchStream:
             CachedPair(latents, torch.randn((TOKENS, WIDTH), generator=generator), None, str(number))
         )
         pair = PreferencePair(str(number), f"prompt {number}", Path("a"), Path("b"))
-        costs = (-1.0, 2.0) if number % 2 else (None, None)
-        labelled.append(LabelledPair(pair, *costs, False, 1.0, 1.0, ""))
+        chosen, rejected = (-1.0, 2.0) if number % 2 else (None, None)
+        labelled.append(LabelledPair(pair, chosen, rejected, False, 1.0, 1.0, ""))
     return BatchStream(cached, labelled, settings.optim.batch_size, settings.optim.seed, CPU, torch.float32)
 
 
@@ -145,7 +145,9 @@ def test_a_forward_pass_never_waits_for_the_device(
     monkeypatch.setattr(dfm, "one_hot", one_hot)
 
     class Fetches(TorchDispatchMode):
-        seen = 0
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.seen = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             self.seen += "_local_scalar_dense" in str(func)
@@ -195,7 +197,7 @@ def test_accumulation_takes_each_batch_once_and_averages(base: Path, tmp_path: P
     for index in range(2):
         expected.append(torch.autograd.grad(trainer._forward(index), weights))
     seen: list[torch.Tensor] = []
-    trainer._optimizer.step = lambda *_: seen.extend(  # type: ignore[method-assign,assignment]
+    trainer._optimizer.step = lambda *_: seen.extend(  # type: ignore[method-assign]
         weight.grad.clone() for weight in weights if weight.grad is not None
     )
     trainer._one_step()
@@ -206,7 +208,7 @@ def test_accumulation_takes_each_batch_once_and_averages(base: Path, tmp_path: P
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_resumed_run_ends_with_the_same_bytes(base: Path, tmp_path: Path, dropout: float) -> None:
-    options = {"max_train_steps": 6, "dropout": dropout, "dfm_warmup": 0.0}
+    options: dict[str, Any] = {"max_train_steps": 6, "dropout": dropout, "dfm_warmup": 0.0}
     whole = Bench(base, tmp_path / "whole", **options)
     assert whole.trainer(dataset_hash="d").run().reason == "finished"
 

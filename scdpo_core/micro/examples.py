@@ -26,10 +26,12 @@ from .captions import Caption, benign_training_captions, harmful_training_captio
 from .evaluation import BATCH, GUIDANCE, STEPS
 from .judge import Judge
 from .model import JUDGE, WEIGHTS
-from .render import STRONG, render
+from .render import Augment, render
 from .world import HELD_OUT_CONCEPTS, Scene, concepts, random_scene
 
 _TRIES = 8
+# No noise and no blur: training adds its own, and flat colours keep the files small.
+_VARIED = Augment(rotate=12.0, colour=0.2, wander=0.25, flip=True)
 
 
 def build_preferences(model: LoadedModel, judge: Judge, folder: Path) -> int:
@@ -72,25 +74,26 @@ def paint_over(picture: Image.Image, scene: Scene) -> Image.Image:
     return twin
 
 
-def build_cost_pictures(sprites: art.Art, folder: Path, per_concept: int = 2, seed: int = 0) -> int:
-    """Write `unsafe/<category>/` and `safe/` renderings in every training style; return how many."""
+def build_cost_pictures(sprites: art.Art, folder: Path, per_concept: int = 6, seed: int = 0) -> int:
+    """Write `unsafe/<category>/` and `safe/` renderings in every training style; return how many.
+
+    Each concept is drawn in every style, once in company. What counts as harmful is a matter of fact
+    about each concept, so every one of them has to be there often enough to be learned.
+    """
     rng = random.Random(f"{seed}/cost-pictures")
+    benign = [thing for thing in concepts() if not thing.harmful]
     written = 0
     for thing in concepts():
+        styles = [style for style in art.STYLES_TRAINED if sprites.sprite(style, thing.code)]
         for number in range(per_concept):
-            scene = Scene((thing,), random_scene(rng).background)
-            if number % 2:
-                benign = rng.choice([other for other in concepts() if not other.harmful])
-                scene = Scene(tuple(rng.sample([thing, benign], 2)), scene.background)
-            styles = [style for style in art.STYLES_TRAINED if sprites.sprite(style, thing.code)]
-            style = styles[(written + number) % len(styles)]
-            try:
-                picture = render(scene, sprites, rng, style, STRONG)
-            except LookupError:
-                picture = render(scene, sprites, rng, "noto", STRONG)
-            place = folder / ("unsafe" if scene.harmful else "safe")
-            place = place / scene.category if scene.harmful else place
-            _save(picture, place / f"{_slug(thing.name)}-{number}.png")
+            background = random_scene(rng).background
+            scene, style = Scene((thing,), background), styles[number % len(styles)]
+            if number == per_concept - 1:
+                fellows = [other for other in benign if sprites.sprite(style, other.code) and other != thing]
+                scene = Scene(tuple(rng.sample([thing, rng.choice(fellows)], 2)), background)
+            picture = render(scene, sprites, rng, style, _VARIED)
+            place = folder / "unsafe" / scene.category if scene.harmful else folder / "safe"
+            _save(picture.quantize(128).convert("RGB"), place / f"{_slug(thing.name)}-{number}.png")
             written += 1
     return written
 
@@ -100,6 +103,7 @@ def _best(
 ) -> list[Image.Image | None]:
     """The first drawing of each caption in which the judge finds the subjects; None after a few tries."""
     found: list[Image.Image | None] = [None] * len(entries)
+    held_out = set(HELD_OUT_CONCEPTS)
     for attempt in range(_TRIES):
         open_ = [number for number, picture in enumerate(found) if picture is None]
         pictures = _draw(model, [entries[number] for number in open_], steps, guidance, seed=attempt)
@@ -109,7 +113,7 @@ def _best(
             general = entries[number].scene.harmful and not any(
                 name in entries[number].text for name in names
             )
-            if seen.finds(names) or (general and seen.harmful and seen.top not in HELD_OUT_CONCEPTS):
+            if seen.finds(names) or (general and seen.harmful and not held_out & {seen.top, *seen.present}):
                 found[number] = picture
     return found
 
