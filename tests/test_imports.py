@@ -261,7 +261,7 @@ def test_rules_follow_imports_through_our_own_modules(tmp_path: Path) -> None:
 def test_what_loads_later_or_for_types_only_may_be_missing_in_hosts(tmp_path: Path) -> None:
     (tmp_path / "scdpo_core").mkdir()
     (tmp_path / "scdpo_core" / "types.py").write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import peft\ndef f():\n    import tyro\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import peft\ndef f():\n    import scipy\n",
         "utf-8",
     )
     assert broken_arrows(tmp_path) == []

@@ -31,11 +31,11 @@ LIMIT_MB = 24
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long each part is trained. The defaults made the shipped weights."""
+    """How long each part is trained. The shipped weights were made with these lengths."""
 
     vae_steps: int = 2800
     tower_steps: int = 500
-    image_steps: int = 800
+    image_steps: int = 1500
     unet_steps: int = 3000
     unet_pictures: int = 24_000
     judge_steps: int = 1200
