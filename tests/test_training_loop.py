@@ -18,7 +18,6 @@ from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.training import checkpoint
 from scdpo_core.training.events import Event, Progress, Saved, Warned
 from scdpo_core.training.loop import Trainer, learning_rate
-from scdpo_core.training.meter import Meter
 from scdpo_core.types import CachedPair, LabelledPair, PairBatch, PreferencePair, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
 
@@ -338,16 +337,3 @@ def test_the_artist_is_warned_once_when_the_chosen_pictures_get_worse(base: Path
     for _ in range(10):
         trainer._watch(worse)
     assert [type(event) for event in bench.said] == [Warned]
-
-
-def test_the_meter_averages_and_forgets() -> None:
-    meter = Meter(CPU)
-    assert meter.take() == {}
-    for value in (1.0, 2.0, 6.0):
-        meter.add("a", torch.tensor(value))
-    meter.add("b", torch.tensor(math.inf))
-    meter.add_known("c", torch.tensor([math.nan, 3.0]))
-    meter.add_known("c", torch.tensor([5.0, math.nan]))
-    meter.add_known("d", torch.tensor([math.nan]))
-    assert meter.take() == {"a": 3.0, "b": None, "c": 4.0, "d": None}
-    assert meter.take() == {}
