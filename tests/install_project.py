@@ -29,12 +29,13 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 """
 DEMO = """
 import os, pathlib, sys, time
-print("demo", sys.argv[1:], "in", os.getcwd(), flush=True)
-if "--wait" in sys.argv:
-    try:
+try:
+    # The Ctrl-C may come before this line has returned.
+    print("demo", sys.argv[1:], "in", os.getcwd(), flush=True)
+    if "--wait" in sys.argv:
         time.sleep(60)
-    except KeyboardInterrupt:
-        print("saved")
+except KeyboardInterrupt:
+    print("saved")
 """
 TOOL = "import os, sys; print('ran {name}', sys.argv[1:]); sys.exit(int(os.environ.get('{name}_EXIT', 0)))"
 
