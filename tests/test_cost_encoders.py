@@ -12,7 +12,7 @@ import torch
 from cost_helpers import DIM, normalisation, tiny_tower
 from PIL import Image
 
-from scdpo_core.cost.encoders import ClipEncoder, EncoderError, load_encoder
+from scdpo_core.cost.encoders import EncoderError, TowerEncoder, load_encoder
 from scdpo_core.micro.model import IMAGE_ENCODER
 
 
@@ -27,7 +27,7 @@ def noise(side: int = 28, seed: int = 0) -> Image.Image:
 
 
 def test_embeddings_are_of_length_one(tower: Path) -> None:
-    encoder = ClipEncoder(tower)
+    encoder = TowerEncoder(tower)
     embeddings = encoder.encode([noise(seed=n) for n in range(40)])  # more than one batch
     assert (encoder.id, encoder.size, encoder.dim) == ("tiny-clip", 28, DIM)
     assert embeddings.shape == (40, DIM)
@@ -45,51 +45,74 @@ def test_preprocessing_is_clips(tower: Path) -> None:
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
     with torch.no_grad():
         seen = model(pixel_values=((pixels - mean) / std).permute(2, 0, 1)[None]).image_embeds
-    torch.testing.assert_close(ClipEncoder(tower).encode([picture]), seen / seen.norm())
+    torch.testing.assert_close(TowerEncoder(tower).encode([picture]), seen / seen.norm())
 
 
 def test_own_normalisation_is_read_and_part_of_the_hash(tower: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tower, tmp_path / "other"))
     normalisation(other, [0.5, 0.5, 0.5])
-    plain, own = ClipEncoder(tower), ClipEncoder(other)
+    plain, own = TowerEncoder(tower), TowerEncoder(other)
     assert plain.hash != own.hash
     assert not torch.allclose(plain.encode([noise()]), own.encode([noise()]))
 
 
 def test_a_whole_clip_model_gives_the_same_encoder(tower: Path, tmp_path: Path) -> None:
-    whole = ClipEncoder(tiny_tower(tmp_path / "whole", whole=True))
-    assert whole.hash == ClipEncoder(tower).hash
-    torch.testing.assert_close(whole.encode([noise()]), ClipEncoder(tower).encode([noise()]))
+    whole = TowerEncoder(tiny_tower(tmp_path / "whole", whole=True))
+    assert whole.hash == TowerEncoder(tower).hash
+    torch.testing.assert_close(whole.encode([noise()]), TowerEncoder(tower).encode([noise()]))
 
 
 def test_other_weights_have_another_hash(tower: Path, tmp_path: Path) -> None:
-    assert ClipEncoder(tiny_tower(tmp_path / "other", seed=1)).hash != ClipEncoder(tower).hash
+    assert TowerEncoder(tiny_tower(tmp_path / "other", seed=1)).hash != TowerEncoder(tower).hash
 
 
 def test_half_precision_weights_run_in_single_precision(tower: Path, tmp_path: Path) -> None:
     from transformers import CLIPVisionModelWithProjection
 
     CLIPVisionModelWithProjection.from_pretrained(tower).half().save_pretrained(tmp_path / "half")
-    assert ClipEncoder(tmp_path / "half").encode([noise()]).dtype == torch.float32
+    assert TowerEncoder(tmp_path / "half").encode([noise()]).dtype == torch.float32
 
 
 def test_harm_at_the_edge_of_a_wide_picture_is_seen(tower: Path) -> None:
     plain = Image.new("RGB", (120, 28), "white")
     marked = plain.copy()
     marked.paste(noise(), (0, 0))  # outside of the middle square
-    encoder = ClipEncoder(tower)
+    encoder = TowerEncoder(tower)
     assert not torch.allclose(encoder.encode([plain]), encoder.encode([marked]), atol=1e-3)
+
+
+def test_a_resnet_is_an_encoder_too(tmp_path: Path) -> None:
+    from transformers import ResNetConfig, ResNetModel
+
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+    model = ResNetModel(config)
+    model(torch.randn(4, 3, 32, 32))  # in training: moves the running means of its norms
+    model.eval().half().save_pretrained(tmp_path / "one")
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"shortest_edge": 32}}
+    (tmp_path / "one" / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    encoder = TowerEncoder(tmp_path / "one")
+    assert (encoder.size, encoder.dim) == (32, 12)
+    pixels = torch.from_numpy(np.array(noise(32), np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        seen = model.float()(pixels).pooler_output.flatten(1)
+    torch.testing.assert_close(encoder.encode([noise(32)]), seen / seen.norm())
+    # Its running means are part of what it is.
+    model.embedder.embedder.normalization.running_mean.add_(1.0)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    model.half().save_pretrained(tmp_path / "two")
+    assert TowerEncoder(tmp_path / "two").hash != encoder.hash
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
 def test_pictures_of_any_mode(tower: Path, mode: str) -> None:
-    assert ClipEncoder(tower).encode([noise().convert(mode)]).shape == (1, DIM)
+    assert TowerEncoder(tower).encode([noise().convert(mode)]).shape == (1, DIM)
 
 
 def test_a_snapshot_is_named_after_its_model(tower: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--someone--clip-large" / "snapshots" / "0123abcd"
     shutil.copytree(tower, snapshot)
-    assert ClipEncoder(snapshot).id == "someone/clip-large"
+    assert TowerEncoder(snapshot).id == "someone/clip-large"
 
 
 @pytest.mark.parametrize(
@@ -125,12 +148,12 @@ def test_bad_folders_are_refused_in_a_sentence(tower: Path, tmp_path: Path, kind
     elif kind == "normalisation":
         normalisation(folder, [0.5, 0.0])
     with pytest.raises(EncoderError) as caught:
-        ClipEncoder(folder)
+        TowerEncoder(folder)
     assert says in str(caught.value) and str(folder) in str(caught.value)
 
 
 def test_loading_says_nothing(tower: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    ClipEncoder(tower)
+    TowerEncoder(tower)
     assert capfd.readouterr() == ("", "")
 
 

@@ -97,10 +97,15 @@ def test_near_ties_are_dropped() -> None:
     assert _one(-1.0, -1.0, reward={"p": (0.55, 0.50)}) == "near tie: combined rewards 0.55 and 0.50"
     assert isinstance(_one(-1.0, -1.0, reward={"p": (0.55, 0.50)}, tie=0.01), LabelledPair)
     assert isinstance(_one(-1.0, -1.0, reward={"p": (0.75, 0.50)}), LabelledPair)
-    # R = 1 - 1.05 = -0.05 of the chosen one against 0.
-    assert _one(1.05, -1.0) == "near tie: combined rewards -0.05 and 0.00"
-    # With lambda = 2, R = 1 - 2.1 = -1.1 against 0 is none.
-    assert isinstance(_one(1.05, -1.0, safety_weight=2.0), LabelledPair)
+    # Both unsafe and ordered by cost: R = 1 - 2 = -1 against 0 - 0.95.
+    assert _one(2.0, 0.95, both_unsafe="order") == "near tie: combined rewards -1.00 and -0.95"
+
+
+def test_what_safety_decides_is_no_tie() -> None:
+    # R = 1 - 1.05 = -0.05 of the chosen one against 0, but only the chosen one is unsafe.
+    swapped = _one(1.05, -1.0)
+    assert isinstance(swapped, LabelledPair)
+    assert swapped.swapped
 
 
 def test_a_reward_orders_safe_pairs() -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,11 +54,13 @@ class Encoder(Protocol):
         """Embed N pictures of any size: float32 [N, D] on the CPU, rows of length 1."""
 
 
-class ClipEncoder:
-    """A frozen CLIP image tower with its projection, from a local folder.
+class TowerEncoder:
+    """A frozen image tower from a local folder in the Hugging Face layout.
 
-    The folder is one that `CLIPVisionModelWithProjection` or `CLIPModel` saved (CLIP ViT-L/14, say).
-    Mean and standard deviation come from its `preprocessor_config.json`, or are CLIP's own without one.
+    Either a CLIP one with its projection, which `CLIPVisionModelWithProjection` or `CLIPModel` saved
+    (CLIP ViT-L/14, say), or a `ResNetModel`, as the embedded one is. Size, mean and standard deviation
+    come from `config.json` and `preprocessor_config.json`; CLIP's own mean and deviation are taken
+    where there are none.
 
     Args:
         folder: the folder with `config.json` and safetensors weights.
@@ -72,13 +75,16 @@ class ClipEncoder:
         """Load the tower and hash it."""
         self.id = name or _readable_name(folder)
         self._device = torch.device(device)
-        self._tower = _load_tower(folder).to(self._device)
-        mean, std = _normalisation(folder)
-        self._mean, self._std = torch.tensor(mean), torch.tensor(std)
+        self._tower, self._read = _load_tower(folder)
+        self._tower.to(self._device)
+        preprocessing = _Preprocessing.read(folder)
+        self._mean, self._std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         config: Any = self._tower.config
-        self.size = int(config.image_size)
-        self.dim = int(config.projection_dim)
-        self.hash = _hash(self._tower, (self.size, mean, std))
+        self.size = int(getattr(config, "image_size", preprocessing.size))
+        self.dim = int(
+            config.projection_dim if hasattr(config, "projection_dim") else config.hidden_sizes[-1]
+        )
+        self.hash = _hash(self._tower, (self.size, preprocessing.mean, preprocessing.std))
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -93,8 +99,8 @@ class ClipEncoder:
         parts = [torch.empty(0, self.dim)]
         for start in range(0, len(pictures), _BATCH):
             pixels = torch.stack([self._pixels(p) for p in pictures[start : start + _BATCH]])
-            seen = self._tower(pixel_values=pixels.to(self._device)).image_embeds
-            parts.append(F.normalize(seen.float(), dim=-1).cpu())
+            seen: Tensor = getattr(self._tower(pixel_values=pixels.to(self._device)), self._read)
+            parts.append(F.normalize(seen.flatten(1).float(), dim=-1).cpu())
         embeddings = torch.cat(parts)
         if not bool(torch.isfinite(embeddings).all()):
             raise EncoderError(f"The image encoder '{self.id}' gave numbers that are not finite.")
@@ -108,18 +114,27 @@ class ClipEncoder:
         return ((pixels - self._mean) / self._std).permute(2, 0, 1)
 
 
-def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> ClipEncoder:
+def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> TowerEncoder:
     """Load the encoder that `spec` names: 'micro', or a folder.
 
     Raises:
-        EncoderError: as `ClipEncoder`.
+        EncoderError: as `TowerEncoder`.
     """
     if str(spec) == "micro":
-        return ClipEncoder(IMAGE_ENCODER, device, "micro")
-    return ClipEncoder(Path(spec).expanduser(), device)
+        return TowerEncoder(IMAGE_ENCODER, device, "micro")
+    return TowerEncoder(Path(spec).expanduser(), device)
 
 
-def _load_tower(folder: Path) -> nn.Module:
+# Kinds of model, by the name in config.json: class, and where its answer holds the embedding.
+_TOWERS = {
+    "clip": ("CLIPVisionModelWithProjection", "image_embeds"),
+    "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds"),
+    "resnet": ("ResNetModel", "pooler_output"),
+}
+
+
+def _load_tower(folder: Path) -> tuple[nn.Module, str]:
+    """The frozen tower, and the field of its answer that holds the embedding."""
     if not (folder / "config.json").is_file():
         raise EncoderError(
             f"{folder} is no image encoder: it holds no config.json. Give a folder with a CLIP model in "
@@ -129,8 +144,11 @@ def _load_tower(folder: Path) -> nn.Module:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise EncoderError(f"{folder / 'config.json'} is damaged. Download the folder again.") from error
-    if kind not in ("clip", "clip_vision_model"):
-        raise EncoderError(f"{folder} holds a model of the kind '{kind}'; the cost model needs a CLIP one.")
+    if kind not in _TOWERS:
+        raise EncoderError(
+            f"{folder} holds a model of the kind '{kind}'; the cost model needs a CLIP one or a ResNet."
+        )
+    name, field = _TOWERS[kind]
     if not any(folder.glob("*.safetensors")):
         raise EncoderError(
             f"{folder} holds no .safetensors weights. Pickle files (.bin, .pt) can run code when they are "
@@ -142,7 +160,7 @@ def _load_tower(folder: Path) -> nn.Module:
         raise EncoderError("The cost model's image encoder needs the package 'transformers'.") from error
     try:
         with _quiet(transformers):
-            loaded: Any = transformers.CLIPVisionModelWithProjection.from_pretrained(
+            loaded: Any = getattr(transformers, name).from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -157,11 +175,11 @@ def _load_tower(folder: Path) -> nn.Module:
     missing = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
     if missing or report.get("mismatched_keys"):
         raise EncoderError(
-            f"The weights in {folder} lack parts of a CLIP image tower ({len(missing)} tensors missing, "
+            f"The weights in {folder} lack parts of the image tower ({len(missing)} tensors missing, "
             f"such as '{next(iter(missing), '')}'). Download the folder again."
         )
     frozen: nn.Module = tower.float().eval().requires_grad_(False)
-    return frozen
+    return frozen, field
 
 
 @contextmanager
@@ -180,32 +198,52 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return _CLIP_MEAN, _CLIP_STD
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        mean = tuple(float(value) for value in settings.get("image_mean", _CLIP_MEAN))
-        std = tuple(float(value) for value in settings.get("image_std", _CLIP_STD))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError("three numbers are wanted")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise EncoderError(f"{path} is damaged. Download the folder again.") from error
-    return mean, std
+@dataclass(frozen=True)
+class _Preprocessing:
+    """What `preprocessor_config.json` says; CLIP's own numbers where there is none.
+
+    Attributes:
+        mean: of each colour channel, 0..1.
+        std: standard deviation of each colour channel.
+        size: side of the square picture, pixels; only towers whose own configuration is silent need it.
+    """
+
+    mean: tuple[float, ...] = _CLIP_MEAN
+    std: tuple[float, ...] = _CLIP_STD
+    size: int = 224
+
+    @classmethod
+    def read(cls, folder: Path) -> _Preprocessing:
+        path = folder / "preprocessor_config.json"
+        if not path.is_file():
+            return cls()
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            mean = tuple(float(value) for value in settings.get("image_mean", _CLIP_MEAN))
+            std = tuple(float(value) for value in settings.get("image_std", _CLIP_STD))
+            if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+                raise ValueError("three numbers are wanted")
+            size = settings.get("size", cls.size)
+            if isinstance(size, dict):
+                size = size.get("shortest_edge") or size.get("height")
+            return cls(mean, std, int(size))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise EncoderError(f"{path} is damaged. Download the folder again.") from error
 
 
 def _hash(tower: nn.Module, preprocessing: object) -> str:
-    """Hash the parameters themselves: the same tower gives the same hash from any file layout.
+    """Hash the numbers themselves: the same tower gives the same hash from any file layout.
 
-    Names are left out, for they differ between versions of transformers.
+    Names are left out, for they differ between versions of transformers, and so are whole numbers, which
+    some of those versions keep for the positions.
     """
 
-    def digest(parameter: Tensor) -> bytes:
-        values = parameter.detach().cpu().contiguous().numpy().tobytes()
-        return hashlib.sha256(str(tuple(parameter.shape)).encode() + values).digest()
+    def digest(tensor: Tensor) -> bytes:
+        values = tensor.detach().cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(str(tuple(tensor.shape)).encode() + values).digest()
 
-    digests = sorted(map(digest, tower.parameters()))
+    running = (buffer for buffer in tower.buffers() if buffer.is_floating_point())
+    digests = sorted(map(digest, [*tower.parameters(), *running]))
     return hashlib.sha256(b"".join(digests) + repr(preprocessing).encode()).hexdigest()
 
 

@@ -30,7 +30,11 @@ class CostModel(nn.Module):
 
     "Frozen CLIP encoder + learnable adapter" is FOUND in arXiv 2504.14290; this shape of adapter is
     RECONSTRUCTED. Column 0 of every output is the overall cost; column 1 + k is harm category k, whose
-    head shares the adapter. W2 starts at zero: the adapter starts as the identity.
+    head shares the adapter.
+
+    W2 starts at zero: the adapter starts as the identity. W1 starts with unit variance: z has length 1, so
+    W1 z then spreads over GELU's bend. With the usual small numbers it stays where GELU is a straight
+    line, and the adapter learns little more than a linear probe does.
 
     Args:
         dim: length D of the embedding.
@@ -55,6 +59,7 @@ class CostModel(nn.Module):
         heads = 1 + len(categories)
         self.down = nn.Linear(dim, bottleneck, bias=False)
         self.up = nn.Linear(bottleneck, dim, bias=False)
+        nn.init.normal_(self.down.weight)
         nn.init.zeros_(self.up.weight)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim)

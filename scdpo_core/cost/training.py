@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..types import ScdpoError
 from . import losses
-from .calibration import Calibration, Figures, calibrate, figures
+from .calibration import Calibration, Figures, calibrate, figures, platt_scale
 from .features import FeatureSet
 from .learner import CostSettings, Learner
 from .model import CostModel
@@ -139,7 +139,10 @@ def _cross_fit(
             raw[fold == k] = run.score(fold == k)
         # A stride keeps the comparison of all with all small; the pictures are in the order of their hashes.
         unsafe, safe = (costs[:: len(costs) // _COMPARED + 1] for costs in _classes(raw[:, 0], data.unsafe))
-        loss = float(losses.total(unsafe, safe, eta=settings.eta, regularisation=settings.regularisation))
+        # Costs are stretched to fit before they are measured, as calibration will do in the end. Otherwise a
+        # model that is merely too sure of itself would count as worse than one that knows less.
+        stretch = platt_scale(unsafe, safe)
+        loss = float(losses.total(stretch * unsafe, stretch * safe, eta=settings.eta, regularisation=0.0))
         if not loss < float("inf"):
             raise ScdpoError(
                 "The cost model's loss is no longer a number. Try a lower learning rate than "

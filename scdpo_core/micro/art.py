@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -22,12 +23,14 @@ PACKAGES = {
     "noto": "emoji-datasource-google@16.0.0",
     "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",
     "fluent-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
+    "noto-old": "@iconify-json/noto-v1@1.2.5",
+    "emojione": "@iconify-json/emojione@1.2.3",
     "twemoji": "emoji-datasource-twitter@16.0.0",
 }
-"""Drawing styles: the generator draws in Noto; Noto and Fluent train the image tower and the cost
+"""Drawing styles: the generator draws in Noto; all but Twemoji train the image tower and the cost
 model; Twemoji is the style that no training ever sees."""
 
-STYLES_TRAINED = ("noto", "fluent-3d", "fluent-flat")
+STYLES_TRAINED = ("noto", "fluent-3d", "fluent-flat", "noto-old", "emojione")
 STYLE_UNSEEN = "twemoji"
 SPRITE_SIZE = 64
 
@@ -95,17 +98,24 @@ def _index(folder: Path, style: str) -> dict[str, str]:
         }
     if style == "fluent-3d":
         return {_plain(path.stem): str(path) for path in sorted((package / "assets").glob("*.webp"))}
-    icons: dict[str, str] = json.loads((package / "chars.json").read_text(encoding="utf-8"))
-    return {_plain(code): name for code, name in icons.items()}
+    # Every Iconify set names its icons after Unicode's own names; the Fluent one has a list of the codes.
+    names = folder / "fluent-flat" / "package" / "chars.json"
+    icons: dict[str, str] = json.loads(names.read_text(encoding="utf-8"))
+    drawn = _icons(package / "icons.json")
+    return {
+        _plain(code): name
+        for code, name in icons.items()
+        if name in drawn["icons"] or name in drawn.get("aliases", {})
+    }
 
 
 def _plain(code: str) -> str:
     return "-".join(part for part in code.split("-") if part != "fe0f")
 
 
-@lru_cache(maxsize=2)
-def _icons(path: Path) -> dict[str, dict[str, dict[str, str]]]:
-    loaded: dict[str, dict[str, dict[str, str]]] = json.loads(path.read_text(encoding="utf-8"))
+@lru_cache(maxsize=4)
+def _icons(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
 
 
@@ -114,8 +124,9 @@ def _sprite(folder: Path, style: str, code: str) -> Image.Image | None:
     where = _index(folder, style).get(code)
     if where is None:
         return None
-    if style == "fluent-flat":
-        picture = _rasterise(_icons(folder / style / "package" / "icons.json"), where)
+    icons = folder / style / "package" / "icons.json"
+    if icons.is_file():
+        picture = _rasterise(_icons(icons), where)
     else:
         path = Path(where)
         if not path.is_file():
@@ -124,7 +135,7 @@ def _sprite(folder: Path, style: str, code: str) -> Image.Image | None:
     return picture.resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.LANCZOS)
 
 
-def _rasterise(icons: dict[str, dict[str, dict[str, str]]], name: str) -> Image.Image:
+def _rasterise(icons: dict[str, Any], name: str) -> Image.Image:
     import resvg_py  # only the build extra has it
 
     if name not in icons["icons"]:
@@ -132,7 +143,8 @@ def _rasterise(icons: dict[str, dict[str, dict[str, str]]], name: str) -> Image.
     body = icons["icons"][name]["body"]
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{SPRITE_SIZE}" height="{SPRITE_SIZE}" viewBox="0 0 32 32">{body}</svg>'
+        f'width="{SPRITE_SIZE}" height="{SPRITE_SIZE}" viewBox="0 0 {icons["width"]} {icons["height"]}">'
+        f"{body}</svg>"
     )
     drawn = resvg_py.svg_to_bytes(svg_string=svg, width=2 * SPRITE_SIZE, height=2 * SPRITE_SIZE)
     return Image.open(io.BytesIO(bytes(drawn))).convert("RGBA")

@@ -2,6 +2,9 @@
 
 Seeded, resumable (run it again after a stop), on a GPU when there is one; two CPU cores need about
 an hour and a half. The weights replace those of the checkout only when everything is done.
+
+Networks this small gain little from a second core. Two processes do more, each with OMP_NUM_THREADS=1:
+`--only vae` in one; `--only towers`, then `--only judge`, in the other. A plain call goes on from there.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from ..files import write_json
 from . import art
+from .judge import Judge
 from .model import WEIGHTS
 from .stages import judge as judge_stage
 from .stages import towers as towers_stage
@@ -27,23 +31,29 @@ from .stages import unet as unet_stage
 from .stages import vae as vae_stage
 
 LIMIT_MB = 24
+PARTS = ("vae", "towers", "judge")
+"""Parts that need no other part; the denoiser needs the first two."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How long each part is trained. The shipped weights were made with these lengths."""
 
-    vae_steps: int = 2800
-    tower_steps: int = 500
-    image_steps: int = 1500
-    unet_steps: int = 3000
-    unet_pictures: int = 24_000
-    judge_steps: int = 1200
+    vae_steps: int = 8000
+    tower_steps: int = 2500
+    unet_steps: int = 5000
+    unet_pictures: int = 32_000
+    judge_steps: int = 4000
     seed: int = 0
 
 
 def build(
-    work: Path, target: Path, recipe: Recipe, device: torch.device, tell: Callable[[str], None]
+    work: Path,
+    target: Path,
+    recipe: Recipe,
+    device: torch.device,
+    tell: Callable[[str], None],
+    only: str | None = None,
 ) -> None:
     """Train every part that `work` does not hold yet and write the pipeline folder `target`.
 
@@ -53,14 +63,28 @@ def build(
         recipe: lengths and the seed.
         device: where to train.
         tell: gets a line about progress now and then.
+        only: one of `PARTS`: train that and stop; the target stays as it is.
     """
     sprites = art.fetch(work / "art", tell)
     state, model = work / "state", work / "model"
     seed = recipe.seed
     tokenizer = towers_stage.build_tokenizer(model / "tokenizer")
-    vae = vae_stage.build(sprites, state, device, tell, steps=recipe.vae_steps, seed=seed)
-    towers = towers_stage.build(sprites, state, tokenizer, device, tell, steps=recipe.tower_steps, seed=seed)
-    seeing = towers_stage.polish(sprites, state, towers, device, tell, steps=recipe.image_steps, seed=seed)
+
+    def train_vae() -> AutoencoderKL:
+        return vae_stage.build(sprites, state, device, tell, steps=recipe.vae_steps, seed=seed)
+
+    def train_towers() -> towers_stage.Towers:
+        steps = recipe.tower_steps
+        return towers_stage.build(sprites, state, tokenizer, device, tell, steps=steps, seed=seed)
+
+    def train_judge() -> Judge:
+        # Another seed than every other stage: no picture of the judge's is one of theirs.
+        return judge_stage.build(sprites, state, device, tell, steps=recipe.judge_steps, seed=seed + 1)
+
+    if only is not None:
+        {"vae": train_vae, "towers": train_towers, "judge": train_judge}[only]()
+        return
+    vae, towers = train_vae(), train_towers()
     unet = unet_stage.build(
         sprites,
         vae,
@@ -72,8 +96,7 @@ def build(
         pictures=recipe.unet_pictures,
         seed=seed,
     )
-    # Another seed than every other stage: no picture of the judge's is one of theirs.
-    judge = judge_stage.build(sprites, state, device, tell, steps=recipe.judge_steps, seed=seed + 1)
+    judge = train_judge()
     # Half precision on disk keeps the repository small; diffusers loads it in single precision.
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu().half(),
@@ -86,7 +109,7 @@ def build(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(model, safe_serialization=True)
-    seeing.image.cpu().save_pretrained(model / "image_encoder", safe_serialization=True)
+    towers.image.cpu().half().save_pretrained(model / "image_encoder", safe_serialization=True)
     write_json(
         model / "image_encoder" / "preprocessor_config.json",
         {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 64},
@@ -122,15 +145,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", type=Path, default=WEIGHTS, help="where the finished weights go")
     for name, value in vars(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--only", choices=PARTS, help="train this part and stop")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = vars(parser.parse_args(arguments))
-    work, target, device = options.pop("work"), options.pop("target"), options.pop("device")
+    work, target, device, only = (options.pop(name) for name in ("work", "target", "device", "only"))
     began = time.monotonic()
 
     def tell(line: str) -> None:
         sys.stderr.write(f"[{(time.monotonic() - began) / 60:6.1f} min] {line}\n")
 
-    build(work.resolve(), target.resolve(), Recipe(**options), torch.device(device), tell)
+    build(work.resolve(), target.resolve(), Recipe(**options), torch.device(device), tell, only)
     return 0
 
 

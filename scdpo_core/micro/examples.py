@@ -3,7 +3,8 @@
 `preferences/` is a preference folder as an artist makes it: the rejected picture of a harmful caption
 is what the embedded model drew, the chosen one is the same picture with the harmful drawing painted
 over. For benign captions the chosen picture is a good drawing, the rejected one a botched one.
-`cost_pictures/` holds harmful and benign drawings for training a cost model.
+`cost_pictures/` holds harmful and benign drawings for training a cost model, `unseen_style/` the same things
+in the one drawing style that nothing is trained on, for measuring it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .captions import Caption, benign_training_captions, harmful_training_captio
 from .evaluation import BATCH, GUIDANCE, STEPS
 from .judge import Judge
 from .model import JUDGE, WEIGHTS
-from .render import Augment, render
+from .render import Augment, paint_over, render
 from .world import HELD_OUT_CONCEPTS, Scene, concepts, random_scene
 
 _TRIES = 8
@@ -46,7 +47,7 @@ def build_preferences(model: LoadedModel, judge: Judge, folder: Path) -> int:
     for number, (entry, picture) in enumerate(zip(harmful, drawn, strict=True)):
         if picture is not None:
             stem = f"{number:03d}-{_slug(entry.text)}"
-            _write(folder, entry.scene.category, stem, entry.text, paint_over(picture, entry.scene), picture)
+            _write(folder, entry.scene.category, stem, entry.text, safe_twin(picture, entry.scene), picture)
             pairs += 1
     benign = benign_training_captions()
     good = _best(model, judge, benign, STEPS, GUIDANCE)
@@ -59,35 +60,34 @@ def build_preferences(model: LoadedModel, judge: Judge, folder: Path) -> int:
     return pairs
 
 
-def paint_over(picture: Image.Image, scene: Scene) -> Image.Image:
+def safe_twin(picture: Image.Image, scene: Scene) -> Image.Image:
     """The safe twin: the picture with its harmful subjects painted over in the background's colour."""
     red, green, blue = border_colour(picture, 3)
-    plain = Image.new("RGB", picture.size, (round(red), round(green), round(blue)))
+    colour = (round(red), round(green), round(blue))
     if len(scene.subjects) < 2:
-        return plain
-    width, height = picture.size
-    twin = picture.copy()
-    for side, subject in enumerate(scene.subjects):
+        return Image.new("RGB", picture.size, colour)
+    for which, subject in enumerate(scene.subjects):
         if subject.harmful:
-            box = (side * width // 2, 0, (side + 1) * width // 2, height)
-            twin.paste(plain.crop(box), box)
-    return twin
+            picture = paint_over(picture, which, colour)
+    return picture
 
 
-def build_cost_pictures(sprites: art.Art, folder: Path, per_concept: int = 6, seed: int = 0) -> int:
-    """Write `unsafe/<category>/` and `safe/` renderings in every training style; return how many.
+def build_cost_pictures(
+    sprites: art.Art, folder: Path, styles: Sequence[str], per_concept: int, seed: int = 0
+) -> int:
+    """Write `unsafe/<category>/` and `safe/` renderings in the given styles; return how many.
 
     Each concept is drawn in every style, once in company. What counts as harmful is a matter of fact
     about each concept, so every one of them has to be there often enough to be learned.
     """
-    rng = random.Random(f"{seed}/cost-pictures")
+    rng = random.Random(f"{seed}/{folder.name}")
     benign = [thing for thing in concepts() if not thing.harmful]
     written = 0
     for thing in concepts():
-        styles = [style for style in art.STYLES_TRAINED if sprites.sprite(style, thing.code)]
+        known = [style for style in styles if sprites.sprite(style, thing.code)]
         for number in range(per_concept):
             background = random_scene(rng).background
-            scene, style = Scene((thing,), background), styles[number % len(styles)]
+            scene, style = Scene((thing,), background), known[number % len(known)]
             if number == per_concept - 1:
                 fellows = [other for other in benign if sprites.sprite(style, other.code) and other != thing]
                 scene = Scene(tuple(rng.sample([thing, rng.choice(fellows)], 2)), background)
@@ -155,10 +155,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", type=Path, default=Path("examples"))
     options = parser.parse_args(arguments)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
-    for name in ("preferences", "cost_pictures"):
+    for name in ("preferences", "cost_pictures", "unseen_style"):
         shutil.rmtree(options.target / name, ignore_errors=True)
     pairs = build_preferences(model, Judge.load(JUDGE), options.target / "preferences")
-    pictures = build_cost_pictures(art.fetch(options.work / "art"), options.target / "cost_pictures")
+    sprites = art.fetch(options.work / "art")
+    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_TRAINED, 8)
+    pictures += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 3)
     sys.stderr.write(f"{pairs} pairs and {pictures} cost pictures under {options.target}, from {WEIGHTS}\n")
     return 0
 

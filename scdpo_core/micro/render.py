@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from .art import Art
 from .world import BACKGROUNDS, Concept, Scene
@@ -36,6 +36,10 @@ class Augment:
     flip: bool = False
 
 
+_SLOTS = {0: (), 1: ((32.0, 32.0, 46.0),), 2: ((19.0, 19.0, 36.0), (45.0, 45.0, 36.0))}
+"""Centre and size of each subject, pixels. Two stand on the diagonal: drawings are round enough to be a
+fifth larger there than side by side."""
+
 CLEAN = Augment()
 STRONG = Augment(rotate=18.0, colour=0.35, blur=1.2, noise=10.0, wander=0.35, flip=True)
 
@@ -44,7 +48,7 @@ def render(scene: Scene, art: Art, rng: random.Random, style: str, augment: Augm
     """Draw a scene as a 64x64 RGB picture.
 
     Args:
-        scene: what to draw; two subjects stand side by side, the first one on the left.
+        scene: what to draw; of two subjects the first stands top left, the second bottom right.
         art: the sprites.
         rng: the only source of randomness.
         style: a key of `art.PACKAGES`.
@@ -56,8 +60,7 @@ def render(scene: Scene, art: Art, rng: random.Random, style: str, augment: Augm
     base = BACKGROUNDS[scene.background]
     shade = tuple(max(0, min(255, channel + rng.randint(-5, 5))) for channel in base)
     canvas = Image.new("RGB", (SIZE, SIZE), shade)
-    slots = {0: [], 1: [(32.0, 32.0, 46.0)], 2: [(17.0, 32.0, 30.0), (47.0, 32.0, 30.0)]}[len(scene.subjects)]
-    for subject, (x, y, size) in zip(scene.subjects, slots, strict=True):
+    for subject, (x, y, size) in zip(scene.subjects, _SLOTS[len(scene.subjects)], strict=True):
         sprite = _stray(_sprite(art, style, subject), rng, augment)
         spread = 0.05 + augment.wander
         side = round(size * rng.uniform(1 - spread, 1 + 0.5 * spread))
@@ -67,6 +70,17 @@ def render(scene: Scene, art: Art, rng: random.Random, style: str, augment: Augm
         scaled = sprite.resize((side, side), Image.Resampling.LANCZOS)
         canvas.paste(scaled, (left, top), scaled)
     return _degrade(canvas, rng, augment)
+
+
+def paint_over(picture: Image.Image, which: int, colour: tuple[int, int, int]) -> Image.Image:
+    """A copy of a two-subject picture without its first (0) or second (1) subject."""
+    width, height = picture.size
+    corner = ((0, 0), (width, height))[which]
+    twin = picture.copy()
+    # A pixel short of the diagonal, where the other subject may reach it.
+    shift = (-1, 1)[which]
+    ImageDraw.Draw(twin).polygon([corner, (width + shift, 0), (0, height + shift)], fill=colour)
+    return twin
 
 
 def _sprite(art: Art, style: str, subject: Concept) -> Image.Image:

@@ -132,17 +132,20 @@ def caption(scene: Scene, words: tuple[str, ...] | None = None) -> str:
 
 
 def varied_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption as people vary them: synonyms, the kind of thing named along, other word orders."""
+    """A caption as people vary them: synonyms, the kind of thing named along or alone, other word orders.
+
+    The kinds are what the text tower learns the meaning of words from: that an axe is a weapon.
+    """
 
     def call(subject: Concept) -> str:
         draw = rng.random()
         if draw < 0.30 and subject.synonyms:
             return rng.choice(subject.synonyms)
-        if draw < 0.40:
+        if draw < 0.50:
             return f"{subject.name} {subject.hypernym}"
         return subject.name
 
-    if len(scene.subjects) == 1 and rng.random() < 0.04:
+    if len(scene.subjects) == 1 and rng.random() < 0.12:
         return caption(scene, (scene.subjects[0].hypernym,))
     text = caption(scene, tuple(call(subject) for subject in scene.subjects))
     draw = rng.random()

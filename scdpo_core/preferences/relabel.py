@@ -26,7 +26,8 @@ def relabel(
     RECONSTRUCTED; the paper's abstract only says that its reward combines human preference with safety cost.
     R = r - lambda * max(C, 0), where r is the quality reward and C the cost. Exactly one picture unsafe
     (C > 0): the safe one wins, whatever R says. Both unsafe: dropped, or ordered by cost. Both safe: ordered
-    by r. Whoever won, a pair with |R_winner - R_loser| < `tie` is dropped.
+    by r. A pair with |R_winner - R_loser| < `tie` is dropped, unless exactly one picture is unsafe: what
+    safety has decided is no tie, however close its price comes to the reward.
 
     Args:
         pairs: in the artist's order, both pictures scored by one scorer; ids unique.
@@ -62,7 +63,7 @@ def relabel(
             continue
         combined = [r - safety_weight * max(c, 0.0) for r, c in zip(rewards, costs, strict=True)]
         gap = combined[winner] - combined[1 - winner]
-        if abs(gap) < tie:
+        if abs(gap) < tie and (costs[0] > 0) == (costs[1] > 0):
             dropped.append((name, f"near tie: combined rewards {combined[0]:.2f} and {combined[1]:.2f}"))
             continue
         label = 1.0 if soft_tau is None else _sigmoid(max(gap, 0.0) / soft_tau)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,7 +83,8 @@ def train(
         tell: gets a line about progress now and then.
         checkpoint_every: steps between checkpoints.
     """
-    network.to(device).train()
+    # Convolutions of this size are up to a tenth faster with the channels last.
+    _arrange(network.to(device), torch.channels_last).train()
     average = copy.deepcopy(network).requires_grad_(False) if plan.ema else None
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -132,7 +134,14 @@ def train(
             tell(f"{plan.name}: step {step + 1}/{plan.steps}, loss {running:.4f}, {left / 60:.1f} min left")
         if (step + 1) % checkpoint_every == 0 or step + 1 == plan.steps:
             save(step + 1)
-    return (average if average is not None else network).eval().requires_grad_(False)
+    trained = average if average is not None else network
+    return _arrange(trained, torch.contiguous_format).eval().requires_grad_(False)
+
+
+def _arrange(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    to: Any = network.to  # torch's own type hints do not know this way of calling it
+    arranged: nn.Module = to(memory_format=layout)
+    return arranged
 
 
 def _schedule(step: int, steps: int) -> float:

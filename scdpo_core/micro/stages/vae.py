@@ -42,7 +42,7 @@ def build(
             # Half in the generator's style: that is what latents will be asked to hold.
             style = "noto" if context.rng.random() < 0.5 else context.rng.choice(STYLES_TRAINED)
             try:
-                pictures.append(render(random_scene(context.rng), art, context.rng, style))
+                pictures.append(render(random_scene(context.rng, two=0.4), art, context.rng, style))
             except LookupError:
                 continue
         pixels = to_tensor(pictures).to(context.device)
@@ -51,7 +51,7 @@ def build(
             noise = torch.randn(latents.shape, generator=context.generator).to(context.device)
             # A little noise on the latents keeps their neighbourhood decodable, so that the small
             # errors of a diffusion sampler do not show.
-            decoded = vae.decode(latents + 0.05 * noise).sample.float()
+            decoded = vae.decode(latents + 0.1 * noise).sample.float()
         sharp = sum(F.l1_loss(decoded.diff(dim=axis), pixels.diff(dim=axis)) for axis in (2, 3))
         spread = latents.pow(2).mean()
         far = F.mse_loss(decoded, pixels) + 0.1 * F.l1_loss(decoded, pixels)

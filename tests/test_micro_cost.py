@@ -1,0 +1,65 @@
+"""The cost model of the embedded world, trained on the shipped pictures and measured on others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from scdpo_core.cost.calibration import figures
+from scdpo_core.cost.encoders import load_encoder
+from scdpo_core.cost.examples import check, list_folders
+from scdpo_core.cost.features import FeatureSet, compute_features
+from scdpo_core.cost.training import CostTrainingResult, train_cost
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def features(folder: Path, views: int) -> FeatureSet:
+    listed = check(list_folders(folder / "unsafe", folder / "safe"))
+    assert not listed.problems
+    return compute_features(listed.examples, load_encoder("micro"), views=views)
+
+
+@dataclass(frozen=True)
+class Trained:
+    data: FeatureSet
+    result: CostTrainingResult
+    unseen: FeatureSet
+
+    def costs(self, data: FeatureSet) -> torch.Tensor:
+        with torch.no_grad():
+            return self.result.model(data.embeddings[:, 0])[:, 0]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    data = features(EXAMPLES / "cost_pictures", views=4)
+    return Trained(data, train_cost(data), features(EXAMPLES / "unseen_style", views=1))
+
+
+def test_held_out_pictures_are_told_apart(trained: Trained) -> None:
+    found = trained.result.figures
+    assert found.unsafe >= 200
+    assert found.safe >= 500
+    assert found.auc >= 0.99
+    assert found.fpr_at_zero <= 0.02
+    assert found.recall_at_zero >= 0.95
+
+
+def test_so_are_pictures_in_a_style_that_no_training_saw(trained: Trained) -> None:
+    costs, unsafe = trained.costs(trained.unseen), trained.unseen.unsafe
+    found = figures(costs[unsafe], costs[~unsafe])
+    assert found.auc >= 0.99
+    assert found.fpr_at_zero <= 0.02
+    assert found.recall_at_zero >= 0.95
+
+
+def test_every_category_has_a_cost_of_its_own(trained: Trained) -> None:
+    measured = trained.result.categories
+    assert set(measured) == {"weapon", "drug", "death", "insult"}
+    for name, found in measured.items():
+        assert found is not None, name
+        assert found.auc >= 0.97, name
