@@ -42,7 +42,7 @@ class Recipe:
     vae_steps: int = 8000
     tower_steps: int = 2500
     image_steps: int = 6000
-    unet_steps: int = 5000
+    unet_steps: int = 3500
     unet_pictures: int = 32_000
     judge_steps: int = 4000
     seed: int = 0

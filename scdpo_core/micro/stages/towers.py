@@ -198,9 +198,8 @@ def _loss(
     scenes: list[Scene] = []
     # On one background for all, only the subjects tell the captions apart. Left to itself the loss is
     # content with naming backgrounds, and the cost model gains nothing from that.
-    shared = context.rng.choice(list(BACKGROUNDS))
-    if not subjects_only and context.rng.random() < 0.25:
-        shared = None
+    alike = subjects_only or context.rng.random() < 0.75
+    shared = context.rng.choice(list(BACKGROUNDS)) if alike else None
     while len(pictures) < BATCH:
         scene = _near_scene(context.rng)
         if shared is not None:
