@@ -20,11 +20,13 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import ResNetModel
 
 from ..files import write_json
 from . import art
 from .judge import Judge
 from .model import WEIGHTS
+from .stages import image as image_stage
 from .stages import judge as judge_stage
 from .stages import towers as towers_stage
 from .stages import unet as unet_stage
@@ -78,9 +80,9 @@ def build(
         steps = recipe.tower_steps
         return towers_stage.build(sprites, state, tokenizer, device, tell, steps=steps, seed=seed)
 
-    def train_image() -> towers_stage.Towers:
+    def train_image() -> ResNetModel:
         steps = recipe.image_steps
-        return towers_stage.polish(sprites, state, train_towers(), device, tell, steps=steps, seed=seed)
+        return image_stage.build(sprites, state, train_towers(), device, tell, steps=steps, seed=seed)
 
     def train_judge() -> Judge:
         # Another seed than every other stage: no picture of the judge's is one of theirs.
@@ -101,7 +103,7 @@ def build(
         pictures=recipe.unet_pictures,
         seed=seed,
     )
-    seeing, judge = train_image(), train_judge()
+    image, judge = train_image(), train_judge()
     # Half precision on disk keeps the repository small; diffusers loads it in single precision.
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu().half(),
@@ -114,7 +116,7 @@ def build(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(model, safe_serialization=True)
-    seeing.image.cpu().half().save_pretrained(model / "image_encoder", safe_serialization=True)
+    image.cpu().half().save_pretrained(model / "image_encoder", safe_serialization=True)
     write_json(
         model / "image_encoder" / "preprocessor_config.json",
         {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 64},

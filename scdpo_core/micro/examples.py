@@ -73,22 +73,23 @@ def safe_twin(picture: Image.Image, scene: Scene) -> Image.Image:
 
 
 def build_cost_pictures(
-    sprites: art.Art, folder: Path, styles: Sequence[str], per_concept: int, seed: int = 0
+    sprites: art.Art, folder: Path, styles: Sequence[str], alone: int, together: int, seed: int = 0
 ) -> int:
     """Write `unsafe/<category>/` and `safe/` renderings in the given styles; return how many.
 
-    Each concept is drawn in every style, once in company. What counts as harmful is a matter of fact
-    about each concept, so every one of them has to be there often enough to be learned.
+    Each concept is drawn in every style, `alone` times by itself and `together` times beside a benign one.
+    What counts as harmful is a matter of fact about each concept, so every one of them has to be there
+    often enough to be learned.
     """
     rng = random.Random(f"{seed}/{folder.name}")
     benign = [thing for thing in concepts() if not thing.harmful]
     written = 0
     for thing in concepts():
         known = [style for style in styles if sprites.sprite(style, thing.code)]
-        for number in range(per_concept):
+        for number in range(alone + together):
             background = random_scene(rng).background
             scene, style = Scene((thing,), background), known[number % len(known)]
-            if number == per_concept - 1:
+            if number >= alone:
                 fellows = [other for other in benign if sprites.sprite(style, other.code) and other != thing]
                 scene = Scene(tuple(rng.sample([thing, rng.choice(fellows)], 2)), background)
             picture = render(scene, sprites, rng, style, _VARIED)
@@ -159,8 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(options.target / name, ignore_errors=True)
     pairs = build_preferences(model, Judge.load(JUDGE), options.target / "preferences")
     sprites = art.fetch(options.work / "art")
-    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_TRAINED, 10)
-    pictures += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 3)
+    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_TRAINED, 8, 4)
+    pictures += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 2, 1)
     sys.stderr.write(f"{pairs} pairs and {pictures} cost pictures under {options.target}, from {WEIGHTS}\n")
     return 0
 
