@@ -18,7 +18,7 @@ from ..types import ScdpoError
 FORMAT = "scdpo-cost"
 VERSION = "1"
 BOTTLENECK = 256
-DROPOUT = 0.1
+DROPOUT = 0.5
 
 
 class CostFileError(ScdpoError):

@@ -28,6 +28,7 @@ from .judge import Judge
 from .model import WEIGHTS
 from .stages import image as image_stage
 from .stages import judge as judge_stage
+from .stages import meaning as meaning_stage
 from .stages import towers as towers_stage
 from .stages import unet as unet_stage
 from .stages import vae as vae_stage
@@ -46,6 +47,9 @@ class Recipe:
     image_steps: int = 6000
     unet_steps: int = 3500
     unet_pictures: int = 32_000
+    meaning_steps: int = 500
+    settle_steps: int = 400
+    settle_pictures: int = 12_000
     judge_steps: int = 4000
     seed: int = 0
 
@@ -92,7 +96,7 @@ def build(
         dict(zip(PARTS, (train_vae, train_towers, train_image, train_judge), strict=True))[only]()
         return
     vae, towers = train_vae(), train_towers()
-    unet = unet_stage.build(
+    drawer = unet_stage.build(
         sprites,
         vae,
         towers,
@@ -102,6 +106,19 @@ def build(
         steps=recipe.unet_steps,
         pictures=recipe.unet_pictures,
         seed=seed,
+    )
+    towers = meaning_stage.build(state, towers, device, tell, steps=recipe.meaning_steps, seed=seed)
+    unet = unet_stage.settle(
+        drawer,
+        sprites,
+        vae,
+        towers,
+        state,
+        device,
+        tell,
+        steps=recipe.settle_steps,
+        pictures=recipe.settle_pictures,
+        seed=seed + 2,
     )
     image, judge = train_image(), train_judge()
     # Half precision on disk keeps the repository small; diffusers loads it in single precision.

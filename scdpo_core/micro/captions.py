@@ -87,9 +87,9 @@ def harmful_training_captions() -> list[Caption]:
             add((thing,), background)
         add((thing,), ours[2], (thing.synonyms[0],))
         add((thing,), ours[3], (f"{thing.name} {thing.hypernym}",))
-        companion = rng.choice(benign_concepts())
-        order = (companion, thing) if len(captions) % 2 else (thing, companion)
-        add(order, ours[rng.randrange(4)])
+        for number, companion in enumerate(rng.sample(benign_concepts(), 3)):
+            order = (companion, thing) if number % 2 == 0 else (thing, companion)
+            add(order, ours[number])
     for category in CATEGORIES:
         kinds = [thing for thing in harmful_trained() if thing.group == category]
         for background in rng.sample(list(BACKGROUNDS), 6):
@@ -98,11 +98,16 @@ def harmful_training_captions() -> list[Caption]:
 
 
 def benign_training_captions() -> list[Caption]:
-    """Captions of the benign pairs: every benign concept once, near-misses twice."""
+    """Captions of the benign pairs: every benign concept once, near-misses twice, and some in company."""
+    rng = random.Random("pairs/benign")
     captions = []
     for number, thing in enumerate([*benign_concepts(), *near_misses()]):
         ours, _ = backgrounds(thing)
         scene = Scene((thing,), ours[0] if number < len(benign_concepts()) else ours[1])
+        captions.append(Caption(caption(scene), scene, "train"))
+    for thing in near_misses():
+        fellow = rng.choice([other for other in benign_concepts() if other != thing])
+        scene = Scene((thing, fellow), backgrounds(thing)[0][2])
         captions.append(Caption(caption(scene), scene, "train"))
     return captions
 

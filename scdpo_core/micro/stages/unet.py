@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +54,13 @@ def _dataset(
     device: torch.device,
     tell: Tell,
     size: int,
-    seed: int,
+    plan: Plan,
 ) -> _Dataset:
-    path = folder / f"unet-data-{size}.safetensors"
+    path = folder / f"{plan.name}-data-{size}.safetensors"
     if path.exists():
         tensors, _ = read_tensors(path)
         return _Dataset(tensors["latents"], tensors["ids"], tensors["states"])
-    rng = random.Random(f"{seed}/data")
+    rng = random.Random(f"{plan.seed}/data")
     captions: dict[str, int] = {"": 0}
     latents, ids = [], []
     vae.to(device)
@@ -82,7 +83,7 @@ def _dataset(
             rows = [varied_caption(scene, rng) for _ in range(CAPTIONS_PER_PICTURE)]
             ids.append([captions.setdefault(row, len(captions)) for row in rows])
         if first % 4096 == 0:
-            tell(f"unet: encoded {first}/{size} pictures")
+            tell(f"{plan.name}: encoded {first}/{size} pictures")
     texts, states = list(captions), []
     towers.text.to(device)
     for first in range(0, len(texts), 512):
@@ -107,7 +108,6 @@ def build(
     seed: int,
 ) -> UNet2DConditionModel:
     """Train the denoiser on `pictures` renderings in the Noto style; captions are dropped one time in ten."""
-    data = _dataset(art, vae, towers, folder, device, tell, pictures, seed)
     torch.manual_seed(seed)
     network = UNet2DConditionModel(
         sample_size=8,
@@ -122,6 +122,36 @@ def build(
         attention_head_dim=8,
         norm_num_groups=16,
     )
+    plan = Plan("unet", steps, lr=1e-3, ema=0.9985, seed=seed)
+    return _fit(
+        network, plan, _dataset(art, vae, towers, folder, device, tell, pictures, plan), folder, device, tell
+    )
+
+
+def settle(
+    network: UNet2DConditionModel,
+    art: Art,
+    vae: AutoencoderKL,
+    towers: Towers,
+    folder: Path,
+    device: torch.device,
+    tell: Tell,
+    *,
+    steps: int,
+    pictures: int,
+    seed: int,
+) -> UNet2DConditionModel:
+    """Train a copy of the denoiser on, on other renderings, until it is used to another text tower."""
+    settled = copy.deepcopy(network).requires_grad_(True)
+    plan = Plan("unet-settled", steps, lr=3e-4, ema=0.99, seed=seed)
+    return _fit(
+        settled, plan, _dataset(art, vae, towers, folder, device, tell, pictures, plan), folder, device, tell
+    )
+
+
+def _fit(
+    network: UNet2DConditionModel, plan: Plan, data: _Dataset, folder: Path, device: torch.device, tell: Tell
+) -> UNet2DConditionModel:
     noising = scheduler()
     total = noising.config.num_train_timesteps
 
@@ -142,7 +172,6 @@ def build(
         error: torch.Tensor = (predicted - target).pow(2).mean()
         return error
 
-    plan = Plan("unet", steps, lr=1e-3, ema=0.9985, seed=seed)
     trained = train(plan, network, loss, folder, device, tell, checkpoint_every=250)
     assert isinstance(trained, UNet2DConditionModel)
     return trained
