@@ -117,7 +117,7 @@ def test_samples_are_those_of_the_plain_pipeline(name: str, folder: Path, model:
     with quiet():
         pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
         pipeline.set_progress_bar_config(disable=True)
-        settings: dict[str, Any] = {"height": 16, "width": 16, "negative_prompt": ""}
+        settings: dict[str, Any] = {"height": 16, "width": 16, "negative_prompt": [""]}
         if name in ("sd3", "flux"):
             settings["max_sequence_length"] = T5_TOKENS
         else:

@@ -39,7 +39,7 @@ def check(base: str | Path, family: str, layout: Layout, options: LoadOptions) -
     extras = [*_check_vae(options.vae), *_check_prediction(family, options)]
     if path.is_file():
         return [*_check_file(path, layout, options), *extras]
-    return [*_check_folder(path, layout, weights=not is_hub_id(base)), *extras]
+    return [*_check_folder(path, layout, options, weights=not is_hub_id(base)), *extras]
 
 
 def folders(layout: Layout) -> list[str]:
@@ -61,11 +61,12 @@ def _check_prediction(family: str, options: LoadOptions) -> Iterator[Problem]:
         yield Problem(Path(), what)
 
 
-def _check_folder(folder: Path, layout: Layout, *, weights: bool) -> list[Problem]:
+def _check_folder(folder: Path, layout: Layout, options: LoadOptions, *, weights: bool) -> list[Problem]:
     problems: list[Problem] = []
-    index = read_config(folder / "model_index.json")
-    # A whole model may lack an optional text encoder; its index then says so.
-    texts = [part for part in layout.texts if part.needed or index.get(part.folder, [None])[0] is not None]
+    for part in layout.texts:
+        if not (folder / part.folder).is_dir():
+            problems += _check_text(folder, None, part, options.text_encoders)
+    texts = [part for part in layout.texts if (folder / part.folder).is_dir()]
     if weights:
         for name in (layout.denoiser, "vae", *(part.folder for part in texts)):
             problems += _check_weights(folder / name)
@@ -124,8 +125,8 @@ def _check_file(path: Path, layout: Layout, options: LoadOptions) -> list[Proble
     return problems
 
 
-def _check_text(path: Path, header: Header, part: TextPart, home: Path | None) -> Iterator[Problem]:
-    inside = bool(part.prefix) and header.begins(part.prefix)
+def _check_text(path: Path, header: Header | None, part: TextPart, home: Path | None) -> Iterator[Problem]:
+    inside = header is not None and bool(part.prefix) and header.begins(part.prefix)
     try:
         outside = home is not None and text_home(home, part) is not None
         if not inside and not outside and part.needed:

@@ -83,6 +83,10 @@ class FluxModel(FlowModel):
     def _cells(self) -> int:
         return _SQUARE
 
+    def _times(self, latents: Tensor, steps: int) -> dict[str, Any]:
+        even = [1 - step / steps for step in range(steps)]
+        return super()._times(latents, steps) | {"sigmas": even}
+
     def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
         clip, t5 = encoders.texts
         assert clip is not None and t5 is not None  # the family needs both, and the checks looked for them

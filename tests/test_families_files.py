@@ -1,0 +1,376 @@
+"""Single files in the original layouts, and parts from elsewhere: the same model as its diffusers folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions, family_of
+from scdpo_core.families.flux import adapt as adapt_flux
+from scdpo_core.families.sd3 import adapt as adapt_sd3
+from scdpo_core.families.texts import CONFIGS
+from scdpo_core.types import ScdpoError
+from tests.tiny import original_unet, tiny_pipeline, write_single_file
+from tests.tiny_families import (
+    T5_TOKENS,
+    flux_pipeline,
+    sd2_pipeline,
+    sd3_pipeline,
+    sdxl_pipeline,
+    tiny_folder,
+    write_sd2_file,
+    write_sdxl_file,
+    write_text_file,
+    write_vae_file,
+)
+
+CPU = torch.device("cpu")
+
+
+def _load(family: str, base: Path, **options: Any) -> LoadedModel:
+    return FAMILIES[family].load(base, CPU, torch.float32, LoadOptions(**options))
+
+
+def _same(one: nn.Module, other: nn.Module) -> None:
+    theirs = other.state_dict()
+    assert one.state_dict().keys() == theirs.keys()
+    for key, mine in one.state_dict().items():
+        assert torch.equal(mine, theirs[key]), key
+
+
+@pytest.mark.parametrize(
+    ("family", "make", "write"),
+    [
+        ("sd1", tiny_pipeline, write_single_file),
+        ("sd2", sd2_pipeline, write_sd2_file),
+        ("sdxl", sdxl_pipeline, write_sdxl_file),
+    ],
+)
+def test_a_single_file_is_the_same_model_as_its_folder(
+    family: str, make: Any, write: Any, tmp_path: Path
+) -> None:
+    pipeline = make(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "folder")
+    file = write(pipeline, tmp_path / "my model.safetensors")
+    assert family_of("auto", file) is FAMILIES[family]
+    assert FAMILIES[family].check(file) == []
+    prediction = "auto" if family == "sdxl" else "v_prediction"
+    one = _load(family, file, configs=tmp_path / "folder", prediction=prediction)
+    other = _load(family, tmp_path / "folder")
+    assert one.name == "my model"
+    assert one.encoder_id == other.encoder_id
+    _same(one.denoiser, other.denoiser)
+    assert one.sample(["a"], [1], 2, 3.0)[0].tobytes() == other.sample(["a"], [1], 2, 3.0)[0].tobytes()
+    one.release_encoders()
+    assert len(one.encode_prompts(["a"]).embeddings) == 1
+
+
+def test_a_fine_tune_of_v_is_known_by_its_marks(tmp_path: Path) -> None:
+    pipeline = sdxl_pipeline(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "folder")
+    plain = write_sdxl_file(pipeline, tmp_path / "plain.safetensors")
+    marked = write_sdxl_file(pipeline, tmp_path / "marked.safetensors", ("v_pred", "ztsnr"))
+    told = {"modelspec.prediction_type": "v"}
+    said = write_sdxl_file(pipeline, tmp_path / "said.safetensors", metadata=told)
+    configs = tmp_path / "folder"
+    models = {file.stem: _load("sdxl", file, configs=configs) for file in (plain, marked, said)}
+    facts = {stem: (model.prediction, model.zero_snr) for stem, model in models.items()}
+    assert facts == {
+        "plain": ("epsilon", False),
+        "marked": ("v_prediction", True),
+        "said": ("v_prediction", False),
+    }
+    ends = {stem: float(model.alphas_cumprod[-1]) for stem, model in models.items()}  # type: ignore[attr-defined]
+    assert ends["marked"] == 0
+    assert ends["plain"] == ends["said"] > 0.001
+    # What the artist says wins over the marks.
+    told_off = _load("sdxl", marked, configs=configs, zero_snr="off", prediction="epsilon")
+    assert (told_off.prediction, told_off.zero_snr) == ("epsilon", False)
+    with pytest.raises(ScdpoError, match="nothing to learn"):
+        _load("sdxl", plain, configs=configs, zero_snr="on")
+
+
+def test_at_the_end_of_a_zero_snr_schedule_errors_and_pictures_stay_numbers(tmp_path: Path) -> None:
+    pipeline = sdxl_pipeline(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "folder")
+    file = write_sdxl_file(pipeline, tmp_path / "marked.safetensors", ("v_pred", "ztsnr"))
+    model = _load("sdxl", file, configs=tmp_path / "folder")
+    latents, noise = torch.randn((2, 1, *model.latent_shape()), generator=torch.Generator().manual_seed(0))
+    words, last = model.encode_prompts(["a"]), torch.tensor([999])
+    with torch.no_grad():
+        residual = model.residuals(latents, noise, last, words, "native")
+        answer = model._predict(noise, last, words)  # type: ignore[attr-defined]
+        # v = 0 * eps - 1 * x0 where nothing of the picture is left.
+        torch.testing.assert_close(residual, answer + latents)
+        assert torch.equal(
+            model.errors(latents, noise, last, words, "exact"), torch.zeros(1)
+        )  # alpha_bar is 0, and any answer implies the same noise
+    (picture,) = model.sample(["a"], [1], 3, 3.0)
+    low, high = picture.convert("L").getextrema()
+    assert low < high
+
+
+def test_sizes_default_to_those_of_an_uncropped_picture(tmp_path: Path) -> None:
+    model = _load("sdxl", tiny_folder("sdxl", tmp_path / "xl"))
+    generator = torch.Generator().manual_seed(0)
+    noisy, times = torch.randn((2, *model.latent_shape((12, 8))), generator=generator), torch.tensor([9, 9])
+    words = model.encode_prompts(["a", "b"])
+    plain, cropped = (torch.tensor([[8, 12, top, 0, 8, 12]] * 2) for top in (0, 4))
+
+    def answer(sizes: Tensor | None) -> Tensor:
+        given = type(words)(words.embeddings, words.pooled, sizes)
+        with torch.no_grad():
+            return model._predict(noisy, times, given)  # type: ignore[attr-defined,no-any-return]
+
+    assert torch.equal(answer(None), answer(plain))
+    assert not torch.equal(answer(None), answer(cropped))
+
+
+def test_the_kind_of_a_version_2_file_is_told_by_one_bias(tmp_path: Path) -> None:
+    from scdpo_core.families.sd2 import _TELLING
+
+    pipeline = sd2_pipeline(tmp_path / "words")
+    pipeline.scheduler.register_to_config(prediction_type="epsilon")
+    pipeline.save_pretrained(tmp_path / "folder")
+    plain = write_sd2_file(pipeline, tmp_path / "plain.safetensors")
+    # A tiny model has no such layer, so that its configuration counts.
+    assert _load("sd2", plain, configs=tmp_path / "folder").prediction == "epsilon"
+    for spread, prediction in ((0.2, "v_prediction"), (0.05, "epsilon")):
+        bias = torch.tensor([spread, -spread])
+        file = tmp_path / f"{prediction}.safetensors"
+        save_file(load_file(plain) | {_TELLING: bias}, str(file))
+        assert _load("sd2", file, configs=tmp_path / "folder").prediction == prediction
+
+
+def test_another_vae_replaces_the_models_own(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "folder")
+    other = tiny_pipeline(tmp_path / "words", seed=5)
+    file = write_vae_file(other, tmp_path / "vae.safetensors")
+    other.vae.save_pretrained(tmp_path / "other" / "vae", safe_serialization=True)
+    own = _load("sd1", tmp_path / "folder")
+    ids = {own.encoder_id}
+    for place in (file, tmp_path / "other", tmp_path / "other" / "vae"):
+        model = _load("sd1", tmp_path / "folder", vae=place, configs=tmp_path / "folder")
+        ids.add(model.encoder_id)
+        assert model._encoders is not None  # type: ignore[attr-defined]
+        _same(model._encoders.vae, other.vae)  # type: ignore[attr-defined]
+    assert len(ids) == 2
+
+
+def test_text_encoders_come_from_the_artists_folder(tmp_path: Path) -> None:
+    pipeline = flux_pipeline(tmp_path / "words")
+    whole = tmp_path / "whole"
+    pipeline.save_pretrained(whole)
+    # A folder without its text encoders, as artists have the transformer alone.
+    bare = tmp_path / "bare"
+    shutil.copytree(whole, bare)
+    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        shutil.rmtree(bare / part)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    write_text_file(pipeline.text_encoder, texts / "clip_l.safetensors")
+    write_text_file(pipeline.text_encoder_2, texts / "t5xxl_fp16.safetensors")
+    pipeline.tokenizer_2.save_pretrained(texts / "t5_tokenizer")
+    expected = _load("flux", whole, t5_tokens=T5_TOKENS)
+    told = " ".join(problem.what for problem in FAMILIES["flux"].check(bare))
+    assert "clip_l" in told
+    assert "--text-encoders" in told
+    for place in (texts, whole):
+        model = _load("flux", bare, t5_tokens=T5_TOKENS, text_encoders=place, configs=whole)
+        assert model.encoder_id == expected.encoder_id
+        assert torch.equal(
+            model.encode_prompts(["a cat"]).embeddings, expected.encode_prompts(["a cat"]).embeddings
+        )
+
+
+def test_without_t5_version_3_sees_zeros_in_its_place(tmp_path: Path) -> None:
+    sd3_pipeline(tmp_path / "words", t5=False).save_pretrained(tmp_path / "folder")
+    assert FAMILIES["sd3"].check(tmp_path / "folder") == []
+    model = _load("sd3", tmp_path / "folder", t5_tokens=T5_TOKENS)
+    words = model.encode_prompts(["a cat"]).embeddings
+    assert not words[:, -T5_TOKENS:].any()
+    assert words[:, :-T5_TOKENS].any()
+    assert model.sample(["a cat"], [1], 2, 3.0)[0].size == (16, 16)
+    with pytest.raises(ScdpoError, match="beyond 32 pixels"):
+        model.latent_shape((64, 64))
+
+
+def test_the_guidance_embedding_is_told_alike_in_training_and_as_asked_in_drawing(tmp_path: Path) -> None:
+    folder = tiny_folder("flux", tmp_path / "dev")
+    seen: list[list[float]] = []
+    model = _load("flux", folder, t5_tokens=T5_TOKENS, guidance=1.5)
+    real = model.denoiser.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["guidance"].tolist())
+        return real(*args, **kwargs)
+
+    model.denoiser.forward = forward  # type: ignore[method-assign]
+    latents, noise = torch.randn((2, 2, *model.latent_shape()), generator=torch.Generator().manual_seed(0))
+    words = model.encode_prompts(["a", "b"])
+    with torch.no_grad():
+        model.errors(latents, noise, torch.tensor([10.0, 900.0]), words, "native")
+    model.sample(["a"], [0], 1, 3.5)
+    assert seen == [[1.5, 1.5], [3.5]]
+
+    flux_pipeline(tmp_path / "words", guided=False).save_pretrained(tmp_path / "schnell")
+    schnell = _load("flux", tmp_path / "schnell", t5_tokens=T5_TOKENS)
+    assert schnell.sample(["a"], [0], 1, 3.5)[0].size == (16, 16)
+
+
+def _meta(cls: Any, config: dict[str, Any]) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        weights: dict[str, Tensor] = cls.from_config(config).state_dict()
+    return weights
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_the_shipped_configurations_fit_the_original_unets_at_full_size(family: str) -> None:
+    config = json.loads((CONFIGS / family / "unet" / "config.json").read_text("utf-8"))
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    originals = {f"model.diffusion_model.{name}": tensor for name, tensor in original_unet(unet).items()}
+    # As counted in the original files.
+    assert len(originals) == {"sd1": 686, "sd2": 686, "sdxl": 1680}[family]
+    assert originals["model.diffusion_model.input_blocks.0.0.weight"].shape == (320, 4, 3, 3)
+    parameters = sum(tensor.numel() for tensor in originals.values())
+    millions = {"sd1": 860, "sd2": 866, "sdxl": 2567}[family]
+    assert round(parameters / 1e6) == millions
+
+
+def _joint_blocks(
+    layers: int, width: int, places: int, *, norms: bool, dual: int
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of an original SD 3 transformer."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_embed": (1, places**2, width),
+        "x_embedder.proj.weight": (width, 16, 2, 2),
+        "context_embedder.weight": (width, 4096),
+        "y_embedder.mlp.0.weight": (width, 2048),
+    }
+    for number in range(layers):
+        block = f"joint_blocks.{number}.x_block"
+        shapes[f"{block}.attn.qkv.weight"] = (3 * width, width)
+        if norms:
+            shapes[f"{block}.attn.ln_q.weight"] = (64,)
+        if number < dual:
+            shapes[f"{block}.attn2.qkv.weight"] = (3 * width, width)
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "places", "norms", "dual", "billions"),
+    [(24, 1536, 192, False, 0, 2.03), (24, 1536, 384, True, 13, 2.24), (38, 2432, 192, True, 0, 8.06)],
+    ids=["3 medium", "3.5 medium", "3.5 large"],
+)
+def test_every_version_3_is_configured_from_its_shapes(
+    layers: int, width: int, places: int, norms: bool, dual: int, billions: float
+) -> None:
+    changes = adapt_sd3(_joint_blocks(layers, width, places, norms=norms, dual=dual))
+    assert changes["num_attention_heads"] == width // 64
+    assert changes["pos_embed_max_size"] == places
+    assert changes["dual_attention_layers"] == tuple(range(dual))
+    config = json.loads((CONFIGS / "sd3" / "transformer" / "config.json").read_text("utf-8"))
+    weights = _meta(SD3Transformer2DModel, config | changes)
+    learnt = sum(tensor.numel() for name, tensor in weights.items() if name != "pos_embed.pos_embed")
+    assert learnt / 1e9 == pytest.approx(billions, abs=0.006)
+
+
+def _original_flux(double: int, single: int, *, guided: bool) -> dict[str, Tensor]:
+    """An original FLUX.1 transformer without a byte of weights."""
+    width, shapes = 3072, {}
+
+    def linear(name: str, out: int, inputs: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, inputs), (out,)
+
+    linear("img_in", width, 64)
+    linear("txt_in", width, 4096)
+    for name, inputs in (("time_in", 256), ("vector_in", 768), *([("guidance_in", 256)] if guided else [])):
+        linear(f"{name}.in_layer", width, inputs)
+        linear(f"{name}.out_layer", width, width)
+    for number in range(double):
+        for side in ("img", "txt"):
+            block = f"double_blocks.{number}.{side}"
+            linear(f"{block}_mod.lin", 6 * width, width)
+            linear(f"{block}_attn.qkv", 3 * width, width)
+            linear(f"{block}_attn.proj", width, width)
+            linear(f"{block}_mlp.0", 4 * width, width)
+            linear(f"{block}_mlp.2", width, 4 * width)
+            for letter in ("query", "key"):
+                shapes[f"{block}_attn.norm.{letter}_norm.scale"] = (128,)
+    for number in range(single):
+        block = f"single_blocks.{number}"
+        linear(f"{block}.modulation.lin", 3 * width, width)
+        linear(f"{block}.linear1", 7 * width, width)
+        linear(f"{block}.linear2", width, 5 * width)
+        for letter in ("query", "key"):
+            shapes[f"{block}.norm.{letter}_norm.scale"] = (128,)
+    linear("final_layer.adaLN_modulation.1", 2 * width, width)
+    linear("final_layer.linear", 64, width)
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("double", "single", "guided", "billions"),
+    [(19, 38, True, 11.90), (19, 38, False, 11.89), (8, 38, True, 8.16)],
+    ids=["dev", "schnell", "cut down"],
+)
+def test_every_flux_is_configured_from_its_shapes(
+    double: int, single: int, guided: bool, billions: float
+) -> None:
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    originals = _original_flux(double, single, guided=guided)
+    changes = adapt_flux({name: tuple(tensor.shape) for name, tensor in originals.items()})
+    assert changes == {
+        "num_layers": double,
+        "num_single_layers": single,
+        "num_attention_heads": 24,
+        "guidance_embeds": guided,
+    }
+    config = json.loads((CONFIGS / "flux" / "transformer" / "config.json").read_text("utf-8"))
+    weights = _meta(FluxTransformer2DModel, config | changes)
+    assert sum(tensor.numel() for tensor in weights.values()) / 1e9 == pytest.approx(billions, abs=0.006)
+    named = convert_flux_transformer_checkpoint_to_diffusers(originals)
+    assert {name: tensor.shape for name, tensor in named.items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+
+
+def test_a_file_with_holes_is_told_in_a_sentence(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "folder")
+    file = write_single_file(pipeline, tmp_path / "model.safetensors")
+    whole = load_file(file)
+    for hole, sentence in (
+        ("model.diffusion_model.middle_block.0.in_layers.2.weight", "weights of the unet are missing"),
+        ("first_stage_model.decoder.conv_in.bias", "weights of the vae are missing"),
+        ("cond_stage_model.transformer.text_model.final_layer_norm.bias", "clip_l lacks"),
+    ):
+        save_file({name: tensor for name, tensor in whole.items() if name != hole}, str(file))
+        with pytest.raises(ScdpoError, match=f"could not be loaded.*{sentence}"):
+            _load("sd1", file, configs=tmp_path / "folder")
+
+
+def test_weights_in_eight_bits_are_widened(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "folder")
+    file = write_single_file(pipeline, tmp_path / "model.safetensors")
+    narrow = {
+        name: tensor.to(torch.float8_e4m3fn) if name.startswith("model.diffusion_model.") else tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(narrow, str(file))
+    model = FAMILIES["sd1"].load(file, CPU, torch.bfloat16, LoadOptions(configs=tmp_path / "folder"))
+    assert {weight.dtype for weight in model.denoiser.parameters()} == {torch.bfloat16}
+    expected = narrow["model.diffusion_model.out.2.bias"].to(torch.bfloat16)
+    assert torch.equal(model.denoiser.get_parameter("conv_out.bias"), expected)
