@@ -12,7 +12,7 @@ from .sd1 import SD1
 from .sd2 import SD2
 from .sd3 import SD3
 from .sdxl import SDXL
-from .source import MICRO, locate
+from .source import MICRO, is_hub_id, locate
 
 FAMILIES: dict[str, Family] = {"sd1": SD1(), "sd2": SD2(), "sdxl": SDXL(), "sd3": SD3(), "flux": Flux()}
 
@@ -57,6 +57,7 @@ def family_of(name: str, base: str | Path) -> Family:
 __all__ = [
     "AUTO",
     "FAMILIES",
+    "MICRO",
     "Family",
     "LoadOptions",
     "LoadedModel",
@@ -64,4 +65,5 @@ __all__ = [
     "Weighting",
     "family",
     "family_of",
+    "is_hub_id",
 ]
