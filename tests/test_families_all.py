@@ -164,6 +164,15 @@ def test_sixteen_bits_change_the_denoiser_and_little_else(
     has_t5 = name in ("sd3", "flux")
     assert (half.encoder_id == model.encoder_id) != has_t5
     assert half.sample(["a cat"], [1], 2, 3.0)[0].size == (16, 16)
+    latents, noise = torch.randn((2, 2, *model.latent_shape()), generator=torch.Generator().manual_seed(0))
+    times = model.timesteps.draw(2, TimestepLaw(), torch.Generator().manual_seed(0))
+    words = model.encode_prompts(["one", "two"])
+    with torch.no_grad():
+        exact = model.errors(latents, noise, times, words, "native")
+        with torch.autocast("cpu", torch.bfloat16):
+            near = half.errors(latents, noise, times, words, "native")
+    assert near.dtype == torch.float32
+    torch.testing.assert_close(near, exact, rtol=0.05, atol=0.05)
     torch.testing.assert_close(
         half.encode_prompts(["a cat"]).embeddings,
         model.encode_prompts(["a cat"]).embeddings,

@@ -216,7 +216,7 @@ def test_flags_go_on_top_of_the_file_and_the_file_on_top_of_the_preset(
         return settings
 
     micro = load_toml(PROGRAM.parent / "configs" / "micro.toml")
-    large = load_toml(PROGRAM.parent / "configs" / "sd15.toml")
+    large = load_toml(PROGRAM.parent / "configs" / "sd1.toml")
     flow = load_toml(PROGRAM.parent / "configs" / "flux.toml")
     assert parsed() == parsed("--base", "micro") == micro
     assert parsed("--base", "/x/model").optim == large.optim

@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from scdpo_core.training.events import Event, Progress
 
 PRESETS = Path(__file__).resolve().with_name("configs")
-PRESET_OF = {
-    "sd1": "sd15.toml",
-    "sd2": "sd2.toml",
-    "sdxl": "sdxl.toml",
-    "sd3": "sd3.toml",
-    "flux": "flux.toml",
-}
 
 DESCRIPTION = """Train a safety LoRA on pairs of a chosen and a rejected picture (SC-DPO).
 
@@ -133,12 +126,12 @@ def preset_for(family: str, base: str) -> str:
     if base == MICRO:
         return "micro.toml"
     try:
-        return PRESET_OF[family_of(family, base).name]
+        return f"{family_of(family, base).name}.toml"
     except ScdpoError:
         # The checks say it, together with everything else that is wrong.
         if is_hub_id(base):
             raise
-        return PRESET_OF["sd1"]
+        return "sd1.toml"
 
 
 def with_full_paths(settings: TrainSettings) -> TrainSettings:

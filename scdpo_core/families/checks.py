@@ -132,7 +132,10 @@ def _check_text(path: Path, header: Header | None, part: TextPart, home: Path | 
         if not inside and not outside and part.needed:
             what = f"It lacks the text encoder {part.stem}. Get the whole model, or give a folder that "
             yield Problem(path, what + "holds it: --text-encoders FOLDER.")
-        elif (inside or outside) and not part.own_tokenizer and tokenizer_home(home, part) is None:
+        elif not inside and not outside:
+            what = f"It has no text encoder {part.stem}; zeros take its place. A folder that holds it helps: "
+            yield Problem(path, what + "--text-encoders FOLDER.", fatal=False)
+        elif not part.own_tokenizer and tokenizer_home(home, part) is None:
             # An optional encoder without its words is only a reason to draw without it.
             what = f"The tokenizer of {part.stem} is in no single file. Give a folder that holds it "
             what += f"({part.tokenizer}/tokenizer.json): --text-encoders FOLDER."

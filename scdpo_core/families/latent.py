@@ -74,7 +74,8 @@ class LatentModel(ABC):
         self._scale = float(vae.scaling_factor)
         self._shift = float(getattr(vae, "shift_factor", None) or 0.0)
         self.default_size = self._own_size()
-        self.encoder_id = f"{self.family}-{fingerprint(self._encoders)}"
+        lengths = [self._text_tokens(index) for index in range(len(layout.texts))]
+        self.encoder_id = f"{self.family}-{fingerprint(self._encoders, lengths)}"
 
     @abstractmethod
     def _scheduler(self, reader: Reader) -> dict[str, Any]:
@@ -245,14 +246,22 @@ class LatentModel(ABC):
         return Encoders(texts, vae.to(self.device).requires_grad_(False).eval())
 
 
-def fingerprint(encoders: Encoders) -> str:
-    """12 hexadecimal digits that change with any weight of the encoders, their vocabularies and lengths."""
+def fingerprint(encoders: Encoders, lengths: Sequence[int]) -> str:
+    """12 hexadecimal digits that change with any weight of the encoders, their vocabularies and lengths.
+
+    Args:
+        encoders: of a model.
+        lengths: in tokens, of what stands in for a text encoder that is not there.
+    """
     digest = hashlib.sha256()
-    texts = [text for text in encoders.texts if text is not None]
-    for text in texts:
-        digest.update(json.dumps(sorted(text.tokenizer.get_vocab().items())).encode())
-        digest.update(str(text.tokens).encode())
-    for module in (*(text.model for text in texts), encoders.vae):
+    for text, length in zip(encoders.texts, lengths, strict=True):
+        if text is None:
+            digest.update(f"nothing of {length}".encode())
+        else:
+            digest.update(json.dumps(sorted(text.tokenizer.get_vocab().items())).encode())
+            digest.update(str(text.tokens).encode())
+    models = [text.model for text in encoders.texts if text is not None]
+    for module in (*models, encoders.vae):
         for _, tensor in sorted(module.state_dict().items()):
             # Bytes, since numpy knows no bfloat16.
             raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -10,7 +10,7 @@ from .components import Encoders
 from .detect import TITLES
 from .family import LayoutFamily
 from .layout import Layout, TextPart
-from .unet import UNetModel, pixels
+from .unet import UNetModel, uncropped
 
 LAYOUT = Layout(
     pipeline="StableDiffusionXLPipeline",
@@ -56,8 +56,10 @@ class SDXLModel(UNetModel):
         if pooled is None:
             raise ValueError("Stable Diffusion XL needs the pooled state of its second text encoder.")
         if sizes is None:
-            sizes = pixels(noisy, self.vae_scale)
-        return {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.to(noisy.device, self.dtype)}
+            height, width = (cells * self.vae_scale for cells in noisy.shape[2:])
+            sizes = uncropped(height, width, noisy.device).expand(len(noisy), -1)
+        # Not in 16 bits, which know no odd numbers as large as a picture.
+        return {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.float()}
 
 
 class SDXL(LayoutFamily):
