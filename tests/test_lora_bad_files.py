@@ -13,9 +13,9 @@ from torch import Tensor
 
 from scdpo_core.lora.adapter import attach, attach_file, load_into
 from scdpo_core.lora.file import load_lora, read_lora_info
-from scdpo_core.lora.keys import KeyNameError, to_kohya
+from scdpo_core.lora.keys import KeyNameError
 from scdpo_core.types import ScdpoError
-from tests.trained_lora import answer, save, trained, unet_of
+from tests.trained_lora import answer, save, to_kohya, trained, unet_of
 
 
 @pytest.fixture(scope="module")
