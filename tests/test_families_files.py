@@ -159,6 +159,10 @@ def test_another_vae_replaces_the_models_own(tmp_path: Path) -> None:
         assert model._encoders is not None  # type: ignore[attr-defined]
         _same(model._encoders.vae, other.vae)  # type: ignore[attr-defined]
     assert len(ids) == 2
+    foreign = flux_pipeline(tmp_path / "words")
+    foreign.vae.save_pretrained(tmp_path / "foreign", safe_serialization=True)
+    with pytest.raises(ScdpoError, match=r"16 channels and .* takes 4"):
+        _load("sd1", tmp_path / "folder", vae=tmp_path / "foreign")
 
 
 def test_text_encoders_come_from_the_artists_folder(tmp_path: Path) -> None:

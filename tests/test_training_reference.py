@@ -8,12 +8,14 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from scdpo_core.families.flux import Flux
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.families.timesteps import DiscreteTimesteps, TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.training.reference import draw, noise_residuals, pair_residuals
 from scdpo_core.types import Conditioning, PairBatch
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder
+from tests.tiny_families import tiny_folder
 
 CPU = torch.device("cpu")
 STEPS, LAW = DiscreteTimesteps(1000), TimestepLaw()
@@ -157,6 +159,43 @@ def test_chance_follows_from_seed_and_index_alone() -> None:
     assert not torch.equal(
         draw(5, 7, 2, SHAPE, STEPS, LAW, CPU).noise, draw(4, 8, 2, SHAPE, STEPS, LAW, CPU).noise
     )
+
+
+def test_the_dice_are_those_of_every_earlier_version() -> None:
+    chance = draw(4, 7, 2, SHAPE, STEPS, LAW, CPU)
+    generator = torch.Generator().manual_seed(7 * 0x9E3779B1 + 4)
+    assert torch.equal(chance.timesteps, torch.randint(1000, (2,), generator=generator))
+    assert torch.equal(chance.noise, torch.randn((2, *SHAPE), generator=generator))
+
+
+def test_a_flow_is_trained_at_times_in_between_and_its_prior_at_the_very_end(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    flow = Flux().load(tiny_folder("flux", tmp_path_factory.mktemp("flow") / "tiny"), CPU, torch.float32)
+    names = [name for name, _ in flow.denoiser.named_modules() if name.endswith("attn.to_q")]
+    adapter = attach(flow.denoiser, rank=2, alpha=2.0, targets=names, seed=0)
+    _disturb(adapter)
+    shape = flow.latent_shape()
+    words = flow.encode_prompts(["one", "two"])
+    latents = torch.randn((2, 2, *shape), generator=torch.Generator().manual_seed(5))
+    none = torch.full((2, 2), torch.nan)
+    batch = PairBatch(latents, words, torch.ones(2), torch.ones(2), none)
+    chance = draw(0, 0, 2, shape, flow.timesteps, LAW, CPU)
+    assert chance.timesteps.dtype == torch.float32
+    errors = pair_residuals(flow, adapter, batch, chance, "native").errors()
+    with torch.no_grad():
+        alone = flow.errors(latents[:, 1], chance.noise, chance.timesteps, words, "native")
+    torch.testing.assert_close(errors.policy[:, 1].detach(), alone)
+
+    policy, reference = noise_residuals(flow, adapter, batch, chance)
+    last = torch.full((2,), 1000.0)
+    with torch.no_grad():
+        # At t = 1 nothing of the picture is left, and a flow to an empty picture is the noise itself.
+        ours = flow._predict(chance.noise, last, words) - chance.noise
+        with adapter.disabled():
+            base = flow._predict(chance.noise, last, words) - chance.noise
+    torch.testing.assert_close(policy.detach(), ours)
+    torch.testing.assert_close(reference, base)
 
 
 def test_all_timesteps_come_up() -> None:

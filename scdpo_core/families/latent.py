@@ -71,6 +71,7 @@ class LatentModel(ABC):
         vae = self._encoders.vae.config
         self.vae_scale = 2 ** (len(vae.block_out_channels) - 1)
         self._channels = int(vae.latent_channels)
+        self._check_channels()
         self._scale = float(vae.scaling_factor)
         self._shift = float(getattr(vae, "shift_factor", None) or 0.0)
         self.default_size = self._own_size()
@@ -104,6 +105,15 @@ class LatentModel(ABC):
     @abstractmethod
     def _denoise(self, latents: Tensor, predict: Predict, steps: int) -> Tensor:
         """Scaled latents of pictures, from noise."""
+
+    def _check_channels(self) -> None:
+        takes = int(self.denoiser.config.in_channels)  # type: ignore[union-attr,arg-type]
+        # FLUX sees squares of 2x2 cells as channels.
+        if takes not in (self._channels, 4 * self._channels):
+            raise ScdpoError(
+                f"The VAE makes latents of {self._channels} channels and {self._path} takes {takes}: it is the "
+                "VAE of another family. Leave --vae out, or give the right one."
+            )
 
     def _text_dtype(self, index: int) -> torch.dtype:
         """Number format of a text encoder; CLIP is small."""
