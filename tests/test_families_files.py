@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ from torch import Tensor, nn
 
 from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions, family_of
 from scdpo_core.types import ScdpoError
+from tests.original_files import (
+    write_sd2_file,
+    write_sd3_file,
+    write_sdxl_file,
+    write_text_file,
+    write_vae_file,
+)
 from tests.tiny import tiny_pipeline, write_single_file
 from tests.tiny_families import (
     T5_TOKENS,
@@ -21,10 +29,6 @@ from tests.tiny_families import (
     sd3_pipeline,
     sdxl_pipeline,
     tiny_folder,
-    write_sd2_file,
-    write_sdxl_file,
-    write_text_file,
-    write_vae_file,
 )
 
 CPU = torch.device("cpu")
@@ -66,6 +70,29 @@ def test_a_single_file_is_the_same_model_as_its_folder(
     assert one.sample(["a"], [1], 2, 3.0)[0].tobytes() == other.sample(["a"], [1], 2, 3.0)[0].tobytes()
     one.release_encoders()
     assert len(one.encode_prompts(["a"]).embeddings) == 1
+
+
+def test_a_file_of_version_3_holds_everything_but_t5s_vocabulary(tmp_path: Path) -> None:
+    pipeline = sd3_pipeline(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "folder")
+    file = write_sd3_file(pipeline, tmp_path / "sd3.safetensors")
+    assert family_of("auto", file) is FAMILIES["sd3"]
+    (notice,) = FAMILIES["sd3"].check(file)
+    assert "tokenizer of t5xxl" in notice.what
+    assert not notice.fatal
+    other = _load("sd3", tmp_path / "folder", t5_tokens=T5_TOKENS)
+    # The configuration of the transformer is read off its shapes, not taken from the folder.
+    assert other.denoiser.config.num_layers == 2  # type: ignore[union-attr]
+    config = tmp_path / "folder" / "transformer" / "config.json"
+    settings = json.loads(config.read_text("utf-8"))
+    config.write_text(json.dumps(settings | {"num_layers": 7, "qk_norm": None}), "utf-8")
+    words = tmp_path / "folder"
+    options = {"configs": tmp_path / "folder", "t5_tokens": T5_TOKENS}
+    one = _load("sd3", file, text_encoders=words / "tokenizer_3", **options)
+    _same(one.denoiser, other.denoiser)
+    assert one.encoder_id == other.encoder_id
+    without = _load("sd3", file, **options)
+    assert not without.encode_prompts(["a"]).embeddings[:, -T5_TOKENS:].any()
 
 
 def test_a_fine_tune_of_v_is_known_by_its_marks(tmp_path: Path) -> None:

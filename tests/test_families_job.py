@@ -16,9 +16,10 @@ from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.training.job import JobResult, run_job
 from scdpo_core.types import ScdpoError
+from tests.original_files import write_sdxl_file
 from tests.test_train_lora_cli import run
 from tests.tiny import tiny_pairs, tiny_pipeline, tiny_settings, write_single_file
-from tests.tiny_families import T5_TOKENS, sdxl_pipeline, tiny_folder, write_sdxl_file
+from tests.tiny_families import T5_TOKENS, sdxl_pipeline, tiny_folder
 
 CPU = torch.device("cpu")
 

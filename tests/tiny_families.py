@@ -1,4 +1,4 @@
-"""Tiny random models of every family, in diffusers' form, and single files in the original layouts."""
+"""Tiny random models of every family, in diffusers' form; tests/original_files.py has the single files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -34,8 +32,6 @@ from transformers import (
 from tests.tiny import (
     TOKENS,
     WIDTH,
-    original_tensors,
-    original_vae,
     tiny_pipeline,
     tiny_sd_folder,
     tiny_tokenizer_files,
@@ -167,10 +163,10 @@ def sd3_pipeline(folder: Path, *, t5: bool = True) -> StableDiffusion3Pipeline:
         patch_size=2,
         in_channels=FLOW_CHANNELS,
         num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        attention_head_dim=64,
+        num_attention_heads=1,
         joint_attention_dim=2 * WIDTH,
-        caption_projection_dim=32,
+        caption_projection_dim=64,
         pooled_projection_dim=2 * (WIDTH // 2),
         out_channels=FLOW_CHANNELS,
         pos_embed_max_size=8,
@@ -233,84 +229,4 @@ def tiny_folder(family: str, path: Path) -> Path:
     if family == "sd1":
         return tiny_sd_folder(path)
     PIPELINES[family](path / "words").save_pretrained(path, safe_serialization=True)
-    return path
-
-
-def open_clip_tensors(model: Any) -> dict[str, Tensor]:
-    """A text encoder's weights by OpenCLIP's names, the other way round than we read them."""
-    weights = {
-        name.removeprefix("text_model."): tensor.contiguous() for name, tensor in model.state_dict().items()
-    }
-    tensors = {
-        "token_embedding.weight": weights["embeddings.token_embedding.weight"],
-        "positional_embedding": weights["embeddings.position_embedding.weight"],
-        "ln_final.weight": weights["final_layer_norm.weight"],
-        "ln_final.bias": weights["final_layer_norm.bias"],
-        "logit_scale": torch.tensor(1.0),
-    }
-    if "text_projection.weight" in weights:
-        tensors["text_projection"] = weights["text_projection.weight"].T.contiguous()
-    for number in range(model.config.num_hidden_layers):
-        ours, theirs = f"encoder.layers.{number}", f"transformer.resblocks.{number}"
-        for kind in ("weight", "bias"):
-            tensors[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(
-                [weights[f"{ours}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
-            )
-            for there, here in (
-                ("attn.out_proj", "self_attn.out_proj"),
-                ("ln_1", "layer_norm1"),
-                ("ln_2", "layer_norm2"),
-                ("mlp.c_fc", "mlp.fc1"),
-                ("mlp.c_proj", "mlp.fc2"),
-            ):
-                tensors[f"{theirs}.{there}.{kind}"] = weights[f"{ours}.{here}.{kind}"]
-    return tensors
-
-
-def write_sd2_file(pipeline: Any, path: Path) -> Path:
-    """One file in Stable Diffusion 2's original layout, whose text encoder has a layer that is not used."""
-    tensors = original_tensors(pipeline)
-    texts = open_clip_tensors(pipeline.text_encoder)
-    last = pipeline.text_encoder.config.num_hidden_layers
-    texts |= {
-        name.replace("resblocks.0.", f"resblocks.{last}."): tensor.clone()
-        for name, tensor in texts.items()
-        if "resblocks.0." in name
-    }
-    tensors |= {f"cond_stage_model.model.{name}": tensor for name, tensor in texts.items()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path))
-    return path
-
-
-def write_sdxl_file(
-    pipeline: StableDiffusionXLPipeline,
-    path: Path,
-    marks: tuple[str, ...] = (),
-    metadata: dict[str, str] | None = None,
-) -> Path:
-    """One file in Stable Diffusion XL's original layout, with the empty tensors that mark fine-tunes of v."""
-    tensors = original_tensors(pipeline)
-    for name, tensor in pipeline.text_encoder.state_dict().items():
-        bare = name.removeprefix("text_model.")
-        tensors[f"conditioner.embedders.0.transformer.text_model.{bare}"] = tensor
-    for name, tensor in open_clip_tensors(pipeline.text_encoder_2).items():
-        tensors[f"conditioner.embedders.1.model.{name}"] = tensor
-    tensors |= {mark: torch.zeros(0) for mark in marks}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), metadata)
-    return path
-
-
-def write_vae_file(pipeline: Any, path: Path) -> Path:
-    """A VAE alone, in the original layout."""
-    save_file({name: tensor.contiguous() for name, tensor in original_vae(pipeline.vae).items()}, str(path))
-    return path
-
-
-def write_text_file(model: Any, path: Path) -> Path:
-    """A text encoder alone with transformers' names, as ComfyUI's users have them."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        clip = name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
-        tensors[f"text_model.{name}" if clip else name] = tensor.clone().contiguous()
-    save_file(tensors, str(path))
     return path

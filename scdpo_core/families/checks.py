@@ -36,7 +36,7 @@ def check(base: str | Path, family: str, layout: Layout, options: LoadOptions) -
         return [Problem(path, str(error))]
     if kind.family != family:
         return [Problem(path, _mistaken(kind, family))]
-    extras = [*_check_vae(options.vae), *_check_prediction(family, options)]
+    extras = [*_check_vae(options.vae), *_check_prediction(path, family, options)]
     if path.is_file():
         return [*_check_file(path, layout, options), *extras]
     return [*_check_folder(path, layout, options, weights=not is_hub_id(base)), *extras]
@@ -55,10 +55,10 @@ def _mistaken(kind: Kind, family: str) -> str:
     return f"{what} {kind.advice}".strip()
 
 
-def _check_prediction(family: str, options: LoadOptions) -> Iterator[Problem]:
+def _check_prediction(path: Path, family: str, options: LoadOptions) -> Iterator[Problem]:
     if family in ("sd3", "flux") and (options.prediction, options.zero_snr) != ("auto", "auto"):
         what = f"{TITLES[family]} predicts a flow, so that prediction and zero_snr must stay 'auto'."
-        yield Problem(Path(), what)
+        yield Problem(path, what)
 
 
 def _check_folder(folder: Path, layout: Layout, options: LoadOptions, *, weights: bool) -> list[Problem]:
@@ -80,7 +80,9 @@ def _check_folder(folder: Path, layout: Layout, options: LoadOptions, *, weights
             read_config(folder / name)
         except ScdpoError as error:
             problems.append(Problem(folder / name, str(error)))
-    return problems or _check_channels(folder, layout)
+    if not any(problem.fatal for problem in problems):
+        problems += _check_channels(folder, layout)
+    return problems
 
 
 def _check_channels(folder: Path, layout: Layout) -> list[Problem]:

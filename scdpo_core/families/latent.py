@@ -111,8 +111,8 @@ class LatentModel(ABC):
         # FLUX sees squares of 2x2 cells as channels.
         if takes not in (self._channels, 4 * self._channels):
             raise ScdpoError(
-                f"The VAE makes latents of {self._channels} channels and {self._path} takes {takes}: it is the "
-                "VAE of another family. Leave --vae out, or give the right one."
+                f"The VAE makes latents of {self._channels} channels and {self._path} takes {takes}: it is "
+                "the VAE of another family. Leave --vae out, or give the right one."
             )
 
     def _text_dtype(self, index: int) -> torch.dtype:
