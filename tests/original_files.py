@@ -160,3 +160,38 @@ def write_sd3_file(pipeline: Any, path: Path) -> Path:
         tensors |= {f"text_encoders.{stem}.transformer.{name}": t for name, t in model.state_dict().items()}
     save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, str(path))
     return path
+
+
+def flux_shapes(double: int, single: int, *, guided: bool) -> dict[str, tuple[int, ...]]:
+    """The shapes of an original FLUX.1 transformer, 3,072 wide."""
+    width = 3072
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, out: int, inputs: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, inputs), (out,)
+
+    linear("img_in", width, 64)
+    linear("txt_in", width, 4096)
+    for name, inputs in (("time_in", 256), ("vector_in", 768), *([("guidance_in", 256)] if guided else [])):
+        linear(f"{name}.in_layer", width, inputs)
+        linear(f"{name}.out_layer", width, width)
+    for number in range(double):
+        for side in ("img", "txt"):
+            block = f"double_blocks.{number}.{side}"
+            linear(f"{block}_mod.lin", 6 * width, width)
+            linear(f"{block}_attn.qkv", 3 * width, width)
+            linear(f"{block}_attn.proj", width, width)
+            linear(f"{block}_mlp.0", 4 * width, width)
+            linear(f"{block}_mlp.2", width, 4 * width)
+            for letter in ("query", "key"):
+                shapes[f"{block}_attn.norm.{letter}_norm.scale"] = (128,)
+    for number in range(single):
+        block = f"single_blocks.{number}"
+        linear(f"{block}.modulation.lin", 3 * width, width)
+        linear(f"{block}.linear1", 7 * width, width)
+        linear(f"{block}.linear2", width, 5 * width)
+        for letter in ("query", "key"):
+            shapes[f"{block}.norm.{letter}_norm.scale"] = (128,)
+    linear("final_layer.adaLN_modulation.1", 2 * width, width)
+    linear("final_layer.linear", 64, width)
+    return shapes

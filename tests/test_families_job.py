@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from scdpo_core.config import to_toml
 from scdpo_core.families import FAMILIES, LoadOptions
@@ -16,10 +17,10 @@ from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.training.job import JobResult, run_job
 from scdpo_core.types import ScdpoError
-from tests.original_files import write_sdxl_file
+from tests.original_files import flux_shapes, write_sdxl_file
 from tests.test_train_lora_cli import run
 from tests.tiny import tiny_pairs, tiny_pipeline, tiny_settings, write_single_file
-from tests.tiny_families import T5_TOKENS, sdxl_pipeline, tiny_folder
+from tests.tiny_families import T5_TOKENS, flux_pipeline, sdxl_pipeline, tiny_folder
 
 CPU = torch.device("cpu")
 
@@ -167,3 +168,35 @@ def test_stable_diffusion_15_at_its_full_size_trains_two_steps(pairs: Path, tmp_
     assert result.lora is not None
     # 16 transformers with two attentions of four matrices each, three tensors a module.
     assert result.lora.keys == 16 * 8 * 3
+
+
+@pytest.mark.slow
+def test_a_flux_transformer_alone_trains_with_its_other_parts_from_elsewhere(
+    pairs: Path, tmp_path: Path
+) -> None:
+    """Two blocks of the original width, in the original layout and 16 bits; tiny encoders and a tiny VAE."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: (0.02 * torch.randn(shape, generator=generator)).bfloat16()
+        for name, shape in flux_shapes(1, 1, guided=True).items()
+    }
+    base = tmp_path / "flux.safetensors"
+    save_file(tensors, str(base))
+    del tensors
+    parts = flux_pipeline(tmp_path / "words", words=4096, pooled=768)
+    parts.save_pretrained(tmp_path / "parts")
+    result = _train(
+        base,
+        pairs,
+        tmp_path / "lora",
+        max_train_steps=2,
+        vae=tmp_path / "parts",
+        text_encoders=tmp_path / "parts",
+        precision="bf16",
+        batch_size=1,
+        samples=0,
+        lr=1e-3,
+    )
+    assert result.outcome.step == 2
+    assert result.lora is not None
+    assert result.lora.family == "flux"

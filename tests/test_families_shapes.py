@@ -14,6 +14,7 @@ from scdpo_core.families import FAMILIES
 from scdpo_core.families.flux import adapt as adapt_flux
 from scdpo_core.families.sd3 import adapt as adapt_sd3
 from scdpo_core.families.texts import CONFIGS
+from tests.original_files import flux_shapes
 from tests.tiny import original_unet
 
 
@@ -80,40 +81,6 @@ def test_every_version_3_is_configured_from_its_shapes(
     assert learnt / 1e9 == pytest.approx(billions, abs=0.006)
 
 
-def _original_flux(double: int, single: int, *, guided: bool) -> dict[str, Tensor]:
-    """An original FLUX.1 transformer without a byte of weights."""
-    width, shapes = 3072, {}
-
-    def linear(name: str, out: int, inputs: int) -> None:
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, inputs), (out,)
-
-    linear("img_in", width, 64)
-    linear("txt_in", width, 4096)
-    for name, inputs in (("time_in", 256), ("vector_in", 768), *([("guidance_in", 256)] if guided else [])):
-        linear(f"{name}.in_layer", width, inputs)
-        linear(f"{name}.out_layer", width, width)
-    for number in range(double):
-        for side in ("img", "txt"):
-            block = f"double_blocks.{number}.{side}"
-            linear(f"{block}_mod.lin", 6 * width, width)
-            linear(f"{block}_attn.qkv", 3 * width, width)
-            linear(f"{block}_attn.proj", width, width)
-            linear(f"{block}_mlp.0", 4 * width, width)
-            linear(f"{block}_mlp.2", width, 4 * width)
-            for letter in ("query", "key"):
-                shapes[f"{block}_attn.norm.{letter}_norm.scale"] = (128,)
-    for number in range(single):
-        block = f"single_blocks.{number}"
-        linear(f"{block}.modulation.lin", 3 * width, width)
-        linear(f"{block}.linear1", 7 * width, width)
-        linear(f"{block}.linear2", width, 5 * width)
-        for letter in ("query", "key"):
-            shapes[f"{block}.norm.{letter}_norm.scale"] = (128,)
-    linear("final_layer.adaLN_modulation.1", 2 * width, width)
-    linear("final_layer.linear", 64, width)
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-
-
 @pytest.mark.parametrize(
     ("double", "single", "guided", "billions"),
     [(19, 38, True, 11.90), (19, 38, False, 11.89), (8, 38, True, 8.16)],
@@ -124,8 +91,9 @@ def test_every_flux_is_configured_from_its_shapes(
 ) -> None:
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
-    originals = _original_flux(double, single, guided=guided)
-    changes = adapt_flux({name: tuple(tensor.shape) for name, tensor in originals.items()})
+    shapes = flux_shapes(double, single, guided=guided)
+    originals = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    changes = adapt_flux(shapes)
     assert changes == {
         "num_layers": double,
         "num_single_layers": single,

@@ -63,12 +63,12 @@ def _clip(tokenizer: Any, cls: Any, width: int, **changes: Any) -> Any:
     return cls(CLIPTextConfig(**(config | changes)))
 
 
-def _t5() -> tuple[Any, Any]:
+def _t5(width: int = 2 * WIDTH) -> tuple[Any, Any]:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in LETTERS)]
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_TOKENS)
     config = T5Config(
         vocab_size=len(tokenizer),
-        d_model=2 * WIDTH,
+        d_model=width,
         d_kv=8,
         d_ff=WIDTH,
         num_layers=1,
@@ -186,11 +186,13 @@ def sd3_pipeline(folder: Path, *, t5: bool = True) -> StableDiffusion3Pipeline:
     )
 
 
-def flux_pipeline(folder: Path, *, guided: bool = True) -> FluxPipeline:
+def flux_pipeline(
+    folder: Path, *, guided: bool = True, words: int = 2 * WIDTH, pooled: int = WIDTH
+) -> FluxPipeline:
     """One double and one single block; dev with its guidance embedding, or schnell without."""
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder)
-    words, encoder = _t5()
+    vocabulary, encoder = _t5(words)
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * FLOW_CHANNELS,
@@ -198,8 +200,8 @@ def flux_pipeline(folder: Path, *, guided: bool = True) -> FluxPipeline:
         num_single_layers=1,
         attention_head_dim=16,
         num_attention_heads=2,
-        joint_attention_dim=2 * WIDTH,
-        pooled_projection_dim=WIDTH,
+        joint_attention_dim=words,
+        pooled_projection_dim=pooled,
         guidance_embeds=guided,
         axes_dims_rope=(4, 6, 6),
     )
@@ -208,10 +210,10 @@ def flux_pipeline(folder: Path, *, guided: bool = True) -> FluxPipeline:
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=_flow_vae(),
-        text_encoder=_clip(tokenizer, CLIPTextModel, WIDTH),
+        text_encoder=_clip(tokenizer, CLIPTextModel, pooled),
         tokenizer=tokenizer,
         text_encoder_2=encoder,
-        tokenizer_2=words,
+        tokenizer_2=vocabulary,
         transformer=transformer,
     )
 

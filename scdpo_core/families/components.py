@@ -172,8 +172,13 @@ def _outside(
 ) -> TextEncoder | None:
     """A text encoder from the artist's folder of text encoders; None if it is not there."""
     place = None if home is None else text_home(home, part)
-    tokenizer = _tokenizer(home, part, configs)
-    if place is None or tokenizer is None:
+    if place is None:
+        return None
+    # An encoder in a subfolder brings its own words; beside a file of it are T5's at most.
+    words = place.parent / part.tokenizer
+    whole = place.is_dir() and part.own_tokenizer and holds_words(words)
+    tokenizer = clip_tokenizer(words, words) if whole else _tokenizer(home, part, configs)
+    if tokenizer is None:
         return None
     if place.is_dir():
         model = _from_transformers(part, place, dtype)
