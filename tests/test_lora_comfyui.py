@@ -90,9 +90,13 @@ def test_the_recorded_lists_are_those_of_this_comfyui(
     oracle("keys", tmp_path / "keys.json.gz")
     now = json.loads(gzip.decompress((tmp_path / "keys.json.gz").read_bytes()))
     for family in FAMILIES:
-        missing = accepted[family].items() - {} if family not in now else {
-            stem: target for stem, target in accepted[family].items() if now[family].get(stem) != target
-        }
+        missing = (
+            accepted[family].items() - {}
+            if family not in now
+            else {
+                stem: target for stem, target in accepted[family].items() if now[family].get(stem) != target
+            }
+        )
         assert not missing
 
 
