@@ -1,7 +1,7 @@
 """Every module that a LoRA can train in every family, from diffusers' and transformers' own classes.
 
-The networks have the real models' topology (blocks, layers, which of them attend) in small widths, on the meta
-device: names do not depend on widths, and weights of this size are quick to make up.
+The networks have the real models' topology (blocks, layers, which of them attend) in small widths, on the
+meta device: names do not depend on widths, and weights of this size are quick to make up.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_by_hand() -> None:
-    # Two inputs, two rows a member. q: up (1,2), down (3,4); v: up (5,6), down (7,8); k untouched; alpha = rank.
+    # Two inputs, two rows a member. q: up (1,2), down (3,4); v: up (5,6), down (7,8); k untouched.
     shares = {
         "q": {"down": torch.tensor([[3.0, 4.0]]), "up": torch.tensor([[1.0], [2.0]])},
         "v": {"down": torch.tensor([[7.0, 8.0]]), "up": torch.tensor([[5.0], [6.0]])},
@@ -168,7 +168,7 @@ def test_halves_swap_and_swap_back() -> None:
 
 
 def test_shift_and_scale_are_where_each_layout_has_them() -> None:
-    # FLUX's last normalisation has 2 * 3 rows of 3 inputs: diffusers scale then shift, the original the reverse.
+    # FLUX's last normalisation has 2 * 3 rows of 3 inputs: diffusers scale then shift, else the reverse.
     up = torch.arange(6.0).reshape(6, 1)
     state = {"norm_out.linear.down": torch.ones(1, 3), "norm_out.linear.up": up}
     for dialect in ("kohya", "comfyui"):
