@@ -97,7 +97,7 @@ def test_incomplete_and_unfitting_weights_are_named() -> None:
     check(NAME, parts)
     with pytest.raises(ScdpoError, match=f"incomplete: '{NAME}' has no up"):
         check(NAME, {"down": parts["down"]})
-    with pytest.raises(ScdpoError, match=f"damaged: the two|damaged: the weights of '{NAME}' do not fit"):
+    with pytest.raises(ScdpoError, match=f"damaged: the weights of '{NAME}' do not fit"):
         check(NAME, {**parts, "up": torch.ones(6, 3)})
     with pytest.raises(ScdpoError, match="has a loha and a down at once"):
         check(NAME, {**parts, **by_module(loha())[NAME]})
