@@ -131,7 +131,7 @@ def denoiser(family: str, sd3_blocks: int) -> tuple[dict[str, Any], torch.nn.Mod
         "patch_size": 2,
         "adm_in_channels": 40,
         "context_embedder_config": {
-            "target": "",
+            "target": "torch.nn.Linear",
             "params": {"in_features": 48, "out_features": 64 * sd3_blocks},
         },
         "num_patches": 16,

@@ -1,7 +1,7 @@
 """Every module that a LoRA can train in every family, from diffusers' and transformers' own classes.
 
-The networks have the real models' topology (blocks, layers, which of them attend) in small widths, on the meta
-device: names do not depend on widths, and weights of this size are quick to make up.
+The networks have the real models' topology (blocks, layers, which of them attend) in small widths, on the
+meta device: names do not depend on widths, and weights of this size are quick to make up.
 """
 
 from __future__ import annotations
@@ -100,17 +100,22 @@ def module_shapes(family: str, *, sd3_blocks: int = 24, text: bool = True) -> di
 
 
 def lora_for(
-    shapes: dict[str, tuple[int, ...]], *, rank: int = 2, alpha: float = 1.0, seed: int = 0
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    rank: int = 2,
+    alpha: float = 1.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float16,
 ) -> dict[str, Tensor]:
-    """A LoRA with random float16 weights on modules of these shapes."""
+    """A LoRA with random weights on modules of these shapes."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for module, (rows, inputs, *kernel) in shapes.items():
         down = torch.randn(rank, inputs, *kernel, generator=generator) / math.sqrt(inputs)
         up = torch.randn(rows, rank, *[1] * len(kernel), generator=generator)
         state |= {
-            f"{module}.down": down.half(),
-            f"{module}.up": up.half(),
+            f"{module}.down": down.to(dtype),
+            f"{module}.up": up.to(dtype),
             f"{module}.alpha": torch.tensor(alpha),
         }
     return state

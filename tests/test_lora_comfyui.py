@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch.testing import assert_close
 from scdpo_core.lora.change import by_module, delta
 from scdpo_core.lora.dialects import from_file, to_file
 from scdpo_core.lora.keys import Dialect
+from scdpo_core.lora.layouts import UNETS
 from scdpo_core.lora.spelling import parted
 from tests.lora_models import FAMILIES, lora_for, module_shapes
 
@@ -90,10 +90,7 @@ def test_the_recorded_lists_are_those_of_this_comfyui(
     oracle("keys", tmp_path / "keys.json.gz")
     now = json.loads(gzip.decompress((tmp_path / "keys.json.gz").read_bytes()))
     for family in FAMILIES:
-        missing = accepted[family].items() - {} if family not in now else {
-            stem: target for stem, target in accepted[family].items() if now[family].get(stem) != target
-        }
-        assert not missing
+        assert [stem for stem, target in accepted[family].items() if now[family].get(stem) != target] == []
 
 
 @with_comfyui
@@ -103,7 +100,9 @@ def test_comfyui_leaves_no_key_and_changes_the_model_as_we_say(family: str, tmp_
     shapes = module_shapes(family, sd3_blocks=2)
     state = lora_for(shapes, rank=2, alpha=1.0)
     changes = {}
-    for dialect in HOST_DIALECTS:
+    # It takes the transformers' names of diffusers too, and finds their place in the fused weights by itself.
+    dialects = HOST_DIALECTS if family in UNETS else (*HOST_DIALECTS, "peft")
+    for dialect in dialects:
         file, out = tmp_path / f"{dialect}.safetensors", tmp_path / f"{dialect}-changes.safetensors"
         save_file(to_file(state, dialect, family).tensors, file)
         oracle("deltas", family, file, out)
@@ -111,9 +110,12 @@ def test_comfyui_leaves_no_key_and_changes_the_model_as_we_say(family: str, tmp_
             assert json.loads(handle.metadata()["left"]) == []
         changes[dialect] = load_file(out)
     first = changes[HOST_DIALECTS[0]]
-    for other in changes.values():
+    for dialect, other in changes.items():
         assert other.keys() == first.keys()
-        assert all(torch.equal(other[name], change) for name, change in first.items())
+        for name, change in first.items():
+            # peft's has alpha / rank in its float16 weights, where the smallest lose a bit.
+            exact = {"rtol": 1e-3, "atol": 1e-3} if dialect == "peft" else {"rtol": 0.0, "atol": 0.0}
+            assert_close(other[name], change, **exact)
     # The whole change, weight by weight: what ComfyUI adds is what `delta` says of the original layout.
     original = by_original_name(state, family)
     assert len(original) == len(first)

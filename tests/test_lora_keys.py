@@ -88,7 +88,8 @@ def test_places_that_no_model_has() -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_module_of_every_family_goes_there_and_back(family: str, dialect: str) -> None:
     shapes = module_shapes(family, sd3_blocks=4)
-    state = lora_for(shapes)
+    # float32: of the smallest float16 numbers, peft's half of a weight would lose the last bit.
+    state = lora_for(shapes, dtype=torch.float32 if dialect == "peft" else torch.float16)
     written = to_file(state, dialect, family)  # type: ignore[arg-type]
     for modules in (None, list(shapes)):
         back = from_file(written.tensors, written.metadata, modules)
@@ -96,9 +97,9 @@ def test_every_module_of_every_family_goes_there_and_back(family: str, dialect: 
         assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize(("family", "count"), [("sd1", 354), ("sd2", 420), ("sdxl", 1054), ("flux", 576)])
+@pytest.mark.parametrize(("family", "count"), [("sd1", 354), ("sd2", 420), ("sdxl", 1058), ("flux", 576)])
 def test_nothing_is_left_out(family: str, count: int) -> None:
-    # SD1: 282 of the UNet and 6 in each of CLIP's 12 layers. SD2: 23 layers. SDXL: 790, 12 and 32 layers.
+    # SD1: 282 of the UNet and 6 in each of CLIP's 12 layers. SD2: 23 layers. SDXL: 794, 12 and 32 layers.
     # FLUX: 14 in each of 19 double blocks, 6 in each of 38 single blocks, 10 around them, 12 layers.
     assert len(module_shapes(family)) == count
 

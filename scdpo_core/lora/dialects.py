@@ -6,16 +6,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..types import ScdpoError
-from .change import by_module, inputs_of, names_of, rank_of, rows_and_unit, scale_of
+from .change import by_module, check, inputs_of, names_of, rank_of, rows_and_unit, scale_of
 from .fused import join_rows, split_rows, swap_halves
 from .keys import TEXT_ENCODERS, Dialect, addresses, key, place
-from .layouts import swaps_halves
+from .layouts import TRANSFORMERS, swaps_halves
 
 ALPHAS = "scdpo_alpha"
 """Metadata of our own peft files: the alphas that were multiplied into their weights, and can be taken
@@ -56,13 +57,14 @@ def from_file(
         first = next(iter(names.values()))
         try:
             if len(members) > 1:
+                check(first, parts)
                 split = split_rows(parts, members)
-            elif original and swaps_halves(members[0], *_sides(parts)):
+            elif original and swaps_halves(members[0], partial(_sides, first, parts)):
                 split = {members[0]: swap_halves(parts)}
             else:
                 split = {members[0]: parts}
-        except (ScdpoError, KeyError) as error:
-            raise ScdpoError(f"'{first}' cannot be read: {_why(error)}.") from error
+        except ScdpoError as error:
+            raise ScdpoError(f"'{first}' cannot be read: {str(error).rstrip('.')}.") from error
         for module, own in split.items():
             state.setdefault(module, {}).update(own)
     _take_alphas(state, metadata)
@@ -99,25 +101,16 @@ def to_file(state: Mapping[str, Tensor], dialect: Dialect, family: str) -> Writt
                 parts = join_rows(shares, members)
             except ScdpoError as error:
                 raise ScdpoError(f"'{stem}' cannot be written in '{dialect}': {error}.") from error
-        elif _original(module, dialect, family) and swaps_halves(module, *_sides(parts)):
+        elif family in TRANSFORMERS and swaps_halves(module, partial(_sides, stem, parts)):
             parts = swap_halves(parts)
         for part, tensor in parts.items():
             tensors[key(stem, part, dialect)] = _spoken(part, tensor, parts, dialect)
     return Written(dict(sorted(tensors.items())), {ALPHAS: _short(alphas, modules)} if alphas else {})
 
 
-def _original(module: str, dialect: Dialect, family: str) -> bool:
-    if module.startswith(TEXT_ENCODERS):
-        return False
-    return dialect != "kohya" or place(module, "kohya-ldm", family)[0] == place(module, dialect, family)[0]
-
-
-def _sides(parts: Mapping[str, Tensor]) -> tuple[int, int]:
+def _sides(name: str, parts: Mapping[str, Tensor]) -> tuple[int, int]:
+    check(name, parts)
     return rows_and_unit(parts)[0], inputs_of(parts)
-
-
-def _why(error: Exception) -> str:
-    return str(error) if isinstance(error, ScdpoError) else f"its {error.args[0]} weight is missing"
 
 
 def _canonical(part: str, name: str, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -90,7 +90,7 @@ def join_rows(shares: Mapping[str, Parts], members: Sequence[str]) -> dict[str, 
     by_rows = row_parts(first)
     shared = [part for part in first if part not in by_rows]
     if all(_equal(share.get(part), first.get(part)) for share in given for part in shared):
-        unit = rows_and_unit(first)[0]
+        unit = rows_and_unit(first)[1]
         joined = dict(first)
         for part in by_rows:
             scale = 1 if part == "dora_scale" else unit

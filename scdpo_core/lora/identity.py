@@ -77,6 +77,10 @@ def base_family(found: Iterable[Address], weights: Mapping[str, Parts], metadata
             f"says that it is for {BASES[said].title}, but its weights are those of a LoRA "
             f"for {_titles(possible)}."
         )
+    if not said and possible == set(TRANSFORMERS):
+        # Blocks that both have, by names that both use: FLUX is wider than any SD3.
+        inner = [inputs_of(parts) for module, parts in weights.items() if module.endswith("attn.to_q")]
+        return ("flux" if _FLUX_WIDTH in inner else "sd3") if inner else ""
     return said or (next(iter(possible)) if len(possible) == 1 else "")
 
 
@@ -121,9 +125,6 @@ def _possible(found: Iterable[Address], weights: Mapping[str, Parts]) -> frozens
         return frozenset()
     if known and possible & set(UNETS):
         possible &= known
-    if possible == set(TRANSFORMERS):
-        inner = [inputs_of(parts) for module, parts in weights.items() if module.endswith("attn.to_q")]
-        possible = frozenset({"flux" if _FLUX_WIDTH in inner else "sd3"}) if inner else possible
     return possible
 
 

@@ -231,7 +231,7 @@ def _address(name: str, known: frozenset[str] | None, by_flat_name: dict[str, st
 def _families_with(path: str, modules: tuple[str, ...]) -> frozenset[str]:
     return frozenset(
         family
-        for family in (*UNETS, *TRANSFORMERS)
+        for family in families_of(modules[0])
         if (found := original_place(modules[0], family)) is not None and found[0] == path
     )
 

@@ -11,7 +11,7 @@ both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 UNETS = ("sd1", "sd2", "sdxl")
 """Families whose denoiser is a UNet with the layout of latent diffusion."""
@@ -148,15 +148,22 @@ def is_diffusers_module(module: str) -> bool:
     return bool(_UNET.fullmatch(module)) or _template(module)[0] in (_TO_FLUX.keys() | _TO_SD3.keys())
 
 
-def swaps_halves(module: str, rows: int, inputs: int) -> bool:
+def swaps_halves(module: str, sides: Callable[[], tuple[int, int]]) -> bool:
     """Whether the original layout has the two halves of a module's rows in the other order.
 
     Diffusers keeps the scale before the shift in the last normalisation, the originals the shift first. SD3's
     last block normalises its text like that too; its rows tell: twice the width there, six times elsewhere.
+
+    Args:
+        module: diffusers' path.
+        sides: gives rows and inputs of the module, where they matter.
     """
     if module == "norm_out.linear":
         return True
-    return module.endswith(".norm1_context.linear") and rows == 2 * inputs
+    if not module.endswith(".norm1_context.linear"):
+        return False
+    rows, inputs = sides()
+    return rows == 2 * inputs
 
 
 def families_of(module: str) -> frozenset[str]:
