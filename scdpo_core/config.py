@@ -41,9 +41,15 @@ class ModelSettings:
     """The model that the LoRA is for.
 
     Attributes:
-        base: 'micro' (the embedded model), a diffusers model folder, or a .safetensors checkpoint.
-        family: architecture of the base model.
-        prediction: what the model predicts; 'auto' believes its own configuration.
+        base: 'micro' (the embedded model), a diffusers model folder, a .safetensors checkpoint, or the name
+            of a model on the hub (owner/name).
+        family: architecture of the base model: sd1, sd2, sdxl, sd3 or flux; 'auto' looks at its files.
+        prediction: what a diffusion model predicts; 'auto' believes its own files.
+        zero_snr: whether the noise schedule ends in pure noise; 'auto' believes the model's own files.
+        vae: a VAE (.safetensors file or folder) instead of the model's own.
+        text_encoders: folder with the text encoders that the base lacks, and with T5's tokenizer.
+        t5_tokens: length of T5's prompts; 0 is the family's own (256 for SD 3, 512 for FLUX.1).
+        guidance_embedding: that FLUX.1 dev is told while training, policy and reference alike.
         precision: number format of the frozen model; the LoRA itself always trains in float32.
             'auto' takes bf16 or fp16 on a GPU, fp32 on a CPU.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
@@ -51,8 +57,13 @@ class ModelSettings:
     """
 
     base: str = "micro"
-    family: str = "sd1"
+    family: str = "auto"
     prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    zero_snr: Literal["auto", "on", "off"] = "auto"
+    vae: Path | None = None
+    text_encoders: Path | None = None
+    t5_tokens: int = 0
+    guidance_embedding: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
@@ -102,6 +113,10 @@ class ObjectiveSettings:
         winner: weight of the anchor on the chosen pictures, as a share of beta; 0 switches it off.
         margin: kappa: how far the policy must prefer the safer picture; 0 off, 1 robust.
         weighting: 'native' takes the error of what the network predicts, 'exact' of the noise it implies.
+        timesteps: how they are drawn; 'auto' is uniform for diffusion and logit-normal for flows.
+        timestep_mean: of the logit-normal law's logit; above 0 trains the noisy steps more. A schedule
+            shifted by s is ln s.
+        timestep_std: of the logit-normal law's logit.
         dfm_gamma: how much training focuses on difficult pairs; 0 switches the focus off.
         dfm_by_time: compare a pair's difficulty with what is usual at its timestep.
         dfm_warmup: share of the steps without focus.
@@ -115,6 +130,9 @@ class ObjectiveSettings:
     winner: float = 0.05
     margin: float = 0.0
     weighting: Literal["native", "exact"] = "native"
+    timesteps: Literal["auto", "uniform", "logit_normal"] = "auto"
+    timestep_mean: float = 0.0
+    timestep_std: float = 1.0
     dfm_gamma: float = 1.0
     dfm_by_time: bool = True
     dfm_warmup: float = 0.1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -138,10 +138,21 @@ class Conditioning:
     Attributes:
         embeddings: [N, T, D] text encoder states.
         pooled: [N, P] pooled states, for the families that use them.
+        sizes: [N, 6] pixels: height and width before cropping, top and left of the crop, height and width
+            asked for (SDXL). None: of an uncropped picture of the latents' size.
+        guidance: [N] the guidance that a distilled model imitates (FLUX.1 dev). None: the one it trains with.
     """
 
     embeddings: Tensor
     pooled: Tensor | None = None
+    sizes: Tensor | None = None
+    guidance: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The same with every tensor changed alike: moved, repeated or cut along N."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {name: change(part) for name, part in given.items() if part is not None}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from scdpo_core.families.parameterisation import PARAMETERISATIONS, Epsilon, Velocity, parameterisation
+from scdpo_core.families.parameterisation import PARAMETERISATIONS, Epsilon, Flow, Velocity, parameterisation
 from scdpo_core.types import ScdpoError
 
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -38,7 +38,7 @@ def test_the_error_of_v_times_alpha_bar_is_the_error_of_the_noise_it_implies(
     alpha_bar: torch.Tensor, pictures: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     latents, noise = pictures
-    noisy = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+    noisy = Velocity().noisy(latents, noise, alpha_bar)
     answer = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
     native = (answer - Velocity().target(latents, noise, alpha_bar)).square().mean((1, 2, 3))
@@ -57,6 +57,46 @@ def test_the_error_of_the_noise_needs_no_weight(
     assert torch.equal(Epsilon().exact_weight(alpha_bar), torch.ones_like(alpha_bar))
 
 
+def test_noise_is_mixed_in_as_diffusers_does(
+    alpha_bar: torch.Tensor, pictures: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    latents, noise = pictures
+    mixed = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+    assert torch.equal(Epsilon().noisy(latents, noise, alpha_bar), mixed)
+    # At the end of a zero-SNR schedule nothing is left of the picture, and v asks for minus the picture.
+    if alpha_bar[-1] == 0:
+        assert torch.equal(mixed[-1], noise[-1])
+        assert torch.equal(Velocity().target(latents, noise, alpha_bar)[-1], -latents[-1])
+
+
+@pytest.fixture(params=[1.0, 3.0], name="times")
+def _times(request: pytest.FixtureRequest) -> torch.Tensor:
+    """A flow's times, plain and shifted as SD 3's sampler has them."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=request.param)
+    sigmas: torch.Tensor = scheduler.sigmas
+    return torch.cat([sigmas.double(), torch.zeros(1, dtype=torch.float64)]).view(-1, 1, 1, 1)
+
+
+def test_the_error_of_a_flow_times_the_square_of_what_is_left_is_that_of_the_noise_it_implies(
+    times: torch.Tensor,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(times), 2, 3, 3)
+    latents, noise, answer = torch.randn((3, *shape), generator=generator, dtype=torch.float64)
+    noisy = Flow().noisy(latents, noise, times)
+    native = (answer - Flow().target(latents, noise, times)).square().mean((1, 2, 3))
+    # x_t = (1 - t) x0 + t eps and v = eps - x0 give eps = x_t + (1 - t) v.
+    exact = (noisy + (1 - times) * answer - noise).square().mean((1, 2, 3))
+    torch.testing.assert_close(native * Flow().exact_weight(times).flatten(), exact)
+
+
+def test_a_perfect_flow_leads_from_the_noise_to_the_picture() -> None:
+    latents, noise = torch.randn((2, 3, 2, 4, 4), generator=torch.Generator().manual_seed(0))
+    velocity = Flow().target(latents, noise, torch.zeros(()))
+    assert torch.equal(Flow().noisy(latents, noise, torch.ones(())), noise)
+    torch.testing.assert_close(noise - velocity, latents)
+
+
 def test_the_velocity_is_that_of_diffusers() -> None:
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
     generator = torch.Generator().manual_seed(0)
@@ -68,6 +108,6 @@ def test_the_velocity_is_that_of_diffusers() -> None:
 
 
 def test_a_foreign_parameterisation_is_named_with_the_choices() -> None:
-    with pytest.raises(ScdpoError, match=r"'sample'.*epsilon, v_prediction"):
+    with pytest.raises(ScdpoError, match=r"'sample'.*epsilon, v_prediction, flow"):
         parameterisation("sample")
     assert parameterisation("epsilon") is PARAMETERISATIONS["epsilon"]

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from scdpo_core.families import FAMILIES, family
+from scdpo_core.families import FAMILIES, LoadOptions, family
+from scdpo_core.families.components import quiet
 from scdpo_core.families.sd1 import SD1, SD1Model
-from scdpo_core.families.sd1_files import CONFIGS, check, load_pipeline, quiet
+from scdpo_core.families.texts import CONFIGS, clip_tokenizer
 from scdpo_core.types import Conditioning, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pipeline, tiny_sd_folder, write_single_file
 
@@ -39,13 +40,13 @@ def test_an_unknown_family_is_named_with_the_choices() -> None:
 
 
 def test_a_folder_says_what_it_holds(model: SD1Model, folder: Path) -> None:
-    assert (model.name, model.family, model.vae_scale, model.num_timesteps) == ("tiny", "sd1", 2, 1000)
+    assert (model.name, model.family, model.vae_scale, model.timesteps.count) == ("tiny", "sd1", 2, 1000)
     assert model.default_size == (16, 16)
     assert model.latent_shape() == (LATENT_CHANNELS, 8, 8)
     # Width comes first in a size and last in a shape.
     assert model.latent_shape((32, 8)) == (LATENT_CHANNELS, 4, 16)
     assert not any(parameter.requires_grad for parameter in model.denoiser.parameters())
-    assert check(folder) == []
+    assert SD1().check(folder) == []
 
 
 def test_a_size_that_does_not_fit_is_refused(model: SD1Model) -> None:
@@ -53,12 +54,12 @@ def test_a_size_that_does_not_fit_is_refused(model: SD1Model) -> None:
         model.latent_shape((16, 18))
 
 
-def test_encoding_is_repeatable_and_scaled(model: SD1Model) -> None:
+def test_encoding_is_repeatable_and_scaled(model: SD1Model, folder: Path) -> None:
     pictures = torch.rand((3, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = model.encode_pictures(pictures)
     assert latents.shape == (3, LATENT_CHANNELS, 8, 8)
     assert torch.equal(latents, model.encode_pictures(pictures))
-    whole = load_pipeline(model._base).vae
+    whole = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
     with torch.no_grad():
         mean = whole.encode(pictures).latent_dist.mean
     torch.testing.assert_close(latents, mean * 0.5)
@@ -91,7 +92,7 @@ def test_a_model_of_noise_has_the_same_error_either_way(tmp_path: Path) -> None:
     with torch.no_grad():
         native = model.errors(latents, noise, timesteps, words, "native")
         assert torch.equal(native, model.errors(latents, noise, timesteps, words, "exact"))
-        told = SD1().load(tmp_path, CPU, torch.float32, prediction="v_prediction")
+        told = SD1().load(tmp_path, CPU, torch.float32, LoadOptions(prediction="v_prediction"))
         assert not torch.equal(native, told.errors(latents, noise, timesteps, words, "native"))
 
 
@@ -145,8 +146,8 @@ def test_a_single_file_is_the_same_model_as_its_folder(tmp_path: Path) -> None:
     pipeline = tiny_pipeline(tmp_path / "words")
     pipeline.save_pretrained(tmp_path / "folder")
     file = write_single_file(pipeline, tmp_path / "model.safetensors")
-    assert check(file) == []
-    one = SD1().load(file, CPU, torch.float32, configs=tmp_path / "folder")
+    assert SD1().check(file) == []
+    one = SD1().load(file, CPU, torch.float32, LoadOptions(configs=tmp_path / "folder"))
     other = SD1().load(tmp_path / "folder", CPU, torch.float32)
     assert one.name == "model"
     assert one.encoder_id == other.encoder_id
@@ -159,9 +160,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_shipped_tokenizer_is_clips() -> None:
-    from scdpo_core.families.sd1_files import _tokenizer
-
-    tokenizer = _tokenizer(CONFIGS / "tokenizer")
+    tokenizer = clip_tokenizer(None, CONFIGS / "sd1" / "tokenizer" / "tokenizer_config.json")
     # Known of CLIP: 'a photo of a cat' between the start and end tokens, which are the last two of 49,408.
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert len(tokenizer) == 49408
@@ -229,7 +228,7 @@ def _tensors(*keys: str) -> Callable[[Path], Path]:
     [
         (lambda folder: folder / "nowhere", "no such base model"),
         (_without("model_index.json"), "no model_index.json"),
-        (_class_name, "StableDiffusionXLPipeline"),
+        (_class_name, "This is a Stable Diffusion XL model; a Stable Diffusion 1.x model was expected"),
         (_without("vae"), "vae has no weights"),
         (_without("tokenizer"), "tokenizer is missing"),
         (_without("scheduler/scheduler_config.json"), "scheduler_config.json"),
@@ -240,9 +239,9 @@ def _tensors(*keys: str) -> Callable[[Path], Path]:
         (_file("model.ckpt", b"PK\x03\x04"), "Pickle files"),
         (_file("model.safetensors", b"PK\x03\x04 and more"), "renamed pickle"),
         (_file("model.safetensors", b"\x10\x00"), "damaged or incomplete"),
-        (_tensors("conditioner.embedders.0.x"), "Stable Diffusion XL"),
+        (_tensors("model.diffusion_model.joint_blocks.0.x"), "Stable Diffusion 3"),
         (_tensors("lora_unet_x.alpha"), "a LoRA"),
-        (_tensors("anything"), "lacks the denoiser and the VAE and the text encoder"),
+        (_tensors("anything"), "no model that is known here"),
     ],
 )
 def test_a_base_that_cannot_be_used_is_told_in_a_sentence(
@@ -251,7 +250,7 @@ def test_a_base_that_cannot_be_used_is_told_in_a_sentence(
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     base = spoil(copy)
-    problems = check(base)
+    problems = SD1().check(base)
     assert any(sentence in f"{problem.path} {problem.what}" for problem in problems), problems
     with pytest.raises(ScdpoError, match=r"\w"):
         SD1().load(base, CPU, torch.float32)

@@ -19,9 +19,8 @@ from torch.testing import assert_close
 from scdpo_core.files import read_tensors
 from scdpo_core.lora.adapter import attach, attach_file, load_into
 from scdpo_core.lora.file import load_lora, read_lora_info, save_lora
-from scdpo_core.lora.keys import to_kohya, to_peft
 from tests.tiny import tiny_pipeline, tiny_unet
-from tests.trained_lora import answer, save, trained, unet_of
+from tests.trained_lora import answer, save, to_kohya, to_peft, trained, unet_of
 
 
 @pytest.fixture(scope="module")

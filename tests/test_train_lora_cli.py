@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from scdpo_core.config import TrainSettings, load_toml
+from scdpo_core.config import ModelSettings, TrainSettings, load_toml
 from scdpo_core.sections import to_dict
 from scdpo_core.training.events import Done, Progress, read_events
 from scdpo_core.training.job import run_job
@@ -215,12 +216,20 @@ def test_flags_go_on_top_of_the_file_and_the_file_on_top_of_the_preset(
         return settings
 
     micro = load_toml(PROGRAM.parent / "configs" / "micro.toml")
-    large = load_toml(PROGRAM.parent / "configs" / "sd15.toml")
+    large = load_toml(PROGRAM.parent / "configs" / "sd1.toml")
+    flow = load_toml(PROGRAM.parent / "configs" / "flux.toml")
     assert parsed() == parsed("--base", "micro") == micro
     assert parsed("--base", "/x/model").optim == large.optim
+    assert parsed("--base", "/x/model", "--family", "flux").objective == flow.objective
+    assert flow.objective.beta == 1000
     both = parsed("--config", str(path), "--rank=9")
     assert (both.optim.lr, both.optim.seed, both.lora.rank) == (0.25, 4, 9)
     assert both.optim.batch_size == micro.optim.batch_size
+    found = tmp_path / "model.safetensors"
+    save_file({"model.diffusion_model.joint_blocks.0.x": torch.zeros(1)}, str(found))
+    assert (
+        parsed("--base", str(found)).objective == load_toml(PROGRAM.parent / "configs" / "sd3.toml").objective
+    )
     path.write_text("[model]\nbase = '/x/model'\n", "utf-8")
     assert parsed("--config", str(path)).optim == large.optim
     with pytest.raises(ScdpoError, match="no settings file"):
@@ -237,6 +246,14 @@ def test_relative_paths_become_whole(
     assert settings.data.cache == tmp_path / "d"
     assert settings.model.base == str(tmp_path / "e")
     assert settings.data.cost_model == "none"
+    settings = door.parse(["--family", "sdxl", "--vae", "v", "--text-encoders", "t"]).settings
+    assert (settings.model.vae, settings.model.text_encoders) == (tmp_path / "v", tmp_path / "t")
+    # What reads like a name on the hub and is nothing here is left as it is.
+    model = door.with_full_paths(TrainSettings(ModelSettings(base="someone/a-model"))).model
+    assert model.base == "someone/a-model"
+    (tmp_path / "someone" / "a-model").mkdir(parents=True)
+    model = door.with_full_paths(TrainSettings(ModelSettings(base="someone/a-model"))).model
+    assert model.base == str(tmp_path / "someone" / "a-model")
 
 
 def test_a_wrong_key_in_a_file_is_a_sentence(

@@ -8,13 +8,17 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from scdpo_core.families.flux import Flux
 from scdpo_core.families.sd1 import SD1, SD1Model
+from scdpo_core.families.timesteps import DiscreteTimesteps, TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.training.reference import draw, noise_residuals, pair_residuals
 from scdpo_core.types import Conditioning, PairBatch
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder
+from tests.tiny_families import tiny_folder
 
 CPU = torch.device("cpu")
+STEPS, LAW = DiscreteTimesteps(1000), TimestepLaw()
 SHAPE = (LATENT_CHANNELS, 8, 8)
 
 
@@ -69,7 +73,7 @@ def test_two_forward_passes_and_one_switch(
 
     monkeypatch.setattr(model.denoiser, "forward", forward)
     monkeypatch.setattr(BaseTunerLayer, "enable_adapters", switch)
-    pair_residuals(model, adapter, _batch(3), draw(0, 0, 3, SHAPE, 1000, CPU), "native")
+    pair_residuals(model, adapter, _batch(3), draw(0, 0, 3, SHAPE, STEPS, LAW, CPU), "native")
     # Three pairs are six pictures: once without and once with gradient.
     assert forwards == [(6, False), (6, True)]
     layers = len(adapter.modules)
@@ -87,7 +91,7 @@ def test_both_pictures_and_both_networks_get_the_same_noise(
         return real(sample, timestep, encoder_hidden_states=encoder_hidden_states)
 
     monkeypatch.setattr(model.denoiser, "forward", forward)
-    batch, chance = _batch(2), draw(3, 1, 2, SHAPE, 1000, CPU)
+    batch, chance = _batch(2), draw(3, 1, 2, SHAPE, STEPS, LAW, CPU)
     pair_residuals(model, adapter, batch, chance, "native")
     for (sample, timesteps, words), _ in zip(seen, range(2), strict=True):
         assert torch.equal(timesteps, torch.cat([chance.timesteps] * 2))
@@ -99,7 +103,7 @@ def test_both_pictures_and_both_networks_get_the_same_noise(
 
 
 def test_an_untrained_policy_is_the_reference(model: SD1Model, adapter: LoraAdapter) -> None:
-    residuals = pair_residuals(model, adapter, _batch(), draw(0, 0, 3, SHAPE, 1000, CPU), "native")
+    residuals = pair_residuals(model, adapter, _batch(), draw(0, 0, 3, SHAPE, STEPS, LAW, CPU), "native")
     assert torch.equal(residuals.policy, residuals.reference)
     assert residuals.policy.requires_grad
     assert not residuals.reference.requires_grad
@@ -110,7 +114,7 @@ def test_errors_are_those_of_each_picture_alone_chosen_first(
     model: SD1Model, adapter: LoraAdapter, weighting: Any
 ) -> None:
     _disturb(adapter)
-    batch, chance = _batch(2), draw(0, 0, 2, SHAPE, 1000, CPU)
+    batch, chance = _batch(2), draw(0, 0, 2, SHAPE, STEPS, LAW, CPU)
     errors = pair_residuals(model, adapter, batch, chance, weighting).errors()
     assert errors.policy.shape == errors.reference.shape == (2, 2)
     assert not torch.allclose(errors.policy, errors.reference)
@@ -131,7 +135,7 @@ def test_on_pure_noise_the_difference_of_residuals_is_that_of_the_networks(
     model: SD1Model, adapter: LoraAdapter
 ) -> None:
     _disturb(adapter)
-    batch, chance = _batch(2), draw(0, 0, 2, SHAPE, 1000, CPU)
+    batch, chance = _batch(2), draw(0, 0, 2, SHAPE, STEPS, LAW, CPU)
     policy, reference = noise_residuals(model, adapter, batch, chance)
     last = torch.full((2,), 999)
     spread = (1 - model.alphas_cumprod[999]).sqrt()
@@ -144,19 +148,58 @@ def test_on_pure_noise_the_difference_of_residuals_is_that_of_the_networks(
 
 
 def test_chance_follows_from_seed_and_index_alone() -> None:
-    first = draw(4, 7, 2, SHAPE, 1000, CPU)
+    first = draw(4, 7, 2, SHAPE, STEPS, LAW, CPU)
     torch.manual_seed(123)
-    again = draw(4, 7, 2, SHAPE, 1000, CPU)
+    again = draw(4, 7, 2, SHAPE, STEPS, LAW, CPU)
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.timesteps, again.timesteps)
-    for other in (draw(5, 7, 2, SHAPE, 1000, CPU), draw(4, 8, 2, SHAPE, 1000, CPU)):
+    for other in (draw(5, 7, 2, SHAPE, STEPS, LAW, CPU), draw(4, 8, 2, SHAPE, STEPS, LAW, CPU)):
         assert not torch.equal(first.noise, other.noise)
     # Seed 8's stream is not seed 7's, one step later.
-    assert not torch.equal(draw(5, 7, 2, SHAPE, 1000, CPU).noise, draw(4, 8, 2, SHAPE, 1000, CPU).noise)
+    assert not torch.equal(
+        draw(5, 7, 2, SHAPE, STEPS, LAW, CPU).noise, draw(4, 8, 2, SHAPE, STEPS, LAW, CPU).noise
+    )
+
+
+def test_the_dice_are_those_of_every_earlier_version() -> None:
+    chance = draw(4, 7, 2, SHAPE, STEPS, LAW, CPU)
+    generator = torch.Generator().manual_seed(7 * 0x9E3779B1 + 4)
+    assert torch.equal(chance.timesteps, torch.randint(1000, (2,), generator=generator))
+    assert torch.equal(chance.noise, torch.randn((2, *SHAPE), generator=generator))
+
+
+def test_a_flow_is_trained_at_times_in_between_and_its_prior_at_the_very_end(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    flow = Flux().load(tiny_folder("flux", tmp_path_factory.mktemp("flow") / "tiny"), CPU, torch.float32)
+    names = [name for name, _ in flow.denoiser.named_modules() if name.endswith("attn.to_q")]
+    adapter = attach(flow.denoiser, rank=2, alpha=2.0, targets=names, seed=0)
+    _disturb(adapter)
+    shape = flow.latent_shape()
+    words = flow.encode_prompts(["one", "two"])
+    latents = torch.randn((2, 2, *shape), generator=torch.Generator().manual_seed(5))
+    none = torch.full((2, 2), torch.nan)
+    batch = PairBatch(latents, words, torch.ones(2), torch.ones(2), none)
+    chance = draw(0, 0, 2, shape, flow.timesteps, LAW, CPU)
+    assert chance.timesteps.dtype == torch.float32
+    errors = pair_residuals(flow, adapter, batch, chance, "native").errors()
+    with torch.no_grad():
+        alone = flow.errors(latents[:, 1], chance.noise, chance.timesteps, words, "native")
+    torch.testing.assert_close(errors.policy[:, 1].detach(), alone)
+
+    policy, reference = noise_residuals(flow, adapter, batch, chance)
+    last = torch.full((2,), 1000.0)
+    with torch.no_grad():
+        # At t = 1 nothing of the picture is left, and a flow to an empty picture is the noise itself.
+        ours = flow._predict(chance.noise, last, words) - chance.noise
+        with adapter.disabled():
+            base = flow._predict(chance.noise, last, words) - chance.noise
+    torch.testing.assert_close(policy.detach(), ours)
+    torch.testing.assert_close(reference, base)
 
 
 def test_all_timesteps_come_up() -> None:
-    drawn = draw(0, 0, 4000, (1,), 10, CPU).timesteps
+    drawn = draw(0, 0, 4000, (1,), DiscreteTimesteps(10), LAW, CPU).timesteps
     assert drawn.dtype == torch.int64
     assert torch.equal(drawn.unique(), torch.arange(10))
     # 4000 draws over 10 values: 400 each, standard deviation 19.

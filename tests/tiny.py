@@ -159,24 +159,40 @@ def tiny_settings(base: Path | str, pairs: Path, output: Path, **changes: Any) -
 
 def write_single_file(pipeline: StableDiffusionPipeline, path: Path) -> Path:
     """Write a pipeline as one file in Stable Diffusion 1's original layout."""
-    layers = pipeline.unet.config.layers_per_block
-    levels = len(pipeline.vae.config.block_out_channels)
-    tensors: dict[str, torch.Tensor] = {}
-    weights = pipeline.unet.state_dict()
-    for key, tensor in weights.items():
-        # Where a level attends, its upsampler comes third in the last block, elsewhere second.
-        attends = f"{'.'.join(key.split('.')[:2])}.attentions.0.norm.weight" in weights
-        tensors[f"model.diffusion_model.{_original_unet_key(key, layers, attends)}"] = tensor
-    for key, tensor in pipeline.vae.state_dict().items():
-        name = _original_vae_key(key, levels)
-        # The original attention of the VAE is made of 1x1 convolutions.
-        shaped = tensor[:, :, None, None] if ".attn_1." in name and tensor.ndim == 2 else tensor
-        tensors[f"first_stage_model.{name}"] = shaped
+    tensors = original_tensors(pipeline)
     for key, tensor in pipeline.text_encoder.state_dict().items():
         name = key if key.startswith("text_model.") else f"text_model.{key}"
         tensors[f"cond_stage_model.transformer.{name}"] = tensor
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, str(path))
     return path
+
+
+def original_tensors(pipeline: Any) -> dict[str, torch.Tensor]:
+    """UNet and VAE of a pipeline in the original layout of Stable Diffusion 1, 2 and XL."""
+    tensors = {f"model.diffusion_model.{key}": tensor for key, tensor in original_unet(pipeline.unet).items()}
+    return tensors | {
+        f"first_stage_model.{key}": tensor for key, tensor in original_vae(pipeline.vae).items()
+    }
+
+
+def original_unet(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """A UNet's weights by their original names."""
+    layers, weights = unet.config.layers_per_block, unet.state_dict()
+    tensors = {}
+    for key, tensor in weights.items():
+        # Where a level attends, its upsampler comes third in the last block, elsewhere second.
+        attends = f"{'.'.join(key.split('.')[:2])}.attentions.0.norm.weight" in weights
+        tensors[_original_unet_key(key, layers, attends)] = tensor
+    return tensors
+
+
+def original_vae(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
+    """A VAE's weights by their original names; its attention was made of 1x1 convolutions."""
+    tensors = {}
+    for key, tensor in vae.state_dict().items():
+        name = _original_vae_key(key, len(vae.config.block_out_channels))
+        tensors[name] = tensor[:, :, None, None] if ".attn_1." in name and tensor.ndim == 2 else tensor
+    return tensors
 
 
 _RESNET = {
@@ -193,6 +209,8 @@ def _original_unet_key(key: str, layers: int, attends: bool) -> str:
     fixed = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.lora.file import save_lora
+from scdpo_core.lora.keys import Dialect, key, place, split
 from scdpo_core.types import LoraFile
 from tests.tiny import LATENT_CHANNELS, WIDTH, tiny_unet
 
@@ -41,6 +42,22 @@ def trained(unet: nn.Module, targets: str = "attention", rank: int = 4, alpha: f
             # Rounded to float16, so that a float16 file loses nothing.
             weight.copy_((0.2 * torch.randn(weight.shape, generator=generator)).half())
     return adapter
+
+
+def spoken(name: str, dialect: Dialect, family: str = "sd1") -> str:
+    """The key of one weight in a dialect, where its module is not fused with others."""
+    module, part = split(name)
+    stem, members = place(module, dialect, family)
+    assert members == (module,)
+    return key(stem, part, dialect)
+
+
+def to_kohya(name: str) -> str:
+    return spoken(name, "kohya")
+
+
+def to_peft(name: str) -> str:
+    return spoken(name, "peft")
 
 
 def save(path: Path, adapter: LoraAdapter, **changes: object) -> LoraFile:

@@ -103,15 +103,35 @@ def settings_before_flags(arguments: Sequence[str]) -> TrainSettings:
     look.add_argument("--config", type=Path)
     look.add_argument("--output", type=Path)
     look.add_argument("--base")
+    look.add_argument("--family")
     look.add_argument("--resume", action="store_true")
     early = look.parse_known_args(list(arguments))[0]
     source: Path | None = early.config
     if source is None and early.resume and early.output is not None and (early.output / "job.toml").is_file():
         source = early.output / "job.toml"
     told = TrainSettings() if source is None else load_toml(source)
-    base = early.base or told.model.base
-    preset = load_toml(PRESETS / ("micro.toml" if base == "micro" else "sd15.toml"))
+    name = preset_for(early.family or told.model.family, early.base or told.model.base)
+    preset = load_toml(PRESETS / name)
     return preset if source is None else load_toml(source, preset)
+
+
+def preset_for(family: str, base: str) -> str:
+    """The preset of a base model, which its own files choose if the family is 'auto'.
+
+    Raises:
+        ScdpoError: the model is on the hub, and the hub cannot tell what it is.
+    """
+    from scdpo_core.families import MICRO, family_of, is_hub_id
+
+    if base == MICRO:
+        return "micro.toml"
+    try:
+        return f"{family_of(family, base).name}.toml"
+    except ScdpoError:
+        # The checks say it, together with everything else that is wrong.
+        if is_hub_id(base):
+            raise
+        return "sd1.toml"
 
 
 def with_full_paths(settings: TrainSettings) -> TrainSettings:
@@ -123,10 +143,17 @@ def with_full_paths(settings: TrainSettings) -> TrainSettings:
     def full_name(name: str, *words: str) -> str:
         return name if name in words else str(full(Path(name)))
 
-    data = settings.data
+    from scdpo_core.families import MICRO, is_hub_id
+
+    data, model = settings.data, settings.model
     return dataclasses.replace(
         settings,
-        model=dataclasses.replace(settings.model, base=full_name(settings.model.base, "micro")),
+        model=dataclasses.replace(
+            model,
+            base=model.base if is_hub_id(model.base) else full_name(model.base, MICRO),
+            vae=full(model.vae),
+            text_encoders=full(model.text_encoders),
+        ),
         data=dataclasses.replace(
             data,
             pairs=full(data.pairs),

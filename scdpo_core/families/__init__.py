@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from ..types import ScdpoError
-from .base import Family, LoadedModel, Prediction, Weighting
-from .sd1 import SD1
+from pathlib import Path
 
-FAMILIES: dict[str, Family] = {"sd1": SD1()}
+from ..types import ScdpoError
+from .base import Family, LoadedModel, LoadOptions, Prediction, Weighting
+from .detect import detect
+from .flux import Flux
+from .sd1 import SD1
+from .sd2 import SD2
+from .sd3 import SD3
+from .sdxl import SDXL
+from .source import MICRO, is_hub_id, locate
+
+FAMILIES: dict[str, Family] = {"sd1": SD1(), "sd2": SD2(), "sdxl": SDXL(), "sd3": SD3(), "flux": Flux()}
+
+AUTO = "auto"
+"""The name that leaves the family to the base model's own files."""
 
 
 def family(name: str) -> Family:
@@ -16,8 +27,43 @@ def family(name: str) -> Family:
         ScdpoError: there is none; lists those that there are.
     """
     if name not in FAMILIES:
-        raise ScdpoError(f"There is no model family '{name}'. Choose one of: {', '.join(FAMILIES)}.")
+        raise ScdpoError(f"There is no model family '{name}'. Choose one of: {', '.join((AUTO, *FAMILIES))}.")
     return FAMILIES[name]
 
 
-__all__ = ["FAMILIES", "Family", "LoadedModel", "Prediction", "Weighting", "family"]
+def family_of(name: str, base: str | Path) -> Family:
+    """The family of that name, or for 'auto' the one that the base model's names and shapes tell.
+
+    Raises:
+        ScdpoError: there is no such family, or the base is none that can be trained; says what it is.
+    """
+    if name != AUTO:
+        return family(name)
+    if str(base) == MICRO:
+        return FAMILIES["sd1"]
+    path = locate(base, ["scheduler", "unet", "transformer", "vae", "text_encoder"], weights=False)
+    if not path.exists():
+        # Its own check words it.
+        return FAMILIES["sd1"]
+    try:
+        kind = detect(path)
+    except ScdpoError as error:
+        raise ScdpoError(f"{path}: {error}") from error
+    if kind.family is None:
+        raise ScdpoError(f"{path}: This is {kind.title}, which cannot be trained. {kind.advice}".strip())
+    return FAMILIES[kind.family]
+
+
+__all__ = [
+    "AUTO",
+    "FAMILIES",
+    "MICRO",
+    "Family",
+    "LoadOptions",
+    "LoadedModel",
+    "Prediction",
+    "Weighting",
+    "family",
+    "family_of",
+    "is_hub_id",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -11,12 +12,44 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..types import Conditioning, Problem
+from .timesteps import Timesteps
 
 Weighting = Literal["native", "exact"]
 """'native': the squared error of what the network predicts; 'exact': of the noise that this implies."""
 
 Prediction = Literal["auto", "epsilon", "v_prediction"]
-"""What the network predicts; 'auto' believes the model's own configuration."""
+"""What the network predicts; 'auto' believes what the model's files say."""
+
+Switch = Literal["auto", "on", "off"]
+"""'auto' believes what the model's files say."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What an artist may say about a base model beside where it is.
+
+    Attributes:
+        prediction: what the network predicts; only diffusion models leave a choice.
+        zero_snr: whether the noise schedule ends in noise without any picture left.
+        vae: file or folder of a VAE that replaces the model's own.
+        text_encoders: folder with the text encoders that the base lacks: subfolders as diffusers has them, or
+            clip_l, clip_g and t5xxl .safetensors files with a T5 tokenizer beside them.
+        t5_tokens: length of T5's prompts; 0 is the family's own.
+        guidance: that FLUX.1 dev's guidance embedding is told while training, policy and reference alike.
+        configs: folder of component configurations for a single file; None are those that ship with us.
+    """
+
+    prediction: Prediction = "auto"
+    zero_snr: Switch = "auto"
+    vae: Path | None = None
+    text_encoders: Path | None = None
+    t5_tokens: int = 0
+    guidance: float = 1.0
+    configs: Path | None = None
+
+
+DEFAULTS = LoadOptions()
+"""What holds where an artist says nothing."""
 
 
 class LoadedModel(Protocol):
@@ -33,7 +66,8 @@ class LoadedModel(Protocol):
         encoder_id: changes whenever prompts or pictures would be encoded differently.
         vae_scale: pixels per latent cell, along either axis.
         default_size: the size it was made for.
-        num_timesteps: of its noise schedule; timesteps are 0 .. num_timesteps - 1.
+        timesteps: that it knows.
+        zero_snr: whether its schedule ends in pure noise.
     """
 
     name: str
@@ -44,10 +78,20 @@ class LoadedModel(Protocol):
     encoder_id: str
     vae_scale: int
     default_size: tuple[int, int]
-    num_timesteps: int
+    timesteps: Timesteps
+    zero_snr: bool
+
+    @property
+    def prediction(self) -> str:
+        """What it predicts: 'epsilon', 'v_prediction' or 'flow'."""
+        ...
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of a picture of that size, `default_size` if None."""
+        """(C, h, w) of the latents of a picture of that size, `default_size` if None.
+
+        Raises:
+            ScdpoError: the size does not fit this model; says what does.
+        """
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -74,7 +118,7 @@ class LoadedModel(Protocol):
         Args:
             latents: [N, C, h, w] scaled.
             noise: [N, C, h, w] standard normal.
-            timesteps: [N] int64.
+            timesteps: [N] as `Timesteps` draws them.
             conditioning: of N prompts.
             weighting: see `Weighting`.
         """
@@ -106,12 +150,14 @@ class LoadedModel(Protocol):
         ...
 
     def release_encoders(self) -> None:
-        """Give the memory of text encoder and VAE back; the next call that needs them reloads them."""
+        """Give the memory of text encoders and VAE back; the next call that needs them reloads them."""
         ...
 
 
 class Family(Protocol):
     """An architecture: how its models are found, checked and loaded.
+
+    A base is 'micro', a diffusers folder, a .safetensors file or the id of a model on the hub.
 
     Attributes:
         name: its key in `FAMILIES`.
@@ -121,12 +167,12 @@ class Family(Protocol):
     name: str
     title: str
 
-    def check(self, base: str | Path) -> list[Problem]:
+    def check(self, base: str | Path, options: LoadOptions = ...) -> list[Problem]:
         """What is wrong with the files of a base model, without loading it; empty when all is well."""
         ...
 
     def load(
-        self, base: str | Path, device: torch.device, dtype: torch.dtype, prediction: Prediction = "auto"
+        self, base: str | Path, device: torch.device, dtype: torch.dtype, options: LoadOptions = ...
     ) -> LoadedModel:
         """Load a base model.
 

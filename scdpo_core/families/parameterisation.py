@@ -1,6 +1,8 @@
 """What a denoiser predicts, as polymorphism: everybody else only sees errors.
 
-A noisy latent is x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps, with ab the schedule's cumulative alpha.
+Every parameterisation has one number for how noisy a latent is, its level. For diffusion that is the
+schedule's cumulative alpha, x_t = sqrt(ab) x_0 + sqrt(1 - ab) eps; for rectified flow it is the time,
+x_t = (1 - t) x_0 + t eps.
 """
 
 from __future__ import annotations
@@ -14,46 +16,90 @@ from ..types import ScdpoError
 
 
 class Parameterisation(Protocol):
-    """The target of a network, and how its error relates to the error of the noise."""
+    """How noise is mixed in, the target of a network, and how its error relates to the error of the noise.
 
-    def target(self, latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-        """What a perfect network would answer, shaped as `latents`; `alpha_bar` broadcasts to it."""
+    Attributes:
+        name: as diffusers' schedulers call it.
+    """
+
+    name: str
+
+    def noisy(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """What the network sees, shaped as `latents`; `level` broadcasts to it."""
         ...
 
-    def exact_weight(self, alpha_bar: Tensor) -> Tensor:
+    def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """What a perfect network would answer, shaped as `latents`; `level` broadcasts to it."""
+        ...
+
+    def exact_weight(self, level: Tensor) -> Tensor:
         """Factor that turns the squared error of the answer into that of the noise it implies."""
         ...
 
 
-class Epsilon:
+class _Diffusion:
+    """Noise is mixed in so that the variance stays 1; the level is ab, the cumulative alpha."""
+
+    def noisy(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """sqrt(ab) x_0 + sqrt(1 - ab) eps."""
+        return level.sqrt() * latents + (1 - level).sqrt() * noise
+
+
+class Epsilon(_Diffusion):
     """The network predicts the noise (Ho et al. 2020)."""
 
-    def target(self, latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    name = "epsilon"
+
+    def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """The noise itself."""
         return noise
 
-    def exact_weight(self, alpha_bar: Tensor) -> Tensor:
+    def exact_weight(self, level: Tensor) -> Tensor:
         """1: the native error is the noise's."""
-        return torch.ones_like(alpha_bar)
+        return torch.ones_like(level)
 
 
-class Velocity:
+class Velocity(_Diffusion):
     """The network predicts v = sqrt(ab) eps - sqrt(1 - ab) x_0 (Salimans and Ho 2022)."""
 
-    def target(self, latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    name = "v_prediction"
+
+    def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """The velocity."""
-        return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
+        return level.sqrt() * noise - (1 - level).sqrt() * latents
 
-    def exact_weight(self, alpha_bar: Tensor) -> Tensor:
+    def exact_weight(self, level: Tensor) -> Tensor:
         """ab: the implied noise is sqrt(ab) v + sqrt(1 - ab) x_t, and x_t is known."""
-        return alpha_bar
+        return level
 
 
-PARAMETERISATIONS: dict[str, Parameterisation] = {"epsilon": Epsilon(), "v_prediction": Velocity()}
+class Flow:
+    """The network predicts eps - x_0, along a straight line (Liu et al. 2023); the level is t, 0..1."""
+
+    name = "flow"
+
+    def noisy(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """(1 - t) x_0 + t eps."""
+        return (1 - level) * latents + level * noise
+
+    def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """The direction from the picture to the noise."""
+        return noise - latents
+
+    def exact_weight(self, level: Tensor) -> Tensor:
+        """(1 - t)^2: the implied noise is x_t + (1 - t) v, and x_t is known."""
+        return (1 - level).square()
+
+
+PARAMETERISATIONS: dict[str, Parameterisation] = {
+    "epsilon": Epsilon(),
+    "v_prediction": Velocity(),
+    "flow": Flow(),
+}
 
 
 def parameterisation(name: str) -> Parameterisation:
-    """The parameterisation that a diffusers scheduler calls `name`.
+    """The parameterisation of that name.
 
     Raises:
         ScdpoError: it is none that can be trained; lists those that can.

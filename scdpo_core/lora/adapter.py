@@ -2,74 +2,37 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..types import LoraFile, ScdpoError
+from .change import by_module, kind_of, rank_of
 from .file import load_lora
-from .keys import PARTS, KeyNameError
+from .keys import KeyNameError, text_module
+from .kinds import ADAPTER, Kind, alpha_table, peft_config, start, to_canonical, to_peft, weights
+from .targets import TargetPreset, is_convolution, module_ranks, target_modules
 
-TargetPreset = Literal["attention", "attention+ff", "all-linear"]
-
-_NAME = "scdpo"
-_ATTENTION = r"attn[12]\.(to_q|to_k|to_v|to_out\.0)"
-_FEED_FORWARD = r"ff\.net\.(0\.proj|2)"
-_REST = r"proj_in|proj_out|time_emb_proj|(time|add)_embedding\.linear_[12]"
-_PRESETS: dict[str, re.Pattern[str]] = {
-    "attention": re.compile(rf"(.*\.)?({_ATTENTION})"),
-    "attention+ff": re.compile(rf"(.*\.)?({_ATTENTION}|{_FEED_FORWARD})"),
-    "all-linear": re.compile(rf"(.*\.)?({_ATTENTION}|{_FEED_FORWARD}|{_REST})"),
-}
-
-
-def target_modules(denoiser: nn.Module, targets: TargetPreset) -> list[str]:
-    """Paths of the modules that a preset trains, in the network's order.
-
-    attention: queries, keys, values and output of self- and cross-attention. attention+ff: the
-    feed-forward layers beside them too. all-linear: also the projections into and out of each
-    transformer (linear or 1x1 convolution) and the time embedding with its projection in every
-    residual block. Convolutions that look at neighbours are in none: hosts read them, but older
-    loaders do not, and they gain a safety LoRA little for their size.
-
-    Raises:
-        ValueError: there is no such preset.
-        ScdpoError: the network has no such modules.
-    """
-    if targets not in _PRESETS:
-        raise ValueError(f"There is no target preset '{targets}'; choose one of {', '.join(_PRESETS)}.")
-    names = [
-        name
-        for name, module in denoiser.named_modules()
-        if _PRESETS[targets].fullmatch(name) and _is_linear(module)
-    ]
-    if not names:
-        raise ScdpoError(f"This model has no modules that a LoRA on '{targets}' could train.")
-    return names
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    )
+__all__ = ["Kind", "LoraAdapter", "TargetPreset", "attach", "attach_file", "load_into", "target_modules"]
 
 
 def attach(
-    denoiser: nn.Module,
+    network: nn.Module,
     *,
     rank: int,
     alpha: float,
     targets: TargetPreset | Sequence[str],
     dropout: float = 0.0,
     seed: int,
+    kind: Kind = "lora",
+    ranks: Mapping[str, int] | None = None,
+    owner: str = "",
 ) -> LoraAdapter:
     """Put an untrained LoRA into a network, which still answers exactly as before.
 
@@ -77,59 +40,69 @@ def attach(
     weights near 1 vanish in 16 bits. Moving the network with `.to(dtype)` later would undo that.
 
     Args:
-        denoiser: any network with modules of diffusers' names.
+        network: a denoiser with modules of diffusers' names, or a text encoder of transformers'.
         rank: of the matrices.
-        alpha: the change is up @ down * alpha / rank.
-        targets: a preset, see `target_modules`, or paths of linear modules.
+        alpha: the change is up @ down * alpha / rank; where `ranks` says another rank, alpha follows it.
+        targets: a preset, see `target_modules`, or paths of linear modules and convolutions.
         dropout: on the LoRA's input, only in training mode; it draws from the global random state.
         seed: of the down matrices (uniform within 1 / sqrt(inputs)). The global random state neither
             matters nor changes.
+        kind: LoRA, DoRA, LoHa or LoKr.
+        ranks: ranks of blocks that differ, see `targets.module_ranks`.
+        owner: one of `keys.TEXT_ENCODERS` for a text encoder: how its canonical names begin.
 
     Raises:
-        ValueError: the network has a LoRA already, or `targets` names no preset.
-        ScdpoError: there is nothing to train.
+        ValueError: the network has a LoRA already, or `targets` or `kind` names none there is.
+        ScdpoError: there is nothing to train, or the kind does not take what is asked.
     """
-    if any(isinstance(module, BaseTunerLayer) for module in denoiser.modules()):
+    if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
         raise ValueError("This network has a LoRA already.")
     if isinstance(targets, str):
-        names = target_modules(denoiser, cast(TargetPreset, targets))
+        names = target_modules(network, cast(TargetPreset, targets))
     else:
         names = list(targets)
-    denoiser.requires_grad_(False)
-    devices = {p.device for p in denoiser.parameters() if p.device.type == "cuda"}
+    live = {text_module(owner, name) if owner else name: name for name in names}
+    own_ranks = module_ranks(list(live), rank, ranks or {})
+    network.requires_grad_(False)
+    devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
     # peft draws first weights of its own; nobody else's dice may notice.
     with torch.random.fork_rng(devices=list(devices)):
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=dropout, bias="none")
-        inject_adapter_in_model(config, denoiser, _NAME)
+        by_name = {live[module]: own for module, own in own_ranks.items()}
+        scaled = {name: alpha if own == rank else alpha * own / rank for name, own in by_name.items()}
+        inject_adapter_in_model(peft_config(kind, by_name, scaled, dropout), network, ADAPTER)
 
     layers: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(seed)
-    for name in names:
-        layer: Any = denoiser.get_submodule(name)
-        layers[name] = layer
+    for module in own_ranks:
+        layer: Any = network.get_submodule(live[module])
+        layers[module] = layer
         # peft's new dropout starts in training mode, even in a network that is not.
         layer.train(layer.base_layer.training)
-        down, up = layer.lora_A[_NAME].float().weight, layer.lora_B[_NAME].float().weight
-        bound = 1 / math.sqrt(down[0].numel())
-        start = torch.empty(down.shape).uniform_(-bound, bound, generator=generator)
-        with torch.no_grad():
-            down.copy_(start)
-            up.zero_()
-    return LoraAdapter(layers, rank)
+        start(kind, layer, generator)
+    return LoraAdapter(layers, max(own_ranks.values()), kind)
 
 
-def attach_file(denoiser: nn.Module, path: Path) -> tuple[LoraAdapter, LoraFile]:
-    """Put a finished LoRA into a network: exactly the modules that the file has.
+def attach_file(network: nn.Module, path: Path) -> tuple[LoraAdapter, LoraFile]:
+    """Put a finished LoRA into a denoiser: exactly the modules that the file has, each with its rank.
 
     Raises:
-        ScdpoError: as `load_lora` and `LoraAdapter.load_state`; also for ranks that differ between modules.
+        ScdpoError: as `load_lora` and `LoraAdapter.load_state`; also for different kinds in one file.
         ValueError: the network has a LoRA already.
     """
-    state, info = load_lora(path, [name for name, module in denoiser.named_modules() if _is_linear(module)])
-    downs = {name.removesuffix(".down"): weight for name, weight in state.items() if name.endswith(".down")}
-    if any(weight.shape[0] != info.rank for weight in downs.values()):
-        raise ScdpoError(f"{path} has modules of different ranks, which cannot be trained on.")
-    adapter = attach(denoiser, rank=info.rank, alpha=info.rank, targets=list(downs), seed=0)
+    state, info = load_lora(
+        path, [name for name, module in network.named_modules() if is_convolution(module)]
+    )
+    modules = by_module(state)
+    kinds = {kind_of(parts) for parts in modules.values()}
+    if len(kinds) > 1:
+        raise ScdpoError(f"{path} has modules of different kinds ({', '.join(sorted(kinds))}).")
+    # A LoKr of two full factors has no rank; peft makes them full from half their size on.
+    ranks = {module: rank_of(parts) or max(parts["lokr_w2"].shape[:2]) for module, parts in modules.items()}
+    highest = max(ranks.values())
+    kind = cast(Kind, kinds.pop())
+    adapter = attach(
+        network, rank=highest, alpha=highest, targets=list(ranks), seed=0, kind=kind, ranks=ranks
+    )
     _load(adapter, state, path)
     return adapter, info
 
@@ -157,10 +130,11 @@ class LoraAdapter:
 
     Attributes:
         modules: paths of the modules it changes.
-        rank: of its matrices.
+        rank: of its matrices, the highest where blocks differ.
+        kind: LoRA, DoRA, LoHa or LoKr.
     """
 
-    def __init__(self, layers: Mapping[str, Any], rank: int) -> None:
+    def __init__(self, layers: Mapping[str, Any], rank: int, kind: Kind = "lora") -> None:
         """Take over peft's layers, by module path.
 
         The list is made once: switching is one pass over it, a flag per layer, and never a search
@@ -168,6 +142,7 @@ class LoraAdapter:
         """
         self.modules = tuple(layers)
         self.rank = rank
+        self.kind = kind
         self._layers = tuple(layers.values())
         self._on = True
         self._strength = 1.0
@@ -175,15 +150,11 @@ class LoraAdapter:
     @property
     def alpha(self) -> float:
         """Of the first module; a foreign file may give each module its own."""
-        return float(self._layers[0].lora_alpha[_NAME])
+        return float(alpha_table(self._layers[0])[ADAPTER])
 
     def parameters(self) -> list[nn.Parameter]:
-        """The weights to train: float32, down and up of each module in turn."""
-        return [
-            weight
-            for layer in self._layers
-            for weight in (layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight)
-        ]
+        """The weights to train: float32, down and up of each module in turn (other kinds: their factors)."""
+        return [weight for layer in self._layers for weight in weights(self.kind, layer).values()]
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -226,9 +197,9 @@ class LoraAdapter:
         """Canonical name -> copy of the weight, on its device: what a file or a checkpoint needs."""
         state: dict[str, Tensor] = {}
         for module, layer in zip(self.modules, self._layers, strict=True):
-            state[f"{module}.down"] = layer.lora_A[_NAME].weight.detach().clone()
-            state[f"{module}.up"] = layer.lora_B[_NAME].weight.detach().clone()
-            state[f"{module}.alpha"] = torch.tensor(float(layer.lora_alpha[_NAME]))
+            for part, weight in weights(self.kind, layer).items():
+                state[f"{module}.{part}"] = to_canonical(part, weight)
+            state[f"{module}.alpha"] = torch.tensor(float(alpha_table(layer)[ADAPTER]))
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -238,31 +209,40 @@ class LoraAdapter:
             KeyNameError: a weight for a module that this adapter lacks.
             ScdpoError: a module's weights are missing, or have another shape.
         """
-        expected = [f"{module}.{part}" for module in self.modules for part in PARTS]
-        unknown = sorted(set(state) - set(expected))
+        own = [weights(self.kind, layer) for layer in self._layers]
+        expected = [
+            f"{module}.{part}"
+            for module, parts in zip(self.modules, own, strict=True)
+            for part in (*parts, "alpha")
+        ]
+        given = {name: weight for name, weight in state.items() if not self._needless(name, state)}
+        unknown = sorted(set(given) - set(expected))
         if unknown:
             raise KeyNameError(f"'{unknown[0]}' names no module of this LoRA: it trains other modules.")
-        missing = [name for name in expected if name not in state]
+        missing = [name for name in expected if name not in given and not self._needless(name, state)]
         if missing:
             raise ScdpoError(f"'{missing[0]}' is missing: the LoRA was trained on other modules.")
-        for module, layer in zip(self.modules, self._layers, strict=True):
-            for part, weight in self._weights(layer):
-                given = state[f"{module}.{part}"]
-                if _bare(given) != _bare(weight):
+        for module, parts in zip(self.modules, own, strict=True):
+            for part, weight in parts.items():
+                shape, needed = _bare(given[f"{module}.{part}"]), _bare(to_canonical(part, weight))
+                if shape != needed:
                     raise ScdpoError(
-                        f"'{module}.{part}' has shape {_bare(given)} and needs {_bare(weight)}: "
+                        f"'{module}.{part}' has shape {shape} and needs {needed}: "
                         "the LoRA has another rank or was made for another base model."
                     )
-        for module, layer in zip(self.modules, self._layers, strict=True):
-            layer.lora_alpha[_NAME] = float(state[f"{module}.alpha"])
+        for module, parts, layer in zip(self.modules, own, self._layers, strict=True):
+            if f"{module}.alpha" in given:
+                alpha_table(layer)[ADAPTER] = float(given[f"{module}.alpha"])
             with torch.no_grad():
-                for part, weight in self._weights(layer):
-                    weight.copy_(state[f"{module}.{part}"].reshape(weight.shape))
+                for part, weight in parts.items():
+                    weight.copy_(to_peft(part, given[f"{module}.{part}"], weight))
         self._rescale(self._strength)
 
     @staticmethod
-    def _weights(layer: Any) -> tuple[tuple[str, nn.Parameter], ...]:
-        return ("down", layer.lora_A[_NAME].weight), ("up", layer.lora_B[_NAME].weight)
+    def _needless(name: str, state: Mapping[str, Tensor]) -> bool:
+        """Whether it is the alpha of a LoKr of two full factors, which means nothing and files may lack."""
+        module, _, part = name.rpartition(".")
+        return part == "alpha" and f"{module}.lokr_w1" in state and f"{module}.lokr_w2" in state
 
     def _switch(self, on: bool) -> None:
         for layer in self._layers:
@@ -271,7 +251,7 @@ class LoraAdapter:
 
     def _rescale(self, strength: float) -> None:
         for layer in self._layers:
-            layer.set_scale(_NAME, strength)
+            layer.set_scale(ADAPTER, strength)
         self._strength = strength
 
 

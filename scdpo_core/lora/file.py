@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,23 +20,19 @@ from torch import Tensor
 
 from ..files import atomic_path, read_tensors, write_json
 from ..types import LoraFile, ScdpoError
-from .keys import TEXT_ENCODERS, KeyNameError, canonical_names, split, to_kohya
+from .change import Parts, by_module, check, kind_of, rank_of
+from .dialects import ALPHAS, PEFT_SETTINGS, from_file, to_file
+from .identity import BASES, base_family
+from .keys import Dialect, addresses, split
 
-
-class _Base(NamedTuple):
-    version: str
-    architecture: str
-    sidecar: str
-
-
-_BASES = {
-    # The embedded model has SD 1's modules in other sizes, so no SD 1 checkpoint takes its LoRAs.
-    "micro": _Base("sd_v1", "stable-diffusion-v1/lora", "Unknown"),
-    "sd1": _Base("sd_v1", "stable-diffusion-v1/lora", "SD1"),
-}
-_FAMILY_OF_VERSION = {"sd_v1": "sd1"}
 _OWN = "scdpo_"
 _PASSED_ON = ("ss_", "sshs_", "modelspec.")
+_NETWORK = {
+    "lora": "networks.lora",
+    "dora": "lycoris.kohya",
+    "loha": "lycoris.kohya",
+    "lokr": "lycoris.kohya",
+}
 
 
 def save_lora(
@@ -62,7 +59,7 @@ def save_lora(
         path: ends in `.safetensors`; its folder is made when missing.
         state: canonical name -> weight, of `LoraAdapter.state`.
         family: of the base model, a name in `families.FAMILIES`.
-        rank: of every module.
+        rank: the highest of any module.
         alpha: what the metadata says; the weights' own alphas are in `state`.
         facts: what else the file should say of itself: objective, cost model id and hash, dataset
             hash, evaluation. Text goes in as it is, anything else as JSON. Names get the prefix
@@ -79,29 +76,24 @@ def save_lora(
         ScdpoError: the weights hold NaN or do not fit `dtype`, or the file cannot be written.
         ValueError: `family`, `rank`, `path`'s suffix or a name in `state` is a programming error.
     """
-    if family not in _BASES:
-        raise ValueError(f"No metadata for family '{family}'; there is some for {', '.join(_BASES)}.")
+    if family not in BASES:
+        raise ValueError(f"No metadata for family '{family}'; there is some for {', '.join(BASES)}.")
     if path.suffix != ".safetensors":
         raise ValueError(f"A LoRA's file name ends in .safetensors, unlike {path.name}.")
-    base = _BASES[family]
-    tensors = _for_file(path, state, rank, dtype)
-    entries, body = _serialised(tensors)
-    digest = hashlib.sha256(body).hexdigest()
+    highest = max(_ranks(by_module(state).values()), default=rank)
+    if highest != rank:
+        raise ValueError(f"The highest rank among the weights is {highest}, not {rank}.")
+    kinds = sorted({kind_of(parts) for parts in by_module(state).values()})
     metadata = {
+        **base_metadata(family),
         "ss_output_name": path.stem,
-        "ss_base_model_version": base.version,
-        "ss_v2": "False",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": _NETWORK[kinds[0]] if kinds else _NETWORK["lora"],
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(alpha)),
-        "sshs_model_hash": digest,
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": base.architecture,
-        "modelspec.implementation": "diffusers",
         "modelspec.title": title or path.stem,
-        "modelspec.hash_sha256": f"0x{digest}",
-        f"{_OWN}family": family,
     }
+    if kinds not in ([], ["lora"]):
+        metadata["ss_network_args"] = json.dumps({"algo": kinds[-1].replace("dora", "lora")})
     if description:
         metadata["modelspec.description"] = description
     if date is not None:
@@ -112,23 +104,63 @@ def save_lora(
 
     card = {
         "description": description,
-        "sd version": base.sidecar,
+        "sd version": BASES[family].sidecar,
         "preferred weight": preferred_weight,
         "notes": notes,
     }
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(_header(entries, metadata) + body)
+    stored = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
+    _check_finite(path, stored)
+    with _writing(path):
+        keys, metadata = _write(path, stored, "kohya", family, metadata)
         write_json(path.with_suffix(".json"), card)
         if preview is not None:
             with atomic_path(path.with_suffix(".png")) as temporary:
                 preview.convert("RGB").save(temporary, format="PNG")
-    except OSError as error:
-        raise ScdpoError(
-            f"The LoRA could not be written to {path} ({error.strerror or error}). "
-            "Make room on that disk or choose a folder you may write to."
-        ) from error
-    return LoraFile(path, family, rank, len(tensors), metadata)
+    return LoraFile(path, family, rank, keys, metadata)
+
+
+def base_metadata(family: str) -> dict[str, str]:
+    """What a file says of its base model, for every host; nothing for an unknown family ('')."""
+    if family not in BASES:
+        return {}
+    base = BASES[family]
+    return {
+        "ss_base_model_version": base.version,
+        "ss_v2": str(family == "sd2"),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": base.architecture,
+        "modelspec.implementation": "diffusers",
+        f"{_OWN}family": family,
+    }
+
+
+def write_lora(
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    dialect: Dialect,
+    family: str,
+    metadata: Mapping[str, str],
+) -> LoraFile:
+    """Write weights, as they are, in any dialect; the same arguments give the same bytes.
+
+    Args:
+        path: ends in `.safetensors`; its folder is made when missing.
+        state: canonical name -> weight on the CPU.
+        dialect: of the keys.
+        family: of the base model; '' if not known, which is enough for a UNet's 'kohya' and 'peft'.
+        metadata: what the file says of itself; the hashes of the weights are added or made anew.
+
+    Raises:
+        ScdpoError: the weights hold NaN, or have no exact form in the dialect, or the file cannot be written.
+        KeyNameError: the dialect has no name for a weight.
+    """
+    if path.suffix != ".safetensors":
+        raise ScdpoError(f"A LoRA's file name ends in .safetensors, unlike {path.name}.")
+    _check_finite(path, state)
+    with _writing(path):
+        keys, complete = _write(path, state, dialect, family, metadata)
+    return LoraFile(path, family, max(_ranks(by_module(state).values()), default=0), keys, complete)
 
 
 def load_lora(path: Path, modules: Iterable[str] | None = None) -> tuple[dict[str, Tensor], LoraFile]:
@@ -138,29 +170,31 @@ def load_lora(path: Path, modules: Iterable[str] | None = None) -> tuple[dict[st
 
     Args:
         path: a safetensors file.
-        modules: see `keys.canonical_names`.
+        modules: see `keys.addresses`.
 
     Raises:
         ScdpoError: no such file, damaged, a pickle, not a LoRA, or holding NaN. Its subclass
             KeyNameError: a weight with a name that is not understood.
     """
     tensors, metadata = _read(path, read_tensors)
-    names = _named(path, tensors, modules)
-    state = {names[key]: tensor for key, tensor in tensors.items()}
-    stored_alpha = _peft_alpha(metadata)
-    for module in sorted({split(name)[0] for name in state}):
-        down, up = state.get(f"{module}.down"), state.get(f"{module}.up")
-        if down is None or up is None:
-            raise ScdpoError(
-                f"{path} is incomplete: '{module}' has no {'down' if down is None else 'up'} weight."
-            )
-        if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1]:
-            raise ScdpoError(f"{path} is damaged: the two weights of '{module}' do not fit each other.")
-        alpha = state.get(f"{module}.alpha")
-        number = torch.tensor(stored_alpha or float(down.shape[0])) if alpha is None else alpha
-        state[f"{module}.alpha"] = number.float().reshape(())
+    with _using(path):
+        found = addresses(tensors, modules)
+        weights = by_module(from_file(tensors, metadata, modules))
+    if not weights:
+        raise ScdpoError(f"{path} is empty: it holds no weights.")
+    state: dict[str, Tensor] = {}
+    for module, parts in weights.items():
+        with _naming(path):
+            check(module, parts)
+        rank = rank_of(parts)
+        if "alpha" not in parts and rank is not None:
+            parts["alpha"] = torch.tensor(float(rank))
+        state |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
     _check_finite(path, state)
-    return state, _described(path, len(tensors), _ranks(state), metadata)
+    with _naming(path):
+        family = base_family(found.values(), weights, metadata)
+    ranks = _ranks(weights.values())
+    return state, LoraFile(path, family, max(ranks, default=0), len(tensors), metadata)
 
 
 def read_lora_info(path: Path) -> LoraFile:
@@ -182,9 +216,18 @@ def read_lora_info(path: Path) -> LoraFile:
             return read_tensors(path)  # fails the same way, and words it
 
     tensors, metadata = _read(path, header)
-    names = _named(path, tensors, None)
-    state = {names[key]: tensor for key, tensor in tensors.items()}
-    return _described(path, len(tensors), _ranks(state), metadata)
+    with _using(path):
+        found = addresses(tensors)
+    if not found:
+        raise ScdpoError(f"{path} is empty: it holds no weights.")
+    weights: dict[str, dict[str, Tensor]] = {}
+    for name, address in found.items():
+        weights.setdefault(address.modules[0], {})[address.part] = tensors[name]
+    complete = {module: parts for module, parts in weights.items() if _complete(module, parts)}
+    with _naming(path):
+        family = base_family(found.values(), complete, metadata)
+    ranks = _ranks(complete.values())
+    return LoraFile(path, family, max(ranks, default=0), len(tensors), metadata)
 
 
 _Contents = tuple[dict[str, Tensor], dict[str, str]]
@@ -201,47 +244,63 @@ def _read(path: Path, reader: Callable[[Path], _Contents]) -> _Contents:
         raise ScdpoError(str(error)) from error
 
 
-def _named(path: Path, keys: Iterable[str], modules: Iterable[str] | None) -> dict[str, str]:
+@contextmanager
+def _using(path: Path) -> Iterator[None]:
     try:
-        names = canonical_names(keys, modules)
-    except KeyNameError as error:
-        raise KeyNameError(f"{path} cannot be used: {error}") from error
-    if not names:
-        raise ScdpoError(f"{path} is empty: it holds no weights.")
-    return names
+        yield
+    except ScdpoError as error:
+        raise type(error)(f"{path} cannot be used: {error}") from error
 
 
-def _ranks(state: Mapping[str, Tensor]) -> list[int]:
-    return [tensor.shape[0] for name, tensor in state.items() if split(name)[1] == "down"]
-
-
-def _described(path: Path, keys: int, ranks: list[int], metadata: dict[str, str]) -> LoraFile:
-    guess = _FAMILY_OF_VERSION.get(metadata.get("ss_base_model_version", ""), "")
-    return LoraFile(path, metadata.get(f"{_OWN}family", guess), max(ranks, default=0), keys, metadata)
-
-
-def _peft_alpha(metadata: Mapping[str, str]) -> float | None:
-    """The alpha in the JSON that diffusers and peft leave in the header, if it is there."""
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
     try:
-        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        alpha = settings.get("unet.lora_alpha", settings.get("lora_alpha"))
-        return None if alpha is None else float(alpha)
-    except (ValueError, AttributeError, TypeError):
-        return None
+        yield
+    except ScdpoError as error:
+        raise type(error)(f"{path} {error}") from error
 
 
-def _for_file(path: Path, state: Mapping[str, Tensor], rank: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Kohya name -> contiguous tensor on the CPU in the file's dtype."""
-    two = any(name.startswith(TEXT_ENCODERS[1]) for name in state)
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        part = split(name)[1]
-        if part == "down" and tensor.shape[0] != rank:
-            raise ValueError(f"'{name}' has rank {tensor.shape[0]}, not {rank}.")
-        stored = tensor.detach().to("cpu", torch.float32 if part == "alpha" else dtype)
-        tensors[to_kohya(name, two_text_encoders=two)] = stored.contiguous()
-    _check_finite(path, tensors)
-    return tensors
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ScdpoError(
+            f"The LoRA could not be written to {path} ({error.strerror or error}). "
+            "Make room on that disk or choose a folder you may write to."
+        ) from error
+
+
+def _complete(module: str, parts: Parts) -> bool:
+    try:
+        check(module, parts)
+    except ScdpoError:
+        return False
+    return True
+
+
+def _ranks(weights: Iterable[Parts]) -> list[int]:
+    return [rank for parts in weights if (rank := rank_of(parts)) is not None]
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32 if split(name)[1] == "alpha" else dtype)
+
+
+def _write(
+    path: Path, state: Mapping[str, Tensor], dialect: Dialect, family: str, metadata: Mapping[str, str]
+) -> tuple[int, dict[str, str]]:
+    """Number of keys and complete metadata of the file that this writes."""
+    tensors, beside = to_file(state, dialect, family)
+    entries, body = _serialised({name: tensor.contiguous() for name, tensor in tensors.items()})
+    digest = hashlib.sha256(body).hexdigest()
+    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    # What was true of another dialect's numbers is not of these.
+    kept = {name: text for name, text in metadata.items() if name not in (ALPHAS, PEFT_SETTINGS)}
+    complete = {**kept, **beside, **hashes}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(_header(entries, complete) + body)
+    return len(tensors), complete
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,69 +1,94 @@
 """Names of LoRA weights: one canonical form in memory, dialects at the edge of files.
 
-    canonical  down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.down | .up | .alpha
-               text_encoder.text_model.encoder.layers.0.self_attn.q_proj.down (text_encoder_2. for the second)
-    kohya      lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
-               lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha     (lora_te1_, lora_te2_ with two)
-    peft       unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight
+    canonical   down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.down | .up | .alpha
+                text_encoder.text_model.encoder.layers.0.self_attn.q_proj.down (text_encoder_2. for the
+                second)
+    kohya       lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
+                lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha     (lora_te1_, lora_te2_ with two)
+                lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight        (SD3 and FLUX: original names)
+    kohya-ldm   lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_down.weight
+    peft        unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight
+    comfyui     diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_down.weight
 
-No other file knows a dialect. Kohya's form, which every host reads, turns dots into underscores, and
-underscores were there before: going back needs the list of the model's modules, or failing that a
-vocabulary of their words.
+This file, its tables (`layouts`) and its spelling (`spelling`) are all that knows a name. Kohya's forms turn
+dots into underscores, and underscores were there before: going back needs the list of the model's modules, or
+failing that a vocabulary of their words, which knows every module of diffusers' and of the original denoisers
+and of CLIP. What a change of dialect does to the numbers (FLUX's and SD3's fused matrices) is in `dialects`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Literal, NamedTuple, get_args
 
-from ..types import ScdpoError
-
-
-class KeyNameError(ScdpoError):
-    """A weight whose name nobody here understands; the message names it."""
-
-
-PARTS = ("down", "up", "alpha")
-"""What a LoRA holds for each module: [rank, in], [out, rank], a number; it adds up @ down * alpha / rank."""
-
-TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.")
-"""How canonical module paths outside the denoiser begin."""
-
-_KOHYA_SUFFIX = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
-_KOHYA_PART = {suffix: part for part, suffix in _KOHYA_SUFFIX.items()}
-_KOHYA_PREFIX = {
-    "lora_unet_": "",
-    "lora_te_": TEXT_ENCODERS[0],
-    "lora_te1_": TEXT_ENCODERS[0],
-    "lora_te2_": TEXT_ENCODERS[1],
-}
-_PEFT_SUFFIX = {"down": "lora_A.weight", "up": "lora_B.weight", "alpha": "alpha"}
-_PEFT_PART = {"A": "down", "B": "up", "down": "down", "up": "up"}
-
-# Newest first: peft (with or without the adapter's name), diffusers' layers, diffusers' attention processors.
-_PEFT_FORMS = (
-    re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.[^.]+)?\.weight"),
-    re.compile(r"(?P<module>.+)\.lora(_linear_layer)?\.(?P<part>down|up)\.weight"),
-    re.compile(r"(?P<module>.+)\.processor\.(?P<layer>to_[qkv]|to_out)_lora\.(?P<part>down|up)\.weight"),
-    re.compile(r"(?P<module>.+)\.alpha"),
+from .layouts import TRANSFORMERS, UNETS, diffusers_modules, families_of, is_diffusers_module, original_place
+from .spelling import (
+    ALL_PARTS,
+    FLAT_PREFIXES,
+    LOHA_PARTS,
+    LOKR_PARTS,
+    PARTS,
+    TEXT_ENCODERS,
+    KeyNameError,
+    flat,
+    parted,
+    spell,
+    undotted,
 )
 
-# Words with an underscore of their own in the modules of diffusers' UNets and CLIP text encoders.
-_WORDS = re.compile(
-    "|".join(
-        (
-            "(?:down|up|transformer)_blocks|mid_block",
-            "(?:time|add)_embedding|(?:time|add)_emb_proj|time_proj|linear_[12]",
-            "conv_(?:in|out|shortcut)|proj_(?:in|out)|to_(?:q|k|v|out)|class_embedding",
-            "text_(?:model|projection)|self_attn|(?:q|k|v|out)_proj",
-        )
-    )
+__all__ = [
+    "ALL_PARTS",
+    "DIALECTS",
+    "LOHA_PARTS",
+    "LOKR_PARTS",
+    "PARTS",
+    "TEXT_ENCODERS",
+    "Address",
+    "Dialect",
+    "KeyNameError",
+    "addresses",
+    "key",
+    "place",
+    "split",
+    "text_module",
+]
+
+
+Dialect = Literal["kohya", "kohya-ldm", "peft", "comfyui"]
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
+"""What a file can be written in; all of them, and older and rarer forms, are read."""
+
+_COMFYUI_CLIP = {"sd2": "clip_h"}  # of the first text encoder; clip_l in every other family
+
+_SUFFIX = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}
+_PEFT_SUFFIX = {"down": "lora_A.weight", "up": "lora_B.weight", "dora_scale": "lora_magnitude_vector"}
+_PEFT_LACKS = {"mid": "a convolution's kernel of its own (lora_mid)"}
+
+_CLIP = re.compile(
+    r"text_model\.encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])|text_projection"
 )
-_ROOTS = {
-    "": re.compile(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)(\.|$)"),
-    TEXT_ENCODERS[0]: re.compile(r"text_(model|projection)(\.|$)"),
-    TEXT_ENCODERS[1]: re.compile(r"text_(model|projection)(\.|$)"),
-}
+
+
+class Address(NamedTuple):
+    """What a file's key means.
+
+    Attributes:
+        modules: canonical paths; more than one where the original layout fuses what diffusers splits.
+        part: one of `ALL_PARTS`.
+        original: whether the file has the module in its original layout.
+        families: those whose models have a module of that name; none for a module of another kind of model.
+    """
+
+    modules: tuple[str, ...]
+    part: str
+    original: bool
+    families: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """The canonical name, of the first module."""
+        return f"{self.modules[0]}.{self.part}"
 
 
 def split(name: str) -> tuple[str, str]:
@@ -73,122 +98,164 @@ def split(name: str) -> tuple[str, str]:
         KeyNameError: it is not canonical.
     """
     module, _, part = name.rpartition(".")
-    if not module or part not in PARTS:
-        raise KeyNameError(f"'{name}' is not a canonical LoRA name (module path, then one of {PARTS}).")
+    if not module or part not in ALL_PARTS:
+        raise KeyNameError(f"'{name}' is not a canonical LoRA name (module path, then one of {ALL_PARTS}).")
     return module, part
 
 
-def to_kohya(name: str, *, two_text_encoders: bool = False) -> str:
-    """Kohya's name for a canonical one.
+def text_module(owner: str, path: str) -> str:
+    """Canonical path of a module of a live text encoder.
+
+    transformers 5 dropped CLIPTextModel's outer `text_model`; files, and canonical names, keep it.
 
     Args:
-        name: canonical.
-        two_text_encoders: whether the model has two (SDXL), which renames the first one's weights.
+        owner: one of `TEXT_ENCODERS`.
+        path: as `named_modules` has it.
+    """
+    return owner + (f"text_model.{path}" if path.startswith("encoder.") else path)
+
+
+def place(module: str, dialect: Dialect, family: str) -> tuple[str, tuple[str, ...]]:
+    """The stem of the keys that a dialect gives a module, and the modules that share it.
+
+    Args:
+        module: canonical path.
+        dialect: of the file.
+        family: name of the base model's family; '' and 'micro' have no original layout.
 
     Raises:
-        KeyNameError: `name` is not canonical.
+        KeyNameError: the dialect has no name for the module.
     """
-    module, part = split(name)
-    prefix = "lora_unet_"
-    if module.startswith(TEXT_ENCODERS[0]):
-        prefix = "lora_te1_" if two_text_encoders else "lora_te_"
-        module = module.removeprefix(TEXT_ENCODERS[0])
-    elif module.startswith(TEXT_ENCODERS[1]):
-        prefix = "lora_te2_"
-        module = module.removeprefix(TEXT_ENCODERS[1])
-    return f"{prefix}{module.replace('.', '_')}.{_KOHYA_SUFFIX[part]}"
+    owner = next((owner for owner in TEXT_ENCODERS if module.startswith(owner)), "")
+    path = module.removeprefix(owner)
+    if owner and not _CLIP.fullmatch(path):
+        raise KeyNameError(f"'{module}' is no layer of a CLIP text encoder, and no other has names here.")
+    if dialect == "peft":
+        return (module if owner else f"{'transformer' if family in TRANSFORMERS else 'unet'}.{path}"), (
+            module,
+        )
+    if owner:
+        return _text_stem(owner, path, dialect, family), (module,)
+    if dialect == "kohya" and family not in TRANSFORMERS:
+        return f"lora_unet_{flat(path)}", (module,)
+    try:
+        found = original_place(path, family)
+    except ValueError:
+        raise KeyNameError(
+            f"'{module}' cannot be named in '{dialect}': that needs the layout of the "
+            "original checkpoint, and "
+            "there is none for "
+            f"{f'family {family!r}' if family else 'an unknown base model'}. Name the family."
+        ) from None
+    if found is None:
+        raise KeyNameError(f"'{module}' names no module of a model of family '{family}'.")
+    original, members = found
+    stem = f"diffusion_model.{original}" if dialect == "comfyui" else f"lora_unet_{flat(original)}"
+    return stem, members
 
 
-def to_peft(name: str) -> str:
-    """The name that peft and diffusers use for a canonical one.
+def key(stem: str, part: str, dialect: Dialect) -> str:
+    """The key for a part of a module.
 
     Raises:
-        KeyNameError: `name` is not canonical.
+        KeyNameError: the dialect has no name for it.
     """
-    module, part = split(name)
-    prefix = "" if module.startswith(TEXT_ENCODERS) else "unet."
-    return f"{prefix}{module}.{_PEFT_SUFFIX[part]}"
+    if dialect != "peft":
+        return f"{stem}.{_SUFFIX.get(part, part)}"
+    if part in _PEFT_LACKS:
+        raise KeyNameError(
+            f"'{stem}' has {_PEFT_LACKS[part]}, which the dialect 'peft' has no name for. "
+            "Resize the LoRA first: that makes it a plain one."
+        )
+    return f"{stem}.{_PEFT_SUFFIX.get(part, part)}"
 
 
-def canonical_names(keys: Iterable[str], modules: Iterable[str] | None = None) -> dict[str, str]:
-    """The canonical name of each key of a file, in whichever dialect it is.
+def addresses(keys: Iterable[str], modules: Iterable[str] | None = None) -> dict[str, Address]:
+    """What each key of a file means, in whichever dialect it is.
 
     Args:
         keys: names as they stand in the file.
-        modules: paths of the modules that the model has (text encoders' with their prefix of
-            `TEXT_ENCODERS`). None: read kohya's names with the vocabulary of diffusers' UNets and CLIP,
-            and trust the others.
+        modules: canonical paths of the modules that the model has. None: every module that a denoiser of
+            diffusers' or a CLIP text encoder can have.
 
     Raises:
         KeyNameError: a key is in no dialect, or names a module that is not in `modules`; or two
             keys mean the same weight.
     """
     known = None if modules is None else frozenset(modules)
-    by_kohya_name = None if known is None else _kohya_table(known)
-    names: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for key in keys:
-        if key.startswith(tuple(_KOHYA_PREFIX)):
-            name = _from_kohya(key, by_kohya_name)
+    by_flat_name = {} if known is None else _flat_table(known)
+    found: dict[str, Address] = {}
+    owners: dict[tuple[str, str], str] = {}
+    for name in keys:
+        address = _address(name, known, by_flat_name)
+        for module in address.modules:
+            other = owners.setdefault((module, address.part), name)
+            if other != name:
+                raise KeyNameError(f"'{other}' and '{name}' are two names for the same weight.")
+        found[name] = address
+    return found
+
+
+def _address(name: str, known: frozenset[str] | None, by_flat_name: dict[str, str]) -> Address:
+    stem, part = parted(name)
+    prefix = next((prefix for prefix in FLAT_PREFIXES if stem.startswith(prefix)), None)
+    if prefix is not None and "." not in stem:
+        owner = FLAT_PREFIXES[prefix]
+        if stem in by_flat_name:
+            path = by_flat_name[stem].removeprefix(owner)
         else:
-            name = _from_peft(key, known)
-        if name in owners:
-            raise KeyNameError(f"'{owners[name]}' and '{key}' are two names for the same weight.")
-        owners[name] = key
-        names[key] = name
-    return names
+            path = spell(stem.removeprefix(prefix))
+    else:
+        owner, path = undotted(stem)
+    if owner:
+        modules: tuple[str, ...] = (text_module(owner, path),)
+        original, valid = False, bool(_CLIP.fullmatch(modules[0].removeprefix(owner)))
+        families = frozenset(("sdxl", "sd3") if owner == TEXT_ENCODERS[1] else (*UNETS, *TRANSFORMERS))
+    else:
+        fused = None if known is not None and path in known else diffusers_modules(path)
+        # A path that both layouts have (SD3's context_embedder) means the same module in both.
+        original = fused is not None and fused != (path,)
+        modules = fused if original and fused is not None else (path,)
+        valid = original or is_diffusers_module(path)
+        families = _families_with(path, modules) if original else families_of(path)
+    if known is not None and not known.issuperset(modules):
+        raise KeyNameError(f"'{name}' names no module of this model: the LoRA is for another one.")
+    if not valid and known is None:
+        raise KeyNameError(
+            f"'{name}' names no module of Stable Diffusion 1, 2, XL, 3 or FLUX, nor of their "
+            "CLIP text encoders."
+        )
+    return Address(modules, part, original, families)
 
 
-def _kohya_table(modules: frozenset[str]) -> dict[str, str]:
+def _families_with(path: str, modules: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(
+        family
+        for family in families_of(modules[0])
+        if (found := original_place(modules[0], family)) is not None and found[0] == path
+    )
+
+
+def _text_stem(owner: str, path: str, dialect: Dialect, family: str) -> str:
+    first = owner == TEXT_ENCODERS[0]
+    if dialect == "comfyui":
+        clip = _COMFYUI_CLIP.get(family, "clip_l") if first else "clip_g"
+        return f"text_encoders.{clip}.transformer.{path}"
+    # Kohya numbers the text encoders of every family that has more than one, CLIP's of FLUX too.
+    numbered = family in ("sdxl", *TRANSFORMERS)
+    return f"lora_te{'' if first and not numbered else 1 if first else 2}_{flat(path)}"
+
+
+def _flat_table(modules: frozenset[str]) -> dict[str, str]:
+    """Every kohya stem with diffusers' words -> the module."""
     table: dict[str, str] = {}
     for module in sorted(modules):
-        for two in (False, True):
-            flat = to_kohya(f"{module}.alpha", two_text_encoders=two).removesuffix(".alpha")
-            if table.setdefault(flat, module) != module:
-                raise KeyNameError(f"Modules '{table[flat]}' and '{module}' share the kohya name '{flat}'.")
+        owner = next((owner for owner in TEXT_ENCODERS if module.startswith(owner)), "")
+        for prefix, meaning in FLAT_PREFIXES.items():
+            if meaning == owner:
+                stem = prefix + flat(module.removeprefix(owner))
+                if table.setdefault(stem, module) != module:
+                    raise KeyNameError(
+                        f"Modules '{table[stem]}' and '{module}' share the kohya name '{stem}'."
+                    )
     return table
-
-
-def _from_kohya(key: str, by_kohya_name: dict[str, str] | None) -> str:
-    flat, _, suffix = key.partition(".")
-    part = _KOHYA_PART.get(suffix)
-    if part is None:
-        raise KeyNameError(
-            f"'{key}' is not a weight of a plain LoRA (those end in {', '.join(_KOHYA_PART)}). "
-            "LoHa, LoKr and DoRA files cannot be read."
-        )
-    if by_kohya_name is not None:
-        module = by_kohya_name.get(flat)
-        if module is None:
-            raise KeyNameError(f"'{key}' names no module of this model: the LoRA is for another one.")
-        return f"{module}.{part}"
-    prefix = next(prefix for prefix in _KOHYA_PREFIX if flat.startswith(prefix))
-    module = _spell(flat.removeprefix(prefix))
-    owner = _KOHYA_PREFIX[prefix]
-    if not _ROOTS[owner].match(module):
-        raise KeyNameError(f"'{key}' names no module of a model with diffusers' names.")
-    return f"{owner}{module}.{part}"
-
-
-def _spell(flat: str) -> str:
-    """Put the dots back that kohya's form turned into underscores."""
-    protected = _WORDS.sub(lambda word: word[0].replace("_", "\0"), flat)
-    return protected.replace("_", ".").replace("\0", "_")
-
-
-def _from_peft(key: str, known: frozenset[str] | None) -> str:
-    path = key.removeprefix("base_model.model.").removeprefix("unet.")
-    for form in _PEFT_FORMS:
-        match = form.fullmatch(path)
-        if match is None:
-            continue
-        fields = match.groupdict()
-        module = fields["module"]
-        layer = fields.get("layer")
-        if layer is not None:
-            # The processors had no Sequential round the output projection.
-            module = f"{module}.{'to_out.0' if layer == 'to_out' else layer}"
-        if known is not None and module not in known:
-            raise KeyNameError(f"'{key}' names no module of this model: the LoRA is for another one.")
-        return f"{module}.{_PEFT_PART[fields['part']] if 'part' in fields else 'alpha'}"
-    raise KeyNameError(f"'{key}' is not a LoRA weight's name, neither kohya's nor peft's nor diffusers'.")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ..config import TrainSettings
-from ..families import family
+from ..config import ModelSettings, TrainSettings
+from ..families import LoadOptions, family_of
 from ..preferences.folder import check_folder
 from ..types import PreferencePair, Problem, ScdpoError
 from .run_folder import RunFolder
@@ -39,7 +39,12 @@ def check_run(
     Raises:
         ScdpoError: names everything that is wrong, one thing a line.
     """
-    wrong = [*invalid(settings), *_output(settings, resume), *_model(settings), *_cost_model(settings)]
+    wrong = [
+        *invalid(settings),
+        *_output(settings, resume),
+        *_model(settings, notice),
+        *_cost_model(settings),
+    ]
     pairs: list[PreferencePair] = []
     if settings.data.pairs is None:
         wrong.append("Say which folder holds the preference pairs: --pairs FOLDER.")
@@ -93,11 +98,27 @@ def _room(path: Path, settings: TrainSettings) -> Iterator[str]:
             )
 
 
-def _model(settings: TrainSettings) -> Iterator[str]:
+def load_options(settings: ModelSettings) -> LoadOptions:
+    """What the settings say of a base model beside where it is."""
+    return LoadOptions(
+        prediction=settings.prediction,
+        zero_snr=settings.zero_snr,
+        vae=settings.vae,
+        text_encoders=settings.text_encoders,
+        t5_tokens=settings.t5_tokens,
+        guidance=settings.guidance_embedding,
+    )
+
+
+def _model(settings: TrainSettings, notice: Callable[[Problem], None]) -> Iterator[str]:
+    own = settings.model
     try:
-        for problem in family(settings.model.family).check(settings.model.base):
-            yield f"--base {settings.model.base}: {problem.path}: {problem.what}"
-        resolve_dtype(settings.model.precision, resolve_device(settings.model.device))
+        for problem in family_of(own.family, own.base).check(own.base, load_options(own)):
+            if problem.fatal:
+                yield f"--base {own.base}: {problem.path}: {problem.what}"
+            else:
+                notice(problem)
+        resolve_dtype(own.precision, resolve_device(own.device))
     except ScdpoError as error:
         yield str(error)
 
@@ -161,6 +182,9 @@ def invalid(settings: TrainSettings) -> list[str]:
         (data.benign_share is None or 0 <= data.benign_share <= 1, "data.benign_share must lie in 0..1"),
         (objective.effective_beta > 0, "objective.beta must be above 0"),
         (objective.winner >= 0, "objective.winner must not be negative"),
+        (objective.timestep_std > 0, "objective.timestep_std must be above 0"),
+        (settings.model.t5_tokens >= 0, "model.t5_tokens must not be negative"),
+        (settings.model.guidance_embedding >= 0, "model.guidance_embedding must not be negative"),
         (objective.dfm_gamma >= 0, "objective.dfm_gamma must not be negative"),
         (0 <= objective.dfm_warmup <= 1, "objective.dfm_warmup must lie in 0..1"),
         (objective.focal_gamma >= 0, "objective.focal_gamma must not be negative"),

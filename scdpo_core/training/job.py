@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..config import TrainSettings, config_hash, identity, to_toml
-from ..families import family
+from ..families import family_of
 from ..families.base import LoadedModel
 from ..files import write_json, write_text
 from ..lora.file import save_lora
@@ -22,7 +22,7 @@ from ..preferences.cache import PairCache, build_cache
 from ..preferences.relabel import unscored
 from ..types import CachedPair, LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
-from .checks import check_run, resolve_device, resolve_dtype
+from .checks import check_run, load_options, resolve_device, resolve_dtype
 from .events import Done, Event, EventLog, Failed, Phase, Progress, Saved, Started, Warned, read_events
 from .failures import explain
 from .labelling import label_pairs
@@ -194,7 +194,7 @@ class _Job:
         self._progress("load")(0, 1)
         own = self.settings.model
         dtype = resolve_dtype(own.precision, self.device)
-        model = family(own.family).load(own.base, self.device, dtype, own.prediction)
+        model = family_of(own.family, own.base).load(own.base, self.device, dtype, load_options(own))
         model.latent_shape(self.settings.data.size)
         if own.gradient_checkpointing:
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]

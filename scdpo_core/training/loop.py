@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import OptimSettings, TrainSettings, identity
+from ..families.timesteps import TimestepLaw
 from ..types import PairBatch, ScdpoError
 from . import checkpoint as checkpoints
 from .events import Event, Progress, Saved, Warned
@@ -112,12 +113,14 @@ class Trainer:
         self._loss = PairLoss(
             settings.objective,
             steps=optim.max_train_steps,
-            num_timesteps=model.num_timesteps,
+            num_timesteps=model.timesteps.count,
             device=model.device,
         )
         self._scaler = torch.amp.GradScaler(
             model.device.type, enabled=on_gpu and model.dtype == torch.float16
         )
+        own = settings.objective
+        self._law = TimestepLaw(own.timesteps, own.timestep_mean, own.timestep_std)
         self._meter = Meter(model.device)
         self._rising = 0
         self.step = 0
@@ -192,7 +195,8 @@ class Trainer:
         model, settings = self._model, self._settings
         batch = self._batches.batch(index)
         shape = tuple(batch.latents.shape[2:])
-        chance = draw(index, settings.optim.seed, len(batch.weight), shape, model.num_timesteps, model.device)
+        pairs, seed = len(batch.weight), settings.optim.seed
+        chance = draw(index, seed, pairs, shape, model.timesteps, self._law, model.device)
         with self._autocast():
             residuals = pair_residuals(model, self._adapter, batch, chance, settings.objective.weighting)
             prior = None

@@ -29,6 +29,8 @@ def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:
         "winner": own.winner,
         "margin": own.margin,
         "weighting": own.weighting,
+        "prediction": model.prediction,
+        "zero_snr": model.zero_snr,
         "dfm_gamma": own.dfm_gamma,
         "targets": settings.lora.targets,
         "config_hash": config_hash(settings),

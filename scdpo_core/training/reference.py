@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..types import Conditioning, PairBatch, PairErrors
+from ..types import PairBatch, PairErrors
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel, Weighting
+    from ..families.timesteps import TimestepLaw, Timesteps
     from ..lora.adapter import LoraAdapter
 
 
@@ -23,7 +24,7 @@ class Draw:
     """What chance decides for a batch of B pairs.
 
     Attributes:
-        timesteps: [B] int64.
+        timesteps: [B] as the model's `Timesteps` draws them.
         noise: [B, C, h, w] standard normal; both pictures of a pair get the same.
     """
 
@@ -45,7 +46,13 @@ class PairResiduals:
 
 
 def draw(
-    index: int, seed: int, pairs: int, shape: tuple[int, ...], num_timesteps: int, device: torch.device
+    index: int,
+    seed: int,
+    pairs: int,
+    shape: tuple[int, ...],
+    timesteps: Timesteps,
+    law: TimestepLaw,
+    device: torch.device,
 ) -> Draw:
     """Timesteps and noise of the batch of that index.
 
@@ -54,9 +61,9 @@ def draw(
     """
     # A large odd factor keeps neighbouring seeds from sharing batches at shifted indices.
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + index) % 2**63)
-    timesteps = torch.randint(num_timesteps, (pairs,), generator=generator)
+    times = timesteps.draw(pairs, law, generator)
     noise = torch.randn((pairs, *shape), generator=generator)
-    return Draw(timesteps.to(device, non_blocking=True), noise.to(device, non_blocking=True))
+    return Draw(times.to(device, non_blocking=True), noise.to(device, non_blocking=True))
 
 
 def pair_residuals(
@@ -65,7 +72,7 @@ def pair_residuals(
     """Residuals of both networks on both pictures of B pairs, each in one forward pass of 2B pictures."""
     latents = batch.latents.transpose(0, 1).flatten(0, 1)
     noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
-    words = twice(batch.conditioning)
+    words = batch.conditioning.map(lambda part: torch.cat([part] * 2))
     with torch.no_grad(), adapter.disabled():
         reference = model.residuals(latents, noise, timesteps, words, weighting)
     policy = model.residuals(latents, noise, timesteps, words, weighting)
@@ -76,17 +83,9 @@ def noise_residuals(
     model: LoadedModel, adapter: LoraAdapter, batch: PairBatch, chance: Draw
 ) -> tuple[Tensor, Tensor]:
     """Residuals [B, C, h, w] of policy and reference on pure noise at the last timestep, for DUO's prior."""
-    timesteps = torch.full_like(chance.timesteps, model.num_timesteps - 1)
+    timesteps = model.timesteps.last(chance.timesteps)
     # No picture at all: whatever is left of one at the last timestep differs from schedule to schedule.
     empty = torch.zeros_like(chance.noise)
     with torch.no_grad(), adapter.disabled():
         reference = model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native")
     return model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native"), reference
-
-
-def twice(conditioning: Conditioning) -> Conditioning:
-    """The same prompts for the rejected pictures as for the chosen ones."""
-    pooled = conditioning.pooled
-    return Conditioning(
-        torch.cat([conditioning.embeddings] * 2), None if pooled is None else torch.cat([pooled] * 2)
-    )

@@ -1,0 +1,163 @@
+"""What is wrong with a base model's files, found without loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..types import Problem, ScdpoError
+from .base import LoadOptions
+from .detect import TITLES, Kind, detect, read_config
+from .header import Header, read_header
+from .layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
+from .source import MICRO, is_hub_id, locate
+from .texts import text_home, tokenizer_home
+
+
+def check(base: str | Path, family: str, layout: Layout, options: LoadOptions) -> list[Problem]:
+    """Everything that is wrong with a base model's files for a family, found without loading them."""
+    try:
+        # Of a model on the hub only the small files are looked at: its own listing vouches for the others.
+        path = locate(base, folders(layout), weights=False)
+    except ScdpoError as error:
+        return [Problem(Path(base), str(error))]
+    if str(base) == MICRO and not (path / "model_index.json").is_file():
+        what = "The embedded model is missing from this copy. Clone the repository again, or build it with "
+        return [Problem(path, what + "'python -m scdpo_core.micro.build'.")]
+    if not path.exists():
+        what = (
+            "There is no such base model. Give 'micro', a diffusers model folder or a .safetensors file on "
+            "this machine, or the name of a model on the hub (owner/name)."
+        )
+        return [Problem(path, what)]
+    try:
+        kind = detect(path)
+    except ScdpoError as error:
+        return [Problem(path, str(error))]
+    if kind.family != family:
+        return [Problem(path, _mistaken(kind, family))]
+    extras = [*_check_vae(options.vae), *_check_prediction(path, family, options)]
+    if path.is_file():
+        return [*_check_file(path, layout, options), *extras]
+    return [*_check_folder(path, layout, options, weights=not is_hub_id(base)), *extras]
+
+
+def folders(layout: Layout) -> list[str]:
+    """The subfolders of a family's diffusers folders."""
+    texts = [folder for part in layout.texts for folder in (part.folder, part.tokenizer)]
+    return [layout.denoiser, "vae", "scheduler", *texts]
+
+
+def _mistaken(kind: Kind, family: str) -> str:
+    what = f"This is {kind.title}; a {TITLES[family]} model was expected."
+    if kind.family is not None:
+        return f"{what} Set the family to '{kind.family}' or 'auto', or give another base."
+    return f"{what} {kind.advice}".strip()
+
+
+def _check_prediction(path: Path, family: str, options: LoadOptions) -> Iterator[Problem]:
+    if family in ("sd3", "flux") and (options.prediction, options.zero_snr) != ("auto", "auto"):
+        what = f"{TITLES[family]} predicts a flow, so that prediction and zero_snr must stay 'auto'."
+        yield Problem(path, what)
+
+
+def _check_folder(folder: Path, layout: Layout, options: LoadOptions, *, weights: bool) -> list[Problem]:
+    problems: list[Problem] = []
+    for part in layout.texts:
+        if not (folder / part.folder).is_dir():
+            problems += _check_text(folder, None, part, options.text_encoders)
+    texts = [part for part in layout.texts if (folder / part.folder).is_dir()]
+    if weights:
+        for name in (layout.denoiser, "vae", *(part.folder for part in texts)):
+            problems += _check_weights(folder / name)
+    for part in texts:
+        if not (folder / part.tokenizer).is_dir():
+            problems.append(
+                Problem(folder / part.tokenizer, "The tokenizer is missing. Copy the model again.")
+            )
+    for name in ("scheduler/scheduler_config.json", f"{layout.denoiser}/config.json", "vae/config.json"):
+        try:
+            read_config(folder / name)
+        except ScdpoError as error:
+            problems.append(Problem(folder / name, str(error)))
+    if not any(problem.fatal for problem in problems):
+        problems += _check_channels(folder, layout)
+    return problems
+
+
+def _check_channels(folder: Path, layout: Layout) -> list[Problem]:
+    takes = read_config(folder / layout.denoiser / "config.json").get("in_channels", 4)
+    gives = read_config(folder / "vae" / "config.json").get("latent_channels", 4)
+    # FLUX sees blocks of 2x2 cells as channels.
+    if takes in (gives, 4 * gives):
+        return []
+    what = "This denoiser takes extra channels (an inpainting or depth model). Use the plain model."
+    return [Problem(folder / layout.denoiser, what)]
+
+
+def _check_weights(folder: Path) -> list[Problem]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        if any(file.suffix in (".bin", ".ckpt", ".pt") for file in folder.glob("*")):
+            what = "Only pickled weights are here, which can run code when opened. Get the .safetensors ones."
+        else:
+            what = f"The {folder.name} has no weights (.safetensors). Copy the model again."
+        return [Problem(folder, what)]
+    return [problem for file in files if isinstance(problem := _header(file), Problem)]
+
+
+def _header(path: Path) -> Header | Problem:
+    try:
+        return read_header(path)
+    except ScdpoError as error:
+        return Problem(path, str(error))
+
+
+def _check_file(path: Path, layout: Layout, options: LoadOptions) -> list[Problem]:
+    header = _header(path)
+    if isinstance(header, Problem):
+        return [header]
+    problems = []
+    if not header.begins(DENOISER_PREFIX) and not layout.bare_denoiser:
+        problems.append(Problem(path, "It lacks the denoiser. Get the whole model."))
+    if options.vae is None and not header.begins(*VAE_PREFIXES):
+        problems.append(Problem(path, "It lacks the VAE. Get the whole model, or give one: --vae FILE."))
+    for part in layout.texts:
+        problems += _check_text(path, header, part, options.text_encoders)
+    return problems
+
+
+def _check_text(path: Path, header: Header | None, part: TextPart, home: Path | None) -> Iterator[Problem]:
+    inside = header is not None and bool(part.prefix) and header.begins(part.prefix)
+    try:
+        outside = home is not None and text_home(home, part) is not None
+        if not inside and not outside and part.needed:
+            what = f"It lacks the text encoder {part.stem}. Get the whole model, or give a folder that "
+            yield Problem(path, what + "holds it: --text-encoders FOLDER.")
+        elif not inside and not outside:
+            what = f"It has no text encoder {part.stem}; zeros take its place. A folder that holds it helps: "
+            yield Problem(path, what + "--text-encoders FOLDER.", fatal=False)
+        elif not part.own_tokenizer and tokenizer_home(home, part) is None:
+            # An optional encoder without its words is only a reason to draw without it.
+            what = f"The tokenizer of {part.stem} is in no single file. Give a folder that holds it "
+            what += f"({part.tokenizer}/tokenizer.json): --text-encoders FOLDER."
+            yield Problem(path, what, fatal=part.needed)
+    except ScdpoError as error:
+        yield Problem(home or path, str(error))
+
+
+def _check_vae(vae: Path | None) -> Iterator[Problem]:
+    if vae is None:
+        return
+    if vae.is_dir():
+        home = vae / "vae" if (vae / "vae").is_dir() else vae
+        yield from _check_weights(home)
+        return
+    if not vae.is_file():
+        yield Problem(vae, "There is no such VAE. Give a .safetensors file or a folder.")
+        return
+    header = _header(vae)
+    if isinstance(header, Problem):
+        yield header
+    elif not header.begins("decoder.", *VAE_PREFIXES):
+        yield Problem(vae, "This file holds no VAE.")

@@ -1,0 +1,311 @@
+"""The components of a base model, read one by one and without any network.
+
+A folder in diffusers' form is read by diffusers and transformers. A single file is read here, tensors of one
+component at a time; its configurations ship with us, and diffusers renames its tensors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..types import ScdpoError
+from .base import LoadOptions
+from .detect import read_config
+from .header import Header, read_header
+from .layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
+from .texts import (
+    CONFIGS,
+    TextEncoder,
+    build_text_model,
+    clip_tokenizer,
+    holds_words,
+    t5_tokenizer,
+    text_home,
+    tokenizer_home,
+)
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What turns prompts and pictures into tensors.
+
+    Attributes:
+        texts: one for each part of the layout; None for an optional one that is not there.
+        vae: an AutoencoderKL.
+    """
+
+    texts: tuple[TextEncoder | None, ...]
+    vae: Any
+
+
+class Reader(ABC):
+    """A base model on the disk.
+
+    Attributes:
+        header: of a single file; None of a folder.
+    """
+
+    header: Header | None = None
+
+    @abstractmethod
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """The denoiser, on the CPU."""
+
+    @abstractmethod
+    def vae(self) -> Any:
+        """The VAE, in float32 on the CPU."""
+
+    @abstractmethod
+    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+        """A text encoder on the CPU for prompts of `tokens` tokens (0: its own); None if it is not there."""
+
+    @abstractmethod
+    def scheduler(self) -> dict[str, Any]:
+        """The settings of its noise schedule, as diffusers' schedulers have them."""
+
+    @abstractmethod
+    def spread(self, name: str) -> float | None:
+        """The standard deviation of one of a single file's tensors; None if there is no such thing."""
+
+
+class FolderReader(Reader):
+    """A folder in diffusers' form; see `Reader`."""
+
+    def __init__(self, folder: Path, layout: Layout, options: LoadOptions) -> None:
+        self._folder, self._layout = folder, layout
+        self._texts = options.text_encoders
+        self._configs = options.configs or CONFIGS / layout.configs
+
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """See `Reader.denoiser`."""
+        import diffusers
+
+        cls = getattr(diffusers, self._layout.denoiser_class)
+        return cast(nn.Module, _from_diffusers(cls, self._folder / self._layout.denoiser, dtype))
+
+    def vae(self) -> Any:
+        """See `Reader.vae`."""
+        from diffusers import AutoencoderKL
+
+        return _from_diffusers(AutoencoderKL, self._folder / "vae", torch.float32)
+
+    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+        """See `Reader.text`."""
+        home, words = self._folder / part.folder, self._folder / part.tokenizer
+        if not home.is_dir():
+            return _outside(self._texts, part, self._configs, dtype, tokens)
+        tokenizer = clip_tokenizer(words, words) if part.own_tokenizer else t5_tokenizer(words)
+        model = _from_transformers(part, home, dtype)
+        return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
+
+    def scheduler(self) -> dict[str, Any]:
+        """See `Reader.scheduler`."""
+        return read_config(self._folder / "scheduler" / "scheduler_config.json")
+
+    def spread(self, name: str) -> float | None:
+        """See `Reader.spread`."""
+        return None
+
+
+class FileReader(Reader):
+    """A single file in the original layout; see `Reader`. Other text encoders may be in a folder."""
+
+    def __init__(self, path: Path, layout: Layout, options: LoadOptions) -> None:
+        self._path, self._layout = path, layout
+        self._texts = options.text_encoders
+        self._configs = options.configs or CONFIGS / layout.configs
+        self._header = read_header(path)
+        self.header = self._header
+
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """See `Reader.denoiser`."""
+        import diffusers
+
+        cls = getattr(diffusers, self._layout.denoiser_class)
+        whole = self._header.begins(DENOISER_PREFIX)
+        tensors = read_tensors(self._path, DENOISER_PREFIX if whole else "", dtype)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        named = {f"{DENOISER_PREFIX}{name}": tensor for name, tensor in tensors.items()}
+        changes = self._layout.adapt(shapes)
+        config = self._configs / self._layout.denoiser
+        return cast(nn.Module, from_original(cls, named, config, dtype, changes))
+
+    def vae(self) -> Any:
+        """See `Reader.vae`."""
+        return vae_of_file(self._path, self._configs / "vae")
+
+    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+        """See `Reader.text`."""
+        if not part.prefix or not self._header.begins(part.prefix):
+            return _outside(self._texts, part, self._configs, dtype, tokens)
+        tokenizer = _tokenizer(self._texts, part, self._configs)
+        if tokenizer is None:
+            return None
+        weights = read_tensors(self._path, part.prefix, dtype)
+        model = build_text_model(part, self._configs / part.folder, weights)
+        return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
+
+    def scheduler(self) -> dict[str, Any]:
+        """See `Reader.scheduler`."""
+        return read_config(self._configs / "scheduler" / "scheduler_config.json")
+
+    def spread(self, name: str) -> float | None:
+        """See `Reader.spread`."""
+        if name not in self._header.shapes:
+            return None
+        with safe_open(str(self._path), framework="pt") as handle:
+            return float(handle.get_tensor(name).float().std(correction=0))
+
+
+def _outside(
+    home: Path | None, part: TextPart, configs: Path, dtype: torch.dtype, tokens: int
+) -> TextEncoder | None:
+    """A text encoder from the artist's folder of text encoders; None if it is not there."""
+    place = None if home is None else text_home(home, part)
+    if place is None:
+        return None
+    # An encoder in a subfolder brings its own words; beside a file of it are T5's at most.
+    words = place.parent / part.tokenizer
+    whole = place.is_dir() and part.own_tokenizer and holds_words(words)
+    tokenizer = clip_tokenizer(words, words) if whole else _tokenizer(home, part, configs)
+    if tokenizer is None:
+        return None
+    if place.is_dir():
+        model = _from_transformers(part, place, dtype)
+    else:
+        model = build_text_model(part, configs / part.folder, read_tensors(place, "", dtype))
+    return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
+
+
+def _tokenizer(home: Path | None, part: TextPart, configs: Path) -> Any:
+    """CLIP's, which ships with us, or T5's out of the artist's folder; None if it is not there."""
+    if part.own_tokenizer:
+        own = configs / part.tokenizer
+        return clip_tokenizer(own if holds_words(own) else None, own / "tokenizer_config.json")
+    place = tokenizer_home(home, part)
+    return None if place is None else t5_tokenizer(place)
+
+
+def vae_from(place: Path, layout: Layout, options: LoadOptions) -> Any:
+    """A VAE that replaces a model's own: a diffusers folder (or one that has it in vae/), or a file."""
+    from diffusers import AutoencoderKL
+
+    if place.is_dir():
+        home = place / "vae" if (place / "vae").is_dir() else place
+        return _from_diffusers(AutoencoderKL, home, torch.float32)
+    return vae_of_file(place, (options.configs or CONFIGS / layout.configs) / "vae")
+
+
+def vae_of_file(path: Path, config: Path) -> Any:
+    """The VAE in a whole model's file, or in one of its own, in float32."""
+    from diffusers import AutoencoderKL
+
+    header = read_header(path)
+    prefix = next((prefix for prefix in VAE_PREFIXES if header.begins(prefix)), "")
+    return from_original(AutoencoderKL, read_tensors(path, prefix, torch.float32), config, torch.float32, {})
+
+
+def read_tensors(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names; floats become `dtype`."""
+    tensors = {}
+    with safe_open(str(path), framework="pt") as handle:
+        for name in handle.keys():  # noqa: SIM118
+            if name.startswith(prefix):
+                tensor = handle.get_tensor(name)
+                # 8-bit floats are a way to store weights; nothing is computed in them.
+                tensors[name.removeprefix(prefix)] = (
+                    tensor.to(dtype) if tensor.is_floating_point() else tensor
+                )
+    return tensors
+
+
+def from_original(
+    cls: Any, tensors: Mapping[str, Tensor], config: Path, dtype: torch.dtype, changes: Mapping[str, Any]
+) -> Any:
+    """A model of diffusers from tensors with their original names.
+
+    Args:
+        cls: of diffusers.
+        tensors: the component's.
+        config: folder with its config.json.
+        dtype: of its weights.
+        changes: to that configuration.
+
+    Raises:
+        ScdpoError: weights are missing.
+    """
+    try:
+        return cls.from_single_file(
+            dict(tensors), config=str(config), local_files_only=True, torch_dtype=dtype, **changes
+        )
+    except NotImplementedError as error:
+        # What no tensor filled has no memory, and the last step of loading trips over it.
+        raise ScdpoError(
+            f"weights of the {config.name} are missing: the file is incomplete, or another kind of model"
+        ) from error
+
+
+def _from_diffusers(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    names = [file.name for file in folder.glob("diffusion_pytorch_model*.safetensors")]
+    variant = "fp16" if names and all(".fp16" in name for name in names) else None
+    return cls.from_pretrained(
+        str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype, variant=variant
+    )
+
+
+def _from_transformers(part: TextPart, folder: Path, dtype: torch.dtype) -> Any:
+    import transformers
+
+    names = [file.name for file in folder.glob("model*.safetensors")]
+    variant = "fp16" if names and all(".fp16" in name for name in names) else None
+    model = getattr(transformers, part.model).from_pretrained(
+        str(folder), local_files_only=True, use_safetensors=True, dtype=dtype, variant=variant
+    )
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def in_a_sentence(path: Path) -> Iterator[None]:
+    """Turn what loading libraries raise into a sentence, and keep their bars and advice off the screen.
+
+    Raises:
+        ScdpoError: whatever went wrong inside.
+    """
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ScdpoError) as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise ScdpoError(f"The base model {path} could not be loaded: {reason}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the loading libraries' bars and advice off the artist's screen while the block runs."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs = (diffusers_log, transformers_log)
+    before = [log.get_verbosity() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, before, strict=True):
+            log.set_verbosity(level)
+            log.enable_progress_bar()

@@ -1,0 +1,187 @@
+"""What kind of model a file or folder is, told from names and shapes alone, before any long work."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..types import ScdpoError
+from .header import Header, read_header
+from .layout import DENOISER_PREFIX, VAE_PREFIXES
+
+TITLES: Mapping[str, str] = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sd3": "Stable Diffusion 3",
+    "flux": "FLUX.1",
+}
+"""What people call each family."""
+
+_LATENT_CHANNELS = 4
+_FLUX_CHANNELS = 64
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file or folder is.
+
+    Attributes:
+        family: its name in `FAMILIES`; None if it cannot be trained.
+        title: with its article: 'a Stable Diffusion XL model'.
+        advice: what to do when it cannot be trained; may be empty.
+    """
+
+    family: str | None
+    title: str
+    advice: str = ""
+
+
+def detect(path: Path) -> Kind:
+    """What a diffusers folder or a .safetensors file is.
+
+    Raises:
+        ScdpoError: it cannot be read; says why and what to do.
+    """
+    return _of_folder(path) if path.is_dir() else of_header(read_header(path))
+
+
+def of_header(header: Header) -> Kind:
+    """What a file with this header is."""
+    for recognise in (_foreign, _transformer, _unet, _single_part):
+        kind = recognise(header)
+        if kind is not None:
+            return kind
+    return Kind(None, "no model that is known here", _KNOWN)
+
+
+def _plain(family: str) -> Kind:
+    return Kind(family, f"a {TITLES[family]} model")
+
+
+_KNOWN = f"Models of these families can be trained: {', '.join(TITLES.values())}."
+_LORA = re.compile(r"lora_(unet|te\d?|transformer)_|\.lora[_.](A|B|up|down|linear_layer)|\.(hada|lokr)_w\d")
+# Names that no trainable model has, and what they mean.
+_FOREIGN: tuple[tuple[str, str], ...] = (
+    (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet"),
+    (r"(emb_params|string_to_param|clip_[lg])$", "a textual inversion"),
+    (r".*\.(absmax|quant_state|quant_map)", "a 4-bit or 8-bit bitsandbytes file"),
+    (r"(model\.diffusion_model\.)?distilled_guidance_layer\.", "a Chroma model"),
+    (r"(model\.diffusion_model\.)?(single_stream|double_stream)_modulation", "a FLUX.2 model"),
+    (r"(model\.diffusion_model\.)?txt_in\.individual_token_refiner\.", "a Hunyuan Video model"),
+    (r"(model\.diffusion_model\.)?double_layers\.", "an AuraFlow model"),
+    (r"(model\.diffusion_model\.)?cap_embedder\.", "a Lumina or Z-Image model"),
+    (r"(model\.diffusion_model\.)?(head\.modulation|patchify_proj\.)", "a video model"),
+    (r"edm_(mean|std)$|edm_vpred\.", "an EDM model (such as Playground 2.5 or CosXL)"),
+    (
+        r"clip_txt_mapper\.|(model\.diffusion_model\.)?down_blocks\.\d+\.0\.channelwise",
+        "a Stable Cascade model",
+    ),
+)
+
+
+def _foreign(header: Header) -> Kind | None:
+    if any(_LORA.search(name) for name in header.shapes):
+        return Kind(None, "a LoRA, not a base model", "Give the model that it was made for.")
+    for pattern, title in _FOREIGN:
+        if any(re.match(pattern, name) for name in header.shapes):
+            return Kind(None, title, _KNOWN)
+    return None
+
+
+def _transformer(header: Header) -> Kind | None:
+    if header.begins(f"{DENOISER_PREFIX}joint_blocks.", "joint_blocks."):
+        return _plain("sd3")
+    if header.begins(f"{DENOISER_PREFIX}double_blocks.", "double_blocks."):
+        channels = header.shape(f"{DENOISER_PREFIX}img_in.weight", "img_in.weight")
+        if channels[1:] != (_FLUX_CHANNELS,):
+            return Kind(
+                None, "a FLUX.1 model with extra channels (Fill, Depth or Canny)", "Use the plain one."
+            )
+        return _plain("flux")
+    return None
+
+
+def _unet(header: Header) -> Kind | None:
+    first = header.shape(f"{DENOISER_PREFIX}input_blocks.0.0.weight")
+    if not first:
+        return None
+    context = next(
+        (shape[1] for name, shape in header.shapes.items() if name.endswith("attn2.to_k.weight")), 0
+    )
+    if header.begins("conditioner.embedders.0.model.") or context == 1280:
+        return Kind(None, "a Stable Diffusion XL refiner", "Train the base model instead.")
+    if header.begins("conditioner.embedders.1.") or context == 2048:
+        family = "sdxl"
+    elif header.begins("cond_stage_model.model.") or context == 1024:
+        family = "sd2"
+    else:
+        family = "sd1"
+    if first[1] != _LATENT_CHANNELS:
+        title = f"a {TITLES[family]} model with extra channels (inpainting, depth or instructions)"
+        return Kind(None, title, "Use the plain model.")
+    return _plain(family)
+
+
+def _single_part(header: Header) -> Kind | None:
+    if header.begins("down_blocks.", "transformer_blocks."):
+        title = "the denoiser of a diffusers folder"
+        return Kind(None, title, "Give the folder above it, with its model_index.json.")
+    if header.begins("decoder.", *VAE_PREFIXES):
+        return Kind(None, "a VAE alone", "Give it as --vae, beside a base model.")
+    if header.begins("text_model.", "encoder.block.", "transformer.resblocks.", "cond_stage_model."):
+        title = "a text encoder alone"
+        return Kind(None, title, "Give its folder as --text-encoders, beside a base model.")
+    return None
+
+
+_PIPELINES = {
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+}
+
+
+def _of_folder(folder: Path) -> Kind:
+    if not (folder / "model_index.json").is_file():
+        found = sorted(folder.glob("*.safetensors"))
+        hint = f" It holds {found[0].name}: give that file itself." if found else ""
+        raise ScdpoError(f"This is no diffusers model folder: it has no model_index.json.{hint}")
+    pipeline = read_config(folder / "model_index.json").get("_class_name", "StableDiffusionPipeline")
+    if pipeline in _PIPELINES:
+        return _plain(_PIPELINES[pipeline])
+    if pipeline != "StableDiffusionPipeline":
+        return Kind(None, f"a {pipeline}", _KNOWN)
+    return _plain(_with_one_text_encoder(folder))
+
+
+def _with_one_text_encoder(folder: Path) -> str:
+    """Which of the families that share a pipeline: OpenCLIP's text encoder is that of version 2."""
+    width = read_config(folder / "unet" / "config.json").get("cross_attention_dim")
+    if width in (768, 1024):
+        return "sd2" if width == 1024 else "sd1"
+    activation = read_config(folder / "text_encoder" / "config.json").get("hidden_act", "quick_gelu")
+    return "sd2" if activation == "gelu" else "sd1"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a component.
+
+    Raises:
+        ScdpoError: there are none, or they cannot be read; says which file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ScdpoError(f"{path.parent.name}/{path.name} is missing. Copy the model again.") from None
+    except (OSError, ValueError) as error:
+        raise ScdpoError(
+            f"{path.parent.name}/{path.name} cannot be read ({error}). Copy it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise ScdpoError(f"{path.parent.name}/{path.name} holds no settings. Copy the model again.")
+    return value

@@ -1,0 +1,54 @@
+"""Models of a transformer and a rectified flow: Stable Diffusion 3 and FLUX.1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .components import Reader, quiet
+from .latent import LatentModel, Predict
+from .parameterisation import Flow
+from .timesteps import ContinuousTimesteps
+
+
+class FlowModel(LatentModel):
+    """A transformer that looks at squares of cells and predicts a flow; see `LoadedModel`."""
+
+    def _scheduler(self, reader: Reader) -> dict[str, Any]:
+        settings = reader.scheduler()
+        self.parameterisation = Flow()
+        self.timesteps = ContinuousTimesteps(int(settings.get("num_train_timesteps", 1000)))
+        return settings
+
+    def _level(self, timesteps: Tensor) -> Tensor:
+        return timesteps / self.timesteps.count
+
+    def _text_dtype(self, index: int) -> torch.dtype:
+        """T5's 4.7 billion weights are kept in 16 bits beside a 16-bit model; in fp16 it overflows."""
+        is_t5 = self._layout.texts[index].model == "T5EncoderModel"
+        return torch.bfloat16 if is_t5 and self.dtype != torch.float32 else torch.float32
+
+    def _denoise(self, latents: Tensor, predict: Predict, steps: int) -> Tensor:
+        """Euler steps along the flow, at the times that the model's own schedule chooses."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        with quiet():
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._schedule)
+        scheduler.set_timesteps(steps, device=self.device, **self._times(latents, steps))
+        for timestep in scheduler.timesteps:
+            predicted = predict(latents, timestep.expand(len(latents)))
+            latents = scheduler.step(predicted, timestep, latents).prev_sample.float()
+        return latents
+
+    def _times(self, latents: Tensor, steps: int) -> dict[str, Any]:
+        """Larger pictures stay noisy longer, if the schedule says so (Esser et al. 2024, section 5.3.2)."""
+        own = self._schedule
+        if not own.get("use_dynamic_shifting", False):
+            return {}
+        tokens = math.prod(latents.shape[2:]) // self._cells() ** 2
+        few, many = own.get("base_image_seq_len", 256), own.get("max_image_seq_len", 4096)
+        low, high = own.get("base_shift", 0.5), own.get("max_shift", 1.15)
+        return {"mu": low + (high - low) * (tokens - few) / (many - few)}

@@ -1,0 +1,284 @@
+"""What all latent models share: sizes, VAE, cached prompts, errors, sampling in portions, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..types import Conditioning, ScdpoError
+from .base import LoadOptions, Weighting
+from .components import Encoders, Reader, in_a_sentence, vae_from
+from .layout import Layout
+from .parameterisation import Parameterisation
+from .timesteps import Timesteps
+
+_PIXELS_AT_ONCE = 2 * 512 * 512
+_PICTURES_AT_ONCE = 32
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""Noisy latents [N, C, h, w] and timesteps [N] in, the network's answer out, guidance included."""
+
+
+class LatentModel(ABC):
+    """A loaded model; see `LoadedModel`. Families add how prompts are encoded and how the denoiser is called.
+
+    The VAE stays in float32: it runs once, the denoiser often.
+    """
+
+    family: str
+    parameterisation: Parameterisation
+    timesteps: Timesteps
+    zero_snr = False
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        reader: Reader,
+        layout: Layout,
+        device: torch.device,
+        dtype: torch.dtype,
+        options: LoadOptions,
+    ) -> None:
+        """Read the denoiser and the encoders.
+
+        Args:
+            name: what the artist calls it.
+            path: for messages.
+            reader: of its files.
+            layout: of its family.
+            device: to compute on.
+            dtype: of the denoiser.
+            options: of the artist.
+
+        Raises:
+            ScdpoError: the files do not fit together.
+        """
+        self.name, self.dtype, self.device = name, dtype, device
+        self._path, self._reader, self._layout, self._options = path, reader, layout, options
+        with in_a_sentence(path):
+            self._schedule = self._scheduler(reader)
+            self.denoiser: nn.Module = reader.denoiser(dtype).to(device, dtype).requires_grad_(False).eval()
+        self._encoders: Encoders | None = self._read_encoders()
+        vae = self._encoders.vae.config
+        self.vae_scale = 2 ** (len(vae.block_out_channels) - 1)
+        self._channels = int(vae.latent_channels)
+        self._check_channels()
+        self._scale = float(vae.scaling_factor)
+        self._shift = float(getattr(vae, "shift_factor", None) or 0.0)
+        self.default_size = self._own_size()
+        lengths = [self._text_tokens(index) for index in range(len(layout.texts))]
+        self.encoder_id = f"{self.family}-{fingerprint(self._encoders, lengths)}"
+
+    @abstractmethod
+    def _scheduler(self, reader: Reader) -> dict[str, Any]:
+        """Settings of the noise schedule; sets `parameterisation`, `timesteps` and `zero_snr`."""
+
+    @abstractmethod
+    def _own_size(self) -> tuple[int, int]:
+        """(width, height) that the model was made for."""
+
+    @abstractmethod
+    def _cells(self) -> int:
+        """Height and width of latents are multiples of this."""
+
+    @abstractmethod
+    def _level(self, timesteps: Tensor) -> Tensor:
+        """[N] levels of the parameterisation at [N] timesteps."""
+
+    @abstractmethod
+    def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
+        """What the denoiser knows of a portion of prompts."""
+
+    @abstractmethod
+    def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's answer to [N, C, h, w] of any type, in float32."""
+
+    @abstractmethod
+    def _denoise(self, latents: Tensor, predict: Predict, steps: int) -> Tensor:
+        """Scaled latents of pictures, from noise."""
+
+    def _check_channels(self) -> None:
+        takes = int(self.denoiser.config.in_channels)  # type: ignore[union-attr,arg-type]
+        # FLUX sees squares of 2x2 cells as channels.
+        if takes not in (self._channels, 4 * self._channels):
+            raise ScdpoError(
+                f"The VAE makes latents of {self._channels} channels and {self._path} takes {takes}: it is "
+                "the VAE of another family. Leave --vae out, or give the right one."
+            )
+
+    def _text_dtype(self, index: int) -> torch.dtype:
+        """Number format of a text encoder; CLIP is small."""
+        return torch.float32
+
+    def _text_tokens(self, index: int) -> int:
+        """Length of a text encoder's prompts; 0 is the tokenizer's own."""
+        return 0
+
+    @property
+    def prediction(self) -> str:
+        """See `LoadedModel.prediction`."""
+        return self.parameterisation.name
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """See `LoadedModel.latent_shape`."""
+        width, height = size or self.default_size
+        step = self.vae_scale * self._cells()
+        if width % step or height % step or min(width, height) < step:
+            raise ScdpoError(f"Pictures of {width}x{height} do not fit this model: use multiples of {step}.")
+        return self._channels, height // self.vae_scale, width // self.vae_scale
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `LoadedModel.encode_prompts`."""
+        encoders = self._get_encoders()
+        parts = [
+            self._encode(encoders, prompts[first : first + _PICTURES_AT_ONCE])
+            for first in range(0, len(prompts), _PICTURES_AT_ONCE)
+        ]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return Conditioning(
+            torch.cat([part.embeddings for part in parts]).float(),
+            torch.cat(pooled).float() if pooled else None,
+        )
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """See `LoadedModel.encode_pictures`."""
+        vae = self._get_encoders().vae
+        parts = [
+            vae.encode(part.to(self.device, torch.float32)).latent_dist.mean
+            for part in pictures.split(_at_once(pictures.shape[3], pictures.shape[2]))
+        ]
+        return (torch.cat(parts) - self._shift) * self._scale
+
+    def residuals(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        weighting: Weighting,
+    ) -> Tensor:
+        """See `LoadedModel.residuals`."""
+        level = self._level(timesteps).view(-1, 1, 1, 1)
+        noisy = self.parameterisation.noisy(latents, noise, level)
+        predicted = self._predict(noisy, timesteps, conditioning)
+        residual = predicted - self.parameterisation.target(latents, noise, level)
+        if weighting == "exact":
+            residual = residual * self.parameterisation.exact_weight(level).sqrt()
+        return residual
+
+    def errors(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        weighting: Weighting,
+    ) -> Tensor:
+        """See `LoadedModel.errors`."""
+        return self.residuals(latents, noise, timesteps, conditioning, weighting).square().mean(dim=(1, 2, 3))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        size: tuple[int, int] | None = None,
+    ) -> list[Image.Image]:
+        """See `LoadedModel.sample`. Without added noise, whatever scheduler the model came with."""
+        shape = self.latent_shape(size)
+        pictures: list[Image.Image] = []
+        at_once = _at_once(shape[2] * self.vae_scale, shape[1] * self.vae_scale)
+        for first in range(0, len(prompts), at_once):
+            some = slice(first, first + at_once)
+            dice = [torch.Generator().manual_seed(seed) for seed in seeds[some]]
+            noise = torch.stack([torch.randn(shape, generator=generator) for generator in dice])
+            predict = self._guided(list(prompts[some]), guidance)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                latents = self._denoise(noise.to(self.device), predict, steps)
+            pictures += self._decode(latents)
+        return pictures
+
+    def _guided(self, prompts: list[str], guidance: float) -> Predict:
+        """The answer to prompts, pushed away from the answer to no words (Ho and Salimans 2022)."""
+        guided = guidance > 1
+        words = self.encode_prompts([*prompts, *([""] * len(prompts) if guided else [])])
+
+        def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
+            if not guided:
+                return self._predict(latents, timesteps, words)
+            twice = self._predict(torch.cat([latents] * 2), torch.cat([timesteps] * 2), words)
+            asked, empty = twice.chunk(2)
+            return empty + guidance * (asked - empty)
+
+        return predict
+
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        vae = self._get_encoders().vae
+        pixels = vae.decode(latents / self._scale + self._shift).sample
+        colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return [Image.fromarray(picture) for picture in colours.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def release_encoders(self) -> None:
+        """See `LoadedModel.release_encoders`."""
+        self._encoders = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _get_encoders(self) -> Encoders:
+        if self._encoders is None:
+            self._encoders = self._read_encoders()
+        return self._encoders
+
+    def _read_encoders(self) -> Encoders:
+        own, reader = self._options, self._reader
+        with in_a_sentence(self._path):
+            texts = tuple(
+                reader.text(part, self._text_dtype(index), self._text_tokens(index))
+                for index, part in enumerate(self._layout.texts)
+            )
+            vae = reader.vae() if own.vae is None else vae_from(own.vae, self._layout, own)
+        for text in texts:
+            if text is not None:
+                text.model.to(self.device).requires_grad_(False).eval()
+        return Encoders(texts, vae.to(self.device).requires_grad_(False).eval())
+
+
+def fingerprint(encoders: Encoders, lengths: Sequence[int]) -> str:
+    """12 hexadecimal digits that change with any weight of the encoders, their vocabularies and lengths.
+
+    Args:
+        encoders: of a model.
+        lengths: in tokens, of what stands in for a text encoder that is not there.
+    """
+    digest = hashlib.sha256()
+    for text, length in zip(encoders.texts, lengths, strict=True):
+        if text is None:
+            digest.update(f"nothing of {length}".encode())
+        else:
+            digest.update(json.dumps(sorted(text.tokenizer.get_vocab().items())).encode())
+            digest.update(str(text.tokens).encode())
+    models = [text.model for text in encoders.texts if text is not None]
+    for module in (*models, encoders.vae):
+        for _, tensor in sorted(module.state_dict().items()):
+            # Bytes, since numpy knows no bfloat16.
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(raw.numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def _at_once(width: int, height: int) -> int:
+    """How many pictures of that size to put through the VAE together, so that 8 GB of memory suffice."""
+    return max(1, min(_PICTURES_AT_ONCE, _PIXELS_AT_ONCE // (width * height)))

@@ -1,0 +1,139 @@
+"""Stable Diffusion 3 and 3.5, medium and large."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..types import Conditioning, ScdpoError
+from .components import Encoders
+from .detect import TITLES
+from .family import LayoutFamily
+from .flow import FlowModel
+from .header import numbers
+from .layout import Layout, Shapes, TextPart
+
+_T5_TOKENS = 256
+_HEAD = 64
+
+
+def adapt(shapes: Shapes) -> dict[str, Any]:
+    """The transformer's configuration, read off a file's shapes: one function for 3 and both 3.5."""
+    width = shapes["x_embedder.proj.weight"][0]
+    return {
+        "num_layers": max(numbers(shapes, "joint_blocks.")) + 1,
+        "num_attention_heads": width // _HEAD,
+        "attention_head_dim": _HEAD,
+        "in_channels": shapes["x_embedder.proj.weight"][1],
+        "caption_projection_dim": shapes["context_embedder.weight"][0],
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "pooled_projection_dim": shapes["y_embedder.mlp.0.weight"][1],
+        "pos_embed_max_size": math.isqrt(shapes["pos_embed"][1]),
+        "dual_attention_layers": tuple(
+            sorted(numbers((n for n in shapes if ".attn2." in n), "joint_blocks."))
+        ),
+        "qk_norm": "rms_norm" if any(".ln_q." in name for name in shapes) else None,
+    }
+
+
+def _clip(number: str, stem: str) -> TextPart:
+    return TextPart(
+        folder=f"text_encoder{number}",
+        tokenizer=f"tokenizer{number}",
+        model="CLIPTextModelWithProjection",
+        layout="transformers",
+        prefix=f"text_encoders.{stem}.transformer.",
+        stem=stem,
+    )
+
+
+LAYOUT = Layout(
+    pipeline="StableDiffusion3Pipeline",
+    denoiser="transformer",
+    denoiser_class="SD3Transformer2DModel",
+    texts=(
+        _clip("", "clip_l"),
+        _clip("_2", "clip_g"),
+        TextPart(
+            folder="text_encoder_3",
+            tokenizer="tokenizer_3",
+            model="T5EncoderModel",
+            layout="transformers",
+            prefix="text_encoders.t5xxl.transformer.",
+            stem="t5xxl",
+            needed=False,
+            own_tokenizer=False,
+        ),
+    ),
+    configs="sd3",
+    bare_denoiser=True,
+    adapt=adapt,
+)
+
+
+class SD3Model(FlowModel):
+    """A loaded model; see `LoadedModel`.
+
+    The words are the last states but one of both CLIPs side by side, zeros beside them up to T5's width, and
+    T5's states after them; without T5 those are zeros, as the model has seen in training.
+    """
+
+    family = "sd3"
+
+    def _text_tokens(self, index: int) -> int:
+        return self._t5_tokens if index == 2 else 0
+
+    @property
+    def _t5_tokens(self) -> int:
+        return self._options.t5_tokens or _T5_TOKENS
+
+    def _own_size(self) -> tuple[int, int]:
+        side = int(self.denoiser.config.sample_size) * self.vae_scale  # type: ignore[union-attr,arg-type]
+        return side, side
+
+    def _cells(self) -> int:
+        return int(self.denoiser.config.patch_size)  # type: ignore[union-attr,arg-type]
+
+    def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """See `LoadedModel.latent_shape`."""
+        shape = super().latent_shape(size)
+        most = int(self.denoiser.config.pos_embed_max_size) * self._cells()  # type: ignore[union-attr,arg-type]
+        if max(shape[1:]) > most:
+            raise ScdpoError(f"This model knows no pictures beyond {most * self.vae_scale} pixels a side.")
+        return shape
+
+    def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
+        *clips, t5 = encoders.texts
+        answers = [clip.run(prompts, hidden=True) for clip in clips if clip is not None]
+        words = torch.cat([answer.hidden_states[-2] for answer in answers], dim=-1)
+        width = int(self.denoiser.config.joint_attention_dim)  # type: ignore[union-attr,arg-type]
+        if t5 is None:
+            more = words.new_zeros(len(prompts), self._t5_tokens, width)
+        else:
+            more = t5.run(prompts).last_hidden_state.float()
+        words = pad(words, (0, width - words.shape[-1]))
+        return Conditioning(
+            torch.cat([words, more], dim=1), torch.cat([answer.text_embeds for answer in answers], dim=-1)
+        )
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        if conditioning.pooled is None:
+            raise ValueError("Stable Diffusion 3 needs the pooled states of its CLIPs.")
+        answer: Tensor = self.denoiser(
+            hidden_states=noisy.to(self.dtype),
+            timestep=timesteps,
+            encoder_hidden_states=conditioning.embeddings.to(self.dtype),
+            pooled_projections=conditioning.pooled.to(self.dtype),
+        ).sample
+        return answer.float()
+
+
+class SD3(LayoutFamily):
+    """The family of SD3Transformer2DModel, CLIP-L, OpenCLIP-bigG and T5, and a VAE of 16 channels."""
+
+    def __init__(self) -> None:
+        super().__init__(SD3Model.family, TITLES[SD3Model.family], LAYOUT, SD3Model)

@@ -1,0 +1,69 @@
+"""Stable Diffusion XL and its fine-tunes, those of v with zero terminal SNR included."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import Conditioning
+from .components import Encoders
+from .detect import TITLES
+from .family import LayoutFamily
+from .layout import Layout, TextPart
+from .unet import UNetModel, uncropped
+
+LAYOUT = Layout(
+    pipeline="StableDiffusionXLPipeline",
+    denoiser="unet",
+    denoiser_class="UNet2DConditionModel",
+    texts=(
+        TextPart(
+            folder="text_encoder",
+            tokenizer="tokenizer",
+            model="CLIPTextModel",
+            layout="transformers",
+            prefix="conditioner.embedders.0.transformer.",
+            stem="clip_l",
+        ),
+        TextPart(
+            folder="text_encoder_2",
+            tokenizer="tokenizer_2",
+            model="CLIPTextModelWithProjection",
+            layout="open_clip",
+            prefix="conditioner.embedders.1.model.",
+            stem="clip_g",
+        ),
+    ),
+    configs="sdxl",
+)
+
+
+class SDXLModel(UNetModel):
+    """A loaded model; see `LoadedModel`.
+
+    The words are the last states but one of both encoders side by side; the pooled state is the second's.
+    """
+
+    family = "sdxl"
+
+    def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
+        answers = [text.run(prompts, hidden=True) for text in encoders.texts if text is not None]
+        words = torch.cat([answer.hidden_states[-2] for answer in answers], dim=-1)
+        return Conditioning(words, answers[-1].text_embeds)
+
+    def _added(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+        sizes, pooled = conditioning.sizes, conditioning.pooled
+        if pooled is None:
+            raise ValueError("Stable Diffusion XL needs the pooled state of its second text encoder.")
+        if sizes is None:
+            height, width = (cells * self.vae_scale for cells in noisy.shape[2:])
+            sizes = uncropped(height, width, noisy.device).expand(len(noisy), -1)
+        # Not in 16 bits, which know no odd numbers as large as a picture.
+        return {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.float()}
+
+
+class SDXL(LayoutFamily):
+    """The family of a large UNet2DConditionModel, CLIP-L and OpenCLIP-bigG, and a VAE of four channels."""
+
+    def __init__(self) -> None:
+        super().__init__(SDXLModel.family, TITLES[SDXLModel.family], LAYOUT, SDXLModel)

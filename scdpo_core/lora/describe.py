@@ -1,0 +1,143 @@
+"""What can be told of a LoRA: what it says of itself, what it changes, and how strongly, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..types import LoraFile
+from .change import Parts, by_module, delta, kind_of, rank_of, scale_of
+from .layouts import block_of
+
+_ORDER = (
+    "text_encoder",
+    "text_encoder_2",
+    "down_blocks",
+    "mid_block",
+    "up_blocks",
+    "transformer_blocks",
+    "single_transformer_blocks",
+    "other",
+)
+
+
+@dataclass(frozen=True)
+class BlockFigures:
+    """One block of the network.
+
+    Attributes:
+        block: see `layouts.block_of`.
+        modules: how many of its modules change.
+        ranks: the different ranks among them, ascending.
+        norm: root of the sum of squares of the change of all its weights, at strength 1.
+        share: of the whole LoRA's squared norm, 0..1.
+    """
+
+    block: str
+    modules: int
+    ranks: Sequence[int]
+    norm: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Description:
+    """A LoRA's file, described.
+
+    Attributes:
+        path: the file.
+        family: its base model's, '' if nothing tells.
+        kinds: of its modules: lora, dora, loha, lokr.
+        ranks: the different ranks, ascending; a LoKr of full factors has none.
+        alphas: the different alphas, ascending.
+        dtypes: number formats of the weights.
+        keys: number of tensors.
+        modules: number of modules that change.
+        norm: root of the sum of squares of the whole change at strength 1; a DoRA's before its rescaling.
+        blocks: figures of each block, in the network's order.
+        metadata: everything the file says of itself.
+    """
+
+    path: Path
+    family: str
+    kinds: Sequence[str]
+    ranks: Sequence[int]
+    alphas: Sequence[float]
+    dtypes: Sequence[str]
+    keys: int
+    modules: int
+    norm: float
+    blocks: Sequence[BlockFigures]
+    metadata: Mapping[str, str]
+
+
+def describe(state: Mapping[str, Tensor], file: LoraFile) -> Description:
+    """Describe a loaded LoRA.
+
+    Args:
+        state: canonical name -> weight, of `load_lora`.
+        file: what `load_lora` said with it.
+    """
+    modules = by_module(state)
+    squares = {module: squared_norm(parts) for module, parts in modules.items()}
+    total = sum(squares.values())
+    blocks: dict[str, list[str]] = {}
+    for module in modules:
+        blocks.setdefault(block_of(module), []).append(module)
+    figures = []
+    for block in sorted(blocks, key=_place):
+        inside = blocks[block]
+        square = sum(squares[module] for module in inside)
+        figures.append(
+            BlockFigures(
+                block,
+                len(inside),
+                _distinct(rank_of(modules[module]) for module in inside),
+                square**0.5,
+                square / total if total else 0.0,
+            )
+        )
+    return Description(
+        path=file.path,
+        family=file.family,
+        kinds=sorted({kind_of(parts) for parts in modules.values()}),
+        ranks=_distinct(rank_of(parts) for parts in modules.values()),
+        alphas=sorted({float(parts["alpha"]) for parts in modules.values() if "alpha" in parts}),
+        dtypes=sorted(
+            {
+                str(tensor.dtype).removeprefix("torch.")
+                for name, tensor in state.items()
+                if name[-6:] != ".alpha"
+            }
+        ),
+        keys=file.keys,
+        modules=len(modules),
+        norm=total**0.5,
+        blocks=figures,
+        metadata=file.metadata,
+    )
+
+
+def squared_norm(parts: Parts) -> float:
+    """The sum of squares of a module's change at strength 1.
+
+    Of a plain LoRA it needs the [rank, rank] products of its factors only:
+    |up @ down|^2 = trace((up^T up) (down down^T)).
+    """
+    if kind_of(parts) in ("loha", "lokr") or "mid" in parts:
+        return float(delta(parts).double().square().sum())
+    up, down = parts["up"].double().flatten(1), parts["down"].double().flatten(1)
+    square = ((up.T @ up) * (down @ down.T)).sum()
+    return max(0.0, float(square)) * scale_of(parts) ** 2
+
+
+def _distinct(ranks: Iterable[int | None]) -> list[int]:
+    return sorted({rank for rank in ranks if rank is not None})
+
+
+def _place(block: str) -> tuple[int, int]:
+    name, _, number = block.partition(".")
+    return _ORDER.index(name), int(number or 0)

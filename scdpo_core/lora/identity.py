@@ -1,0 +1,140 @@
+"""Which base model a LoRA is for, told from its keys, its shapes and what its metadata says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ..types import ScdpoError
+from .change import Parts, inputs_of
+from .keys import TEXT_ENCODERS, Address
+from .layouts import TRANSFORMERS, UNETS
+
+
+class Base(NamedTuple):
+    """What files and hosts call a family.
+
+    Attributes:
+        version: for kohya's `ss_base_model_version`.
+        architecture: for `modelspec.architecture`.
+        sidecar: for the "sd version" of a host's card.
+        title: what people call it.
+    """
+
+    version: str
+    architecture: str
+    sidecar: str
+    title: str
+
+
+BASES = {
+    # The embedded model has SD 1's modules in other sizes, so no SD 1 checkpoint takes its LoRAs.
+    "micro": Base("sd_v1", "stable-diffusion-v1/lora", "Unknown", "the embedded model"),
+    "sd1": Base("sd_v1", "stable-diffusion-v1/lora", "SD1", "Stable Diffusion 1"),
+    "sd2": Base("sd_v2", "stable-diffusion-v2-512/lora", "SD2", "Stable Diffusion 2"),
+    "sdxl": Base("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "SDXL", "Stable Diffusion XL"),
+    "sd3": Base("sd3", "stable-diffusion-3/lora", "Unknown", "Stable Diffusion 3"),
+    "flux": Base("flux1", "flux-1-dev/lora", "Unknown", "FLUX.1"),
+}
+"""Every family that a LoRA's file can name."""
+
+_FAMILY_KEY = "scdpo_family"
+# How the values of `ss_base_model_version` and `modelspec.architecture` begin.
+_SAID = {
+    "sd_v1": "sd1",
+    "sd_v2": "sd2",
+    "sdxl": "sdxl",
+    "sd3": "sd3",
+    "flux": "flux",
+    "stable-diffusion-v1": "sd1",
+    "stable-diffusion-v2": "sd2",
+    "stable-diffusion-xl": "sdxl",
+    "stable-diffusion-3": "sd3",
+    "stable-diffusion-v3": "sd3",
+}
+# How wide the text is that cross-attention looks at, and the text encoders' layers are.
+_TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+_FLUX_WIDTH = 3072
+
+
+def base_family(found: Iterable[Address], weights: Mapping[str, Parts], metadata: Mapping[str, str]) -> str:
+    """Name of the family that a LoRA was trained for, or '' where nothing tells.
+
+    Args:
+        found: what its keys mean.
+        weights: its weights by canonical module; only shapes count, so they may be on the meta device.
+        metadata: of its file.
+
+    Raises:
+        ScdpoError: its weights belong to different families, or to another one than it says.
+    """
+    said = said_family(metadata)
+    possible = _possible(found, weights)
+    if said == "micro" or not possible:
+        return said
+    if said and said not in possible:
+        raise ScdpoError(
+            f"says that it is for {BASES[said].title}, but its weights are those of a LoRA "
+            f"for {_titles(possible)}."
+        )
+    if not said and possible == set(TRANSFORMERS):
+        # Blocks that both have, by names that both use: FLUX is wider than any SD3.
+        inner = [inputs_of(parts) for module, parts in weights.items() if module.endswith("attn.to_q")]
+        return ("flux" if _FLUX_WIDTH in inner else "sd3") if inner else ""
+    return said or (next(iter(possible)) if len(possible) == 1 else "")
+
+
+def said_family(metadata: Mapping[str, str]) -> str:
+    """What a file's metadata says of its family; '' if nothing that is known here."""
+    own = metadata.get(_FAMILY_KEY, "")
+    if own:
+        return own if own in BASES else ""
+    for entry in ("ss_base_model_version", "modelspec.architecture"):
+        value = metadata.get(entry, "").lower()
+        for start, family in _SAID.items():
+            if value.startswith(start):
+                return family
+    return ""
+
+
+def _possible(found: Iterable[Address], weights: Mapping[str, Parts]) -> frozenset[str]:
+    """Families that have every module of the LoRA; empty for another kind of model (the embedded one,
+    say)."""
+    kinds: dict[str, frozenset[str]] = {}
+    for address in found:
+        if not address.modules[0].startswith(TEXT_ENCODERS):
+            kinds.setdefault(address.modules[0], address.families)
+        elif address.modules[0].startswith(TEXT_ENCODERS[1]):
+            kinds.setdefault(TEXT_ENCODERS[1], address.families)
+    unets = next((module for module, families in kinds.items() if families & set(UNETS)), None)
+    others = next(
+        (
+            module
+            for module, families in kinds.items()
+            if families & set(TRANSFORMERS) and not families & set(UNETS)
+        ),
+        None,
+    )
+    if unets is not None and others is not None:
+        raise ScdpoError(f"mixes models: '{unets}' is a UNet's module, '{others}' is a transformer's.")
+    possible = frozenset.intersection(frozenset((*UNETS, *TRANSFORMERS)), *kinds.values())
+    widths = _widths(weights)
+    known = {_TEXT_WIDTHS[width] for width in widths if width in _TEXT_WIDTHS}
+    if widths and not known:
+        # A UNet that looks at text of no Stable Diffusion's width.
+        return frozenset()
+    if known and possible & set(UNETS):
+        possible &= known
+    return possible
+
+
+def _widths(weights: Mapping[str, Parts]) -> set[int]:
+    return {
+        inputs_of(parts)
+        for module, parts in weights.items()
+        if module.endswith(".attn2.to_k") and "attentions" in module
+    }
+
+
+def _titles(families: Iterable[str]) -> str:
+    return " or ".join(BASES[family].title for family in sorted(families))

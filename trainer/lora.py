@@ -1,0 +1,235 @@
+"""Look into LoRA files and change them: `python trainer/lora.py inspect|convert|resize|merge ...`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from scdpo_core.lora.describe import Description, describe
+from scdpo_core.lora.file import base_metadata, load_lora, write_lora
+from scdpo_core.lora.identity import BASES
+from scdpo_core.lora.keys import DIALECTS
+from scdpo_core.lora.merge import METHODS, common_family, merge
+from scdpo_core.lora.resize import Resized, resize
+from scdpo_core.types import LoraFile, ScdpoError
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ScdpoError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    found = describe(*load_lora(options.lora))
+    if options.json:
+        print(
+            json.dumps({**dataclasses.asdict(found), "path": str(found.path)}, indent=2, ensure_ascii=False)
+        )
+    else:
+        _show(found)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    _require_output(options, [options.lora])
+    state, file = load_lora(options.lora)
+    written = _write(options, state, file.family, file.metadata)
+    print(f"{written.path}: {written.keys} keys in '{options.to}'")
+
+
+def _resize(options: argparse.Namespace) -> None:
+    _require_output(options, [options.lora])
+    state, file = load_lora(options.lora)
+    result = resize(state, rank=options.rank, energy=options.energy)
+    written = _write_new(options, result, file.family, file.metadata, {"resized_from": file.path.name})
+    _say_kept(written, result)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    _require_output(options, options.loras)
+    weights = options.weights or [1.0] * len(options.loras)
+    if len(weights) != len(options.loras):
+        raise ScdpoError(
+            f"There are {len(options.loras)} LoRAs and {len(weights)} weights; give each its own."
+        )
+    states, files = zip(*(load_lora(path) for path in options.loras), strict=True)
+    family = options.family or common_family(files)
+    result = merge(states, weights, method=options.method, rank=options.rank, energy=options.energy)
+    sources = [
+        {"file": file.path.name, "weight": weight, "hash": file.metadata.get("sshs_model_hash", "")}
+        for file, weight in zip(files, weights, strict=True)
+    ]
+    facts = {"merged_from": json.dumps(sources, ensure_ascii=False), "merge_method": options.method}
+    written = _write_new(options, result, family, base_metadata(family), facts)
+    _say_kept(written, result)
+
+
+def _write_new(
+    options: argparse.Namespace,
+    result: Resized,
+    family: str,
+    metadata: Mapping[str, str],
+    facts: Mapping[str, str],
+) -> LoraFile:
+    """Write weights that are not those of the input any more, and say so in the file."""
+    state = result.state
+    if options.dtype is not None:
+        state = {name: _stored(name, tensor, DTYPES[options.dtype]) for name, tensor in state.items()}
+    ranks = [tensor.shape[0] for name, tensor in state.items() if name.endswith(".down")]
+    own = {
+        "ss_output_name": options.output.stem,
+        "modelspec.title": options.output.stem,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(max(ranks)),
+        "ss_network_alpha": str(float(max(ranks))),
+        **{f"scdpo_{name}": text for name, text in facts.items()},
+    }
+    kept = {name: text for name, text in metadata.items() if name != "ss_network_args"}
+    return _write(options, state, family, {**kept, **own})
+
+
+def _write(
+    options: argparse.Namespace, state: Mapping[str, Tensor], family: str, metadata: Mapping[str, str]
+) -> LoraFile:
+    return write_lora(
+        options.output, state, dialect=options.to, family=options.family or family, metadata=metadata
+    )
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if name.endswith(".alpha") else tensor.to(dtype)
+
+
+def _require_output(options: argparse.Namespace, inputs: Sequence[Path]) -> None:
+    output: Path = options.output
+    if any(output.resolve() == path.resolve() for path in inputs):
+        raise ScdpoError(f"{output} is an input, and inputs are never changed. Choose another output.")
+    if output.exists() and not options.overwrite:
+        raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
+
+
+def _say_kept(written: LoraFile, result: Resized) -> None:
+    worst = min(result.kept, key=lambda module: result.kept[module])
+    mean = sum(result.kept.values()) / len(result.kept)
+    print(f"{written.path}: highest rank {written.rank}, {len(result.kept)} modules")
+    print(f"kept of the change: {mean:.2%} on average, {result.kept[worst]:.2%} at worst ({worst})")
+
+
+def _show(found: Description) -> None:
+    base = BASES[found.family].title if found.family else "not known"
+    rows = {
+        "file": str(found.path),
+        "base model": base,
+        "kind": ", ".join(found.kinds),
+        "rank": _some(found.ranks),
+        "alpha": _some(found.alphas),
+        "numbers": ", ".join(found.dtypes),
+        "keys": f"{found.keys}, for {found.modules} modules",
+        "norm": f"{found.norm:.4g}",
+    }
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        print(f"{name:<{width}}  {text}")
+    print(f"\n{'block':<28} modules  rank      norm  share")
+    for block in found.blocks:
+        figures = f"{block.modules:>7}  {_some(block.ranks):<6} {block.norm:>7.4g}  {block.share:>5.1%}"
+        print(f"{block.block:<28} {figures}")
+    if found.metadata:
+        print("\nIt says of itself:")
+    for name, text in sorted(found.metadata.items()):
+        shown = text if len(text) <= 100 else f"{text[:97]}..."
+        print(f"  {name}: {shown}")
+
+
+def _some(numbers: Sequence[float]) -> str:
+    if not numbers:
+        return "none"
+    return f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g}-{numbers[-1]:g}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Look into LoRA files, convert, resize and merge them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    inspect = command("inspect", _inspect, "What a LoRA is for, its ranks, and how strongly it changes what.")
+    inspect.add_argument("lora", type=Path, help="a .safetensors file in any dialect")
+    inspect.add_argument("--json", action="store_true", help="everything, for programs")
+
+    convert = command("convert", _convert, "The same LoRA with the names that another program reads.")
+    convert.add_argument("lora", type=Path, help="a .safetensors file in any dialect")
+    _writes(convert, required=True)
+
+    smaller = command("resize", _resize, "The nearest LoRA of a lower rank.")
+    smaller.add_argument("lora", type=Path, help="a .safetensors file in any dialect")
+    _cuts(smaller.add_mutually_exclusive_group(required=True))
+    _writes(smaller)
+
+    together = command("merge", _merge, "Several LoRAs as one.")
+    together.add_argument("loras", type=Path, nargs="+", help="two or more .safetensors files in any dialect")
+    together.add_argument("--weights", type=float, nargs="+", help="strength of each (default: 1)")
+    how = "add the changes up, or keep in each place the strongest (default: sum)"
+    together.add_argument("--method", choices=METHODS, default=METHODS[0], help=how)
+    _cuts(together.add_mutually_exclusive_group())
+    _writes(together)
+    return parser
+
+
+def _cuts(group: argparse._MutuallyExclusiveGroup) -> None:
+    group.add_argument("--rank", type=_count, help="the highest rank of the result")
+    group.add_argument("--energy", type=_share, help="share of each module's change to keep, such as 0.95")
+
+
+def _writes(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if there is one")
+    default = None if required else "kohya"
+    parser.add_argument(
+        "--to", choices=DIALECTS, required=required, default=default, help="dialect of the names"
+    )
+    parser.add_argument("--family", choices=[*BASES], help="of the base model, where the file does not tell")
+    if not required:
+        stored = "number format of the weights (default: resized, the input's; merged, fp32)"
+        parser.add_argument("--dtype", choices=[*DTYPES], help=stored)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError("must lie above 0 and at most at 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
