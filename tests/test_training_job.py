@@ -52,15 +52,18 @@ def events_of(folder: Path) -> list[Event]:
 
 @dataclasses.dataclass
 class Redness:
-    """A scorer of the test's own: red pictures are harmful."""
+    """A scorer of the test's own: pictures of more red than 64 * zero are harmful."""
 
     id = "redness"
     hash = "0123456789ab"
     categories = ("weapon",)
 
+    def __init__(self, zero: float = 2.0) -> None:
+        self.zero = zero
+
     def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
         reds = [float(picture.getpixel((0, 15))[0]) for picture in pictures]  # type: ignore[index]
-        return [CostScore(red / 64 - 2, {"weapon": None}, self.id, self.hash) for red in reds]
+        return [CostScore(red / 64 - self.zero, {"weapon": None}, self.id, self.hash) for red in reds]
 
 
 def test_a_run_leaves_everything_that_doors_look_for(base: Path, pairs: Path, tmp_path: Path) -> None:
@@ -125,12 +128,11 @@ def test_costs_turn_pairs_round_and_the_report_says_so(
     assert last.metrics["chosen_cost"] == pytest.approx(-1.375)
     assert last.metrics["rejected_cost"] == pytest.approx(1.125)
 
+    monkeypatch.setattr(labelling, "load_scorer", lambda *_: Redness(zero=-1.0))
     with pytest.raises(ScdpoError, match="left no pair"):
         run_job(
             dataclasses.replace(
-                settings,
-                data=dataclasses.replace(settings.data, tie=100.0),
-                output=dataclasses.replace(settings.output, output=tmp_path / "none"),
+                settings, output=dataclasses.replace(settings.output, output=tmp_path / "none")
             )
         )
 
