@@ -197,9 +197,11 @@ class LoraAdapter:
         """Canonical name -> copy of the weight, on its device: what a file or a checkpoint needs."""
         state: dict[str, Tensor] = {}
         for module, layer in zip(self.modules, self._layers, strict=True):
-            for part, weight in weights(self.kind, layer).items():
+            own = weights(self.kind, layer)
+            for part, weight in own.items():
                 state[f"{module}.{part}"] = to_canonical(part, weight)
-            state[f"{module}.alpha"] = torch.tensor(float(alpha_table(layer)[ADAPTER]))
+            if rank_of(own) is not None:  # the alpha of a LoKr of two full factors means nothing
+                state[f"{module}.alpha"] = torch.tensor(float(alpha_table(layer)[ADAPTER]))
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -213,13 +215,13 @@ class LoraAdapter:
         expected = [
             f"{module}.{part}"
             for module, parts in zip(self.modules, own, strict=True)
-            for part in (*parts, "alpha")
+            for part in (*parts, *(["alpha"] if rank_of(parts) is not None else []))
         ]
         given = {name: weight for name, weight in state.items() if not self._needless(name, state)}
         unknown = sorted(set(given) - set(expected))
         if unknown:
             raise KeyNameError(f"'{unknown[0]}' names no module of this LoRA: it trains other modules.")
-        missing = [name for name in expected if name not in given and not self._needless(name, state)]
+        missing = [name for name in expected if name not in given]
         if missing:
             raise ScdpoError(f"'{missing[0]}' is missing: the LoRA was trained on other modules.")
         for module, parts in zip(self.modules, own, strict=True):
@@ -240,7 +242,7 @@ class LoraAdapter:
 
     @staticmethod
     def _needless(name: str, state: Mapping[str, Tensor]) -> bool:
-        """Whether it is the alpha of a LoKr of two full factors, which means nothing and files may lack."""
+        """Whether it is the alpha of a LoKr of two full factors, which some files have."""
         module, _, part = name.rpartition(".")
         return part == "alpha" and f"{module}.lokr_w1" in state and f"{module}.lokr_w2" in state
 
