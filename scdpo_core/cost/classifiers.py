@@ -147,7 +147,8 @@ class _EvaBlock(nn.Module):
 
 def _split(tokens: Tensor) -> Tensor:
     """[N, T, D] -> [N, heads, T, 64]."""
-    return tokens.unflatten(-1, (-1, _HEAD_WIDTH)).transpose(1, 2)
+    heads: Tensor = tokens.unflatten(-1, (-1, _HEAD_WIDTH)).transpose(1, 2)
+    return heads
 
 
 def _merge(heads: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ def _merge(heads: Tensor) -> Tensor:
 def _rotation(grid: int) -> Tensor:
     """Cosine and sine of every patch's angles: [2, grid * grid, 64]; rows first, then columns."""
     quarter = _HEAD_WIDTH // 4
-    rates = torch.pow(_ROPE_BASE, -torch.arange(quarter) / quarter)
+    rates: Tensor = torch.pow(_ROPE_BASE, -torch.arange(quarter) / quarter)
     place = torch.arange(grid) * (_ROPE_GRID / grid)
     rows, columns = torch.meshgrid(place, place, indexing="ij")
     angles = torch.stack([rows, columns], dim=-1)[..., None] * rates
