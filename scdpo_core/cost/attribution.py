@@ -19,8 +19,8 @@ from .trained import TrainedScorer
 
 Method = Literal["occlusion", "gradients"]
 
-WINDOWS = (0.25, 0.4)
-"""Sides of the covered squares, as shares of the picture's sides; they move by half their side."""
+WINDOWS = (0.2, 0.4)
+"""Sides of the covered squares, as shares of the picture's sides; they move by a third of their side."""
 LONGEST = 448
 """Pictures are shrunk to this many pixels a side before they are looked into."""
 
@@ -35,8 +35,8 @@ class Heatmap:
     """What raises the cost of a picture.
 
     Attributes:
-        heat: [h, w] float32, at least 0: log-odds that go when this place is covered (occlusion), or its
-            share of the cost (gradients). Only the proportions matter.
+        heat: [h, w] float32, at least 0: log-odds per area that go when this place is covered (occlusion),
+            or its share of the cost (gradients). Only the proportions matter.
         size: (width, height) of the picture, pixels.
         cost: the picture's cost, of the category if one was asked for.
         method: how it was found.
@@ -135,7 +135,8 @@ def occlusion(
         scores = scorer.score([cover.over(small) for cover in some])
         for cover, score in zip(some, scores, strict=True):
             alpha = np.asarray(cover.alpha, np.float32) / 255
-            total += alpha * max(0.0, base - _cost(score, category))
+            # The same fall says more of each place in it, the smaller the square is.
+            total += alpha * (max(0.0, base - _cost(score, category)) / alpha.mean())
             weight += alpha
     return Heatmap(torch.from_numpy(total / weight), picture.size, base, "occlusion")
 
@@ -225,7 +226,7 @@ class _Cover:
 
 
 def _starts(window: float) -> list[float]:
-    count = max(1, round((1 - window) / (window / 2)))
+    count = max(1, round((1 - window) / (window / 3)))
     return [(1 - window) * k / count for k in range(count + 1)]
 
 
