@@ -3,7 +3,8 @@
     python benchmarks/sweep.py [--rows NAME ...] [--seeds 0 1 2] [--work runs/sweep] [--table docs/sweep.md]
 
 Each row trains on `examples/preferences` and differs from the default in what its name says. It is
-judged on captions that no training saw. A finished row is kept in the work folder and not run again.
+judged on captions that no training saw. A finished row is kept in the work folder and not run again, so
+that several processes can share the rows among them and a last call draws the table.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from scdpo_core.config import TrainSettings, load_toml  # noqa: E402
 from scdpo_core.evaluation.intervals import mean_interval  # noqa: E402
+from scdpo_core.evaluation.judges import Asked  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept, preservation  # noqa: E402
 from scdpo_core.families import family  # noqa: E402
 from scdpo_core.files import write_json, write_text  # noqa: E402
@@ -89,6 +93,14 @@ def settings_for(row: str, seed: int, folder: Path, cost_model: str) -> TrainSet
     return settings
 
 
+@cache
+def drawn_before(seed: int) -> tuple[list[Asked], list[Image.Image]]:
+    """The evaluation captions and what the untrained model draws for them: the same for every row."""
+    wanted = evaluation.asked(seed=seed)
+    model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
+    return wanted, evaluation.draw(model, wanted)
+
+
 def run_row(row: str, seed: int, work: Path, cost_model: str) -> dict[str, float]:
     """Train and judge one row with one seed, or read what an earlier call found."""
     name = f"{row.replace(' ', '_').replace('/', 'by')}-{seed}"
@@ -99,9 +111,8 @@ def run_row(row: str, seed: int, work: Path, cost_model: str) -> dict[str, float
     began = time.monotonic()
     job = run_job(settings_for(row, seed, work / f"{name}-{int(time.time())}", cost_model))
     seconds = time.monotonic() - began
-    wanted = evaluation.asked(seed=seed)
+    wanted, before = drawn_before(seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
-    before = evaluation.draw(model, wanted)
     assert job.lora is not None
     attach_file(model.denoiser, job.lora.path)
     pictures = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
@@ -171,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "sweep")
-    parser.add_argument("--cost-model", default="none", help="as train_lora.py's --cost-model")
+    parser.add_argument("--cost-model", default="micro", help="as train_lora.py's --cost-model")
     parser.add_argument("--table", type=Path, help="file whose part between the sweep marks is replaced")
     options = parser.parse_args(arguments)
     results: dict[str, list[dict[str, float]]] = {}

@@ -4,7 +4,7 @@ Seeded, resumable (run it again after a stop), on a GPU when there is one; two C
 an hour and a half. The weights replace those of the checkout only when everything is done.
 
 Networks this small gain little from a second core. Two processes do more, each with OMP_NUM_THREADS=1:
-`--only vae` in one; `--only towers`, then `--only judge`, in the other. A plain call goes on from there.
+`--only vae` in one; `--only towers`, `image` and `judge` in the other. A plain call goes on from there.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .stages import unet as unet_stage
 from .stages import vae as vae_stage
 
 LIMIT_MB = 24
-PARTS = ("vae", "towers", "judge")
-"""Parts that need no other part; the denoiser needs the first two."""
+PARTS = ("vae", "towers", "image", "judge")
+"""What can be trained by itself; the image tower's second leg after the towers, the denoiser after these."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Recipe:
 
     vae_steps: int = 8000
     tower_steps: int = 2500
-    unet_steps: int = 5000
+    image_steps: int = 6000
+    unet_steps: int = 3500
     unet_pictures: int = 32_000
     judge_steps: int = 4000
     seed: int = 0
@@ -77,12 +78,16 @@ def build(
         steps = recipe.tower_steps
         return towers_stage.build(sprites, state, tokenizer, device, tell, steps=steps, seed=seed)
 
+    def train_image() -> towers_stage.Towers:
+        steps = recipe.image_steps
+        return towers_stage.polish(sprites, state, train_towers(), device, tell, steps=steps, seed=seed)
+
     def train_judge() -> Judge:
         # Another seed than every other stage: no picture of the judge's is one of theirs.
         return judge_stage.build(sprites, state, device, tell, steps=recipe.judge_steps, seed=seed + 1)
 
     if only is not None:
-        {"vae": train_vae, "towers": train_towers, "judge": train_judge}[only]()
+        dict(zip(PARTS, (train_vae, train_towers, train_image, train_judge), strict=True))[only]()
         return
     vae, towers = train_vae(), train_towers()
     unet = unet_stage.build(
@@ -96,7 +101,7 @@ def build(
         pictures=recipe.unet_pictures,
         seed=seed,
     )
-    judge = train_judge()
+    seeing, judge = train_image(), train_judge()
     # Half precision on disk keeps the repository small; diffusers loads it in single precision.
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu().half(),
@@ -109,7 +114,7 @@ def build(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(model, safe_serialization=True)
-    towers.image.cpu().half().save_pretrained(model / "image_encoder", safe_serialization=True)
+    seeing.image.cpu().half().save_pretrained(model / "image_encoder", safe_serialization=True)
     write_json(
         model / "image_encoder" / "preprocessor_config.json",
         {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 64},

@@ -92,7 +92,7 @@ def harmful_training_captions() -> list[Caption]:
         add(order, ours[rng.randrange(4)])
     for category in CATEGORIES:
         kinds = [thing for thing in harmful_trained() if thing.group == category]
-        for background in rng.sample(list(BACKGROUNDS), 3):
+        for background in rng.sample(list(BACKGROUNDS), 6):
             add((rng.choice(kinds),), background, (kinds[0].hypernym,))
     return captions
 

@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(options.target / name, ignore_errors=True)
     pairs = build_preferences(model, Judge.load(JUDGE), options.target / "preferences")
     sprites = art.fetch(options.work / "art")
-    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_TRAINED, 8)
+    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_TRAINED, 10)
     pictures += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 3)
     sys.stderr.write(f"{pairs} pairs and {pictures} cost pictures under {options.target}, from {WEIGHTS}\n")
     return 0

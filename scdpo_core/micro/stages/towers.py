@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from dataclasses import dataclass
@@ -22,14 +23,16 @@ from transformers import (
 
 from ...files import write_json, write_text
 from ..art import STYLES_TRAINED, Art
-from ..render import STRONG, render, to_tensor
+from ..render import STRONG, Augment, render, to_tensor
 from ..world import BACKGROUNDS, Scene, concepts, random_scene, varied_caption
 from .runner import Plan, StepContext, Tell, train
+from .scatter import scatter
 
 MAX_TOKENS = 24
 WIDTH = 128
 BATCH = 128
 IMAGE_CHANNELS = (48, 96, 160, 256)
+_PLACED = Augment(wander=0.35)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -166,26 +169,51 @@ def build(
     return Towers(tokenizer, trained)
 
 
-def _loss(pair: _Pair, art: Art, tokenizer: CLIPTokenizer, context: StepContext) -> torch.Tensor:
-    """CLIP's symmetric contrastive loss on a fresh batch."""
+def polish(
+    art: Art, folder: Path, towers: Towers, device: torch.device, tell: Tell, *, steps: int, seed: int
+) -> Towers:
+    """Train the image tower on, with the text tower locked (as in LiT, arXiv 2111.07991).
+
+    The denoiser needs no more of the text tower, while the cost model gains from every further step
+    of the image tower; so the denoiser can be trained beside this.
+    """
+    pair = copy.deepcopy(towers.pair).requires_grad_(True)
+    pair.text.requires_grad_(False)
+
+    def loss(context: StepContext) -> torch.Tensor:
+        return _loss(pair, art, towers.tokenizer, context, subjects_only=True)
+
+    plan = Plan("image", steps, lr=1e-3, ema=0.998, weight_decay=0.05, seed=seed)
+    trained = train(plan, pair, loss, folder, device, tell)
+    assert isinstance(trained, _Pair)
+    return Towers(towers.tokenizer, trained)
+
+
+def _loss(
+    pair: _Pair, art: Art, tokenizer: CLIPTokenizer, context: StepContext, subjects_only: bool = False
+) -> torch.Tensor:
+    """CLIP's symmetric contrastive loss on a fresh batch; with `subjects_only`, never about backgrounds."""
     pictures: list[Image.Image] = []
     captions: list[str] = []
     scenes: list[Scene] = []
     # On one background for all, only the subjects tell the captions apart. Left to itself the loss is
     # content with naming backgrounds, and the cost model gains nothing from that.
-    shared = context.rng.choice(list(BACKGROUNDS)) if context.rng.random() < 0.75 else None
+    alike = subjects_only or context.rng.random() < 0.75
+    shared = context.rng.choice(list(BACKGROUNDS)) if alike else None
     while len(pictures) < BATCH:
         scene = _near_scene(context.rng)
         if shared is not None:
             scene = Scene(scene.subjects, shared)
         style = context.rng.choice(STYLES_TRAINED)
         try:
-            pictures.append(render(scene, art, context.rng, style, STRONG))
+            pictures.append(render(scene, art, context.rng, style, _PLACED if subjects_only else STRONG))
         except LookupError:
             continue
         captions.append(varied_caption(scene, context.rng))
         scenes.append(scene)
     pixels = to_tensor(pictures).to(context.device)
+    if subjects_only:
+        pixels = scatter(pixels, context.generator)
     ids = tokenize(tokenizer, captions).to(context.device)
     with context.autocast():
         logits = pair.logits(ids, pixels)
