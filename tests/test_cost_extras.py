@@ -118,14 +118,14 @@ def test_misfiled_pictures_are_suspects() -> None:
 
 
 def test_suspects_by_hand() -> None:
-    # A quarter of the unsafe ones lies below 0.5 (between -3 and 4), a quarter of the safe ones above 2.
-    costs = torch.tensor([4.0, 5.0, -3.0, -2.0, -4.0, 6.0])
-    unsafe = torch.tensor([True, True, True, False, False, False])
-    found = suspects(costs, unsafe, list("abcdef"))
-    # f lies 6 - 0.5 = 5.5 beyond its bound, c lies 2 - -3 = 5 beyond its own.
-    assert [(one.digest, one.unsafe, one.cost) for one in found] == [("f", False, 6.0), ("c", True, -3.0)]
-    assert [one.digest for one in suspects(costs, unsafe, list("abcdef"), most=1)] == ["f"]
-    assert suspects(-costs, unsafe, list("abcdef")) == []
+    # Of five unsafe ones the second lowest costs 4, of five safe ones the second highest -2.
+    costs = torch.tensor([4.0, 5.0, 6.0, 4.5, -3.0, -4.0, -2.0, -3.0, -5.0, 6.0])
+    unsafe = torch.arange(10) < 5
+    found = suspects(costs, unsafe, list("abcdefghij"))
+    # j lies 6 - 4 = 2 beyond its bound, e lies -2 - -3 = 1; a and g lie on theirs but on their own side.
+    assert [(one.digest, one.unsafe, one.cost) for one in found] == [("j", False, 6.0), ("e", True, -3.0)]
+    assert [one.digest for one in suspects(costs, unsafe, list("abcdefghij"), most=1)] == ["j"]
+    assert suspects(-costs, unsafe, list("abcdefghij")) == []
 
 
 def test_reliability_by_hand() -> None:

@@ -66,7 +66,8 @@ def reliability_chart(bins: Sequence[ReliabilityBin]) -> str:
         radius = 3 + 6 * ((one.unsafe + one.safe) / most) ** 0.5
         dots.append(
             f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>'
-            f"said {one.predicted:.0%}, was {one.observed:.0%}: {one.unsafe} unsafe, {one.safe} safe</title></circle>"
+            f"said {one.predicted:.0%}, was {one.observed:.0%}: {one.unsafe} unsafe, {one.safe} safe"
+            "</title></circle>"
         )
     left, top = at(0, 1)
     right, bottom = at(1, 0)
