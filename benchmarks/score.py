@@ -60,7 +60,7 @@ def rates(scorer: Scorer, folder: Path, count: int, rounds: int) -> tuple[list[f
 
 
 def latencies(scorer: Scorer, calls: int) -> tuple[float, float]:
-    """Median seconds of one 1024 x 1024 picture and of the network alone on one prepared picture, in turns."""
+    """Median seconds of one 1024 x 1024 picture and of the network alone on a prepared one, in turns."""
     picture = photo(1024, 1)
     view = [scorer.prepare(picture)]
     scorer.score([picture])

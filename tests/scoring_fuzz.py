@@ -1,4 +1,4 @@
-"""Damaging pictures at random; as a command: `python tests/scoring_fuzz.py COUNT SEED FOLDER` scores so many of them.
+"""Damaging pictures at random. `python tests/scoring_fuzz.py COUNT SEED FOLDER` scores so many of them.
 
 The command runs in a process of its own, so that a crash of a decoder or a hang is seen from outside.
 """
