@@ -23,6 +23,8 @@ VIEWS = 4
 _JITTER = 0.3
 _CROP = 0.12
 _TILT = 10.0
+_ROOM = 1.25
+"""Changed views are made of pictures this much larger than the encoder looks at."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _encode(
     def prepare(example: CostExample) -> Tensor:
         rng = random.Random(f"{seed}/{example.digest}")
         picture = open_picture(example.path)
-        small = _shrink(picture, 2 * encoder.size)
+        small = _shrink(picture, round(_ROOM * encoder.size))
         changed = (change(small, rng) for _ in range(views - 1))
         return torch.stack([encoder.prepare(picture), *map(encoder.prepare, changed)])
 

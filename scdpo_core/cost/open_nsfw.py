@@ -84,6 +84,8 @@ class Network:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        # Waiting threads would otherwise burn the processor that decodes the next pictures, or a host's own.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
         usable = [name for name in wanted if name in onnxruntime.get_available_providers()]
         try:
