@@ -14,7 +14,7 @@ from ..files import write_text
 from .page import badge, band_of, counted, path_line, render, thumbnail
 from .rows import printable
 
-_SIDE, _MARGIN = 300, 34
+_SIDE, _MARGIN = 300, 42
 
 
 def write_training_page(
@@ -83,7 +83,7 @@ def reliability_chart(bins: Sequence[ReliabilityBin]) -> str:
         f'<line class="ideal" x1="{left}" y1="{bottom}" x2="{right}" y2="{top}"/>'
         f'<polyline class="seen" points="{line}"/>{"".join(dots)}{ticks}'
         f'<text x="{(left + right) / 2:.0f}" y="{bottom + 33:.0f}" text-anchor="middle">'
-        "chance of harm that the cost says; upwards: share that was harmful</text></svg></figure>"
+        "across: chance of harm by the cost; up: share harmful</text></svg></figure>"
     )
 
 
