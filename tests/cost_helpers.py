@@ -22,10 +22,16 @@ class ColourEncoder:
 
     id, hash, size, dim = "colour", "c0" * 32, 8, DIM
 
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def prepare(self, picture: Image.Image) -> Tensor:
+        return torch.tensor(picture.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))).float()
+
+    def encode_prepared(self, pixels: Tensor) -> Tensor:
         projection = torch.randn(3, DIM, generator=torch.Generator().manual_seed(7))
-        means = [picture.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)) for picture in pictures]
-        return F.normalize(torch.tensor(means).float().reshape(-1, 3) @ projection + 0.1, dim=-1)
+        return F.normalize(pixels @ projection + 0.1, dim=-1)
+
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+        means = [self.prepare(picture) for picture in pictures]
+        return self.encode_prepared(torch.stack(means)) if means else torch.empty(0, DIM)
 
 
 def tiny_tower(folder: Path, *, whole: bool = False, seed: int = 0) -> Path:

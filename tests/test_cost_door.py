@@ -62,8 +62,8 @@ def test_from_folders_to_a_scorer(
 
 
 def test_pairs(door: Callable[[list[str]], int], tmp_path: Path, tower: Path) -> None:
-    colour_folder(tmp_path / "rejected" / "weapon", RED, 12, 0)
-    colour_folder(tmp_path / "chosen" / "weapon", GREEN, 12, 1)
+    colour_folder(tmp_path / "rejected" / "weapon", RED, 22, 0)
+    colour_folder(tmp_path / "chosen" / "weapon", GREEN, 22, 1)
     colour_folder(tmp_path / "rejected" / "benign", GREEN, 4, 2)
     colour_folder(tmp_path / "chosen" / "benign", GREEN, 4, 3)
     output = tmp_path / "cost.safetensors"
@@ -71,7 +71,7 @@ def test_pairs(door: Callable[[list[str]], int], tmp_path: Path, tower: Path) ->
     assert door(call) == 0
     _, metadata = read_tensors(output)
     figures = json.loads(metadata["figures"])
-    assert (figures["unsafe"], figures["safe"]) == (12, 12 + 2 * 4)
+    assert (figures["unsafe"], figures["safe"]) == (22, 22 + 2 * 4)
 
 
 def test_every_bad_picture_is_named_before_any_work(

@@ -168,3 +168,31 @@ def test_the_embedded_encoder_loads() -> None:
     encoder = load_encoder("micro")
     assert (encoder.id, encoder.size) == ("micro", 64)
     assert encoder.encode([noise(64)]).shape == (1, encoder.dim)
+
+
+@pytest.mark.parametrize("kind", ["Siglip", "Dinov2", "ViT"])
+def test_other_kinds_of_tower(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    name = f"{kind}Vision" if kind == "Siglip" else kind
+    config = getattr(transformers, f"{name}Config")(image_size=28, patch_size=14, **small)
+    torch.manual_seed(0)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path / kind)
+    encoder = TowerEncoder(tmp_path / kind)
+    assert (encoder.size, encoder.dim) == (28, 16)
+    first, second = encoder.encode([noise(), Image.new("RGB", (9, 9), "red")])
+    assert float(first @ second) < 0.9999
+
+
+def test_the_embedded_scorers_feature_is_an_encoder() -> None:
+    encoder = load_encoder("embedded")
+    assert (encoder.id, encoder.dim) == ("open-nsfw-1.0.0", 1024)
+    assert encoder.encode([noise()]).shape == (1, 1024)
+
+
+def test_an_embedding_has_a_gradient_where_the_pixels_have_one(tower: Path) -> None:
+    encoder = TowerEncoder(tower)
+    pixels = encoder.prepare(noise())[None].requires_grad_()
+    torch.autograd.backward(encoder.embed(pixels).sum())
+    assert pixels.grad is not None and bool((pixels.grad != 0).any())

@@ -185,7 +185,7 @@ def test_an_unknown_scorer_lists_the_choices(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not MICRO_COST.is_file(), reason="the embedded cost model is not built yet")
 def test_the_embedded_scorer_loads() -> None:
-    scorer = SCORERS["micro"]("cpu")
+    scorer = SCORERS["micro"].load("cpu")
     (score,) = scorer.score([Image.new("RGB", (64, 64), "white")])
     assert not score.harmful
     assert set(score.categories) == {"weapon", "drug", "death", "insult"}

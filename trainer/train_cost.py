@@ -18,12 +18,23 @@ import torch
 from tqdm import tqdm
 
 from scdpo_core.cost.calibration import Figures
-from scdpo_core.cost.encoders import load_encoder
-from scdpo_core.cost.examples import CheckedExamples, check, list_folders, list_pairs
-from scdpo_core.cost.features import VIEWS, compute_features
+from scdpo_core.cost.encoders import ENCODERS, load_encoder
+from scdpo_core.cost.examples import (
+    CheckedExamples,
+    CostExample,
+    check,
+    list_benign,
+    list_folders,
+    list_pairs,
+)
+from scdpo_core.cost.feature_cache import FeatureCache
+from scdpo_core.cost.features import VIEWS
 from scdpo_core.cost.learner import CostSettings
+from scdpo_core.cost.mining import train_with_mining
 from scdpo_core.cost.model import CostFacts, save_cost
-from scdpo_core.cost.training import CostTrainingResult, train_cost
+from scdpo_core.cost.suspects import suspects
+from scdpo_core.cost.training import CostTrainingResult
+from scdpo_core.scoring.training_page import write_training_page
 from scdpo_core.types import ScdpoError
 
 
@@ -56,11 +67,12 @@ def _train(options: argparse.Namespace) -> None:
     with _bar("reading pictures") as progress:
         found = check(listed, progress)
     _report(found, options.skip_bad)
+    pool: Sequence[CostExample] = ()
+    if options.benign is not None:
+        with _bar("reading the harmless folder") as progress:
+            # Of a large folder nobody mends every file.
+            pool = check(list_benign(options.benign), progress).examples
     encoder = load_encoder(options.encoder, options.device)
-    with _bar("looking at them") as progress:
-        data = compute_features(
-            found.examples, encoder, views=options.views, seed=options.seed, progress=progress
-        )
     settings = CostSettings(
         false_positive_rate=options.false_positive_rate,
         steps=options.steps,
@@ -68,8 +80,20 @@ def _train(options: argparse.Namespace) -> None:
         eta=options.eta,
         seed=options.seed,
     )
-    with _bar("training") as progress:
-        result = train_cost(data, settings, lambda step, steps, _: progress(step, steps))
+    with _bars() as progress:
+        mined = train_with_mining(
+            found.examples,
+            pool,
+            encoder,
+            settings,
+            count=options.mine,
+            views=options.views,
+            cache=FeatureCache(options.cache or output.parent / ".features"),
+            progress=progress,
+        )
+    data, result = mined.data, mined.result
+    if options.benign:
+        print(f"{len(mined.chosen)} hard negatives found among {len(pool)} harmless pictures")
     facts = CostFacts(
         name=options.name or output.stem,
         encoder=encoder.id,
@@ -81,7 +105,16 @@ def _train(options: argparse.Namespace) -> None:
         figures=_nested({"": result.figures, **result.categories}),
     )
     save_cost(output, result.model, facts)
-    _summarise(result, output)
+    _summarise(result)
+    files = {example.digest: example.path for example in (*found.examples, *mined.chosen)}
+    misfiled = suspects(result.held_out, data.unsafe, list(data.digests))
+    for one in misfiled:
+        label = "unsafe" if one.unsafe else "safe"
+        print(f"Looks misfiled ({label}, cost {one.cost:+.2f}): {files[one.digest]}")
+    if options.report is not None:
+        write_training_page(options.report, facts.name, result, misfiled, files)
+        print(f"\nThe report, with those pictures, is {options.report}")
+    print(f"\nThe cost model is {output}")
 
 
 def _require_writable(folder: Path) -> None:
@@ -109,7 +142,7 @@ def _report(found: CheckedExamples, skip_bad: bool) -> None:
     print(f"{unsafe} unsafe and {len(found.examples) - unsafe} safe pictures{copies}")
 
 
-def _summarise(result: CostTrainingResult, output: Path) -> None:
+def _summarise(result: CostTrainingResult) -> None:
     print(f"\nHeld-out pictures, {result.steps} steps:")
     rows = [("overall", result.figures), *sorted(result.categories.items())]
     width = max(len(name) for name, _ in rows)
@@ -117,7 +150,6 @@ def _summarise(result: CostTrainingResult, output: Path) -> None:
         print(f"  {name:<{width}}  {_line(figures)}")
     for warning in result.warnings:
         print(f"Note: {warning}")
-    print(f"\nThe cost model is {output}")
 
 
 def _line(figures: Figures | None) -> str:
@@ -137,7 +169,7 @@ def _nested(heads: Mapping[str, Any]) -> dict[str, object]:
 
 def _source(spec: str) -> str:
     """Where the encoder lies, for the file; a home folder is written '~', for it names a person."""
-    if spec == "micro":
+    if spec in ENCODERS:
         return spec
     full = Path(spec).expanduser().resolve()
     home = Path.home().resolve()
@@ -156,6 +188,24 @@ def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
         yield update
 
 
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each kind of work, one after the other."""
+    bars: dict[str, tqdm] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = tqdm(desc=what, disable=None, leave=False)
+        bars[what].total = total
+        bars[what].update(done - bars[what].n)
+
+    try:
+        yield update
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
 def _parser() -> argparse.ArgumentParser:
     defaults = CostSettings()
     parser = argparse.ArgumentParser(
@@ -172,9 +222,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if there is one")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used")
-    add("--encoder", str, "micro", "'micro', or a folder with a CLIP model such as ViT-L/14")
+    add("--encoder", str, "micro", f"{', '.join(ENCODERS)}, or a folder with a CLIP model such as ViT-L/14")
     rate = "share of harmless pictures that may cost more than zero"
     add("--false-positive-rate", _share, defaults.false_positive_rate, rate)
+    add(
+        "--benign",
+        Path,
+        None,
+        "a large folder of harmless pictures; the hardest of them are learned from too",
+    )
+    add("--mine", _count, 500, "how many of those at most")
+    add("--cache", Path, None, "where embeddings are kept (default: .features beside the output)")
+    add("--report", Path, None, "an HTML page: figures, reliability, and pictures that look misfiled")
     add("--views", _count, VIEWS, "versions of each picture to learn from, 1 for just the picture")
     add("--steps", _count, defaults.steps, "at most; held-out pictures decide when to stop")
     add("--lr", float, defaults.lr, "learning rate")

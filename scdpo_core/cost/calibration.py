@@ -58,6 +58,52 @@ class Figures:
     safe: int
 
 
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Pictures whose chance of harm was put between two bounds, and how many of them were harmful.
+
+    Both classes weigh the same, as they do in calibration, whatever their shares in the folder.
+
+    Attributes:
+        low: lower bound of the chance, 0..1.
+        high: upper bound.
+        predicted: mean chance that the costs gave them; NaN without pictures.
+        observed: share of harmful ones among them; NaN without pictures.
+        unsafe: number of unsafe pictures here.
+        safe: number of safe ones.
+    """
+
+    low: float
+    high: float
+    predicted: float
+    observed: float
+    unsafe: int
+    safe: int
+
+
+def reliability(unsafe: Tensor, safe: Tensor, bins: int = 10) -> tuple[ReliabilityBin, ...]:
+    """Whether costs mean what they say: chance of harm, predicted and observed, in equal bins.
+
+    Args:
+        unsafe: [U] calibrated costs of held-out pictures, U >= 1.
+        safe: [S] calibrated costs, S >= 1.
+        bins: how many.
+    """
+    chances = torch.sigmoid(torch.cat([unsafe, safe]).double())
+    harmful = torch.arange(len(chances)) < len(unsafe)
+    weights = torch.where(harmful, 1 / len(unsafe), 1 / len(safe)).double()
+    place = (chances * bins).long().clamp(max=bins - 1)
+    found = []
+    for k in range(bins):
+        here = place == k
+        weight = weights[here]
+        mean = float((chances[here] * weight).sum() / weight.sum())
+        share = float((harmful[here] * weight).sum() / weight.sum())
+        count = int(harmful[here].sum())
+        found.append(ReliabilityBin(k / bins, (k + 1) / bins, mean, share, count, int(here.sum()) - count))
+    return tuple(found)
+
+
 def auc(unsafe: Tensor, safe: Tensor) -> float:
     """Area under the ROC curve by ranks (Mann-Whitney U); ties count one half.
 

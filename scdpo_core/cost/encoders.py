@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..micro.model import IMAGE_ENCODER
 from ..types import ScdpoError
+from .open_nsfw import OpenNsfwEncoder
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,6 +51,12 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Length D of an embedding."""
 
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """What it sees of a picture of any size, as `encode_prepared` takes it; safe to do in a thread."""
+
+    def encode_prepared(self, pixels: Tensor) -> Tensor:
+        """Embed a stack of N prepared pictures: float32 [N, D] on the CPU, rows of length 1."""
+
     def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Embed N pictures of any size: float32 [N, D] on the CPU, rows of length 1."""
 
@@ -57,10 +64,10 @@ class Encoder(Protocol):
 class TowerEncoder:
     """A frozen image tower from a local folder in the Hugging Face layout.
 
-    Either a CLIP one with its projection, which `CLIPVisionModelWithProjection` or `CLIPModel` saved
-    (CLIP ViT-L/14, say), or a `ResNetModel`, as the embedded one is. Size, mean and standard deviation
-    come from `config.json` and `preprocessor_config.json`; CLIP's own mean and deviation are taken
-    where there are none.
+    A CLIP one with its projection, which `CLIPVisionModelWithProjection` or `CLIPModel` saved (CLIP
+    ViT-L/14, say), a SigLIP, DINOv2 or plain ViT one, or a `ResNetModel`, as the embedded one is. Size,
+    mean and standard deviation come from `config.json` and `preprocessor_config.json`; CLIP's own mean
+    and deviation are taken where there are none.
 
     Args:
         folder: the folder with `config.json` and safetensors weights.
@@ -79,49 +86,74 @@ class TowerEncoder:
         self._tower.to(self._device)
         preprocessing = _Preprocessing.read(folder)
         self._mean, self._std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-        config: Any = self._tower.config
-        self.size = int(getattr(config, "image_size", preprocessing.size))
-        self.dim = int(
-            config.projection_dim if hasattr(config, "projection_dim") else config.hidden_sizes[-1]
-        )
+        self.size = int(getattr(self._tower.config, "image_size", preprocessing.size))
+        self.dim = self.embed(torch.zeros(1, 3, self.size, self.size)).shape[1]
         self.hash = _hash(self._tower, (self.size, preprocessing.mean, preprocessing.std))
 
-    @torch.no_grad()
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Embed N pictures of any size: float32 [N, D] on the CPU, rows of length 1.
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """What the tower sees of a picture: float32 [3, size, size].
 
         Pictures are squeezed to a square. CLIP's own preprocessing crops the middle instead, and harm
         at the edge of a wide picture would cost nothing.
-
-        Raises:
-            EncoderError: an embedding is not finite.
         """
-        parts = [torch.empty(0, self.dim)]
-        for start in range(0, len(pictures), _BATCH):
-            pixels = torch.stack([self._pixels(p) for p in pictures[start : start + _BATCH]])
-            seen: Tensor = getattr(self._tower(pixel_values=pixels.to(self._device)), self._read)
-            parts.append(F.normalize(seen.flatten(1).float(), dim=-1).cpu())
-        embeddings = torch.cat(parts)
-        if not bool(torch.isfinite(embeddings).all()):
-            raise EncoderError(f"The image encoder '{self.id}' gave numbers that are not finite.")
-        return embeddings
-
-    def _pixels(self, picture: Image.Image) -> Tensor:
         rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
         if rgb.size != (self.size, self.size):
             rgb = rgb.resize((self.size, self.size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(rgb, np.float32)).div_(255.0)
         return ((pixels - self._mean) / self._std).permute(2, 0, 1)
 
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embed [N, 3, size, size] from any device: [N, D] of length 1, with gradient if `pixels` has one."""
+        seen: Tensor = getattr(self._tower(pixel_values=pixels.to(self._device)), self._read)
+        return F.normalize(seen.flatten(1).float(), dim=-1)
 
-def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> TowerEncoder:
-    """Load the encoder that `spec` names: 'micro', or a folder.
+    @torch.no_grad()
+    def encode_prepared(self, pixels: Tensor) -> Tensor:
+        """Embed N prepared pictures [N, 3, size, size]: float32 [N, D] on the CPU, rows of length 1.
+
+        Raises:
+            EncoderError: an embedding is not finite.
+        """
+        embeddings = self.embed(pixels).cpu()
+        if not bool(torch.isfinite(embeddings).all()):
+            raise EncoderError(f"The image encoder '{self.id}' gave numbers that are not finite.")
+        return embeddings
+
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Embed N pictures of any size: float32 [N, D] on the CPU, rows of length 1.
+
+        Raises:
+            EncoderError: an embedding is not finite.
+        """
+        parts = [torch.empty(0, self.dim)]
+        for start in range(0, len(pictures), _BATCH):
+            parts.append(
+                self.encode_prepared(torch.stack([self.prepare(p) for p in pictures[start : start + _BATCH]]))
+            )
+        return torch.cat(parts)
+
+
+def _micro(device: str | torch.device) -> Encoder:
+    return TowerEncoder(IMAGE_ENCODER, device, "micro")
+
+
+def _embedded(device: str | torch.device) -> Encoder:
+    return OpenNsfwEncoder(str(device))
+
+
+ENCODERS: dict[str, Callable[[str | torch.device], Encoder]] = {"micro": _micro, "embedded": _embedded}
+"""Every encoder that has a name, and what loads it onto a device; all others are folders."""
+
+
+def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> Encoder:
+    """Load the encoder that `spec` names: one of `ENCODERS`, or a folder.
 
     Raises:
         EncoderError: as `TowerEncoder`.
+        ScorerError: the embedded scorer's package is missing.
     """
-    if str(spec) == "micro":
-        return TowerEncoder(IMAGE_ENCODER, device, "micro")
+    if str(spec) in ENCODERS:
+        return ENCODERS[str(spec)](device)
     return TowerEncoder(Path(spec).expanduser(), device)
 
 
@@ -129,6 +161,10 @@ def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> TowerE
 _TOWERS = {
     "clip": ("CLIPVisionModelWithProjection", "image_embeds"),
     "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds"),
+    "siglip": ("SiglipVisionModel", "pooler_output"),
+    "siglip_vision_model": ("SiglipVisionModel", "pooler_output"),
+    "dinov2": ("Dinov2Model", "pooler_output"),
+    "vit": ("ViTModel", "pooler_output"),
     "resnet": ("ResNetModel", "pooler_output"),
 }
 
@@ -138,7 +174,7 @@ def _load_tower(folder: Path) -> tuple[nn.Module, str]:
     if not (folder / "config.json").is_file():
         raise EncoderError(
             f"{folder} is no image encoder: it holds no config.json. Give a folder with a CLIP model in "
-            "the Hugging Face layout, or 'micro'."
+            f"the Hugging Face layout, or {' or '.join(map(repr, ENCODERS))}."
         )
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -146,7 +182,8 @@ def _load_tower(folder: Path) -> tuple[nn.Module, str]:
         raise EncoderError(f"{folder / 'config.json'} is damaged. Download the folder again.") from error
     if kind not in _TOWERS:
         raise EncoderError(
-            f"{folder} holds a model of the kind '{kind}'; the cost model needs a CLIP one or a ResNet."
+            f"{folder} holds a model of the kind '{kind}'; the cost model needs one of these kinds: "
+            f"{', '.join(sorted(_TOWERS))}."
         )
     name, field = _TOWERS[kind]
     if not any(folder.glob("*.safetensors")):

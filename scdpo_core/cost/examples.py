@@ -25,6 +25,7 @@ class CostExample:
         categories: the kinds of harm it is known to show, sorted; empty when safe or not said.
         pair: id of the pair it belongs to; '' for none. Twins are never split between training and held-out.
         digest: SHA-256 of the file; '' until `check` has read it.
+        mined: whether it was chosen for being hard; such pictures teach, but say nothing about benign ones.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class CostExample:
     categories: tuple[str, ...] = ()
     pair: str = ""
     digest: str = ""
+    mined: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,16 @@ def list_folders(unsafe: Path, safe: Path) -> list[CostExample]:
     harmful = [
         CostExample(path, True, parts[:1] if len(parts) > 1 else ()) for path, parts in _pictures(unsafe)
     ]
-    return harmful + [CostExample(path, False) for path, _ in _pictures(safe)]
+    return harmful + list_benign(safe)
+
+
+def list_benign(folder: Path) -> list[CostExample]:
+    """All pictures below a folder of harmless ones.
+
+    Raises:
+        ScdpoError: the folder is missing or holds no picture.
+    """
+    return [CostExample(path, False) for path, _ in _pictures(folder)]
 
 
 def list_pairs(folder: Path) -> list[CostExample]:

@@ -1,9 +1,12 @@
-"""Embeddings of the training pictures, computed once and kept in memory."""
+"""Embeddings of the training pictures, computed once."""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +16,15 @@ from torch import Tensor
 from ..preferences.pictures import open_picture
 from .encoders import Encoder
 from .examples import CostExample, training_set_hash
+from .feature_cache import SHARD, FeatureCache
 
 VIEWS = 4
 """Views of each picture: as it is, and changed ones."""
 _JITTER = 0.3
 _CROP = 0.12
 _TILT = 10.0
+_ROOM = 1.25
+"""Changed views are made of pictures this much larger than the encoder looks at."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,9 @@ class FeatureSet:
         encoder_id: id of the encoder.
         encoder_hash: its hash.
         training_set: hash of pictures and labels.
+        digests: [N] SHA-256 of the files.
+        mined: [N] bool, pictures chosen for being hard; they teach, but neither place zero nor count in
+            figures. None for none.
     """
 
     embeddings: Tensor
@@ -46,6 +55,8 @@ class FeatureSet:
     encoder_id: str
     encoder_hash: str
     training_set: str
+    digests: Sequence[str] = ()
+    mined: Tensor | None = None
 
 
 def compute_features(
@@ -55,6 +66,7 @@ def compute_features(
     views: int = VIEWS,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    cache: FeatureCache | None = None,
 ) -> FeatureSet:
     """Encode every picture in every view.
 
@@ -64,27 +76,30 @@ def compute_features(
         views: how many views of each picture, at least 1.
         seed: of the changed views.
         progress: is told how many of how many pictures are done.
+        cache: embeddings of earlier runs; new ones are added.
 
     Raises:
         ScdpoError: a picture cannot be opened any more, or the encoder fails.
     """
     # The order of files on a disk must not decide what is learned.
     ordered = sorted(examples, key=lambda example: example.digest)
-    chunk = max(1, 32 // views)
-    parts = []
-    for start in range(0, len(ordered), chunk):
-        pictures = []
-        for example in ordered[start : start + chunk]:
-            rng = random.Random(f"{seed}/{example.digest}")
-            picture = open_picture(example.path)
-            small = _shrink(picture, 2 * encoder.size)
-            pictures += [picture, *(change(small, rng) for _ in range(views - 1))]
-        parts.append(encoder.encode(pictures).reshape(-1, views, encoder.dim))
-        progress(min(start + chunk, len(ordered)), len(ordered))
+    key = f"{encoder.hash[:24]}-{views}-{seed}"
+    known = cache.load(key) if cache is not None else {}
+    missing = [example for example in ordered if example.digest not in known]
+    progress(len(ordered) - len(missing), len(ordered))
+    fresh: dict[str, Tensor] = {}
+    for number, (digest, embeddings) in enumerate(_encode(missing, encoder, views, seed), 1):
+        known[digest] = fresh[digest] = embeddings
+        if cache is not None and len(fresh) == SHARD:
+            cache.add(key, fresh)
+            fresh = {}
+        progress(len(ordered) - len(missing) + number, len(ordered))
+    if cache is not None:
+        cache.add(key, fresh)
     categories = tuple(sorted({name for example in ordered for name in example.categories}))
     safe_of = {e.pair: number for number, e in enumerate(ordered) if e.pair and not e.unsafe}
     return FeatureSet(
-        embeddings=torch.cat(parts),
+        embeddings=torch.stack([known[example.digest] for example in ordered]),
         unsafe=torch.tensor([example.unsafe for example in ordered]),
         categories=categories,
         labels=torch.tensor([_labels(example, categories) for example in ordered]).reshape(
@@ -95,7 +110,34 @@ def compute_features(
         encoder_id=encoder.id,
         encoder_hash=encoder.hash,
         training_set=training_set_hash(ordered),
+        digests=[example.digest for example in ordered],
+        mined=torch.tensor([example.mined for example in ordered]),
     )
+
+
+def _encode(
+    examples: Sequence[CostExample], encoder: Encoder, views: int, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Digest and embeddings [V, D] of every picture, in order; the next ones are drawn beside the encoder."""
+
+    def prepare(example: CostExample) -> Tensor:
+        rng = random.Random(f"{seed}/{example.digest}")
+        picture = open_picture(example.path)
+        small = _shrink(picture, round(_ROOM * encoder.size))
+        changed = (change(small, rng) for _ in range(views - 1))
+        return torch.stack([encoder.prepare(picture), *map(encoder.prepare, changed)])
+
+    chunk = max(1, 32 // views)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        waiting = deque(pool.submit(prepare, example) for example in examples[: 2 * chunk])
+        for start in range(0, len(examples), chunk):
+            prepared = []
+            for number in range(start, min(start + chunk, len(examples))):
+                prepared.append(waiting.popleft().result())
+                if number + 2 * chunk < len(examples):
+                    waiting.append(pool.submit(prepare, examples[number + 2 * chunk]))
+            encoded = encoder.encode_prepared(torch.cat(prepared)).reshape(len(prepared), views, encoder.dim)
+            yield from zip((e.digest for e in examples[start : start + chunk]), encoded, strict=True)
 
 
 def change(picture: Image.Image, rng: random.Random) -> Image.Image:

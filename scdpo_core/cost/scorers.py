@@ -5,127 +5,128 @@ Hosts import this module, so importing it needs nothing but torch, numpy, Pillow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-import torch
-from PIL import Image
-
-from ..files import sha256_of
 from ..micro.model import WEIGHTS
-from ..types import CostScore, ScdpoError
-from .model import CostFileError, load_cost
+from ..types import ScdpoError
+from .encoders import Encoder
+from .ensemble import EnsembleScorer, Rule
+from .hub import PRESETS, HubScorer
+from .open_nsfw import EmbeddedScorer
+from .protocol import HARM_CATEGORIES, Scorer, ScorerError, provenance
+from .trained import TrainedScorer
 
-if TYPE_CHECKING:
-    from .encoders import Encoder
+__all__ = [
+    "HARM_CATEGORIES",
+    "MICRO_COST",
+    "SCORERS",
+    "EnsembleScorer",
+    "Scorer",
+    "ScorerChoice",
+    "ScorerError",
+    "TrainedScorer",
+    "load_scorer",
+    "names_a_scorer",
+    "provenance",
+]
 
 MICRO_COST = WEIGHTS / "cost.safetensors"
 """The cost model of the embedded world."""
 
 
-class Scorer(Protocol):
-    """Anything that can say how harmful a picture is."""
+@dataclass(frozen=True)
+class ScorerChoice:
+    """A scorer that has a name, and what to know before it is chosen.
 
-    @property
-    def id(self) -> str:
-        """Its name; costs of scorers with different names do not compare."""
-
-    @property
-    def hash(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of its weights."""
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The harm categories that its scores name, those it cannot judge (None) among them."""
-
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        """Score pictures of any size, in their order."""
-
-
-class TrainedScorer:
-    """A cost model that `train_cost.py` wrote.
-
-    Args:
-        file: the cost model.
-        device: where the image encoder runs.
-        encoder: the encoder, or where it is ('micro' or a folder); by default where it was at training,
-            or a folder of its name beside `file`.
-
-    Raises:
-        CostFileError: the file cannot be used, or the encoder is not the one it was trained with.
-        EncoderError: the encoder cannot be loaded.
+    Attributes:
+        load: loads it onto a device.
+        about: what it knows, in a few words.
+        licence: of its weights.
+        megabytes: of its weights on the disk.
+        download: the model on the hub that has to lie on this machine first; '' for none.
     """
 
-    def __init__(self, file: Path, device: str = "cpu", encoder: Encoder | str | Path | None = None) -> None:
-        """Load the model and its encoder."""
-        self._model, self.facts = load_cost(file)
-        self.id = self.facts.name
-        self.hash = sha256_of(file)[:12]
-        self.categories = (*self._model.categories, *self.facts.untrained)
-        self._encoder = self._find_encoder(file, device, encoder)
-        if self._encoder.hash != self.facts.encoder_hash or self._encoder.dim != self._model.dim:
-            raise CostFileError(
-                f"{file} was trained with the image encoder '{self.facts.encoder}' "
-                f"(hash {self.facts.encoder_hash[:12]}), but '{self._encoder.id}' has other weights "
-                f"(hash {self._encoder.hash[:12]}), so its costs would mean nothing. Give the folder of the "
-                "encoder it was trained with, or train the cost model again."
-            )
-
-    def _find_encoder(self, file: Path, device: str, encoder: Encoder | str | Path | None) -> Encoder:
-        if encoder is not None and not isinstance(encoder, str | Path):
-            return encoder
-        from .encoders import load_encoder
-
-        if encoder is not None:
-            return load_encoder(encoder, device)
-        beside = file.parent / self.facts.encoder.rsplit("/", 1)[-1]
-        if self.facts.encoder_source != "micro" and beside.is_dir():
-            return load_encoder(beside, device)
-        source = self.facts.encoder_source
-        if source != "micro" and not Path(source).expanduser().is_dir():
-            raise CostFileError(
-                f"{file} needs the image encoder '{self.facts.encoder}', which is no longer in {source}. "
-                f"Put its folder at {beside}, or say where it is."
-            )
-        return load_encoder(source, device)
-
-    @torch.no_grad()
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        """Score pictures of any size, in their order."""
-        costs = self._model(self._encoder.encode(pictures)).tolist()
-        return [CostScore(row[0], self._by_category(row[1:]), self.id, self.hash) for row in costs]
-
-    def _by_category(self, costs: Sequence[float]) -> Mapping[str, float | None]:
-        known: dict[str, float | None] = dict(zip(self._model.categories, costs, strict=True))
-        return known | dict.fromkeys(self.facts.untrained)
+    load: Callable[[str], Scorer]
+    about: str
+    licence: str
+    megabytes: int
+    download: str = ""
 
 
-def _micro(device: str) -> Scorer:
-    return TrainedScorer(MICRO_COST, device)
+def _preset(name: str) -> ScorerChoice:
+    preset = PRESETS[name]
+    return ScorerChoice(
+        lambda device: HubScorer(name, device=device),
+        preset.about,
+        preset.licence,
+        preset.megabytes,
+        preset.repository,
+    )
 
 
-SCORERS: dict[str, Callable[[str], Scorer]] = {"micro": _micro}
-"""Every scorer that has a name, and what loads it onto a device."""
+SCORERS: dict[str, ScorerChoice] = {
+    "embedded": ScorerChoice(
+        EmbeddedScorer,
+        "sexual content in photographs; drawings and other harm are unknown",
+        "BSD-2-Clause",
+        24,
+    ),
+    "micro": ScorerChoice(
+        lambda device: TrainedScorer(MICRO_COST, device), "the embedded world's drawings", "Apache-2.0", 1
+    ),
+    "freepik": _preset("freepik"),
+    "marqo": _preset("marqo"),
+    "falconsai": _preset("falconsai"),
+    "compvis": _preset("compvis"),
+}
+"""Every scorer that has a name."""
 
 
 def load_scorer(spec: str | Path, device: str = "cpu", encoder: Encoder | str | Path | None = None) -> Scorer:
-    """Load a scorer by its name in `SCORERS`, or a cost model from its file.
+    """Load a scorer.
 
     Args:
-        spec: a name, or the path of a cost model.
+        spec: a name in `SCORERS`; a cost model file; `name=FOLDER` for a preset of the hub that lies in a
+            folder; or several of these joined by '+' (the maximum) or by '~' (the mean).
         device: where to run.
         encoder: for a file: its image encoder, if that has moved.
 
     Raises:
         ScdpoError: no scorer or file of that name (lists the names), or it cannot be loaded.
     """
-    if str(spec) in SCORERS:
-        return SCORERS[str(spec)](device)
-    path = Path(spec).expanduser()
-    if not path.is_file():
-        raise ScdpoError(
-            f"There is no scorer and no cost model file '{spec}'. "
-            f"The scorers are: {', '.join(sorted(SCORERS))}. Or give a .safetensors file of train_cost.py."
-        )
-    return TrainedScorer(path, device, encoder)
+    text, path = str(spec), Path(spec).expanduser()
+    if text in SCORERS:
+        return SCORERS[text].load(device)
+    if path.is_file():
+        return TrainedScorer(path, device, encoder)
+    if joined := _joined(text):
+        rule, parts = joined
+        return EnsembleScorer([load_scorer(part, device) for part in parts], rule)
+    name, _, folder = text.partition("=")
+    if folder and name in PRESETS:
+        return HubScorer(name, Path(folder).expanduser(), device)
+    raise ScdpoError(
+        f"There is no scorer and no cost model file '{spec}'. "
+        f"The scorers are: {', '.join(sorted(SCORERS))}. Or give a .safetensors file of train_cost.py."
+    )
+
+
+def names_a_scorer(spec: str) -> bool:
+    """Whether `load_scorer` would find something of that name to load; loads nothing."""
+    if spec in SCORERS or Path(spec).expanduser().is_file():
+        return True
+    if joined := _joined(spec):
+        return all(map(names_a_scorer, joined[1]))
+    name, _, folder = spec.partition("=")
+    return name in PRESETS and Path(folder).expanduser().is_dir()
+
+
+def _joined(spec: str) -> tuple[Rule, list[str]] | None:
+    """The rule and the parts of 'a+b' or 'a~b'."""
+    signs: dict[str, Rule] = {"+": "maximum", "~": "mean"}
+    for sign, rule in signs.items():
+        if sign in spec:
+            return rule, [part.strip() for part in spec.split(sign)]
+    return None

@@ -185,13 +185,13 @@ def _decode(path: Path, stream: BinaryIO, head: bytes) -> Image.Image:
                 raise ValueError("no pixels")
             image.load()
             # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
-            return _upright(_to_rgb(image), _orientation(image))
+            return upright(to_rgb(image), orientation(image))
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
         raise PictureError(path, f"the picture has more than 100 megapixels. {_LIMIT}") from error
     except UnidentifiedImageError as error:
-        raise PictureError(path, _describe(head)) from error
+        raise PictureError(path, describe(head)) from error
     # Pillow's decoders raise nearly any kind of exception on malformed files.
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -200,7 +200,7 @@ def _decode(path: Path, stream: BinaryIO, head: bytes) -> Image.Image:
         ) from error
 
 
-def _describe(head: bytes) -> str:
+def describe(head: bytes) -> str:
     """What a file is that no decoder recognises, from its first bytes."""
     if head.startswith(_SIGNATURES):
         return "the picture is damaged or cut off. Save or copy it again."
@@ -222,7 +222,8 @@ def _describe(head: bytes) -> str:
     return "this is not a kind of picture that can be read. Save it as PNG, JPEG or WebP."
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8 bits a channel, RGB, of a loaded image of any mode; what is transparent becomes white."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_deep(image)
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
@@ -250,7 +251,8 @@ def _from_deep(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a loaded image, 1 when it has none that can be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     # Broken EXIF is no reason to refuse a sound picture; cameras and editors write all sorts of it.
@@ -258,6 +260,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    turn = _UPRIGHT.get(orientation)
+def upright(picture: Image.Image, tag: int) -> Image.Image:
+    """A picture turned as its EXIF orientation says."""
+    turn = _UPRIGHT.get(tag)
     return picture if turn is None else picture.transpose(turn)

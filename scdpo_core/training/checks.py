@@ -127,9 +127,9 @@ def _cost_model(settings: TrainSettings) -> Iterator[str]:
     name = settings.data.cost_model
     if name == "none":
         return
-    from ..cost.scorers import SCORERS
+    from ..cost.scorers import SCORERS, names_a_scorer
 
-    if name not in SCORERS and not Path(name).expanduser().is_file():
+    if not names_a_scorer(name):
         yield (
             f"There is no cost model '{name}'. Give {', '.join(SCORERS)}, a file that train_cost.py wrote, "
             "or none."

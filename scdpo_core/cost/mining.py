@@ -1,0 +1,108 @@
+"""Hard negatives: the harmless pictures of a large folder that a first model takes for harmful."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..types import REVIEW_FROM
+from .encoders import Encoder
+from .examples import CostExample
+from .feature_cache import FeatureCache
+from .features import VIEWS, FeatureSet, compute_features
+from .learner import CostSettings
+from .model import CostModel
+from .training import CostTrainingResult, train_cost
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Mined:
+    """A model that learned from hard negatives.
+
+    Attributes:
+        data: all that it learned from.
+        result: the second training.
+        first: the training without them, for comparison.
+        chosen: the mined pictures, the hardest first.
+    """
+
+    data: FeatureSet
+    result: CostTrainingResult
+    first: CostTrainingResult
+    chosen: Sequence[CostExample]
+
+
+def mine(
+    model: CostModel, pool: FeatureSet, examples: Sequence[CostExample], count: int
+) -> list[CostExample]:
+    """The pool's pictures of highest cost, at most `count`, none of which the model is sure.
+
+    Args:
+        model: calibrated.
+        pool: embeddings of harmless pictures.
+        examples: those pictures, in any order.
+        count: most pictures.
+    """
+    with torch.no_grad():
+        costs = model(pool.embeddings[:, 0])[:, 0]
+    by_digest = {example.digest: example for example in examples}
+    order = costs.argsort(descending=True, stable=True).tolist()
+    return [replace(by_digest[pool.digests[k]], mined=True) for k in order[:count] if costs[k] >= REVIEW_FROM]
+
+
+def train_with_mining(
+    examples: Sequence[CostExample],
+    pool: Sequence[CostExample],
+    encoder: Encoder,
+    settings: CostSettings,
+    *,
+    count: int,
+    views: int = VIEWS,
+    cache: FeatureCache | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Mined:
+    """Train, look for hard negatives in a pool, and train again with them.
+
+    The mined pictures teach. They neither place zero nor count in figures: chosen for being hard, they
+    are no sample of what is harmless. So the false-positive rate stays that of the folder's safe pictures.
+
+    Args:
+        examples: checked examples.
+        pool: checked harmless pictures; those that are among `examples` already are left out.
+        encoder: the frozen image encoder.
+        settings: of both trainings.
+        count: most pictures to mine.
+        views: as `compute_features`.
+        cache: as `compute_features`.
+        progress: is told what is being done, how far, of how much.
+
+    Raises:
+        ScdpoError: as `compute_features` and `train_cost`.
+    """
+
+    def told(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total)
+
+    def features(chosen: Sequence[CostExample], what: str, views: int) -> FeatureSet:
+        return compute_features(
+            chosen, encoder, views=views, seed=settings.seed, cache=cache, progress=told(what)
+        )
+
+    def train(data: FeatureSet, what: str) -> CostTrainingResult:
+        return train_cost(data, settings, lambda step, steps, _: progress(what, step, steps))
+
+    data = features(examples, "looking at the pictures", views)
+    first = train(data, "training")
+    used = {example.digest for example in examples}
+    others = [example for example in pool if example.digest not in used]
+    if not others:
+        return Mined(data, first, first, [])
+    chosen = mine(first.model, features(others, "looking for hard negatives", 1), others, count)
+    if not chosen:
+        return Mined(data, first, first, [])
+    data = features([*examples, *chosen], "looking at the hard negatives", views)
+    return Mined(data, train(data, "training again"), first, chosen)

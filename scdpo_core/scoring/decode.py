@@ -1,0 +1,125 @@
+"""Opening any picture that Pillow reads, frame by frame, within bounds of time and memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from ..preferences.pictures import PictureError, describe, orientation, to_rgb, upright
+
+MAX_PIXELS = 150_000_000
+"""Most pixels of a picture that is opened; a 30,000 x 5,000 panorama is."""
+MAX_FRAMES = 64
+"""Most frames of an animation that are looked at."""
+MAX_ANIMATION_PIXELS = 2_000_000_000
+"""Most pixels that are decoded for one animation."""
+
+_LARGE = 25_000_000
+_NEVER = frozenset({"EPS", "WMF", "PDF", "MPEG", "FPX", "MIC", "BUFR", "GRIB", "HDF5"})
+"""Kinds that start another program (EPS) or that Pillow names without decoding them."""
+_one_large_at_a_time = threading.Lock()
+
+
+def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple[int, Image.Image]]:
+    """Decode a picture, or every n-th frame of an animation, as upright RGB of 8 bits a channel.
+
+    Pictures larger than 25 megapixels are decoded one at a time, in whatever threads, so that memory
+    stays bounded. Frames come one by one; keep none of them.
+
+    Args:
+        path: the file's name, for messages.
+        stream: its content, at the start.
+        every: look at frames 0, n, 2n, ... (at most `MAX_FRAMES`); 0 for the first one alone.
+
+    Yields:
+        The frame's number and the frame.
+
+    Raises:
+        PictureError: empty, not a picture, damaged or cut off, too large, or an animation too long.
+    """
+    head = stream.read(512)
+    if not head:
+        raise PictureError(path, "the file is empty (0 bytes). Save or copy the picture again.")
+    stream.seek(0)
+    try:
+        with Image.open(stream, formats=formats()) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise PictureError(path, _too_large(image.width, image.height))
+            if pixels > _LARGE:
+                with _one_large_at_a_time:
+                    yield from _frames(path, image, every)
+            else:
+                yield from _frames(path, image, every)
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(path, f"the picture is too large to be opened safely ({error}).") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(path, describe(head)) from error
+    # Pillow's decoders raise nearly any kind of exception on malformed files.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PictureError(
+            path, f"the picture is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
+        ) from error
+
+
+def _frames(path: Path, image: Image.Image, every: int) -> Iterator[tuple[int, Image.Image]]:
+    image.load()
+    yield 0, _finished(image)
+    if not every or not getattr(image, "is_animated", False):
+        return
+    pixels = image.width * image.height
+    for number in range(every, every * MAX_FRAMES, every):
+        if number >= getattr(image, "n_frames", 1):
+            return
+        # Most formats decode all frames on the way to the wanted one.
+        if number * pixels > MAX_ANIMATION_PIXELS:
+            raise PictureError(
+                path, "the animation is too long to be looked at whole. Score its first frame."
+            )
+        image.seek(number)
+        image.load()
+        if image.width * image.height > MAX_PIXELS:
+            raise PictureError(path, _too_large(image.width, image.height))
+        yield number, _finished(image)
+
+
+def _finished(image: Image.Image) -> Image.Image:
+    # Only after loading are mode and orientation final: loading turns TIFF upright and may unfold a palette.
+    return upright(to_rgb(image), orientation(image))
+
+
+def _too_large(width: int, height: int) -> str:
+    return (
+        f"the picture is {width} x {height} pixels; up to {MAX_PIXELS // 1_000_000} megapixels can be "
+        "scored. Make it smaller."
+    )
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The kinds of picture that are read, HEIC among them where its plug-in is installed."""
+    Image.init()
+    try:
+        import pillow_heif
+    except ImportError:
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+    return tuple(name for name in Image.ID if name not in _NEVER)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """File endings of those kinds, lower case."""
+    usable = formats()
+    known = {ending for ending, name in Image.registered_extensions().items() if name in usable}
+    # Files of these kinds shall get a row even where nothing can read them.
+    return frozenset(known | {".jfif", ".heic", ".heif", ".avif"})

@@ -1,0 +1,53 @@
+"""Heatmaps of existing files: an overlay and a mask for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..cost.attribution import explain
+from ..cost.protocol import Scorer
+from ..files import atomic_path
+from ..preferences.pictures import PictureError
+from ..types import Problem
+from .decode import open_frames
+from .rows import Row
+
+
+def write_heatmaps(
+    rows: Sequence[Row],
+    scorer: Scorer,
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Problem]:
+    """Write 'name-<hash>.heatmap.png' and 'name-<hash>.mask.png' for each scored file.
+
+    Args:
+        rows: with costs; of an animation the frame that was costliest is explained.
+        scorer: the one that scored.
+        folder: made if missing.
+        progress: is told how many of how many are done.
+
+    Returns:
+        One problem for each file that could not be opened any more.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    problems = []
+    for done, row in enumerate(rows, 1):
+        path = Path(row.path)
+        try:
+            with path.open("rb") as stream:
+                picture = next(p for n, p in open_frames(path, stream, row.frame) if n == row.frame)
+        except (PictureError, OSError, StopIteration) as error:
+            what = error.what if isinstance(error, PictureError) else "the picture cannot be read any more."
+            problems.append(Problem(path, what))
+        else:
+            found = explain(scorer, picture)
+            stem = f"{path.stem}-{(row.sha256 or '')[:8]}"
+            for kind, shown in (("heatmap", found.overlay(picture)), ("mask", found.mask())):
+                with atomic_path(folder / f"{stem}.{kind}.png") as temporary:
+                    shown.save(temporary, "PNG")
+        progress(done, len(rows))
+    return problems

@@ -1,0 +1,235 @@
+"""The whole job: find pictures, score them, write the tables, and do with the files what was asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..cost.protocol import Scorer, provenance
+from ..types import Problem, ScdpoError
+from .filing import file_away, over
+from .gallery import write_gallery
+from .heatmaps import write_heatmaps
+from .rows import Row, RowFile, write_csv, write_parquet
+from .run import BATCH, FolderRun
+from .stamp import STAMPS, StampError
+from .walk import find_pictures
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """What to score and what to do with the scores.
+
+    Attributes:
+        places: folders and files.
+        jsonl: rows as JSON lines; also the memory by which the next run scores only what is new.
+        csv: a table.
+        parquet: the same table.
+        html: a gallery.
+        every: of animations, look at every n-th frame; 0 for the first one alone.
+        batch: pictures in one call of the network.
+        over: the cost above which pictures are moved or copied.
+        move_to: folder for those, or None.
+        copy_to: folder for copies of those, or None.
+        write_back: a key of `stamp.STAMPS`, or None.
+        heatmaps: folder for pictures of what raises the costs that lie over the bound, or None.
+        anew: score everything again.
+        rank: number of this process.
+        processes: how many processes share the work; each takes every so-manieth file.
+    """
+
+    places: Sequence[Path]
+    jsonl: Path | None = None
+    csv: Path | None = None
+    parquet: Path | None = None
+    html: Path | None = None
+    every: int = 0
+    batch: int = BATCH
+    over: float = 0.0
+    move_to: Path | None = None
+    copy_to: Path | None = None
+    write_back: str | None = None
+    heatmaps: Path | None = None
+    anew: bool = False
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def part(self) -> Path | None:
+        """The rows of this process alone, where several share the work."""
+        return self.jsonl if self.processes == 1 else _part(self.jsonl, self.rank)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What came of it.
+
+    Attributes:
+        rows: one for every file, sorted by path.
+        reused: how many needed no network this time.
+        repeats: further names that led to files already listed.
+        filed: rows of the moved or copied pictures, with their new paths.
+        problems: what could not be written back, moved or copied, and why.
+    """
+
+    rows: Sequence[Row]
+    reused: int = 0
+    repeats: int = 0
+    filed: Sequence[Row] = ()
+    problems: Sequence[Problem] = field(default_factory=tuple)
+
+
+def check(job: ScoreJob) -> None:
+    """Find what is wrong with a job before any work is done.
+
+    Raises:
+        ScdpoError: says what.
+    """
+    if job.processes > 1 and job.jsonl is None:
+        raise ScdpoError("Several processes meet in a JSONL file. Name one with --jsonl.")
+    if job.move_to is not None and job.copy_to is not None:
+        raise ScdpoError("Pictures can be moved or copied, not both.")
+    for folder in (job.move_to, job.copy_to, job.heatmaps):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ScdpoError(f"{folder} is a file; a folder is wanted.")
+
+
+def score_files(
+    job: ScoreJob, scorer: Scorer, progress: Progress = lambda what, done, total: None
+) -> JobResult:
+    """Score this process's share of the files. Rows are on the disk as soon as they are known.
+
+    Raises:
+        ScdpoError: the JSONL file cannot be used.
+    """
+    found = find_pictures(
+        job.places, skip=[f for f in (job.move_to, job.copy_to, job.heatmaps) if f is not None]
+    )
+    files = found.files[job.rank :: job.processes]
+    memory = RowFile.open(job.part) if job.part is not None else None
+    known = _known(job, memory)
+    run = FolderRun(scorer, {} if job.anew else known, job.every, job.batch)
+    rows = [] if job.rank else list(_unreachable(found.problems, scorer))
+    try:
+        for row in run.rows(files):
+            rows.append(row)
+            if memory is not None and memory.rows.get(row.path) != row:
+                memory.add(row)
+            progress("scoring", len(rows), len(files))
+    finally:
+        if memory is not None:
+            memory.close()
+    return JobResult(sorted(rows, key=lambda row: row.path), run.reused, found.repeats)
+
+
+def gather(job: ScoreJob) -> JobResult:
+    """The rows of all processes, once all of them are done; their own files are removed.
+
+    Raises:
+        ScdpoError: a process's file is missing or damaged.
+    """
+    rows: dict[str, Row] = {}
+    for rank in range(job.processes):
+        part = _part(job.jsonl, rank)
+        file = RowFile.open(part)
+        file.close()
+        rows |= file.rows
+    asked = _within(job.places)
+    for rank in range(job.processes):
+        _part(job.jsonl, rank).unlink()
+    return JobResult(sorted((row for row in rows.values() if asked(row)), key=lambda row: row.path))
+
+
+def explain(
+    job: ScoreJob, result: JobResult, scorer: Scorer, progress: Progress = lambda what, done, total: None
+) -> JobResult:
+    """Write heatmaps of the pictures over the bound into the job's folder.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    assert job.heatmaps is not None
+    chosen = list(over(result.rows, job.over))
+    problems = write_heatmaps(
+        chosen, scorer, job.heatmaps, lambda done, total: progress("heatmaps", done, total)
+    )
+    return replace(result, problems=[*result.problems, *problems])
+
+
+def finish(
+    job: ScoreJob, result: JobResult, progress: Progress = lambda what, done, total: None
+) -> JobResult:
+    """Write scores back, move or copy, and write the tables and the gallery, as far as the job says so.
+
+    Raises:
+        ScdpoError: pyarrow is missing.
+        OSError: a table cannot be written.
+    """
+    problems = list(result.problems)
+    rows = {row.path: row for row in result.rows}
+    if job.write_back is not None:
+        scored = [row for row in rows.values() if row.cost is not None]
+        for number, row in enumerate(scored, 1):
+            try:
+                rows[row.path] = STAMPS[job.write_back](row)
+            except StampError as error:
+                problems.append(Problem(Path(row.path), str(error).removeprefix(f"{row.path}: ")))
+            progress("writing back", number, len(scored))
+    filed: Sequence[Row] = ()
+    target = job.move_to or job.copy_to
+    if target is not None:
+        chosen = sorted(over(list(rows.values()), job.over), key=lambda row: row.path)
+        away = file_away(chosen, target, job.places, move=job.move_to is not None)
+        filed, problems = away.done, [*problems, *away.problems]
+        if job.move_to is not None:
+            stayed = {problem.path for problem in away.problems}
+            moved = [row.path for row in chosen if Path(row.path) not in stayed]
+            rows = {path: row for path, row in rows.items() if path not in moved}
+            rows |= {row.path: row for row in filed}
+    ordered = [rows[path] for path in sorted(rows)]
+    _write_tables(job, ordered, progress)
+    return JobResult(ordered, result.reused, result.repeats, filed, problems)
+
+
+def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> None:
+    if job.jsonl is not None:
+        # Rows of other places stay: a file may remember many folders.
+        memory = RowFile.open(job.jsonl)
+        asked, ours = _within(job.places), {row.path for row in rows}
+        others = [row for row in memory.rows.values() if row.path not in ours and not asked(row)]
+        memory.finish(sorted([*rows, *others], key=lambda row: row.path))
+    if job.csv is not None:
+        write_csv(job.csv, rows)
+    if job.parquet is not None:
+        write_parquet(job.parquet, rows)
+    if job.html is not None:
+        write_gallery(job.html, rows, progress=lambda done, total: progress("gallery", done, total))
+
+
+def _known(job: ScoreJob, memory: RowFile | None) -> Mapping[str, Row]:
+    """What earlier runs know: this process's own rows, and the merged ones."""
+    known = dict(memory.rows) if memory is not None else {}
+    if job.jsonl is not None and job.processes > 1 and job.jsonl.exists():
+        merged = RowFile.open(job.jsonl)
+        merged.close()
+        known = {**merged.rows, **known}
+    return known
+
+
+def _unreachable(problems: Iterable[Problem], scorer: Scorer) -> Iterator[Row]:
+    for problem in problems:
+        yield Row(str(problem.path), None, None, None, {}, provenance(scorer), problem.what)
+
+
+def _within(places: Sequence[Path]) -> Callable[[Row], bool]:
+    roots = [Path(os.path.abspath(place.expanduser())) for place in places]
+    return lambda row: any(Path(row.path).is_relative_to(root) for root in roots)
+
+
+def _part(jsonl: Path | None, rank: int) -> Path:
+    assert jsonl is not None
+    return jsonl.with_name(f"{jsonl.name}.part{rank}")

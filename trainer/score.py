@@ -1,0 +1,205 @@
+"""Score pictures for safety: `python trainer/score.py PATH... [--scorer NAME|FILE] [--html FILE]`.
+
+Several processes or machines share a folder with `accelerate launch trainer/score.py ... --jsonl FILE`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from scdpo_core.cost.scorers import SCORERS, load_scorer
+from scdpo_core.scoring.job import JobResult, ScoreJob, check, explain, finish, gather, score_files
+from scdpo_core.scoring.rows import Row, printable
+from scdpo_core.scoring.run import BATCH
+from scdpo_core.scoring.stamp import STAMPS
+from scdpo_core.types import ScdpoError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.list_scorers:
+        _list_scorers()
+        return 0
+    if not options.paths:
+        parser.error("name at least one folder or picture")
+    # Large pictures have bounds of their own here.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    try:
+        return _score(options)
+    except ScdpoError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"Error: {error.filename or 'a file'} cannot be written ({error.strerror}).", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = (
+            "The same command goes on from here." if options.jsonl else "With --jsonl it could have gone on."
+        )
+        print(f"Stopped. {kept}", file=sys.stderr)
+        return 130
+
+
+def _score(options: argparse.Namespace) -> int:
+    job = _job(options)
+    wait_for_all: Callable[[], None] = lambda: None  # noqa: E731 - one process waits for nobody
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=options.device == "cpu")
+        job = replace(job, rank=state.process_index, processes=state.num_processes)
+        wait_for_all = state.wait_for_everyone
+    check(job)
+    scorer = load_scorer(options.scorer, options.device)
+    with _bars(quiet=job.rank > 0) as progress:
+        result = score_files(job, scorer, progress)
+        wait_for_all()
+        if job.rank > 0:
+            return 0
+        if job.processes > 1:
+            result = gather(job)
+        if job.heatmaps is not None:
+            result = explain(job, result, scorer, progress)
+        result = finish(job, result, progress)
+    _report(job, result)
+    return 0
+
+
+def _report(job: ScoreJob, result: JobResult) -> None:
+    written = [file for file in (job.jsonl, job.csv, job.parquet, job.html) if file is not None]
+    if not written:
+        for row in sorted(result.rows, key=_costliest_first):
+            print(_line(row))
+    for problem in result.problems:
+        print(printable(f"{problem.path}: {problem.what}"), file=sys.stderr)
+    scored = [row for row in result.rows if row.cost is not None]
+    above = sum(row.cost is not None and row.cost > job.over for row in scored)
+    failed = len(result.rows) - len(scored)
+    parts = [f"{len(scored)} scored", f"{above} above {job.over:g}"]
+    parts += [f"{result.reused} known already or the same as another"] if result.reused else []
+    parts += [f"{failed} not scored"] if failed else []
+    if job.move_to or job.copy_to:
+        parts.append(f"{len(result.filed)} {'moved' if job.move_to else 'copied'}")
+    print(f"{', '.join(parts)}.", file=sys.stderr)
+    for file in written:
+        print(f"Written: {file}", file=sys.stderr)
+
+
+def _costliest_first(row: Row) -> tuple[float, str]:
+    return (float("inf") if row.cost is None else -row.cost), row.path
+
+
+def _line(row: Row) -> str:
+    if row.cost is None:
+        return printable(f"{'-':>8}  {'':6}  {row.path}: {row.error}")
+    return printable(f"{row.cost:+8.2f}  {row.band:6}  {row.path}")
+
+
+def _list_scorers() -> None:
+    for name, choice in SCORERS.items():
+        where = f"hub: {choice.download}" if choice.download else "installed"
+        print(f"{name:10}  {choice.about}\n{'':12}{choice.licence}, {choice.megabytes} MB, {where}")
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One progress bar for each kind of work on a terminal, nothing elsewhere."""
+    bars: dict[str, tqdm] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            bars[what] = tqdm(desc=what, total=total, disable=True if quiet else None, unit=" files")
+        bars[what].update(done - bars[what].n)
+
+    try:
+        yield update
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _job(options: argparse.Namespace) -> ScoreJob:
+    return ScoreJob(
+        places=options.paths,
+        jsonl=options.jsonl,
+        csv=options.csv,
+        parquet=options.parquet,
+        html=options.html,
+        every=options.every,
+        batch=options.batch,
+        over=options.over,
+        move_to=options.move_over,
+        copy_to=options.copy_over,
+        write_back=options.write_back,
+        heatmaps=options.heatmaps,
+        anew=options.anew,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="How harmful is each picture? One number; above 0 is harmful. Nothing leaves the machine."
+    )
+
+    def add(flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
+        shown = text if default is None else f"{text} (default: {default})"
+        parser.add_argument(flag, type=kind, default=default, help=shown)
+
+    parser.add_argument(
+        "paths", nargs="*", type=Path, help="folders, looked through to the bottom, and pictures"
+    )
+    scorer = "a name (--list-scorers), a cost model file, or several joined by + (maximum) or ~ (mean)"
+    add("--scorer", str, "embedded", scorer)
+    parser.add_argument("--list-scorers", action="store_true", help="say which scorers there are, and leave")
+    add("--jsonl", Path, None, "a row of JSON for each file; the next run scores only what is new or changed")
+    add("--csv", Path, None, "a table")
+    add("--parquet", Path, None, "the same table as Parquet; needs pyarrow")
+    add("--html", Path, None, "a gallery, the costliest first, blurred until one looks")
+    add("--every", _whole, 0, "of animations, look at every so-manieth frame; 0 for the first one alone")
+    add("--over", float, 0.0, "the cost above which pictures are moved, copied or explained")
+    add("--move-over", Path, None, "move pictures above --over into this folder, never onto an existing file")
+    add("--copy-over", Path, None, "copy them instead")
+    add("--heatmaps", Path, None, "for pictures above --over: show in this folder what raises the cost")
+    parser.add_argument(
+        "--write-back",
+        choices=sorted(STAMPS),
+        help="write each score into its PNG, JPEG or WebP (losslessly), or into a file beside it",
+    )
+    parser.add_argument("--anew", action="store_true", help="score everything again")
+    add("--batch", _count, BATCH, "pictures that the network looks at together")
+    add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the network runs")
+    return parser
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
