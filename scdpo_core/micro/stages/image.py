@@ -12,6 +12,7 @@ import copy
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ResNetModel
@@ -55,7 +56,8 @@ def build(
 def _loss(tagger: _Tagger, art: Art, context: StepContext) -> Tensor:
     """Cross-entropy of all tags, summed over the concepts, on a fresh batch."""
     number = {thing: place for place, thing in enumerate(concepts())}
-    pictures, wanted = [], torch.zeros(BATCH, len(number))
+    pictures: list[Image.Image] = []
+    wanted = torch.zeros(BATCH, len(number))
     while len(pictures) < BATCH:
         scene = near_scene(context.rng, two=0.45)
         try:
