@@ -1,7 +1,7 @@
 """`python -m scdpo_core.micro.build`: make the embedded model anew from the art.
 
 Seeded, resumable (run it again after a stop), on a GPU when there is one; two CPU cores need about
-an hour and a half. The weights replace those of the checkout only when everything is done.
+two hours. The weights replace those of the checkout only when everything is done.
 
 Networks this small gain little from a second core. Two processes do more, each with OMP_NUM_THREADS=1:
 `--only vae` in one; `--only towers`, `image` and `judge` in the other. A plain call goes on from there.

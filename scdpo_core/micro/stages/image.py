@@ -2,8 +2,9 @@
 
 CLIP's loss is content with one thing that tells a picture's caption from those of its neighbours. A cost
 model needs everything that a picture shows, small things in company too. So the tower goes on alone, and
-learns to tag: which of the world's concepts are there, in drawings that are warped and recoloured until
-only their shapes are left to go by. The denoiser needs none of this and can be trained beside it.
+learns to tag: which of the world's concepts are there, in drawings that are warped and recoloured so that
+no single drawing's pixels can be learned by heart. The denoiser needs none of this and can be trained
+beside it.
 """
 
 from __future__ import annotations

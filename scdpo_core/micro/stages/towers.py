@@ -99,8 +99,8 @@ class _Pair(nn.Module):
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        # A residual network, as in CLIP's own RN50: on two cores it sees three times as many pictures as a
-        # transformer of equal quality per picture, and needs fewer of them.
+        # A residual network, as in CLIP's own RN50: on two cores it sees nearly three times as many pictures
+        # a second as a transformer of four layers of width 128 with patches of 8 pixels.
         self.image = ResNetModel(
             ResNetConfig(
                 embedding_size=IMAGE_CHANNELS[0],
