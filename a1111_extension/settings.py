@@ -1,0 +1,98 @@
+"""The settings page, and what its settings mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+from modules import shared
+
+from scdpo_core.cost.scorers import SCORERS
+
+from . import host
+
+MODEL, DEVICE = "scdpo_cost_model", "scdpo_device"
+QUARANTINE, ROOTS = "scdpo_quarantine", "scdpo_roots"
+_SECTION = ("scdpo", "SC-DPO safety")
+_DEFAULT_MODEL = "embedded"
+_PROCESSOR, _GRAPHICS = "processor", "graphics card"
+
+
+def register() -> None:
+    """Add the page; the host calls this when it makes its settings."""
+    # What decides which files may be read, and where originals go, is not for the API to change.
+    _add(
+        MODEL,
+        _DEFAULT_MODEL,
+        "Cost model that scores pictures",
+        gr.Dropdown,
+        lambda: {"choices": cost_models()},
+        f"'embedded' knows sexual content in photographs; your own lie in {host.cost_models_folder()}",
+    )
+    _add(
+        DEVICE,
+        _PROCESSOR,
+        "Where the cost model runs",
+        gr.Radio,
+        lambda: {"choices": [_PROCESSOR, _GRAPHICS]},
+        "on the processor it takes no graphics memory",
+    )
+    _add(
+        QUARANTINE,
+        "",
+        "Quarantine folder for originals that are hidden",
+        gr.Textbox,
+        None,
+        f"empty: {_default_quarantine()}; it is never served to a browser",
+    )
+    _add(
+        ROOTS,
+        "",
+        "Folders whose pictures the API may score, one a line",
+        gr.Textbox,
+        lambda: {"lines": 3},
+        f"besides {host.output_folder()}, which it always may",
+    )
+
+
+def cost_models() -> list[str]:
+    """What the cost model can be: names of scorers, and files in the folder for them."""
+    return [*SCORERS, *(str(file) for file in host.cost_model_files())]
+
+
+def cost_model() -> str:
+    """The cost model in use."""
+    return host.option(MODEL) or _DEFAULT_MODEL
+
+
+def device() -> str:
+    """Where the cost model runs."""
+    return host.device() if host.option(DEVICE) == _GRAPHICS else "cpu"
+
+
+def quarantine() -> Path:
+    """Where originals go."""
+    return Path(host.option(QUARANTINE) or _default_quarantine()).expanduser()
+
+
+def roots() -> list[Path]:
+    """The folders whose pictures the API may score."""
+    lines = (line.strip() for line in str(host.option(ROOTS) or "").splitlines())
+    return [host.output_folder(), *(Path(line).expanduser() for line in lines if line)]
+
+
+def _default_quarantine() -> Path:
+    return host.output_folder() / "quarantine"
+
+
+def _add(name: str, value: str, label: str, component: object, arguments: object, about: str) -> None:
+    option = shared.OptionInfo(
+        value, label, component, arguments, section=_SECTION, refresh=_nothing, restrict_api=True
+    )
+    if component is not gr.Dropdown:
+        option.refresh = None
+    shared.opts.add_option(name, option.info(about))
+
+
+def _nothing() -> None:
+    """The choices are made anew whenever they are asked for."""
