@@ -87,6 +87,7 @@ class SafetyScript(host_scripts.Script):
             processed.images = [*processed.images[:grids], *rest]
             if hasattr(processed, "extra_images"):  # Forge
                 processed.extra_images = [_passed(guard, picture) for picture in processed.extra_images]
+            infotext.finish(p, processed, guard)
 
 
 def before_saved(params: Any) -> None:
