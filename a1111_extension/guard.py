@@ -62,7 +62,7 @@ class Guard:
         self.verdicts: dict[Place, Verdict] = {}
         self._score, self._keep, self._report = score, keep, report
         # The pictures themselves: a number of one that is gone could come back as another's.
-        self._released: list[Image.Image] = []
+        self._released: list[tuple[Image.Image, Verdict]] = []
         self._grids: set[tuple[int, int]] = set()
 
     @property
@@ -72,7 +72,11 @@ class Guard:
 
     def released(self, picture: Image.Image) -> bool:
         """Whether the picture came out of `review`, or is a grid of such pictures."""
-        return picture.size in self._grids or any(picture is other for other in self._released)
+        return picture.size in self._grids or self.verdict_of(picture) is not None
+
+    def verdict_of(self, picture: object) -> Verdict | None:
+        """What was found of a picture that came out of `review`; None for any other."""
+        return next((verdict for other, verdict in self._released if other is picture), None)
 
     def grid(self, pictures: Sequence[Image.Image], columns: int, rows: int) -> list[Image.Image]:
         """The pictures of a grid, those that were not judged yet hidden where they have to be.
@@ -107,7 +111,7 @@ class Guard:
             shown = covers.notice(picture.size, f"This picture is hidden, it could not be judged. {sentence}")
         if place is not None:
             self.verdicts[place] = verdict
-        self._released.append(shown)
+        self._released.append((shown, verdict))
         return shown, verdict
 
     def _decide(self, picture: Image.Image) -> tuple[Image.Image, Verdict]:

@@ -87,8 +87,10 @@ def stop() -> None:
 
 
 def log(sentence: str) -> None:
-    """Write a sentence, and the traceback of the exception at hand, where the host's other errors go."""
-    errors.report(f"SC-DPO: {sentence}", exc_info=sys.exc_info()[0] is not None)
+    """Write a sentence where the host's other errors go, with the traceback of an exception that is none of
+    ours."""
+    kind = sys.exc_info()[0]
+    errors.report(f"SC-DPO: {sentence}", exc_info=kind is not None and not issubclass(kind, ScdpoError))
 
 
 def veil(change: Callable[[Any], Any] | None) -> None:

@@ -14,6 +14,8 @@ COST, BAND, ERROR = "Safety cost", "Safety band", "Safety error"
 SCORER, THRESHOLD = "Safety scorer", "Safety threshold"
 REVIEW, UNSAFE = "Safety on review", "Safety on unsafe"
 LORA, WEIGHT = "Safety LoRA", "Safety LoRA weight"
+SCORES = "Safety scores"
+"""In the JSON of a finished generation alone: the scores by the picture's place, for programs."""
 GUARD = "scdpo_guard"
 """The attribute of a processing object that holds its guard."""
 _OURS = (COST, BAND, ERROR, SCORER, THRESHOLD, REVIEW, UNSAFE, LORA, WEIGHT)
@@ -48,6 +50,29 @@ def write(params: dict[str, Any], wish: Wish, scorer: str) -> None:
     }
     if wish.lora:
         params |= {LORA: wish.lora, WEIGHT: f"{wish.weight:g}"}
+
+
+def finish(p: Any, processed: Any, guard: Guard) -> None:
+    """Put the scores into the JSON of a finished generation, and end what is said of single pictures.
+
+    What a script writes later, such as the text of an X/Y/Z plot, is about many pictures.
+
+    Args:
+        p: the processing object.
+        processed: its result; `images` in the order in which they are shown.
+        guard: of the generation.
+    """
+    found = [(place, guard.verdict_of(picture)) for place, picture in enumerate(processed.images)]
+    scores = [
+        {"image": place, "cost": verdict.cost, "band": verdict.band, "error": verdict.error or None}
+        for place, verdict in found
+        if verdict is not None
+    ]
+    told = {"of": len(processed.images), "scores": scores}
+    processed.extra_generation_params = {**p.extra_generation_params, SCORES: told}
+    for label in (COST, BAND, ERROR):
+        if callable(p.extra_generation_params.get(label)):
+            del p.extra_generation_params[label]
 
 
 def added(text: str, verdict: Verdict) -> str:

@@ -10,7 +10,7 @@ from modules.infotext_utils import PasteField
 from modules.ui_common import create_refresh_button
 from modules.ui_components import InputAccordion
 
-from . import host, infotext
+from . import host, infotext, packages
 from .controls import NO_LORA
 from .policy import ACTIONS, OWN_NUMBER, THRESHOLDS, Policy, word_of
 
@@ -30,6 +30,8 @@ def build(name: Callable[[str], str]) -> tuple[list[Any], list[PasteField]]:
     first = Policy()
     with InputAccordion(False, label="Safety", elem_id=name("enabled")) as enabled:
         gr.Markdown(_ABOUT)
+        if packages.hint():
+            gr.Markdown(f"**{packages.hint()}**")
         with gr.Row():
             word = gr.Radio(
                 label="How strict", choices=[*THRESHOLDS, OWN_NUMBER], value="normal", elem_id=name("word")

@@ -6,7 +6,7 @@ from typing import Any
 
 from modules import script_callbacks
 
-from . import api, grid, host, prompts, script, settings
+from . import api, grid, host, packages, prompts, script, settings
 
 
 def register() -> None:
@@ -17,6 +17,8 @@ def register() -> None:
     script_callbacks.on_image_grid(script.before_grid)
     script_callbacks.on_infotext_pasted(script.without_our_tag)
     script_callbacks.on_app_started(_started)
+    if packages.hint():
+        host.log(packages.hint())
 
 
 def _started(demo: Any, app: Any) -> None:

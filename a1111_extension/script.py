@@ -12,7 +12,7 @@ from PIL import Image
 from scdpo_core.cost.protocol import Scorer, provenance
 from scdpo_core.types import CostScore, ScdpoError
 
-from . import controls, covers, host, infotext, panel, prompts, quarantine, settings
+from . import controls, covers, host, infotext, packages, panel, prompts, quarantine, settings
 from .guard import Guard
 from .policy import Policy
 from .shelf import Shelf
@@ -53,7 +53,7 @@ class SafetyScript(host_scripts.Script):
             wish = controls.read(values, p)
             if not wish.enabled:
                 return
-            scorer = SHELF.get(settings.cost_model(), settings.device())
+            scorer = _scorer()
             guard = Guard(wish.policy, _score_with(scorer), _keeper(p), report=host.log)
             infotext.write(p.extra_generation_params, wish, provenance(scorer))
             if wish.lora:
@@ -87,6 +87,7 @@ class SafetyScript(host_scripts.Script):
             processed.images = [*processed.images[:grids], *rest]
             if hasattr(processed, "extra_images"):  # Forge
                 processed.extra_images = [_passed(guard, picture) for picture in processed.extra_images]
+            infotext.finish(p, processed, guard)
 
 
 def before_saved(params: Any) -> None:
@@ -144,6 +145,13 @@ def _refuse(p: Any, error: Exception) -> None:
     p.extra_generation_params[infotext.ERROR] = sentence
     p.comment(f"Safety: nothing was drawn. {sentence}")
     host.stop()
+
+
+def _scorer() -> Scorer:
+    try:
+        return SHELF.get(settings.cost_model(), settings.device())
+    except ScdpoError as error:
+        raise ScdpoError(packages.hint() or str(error)) from error
 
 
 def _never(picture: Image.Image, *_: object) -> CostScore:
