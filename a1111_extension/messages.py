@@ -59,3 +59,54 @@ class CostModels(BaseModel):
     """The cost models."""
 
     cost_models: list[CostModel]
+
+
+class JobRequest(BaseModel):
+    """A safety LoRA to train."""
+
+    name: str = Field(description="of the run and of the LoRA")
+    pairs: str = Field(description="the preference folder, below a folder that may be read")
+    base: str = Field("micro", description="the model to train for, by its name in the host")
+    quality: str = Field("normal", description="fast, normal or best")
+    cost_model: str = Field("none", description="corrects the labels; one of /cost-models, or none")
+    settings: str = Field("", description="further settings as TOML, those that name no files")
+
+
+class JobDone(BaseModel):
+    """What happens now."""
+
+    name: str
+    message: str
+
+
+class Job(BaseModel):
+    """How a run stands."""
+
+    name: str
+    trains: str = Field(description="lora, cost, or compare")
+    state: str = Field(description="queued, running, stopping, finished, failed, stopped or interrupted")
+    phase: str
+    step: int = Field(description="done of the phase")
+    total: int
+    trained: int = Field(description="training steps done")
+    steps: int
+    seconds_left: float | None = None
+    metrics: dict[str, float] = Field(description="newest figures")
+    warnings: list[str]
+    message: str = Field(description="why it failed or was interrupted")
+    result: str = Field(description="the finished file")
+
+
+class JobsList(BaseModel):
+    """All runs."""
+
+    jobs: list[Job]
+    active: str = Field(description="the one that is worked on; '' for none")
+    waiting: list[str]
+
+
+class JobEvents(BaseModel):
+    """Lines of a run's log, each a JSON object."""
+
+    events: list[str]
+    next: int = Field(description="give it as 'start' to read on")

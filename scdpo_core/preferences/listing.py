@@ -66,6 +66,19 @@ def list_side(root: Path, problems: list[Problem]) -> Side:
     return side
 
 
+def some_prompts(folder: Path, count: int) -> list[str]:
+    """Prompts of a preference folder, each once, spread evenly over it; what cannot be read is left out."""
+    texts: dict[str, None] = {}
+    for path in sorted((folder / "chosen").rglob("*.txt")):
+        try:
+            texts.setdefault(" ".join(path.read_text("utf-8-sig").split()))
+        except (OSError, ValueError):
+            continue
+    found = [text for text in texts if text]
+    count = min(count, len(found))
+    return [found[number * len(found) // count] for number in range(count)]
+
+
 def layout_problem(folder: Path) -> Problem | None:
     """Why `folder` is no preference folder, with the layout explained and a guess at what was meant."""
     try:

@@ -17,7 +17,11 @@ from .interpreter import ROOT, Interpreter, environment
 from .process import ProcessId, alive, end, look
 from .state import State, last_words, process_of, state_of
 
-_SCRIPTS: dict[names.Kind, str] = {"lora": "train_lora.py", "cost": "train_cost.py"}
+_SCRIPTS: dict[names.Kind, str] = {
+    "lora": "train_lora.py",
+    "cost": "train_cost.py",
+    "compare": "compare.py",
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def start(
     Args:
         folder: with job.toml, as `jobs.write` makes it.
         interpreter: the Python to train with.
-        resume: go on from the newest checkpoint. A cost model has none and begins again.
+        resume: go on from the newest checkpoint. Only a LoRA has one; others begin again.
         trainer: another script than the one for this kind of job.
 
     Raises:
@@ -127,7 +131,7 @@ def start(
     command = [str(interpreter.python), *interpreter.flags, str(script), "--config", str(folder / names.JOB)]
     if kind == "cost":
         command += ["--run", str(folder)]
-    elif resume:
+    elif kind == "lora" and resume:
         command.append("--resume")
     # It was asked of another process.
     (folder / names.STOP).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..files import write_json
 from .process import ProcessId
@@ -18,7 +18,9 @@ LOG = "child.log"  # what the process wrote on its screen
 KIND = "run.json"  # which trainer the settings are for
 LAUNCH = "child.json"  # the process that was started last
 
-Kind = Literal["lora", "cost"]
+Kind = Literal["lora", "cost", "compare"]
+"""'compare' trains nothing: it draws with a LoRA at several weights."""
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Launch:
 
 def kind_of(folder: Path) -> Kind:
     """What a run trains; a run of the command line, which leaves no record, trains a LoRA."""
-    return "cost" if _read(folder / KIND).get("trains") == "cost" else "lora"
+    said = _read(folder / KIND).get("trains")
+    return next((kind for kind in _KINDS if kind == said), "lora")
 
 
 def write_kind(folder: Path, kind: Kind) -> None:
@@ -65,6 +68,14 @@ def size(path: Path) -> int:
     """Bytes in a file, 0 if there is none."""
     try:
         return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def changed(path: Path) -> int:
+    """When a file was written last, nanoseconds since 1970; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
     except OSError:
         return 0
 

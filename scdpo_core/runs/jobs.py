@@ -47,7 +47,7 @@ COST_KEYS: Mapping[str, type[int] | type[float]] = {
 """What may be set beside, by the names of train_cost.py's flags."""
 
 _CHOSEN_ABOVE = {("model", "base"), ("data", "pairs"), ("output", "output")}
-_NO_NAME = re.compile(
+NO_NAME = re.compile(
     r'[<>:"/\\|?*\x00-\x1f]|^[. ]|[. ]$|^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)', re.IGNORECASE
 )
 _MODEL_FILES = (".safetensors", ".ckpt", ".pt")
@@ -148,7 +148,7 @@ def write(job: Job) -> Path:
 
 def _place_problems(job: Job) -> Iterator[str]:
     name, folder = job.name, job.folder
-    if not name or len(name) > _LONGEST or _NO_NAME.search(name):
+    if not name or len(name) > _LONGEST or NO_NAME.search(name):
         yield (
             f"'{name}' cannot be the name of a file. Use up to {_LONGEST} letters, digits, '-' and '_', "
             "such as my_lora."

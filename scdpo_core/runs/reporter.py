@@ -66,6 +66,11 @@ class Reporter:
         self._log(Saved(step, path, "cost"))
         self._log(Done("finished", step, path, self._seconds()))
 
+    def reported(self, step: int, report: Path) -> None:
+        """The work is done and its report complete on disk; there is no other result."""
+        self._log(Saved(step, os.path.relpath(report, self.folder), "report"))
+        self._log(Done("finished", step, "", self._seconds()))
+
     @contextmanager
     def last_words(self) -> Iterator[None]:
         """Whatever ends the work goes into the log; a stop that was asked for is no error."""

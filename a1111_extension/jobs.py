@@ -1,0 +1,164 @@
+"""Trainings and comparisons of one runs root, as the tab and the API use them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from scdpo_core.cost.protocol import Scorer
+from scdpo_core.lora.publish import publish, published
+from scdpo_core.preferences.pictures import open_picture
+from scdpo_core.runs import jobs as core_jobs
+from scdpo_core.runs.comparison import CompareJob, write_comparison
+from scdpo_core.runs.folder import JOB, Kind, kind_of
+from scdpo_core.runs.follow import Follower, RunView
+from scdpo_core.runs.listing import runs_in
+from scdpo_core.runs.state import State, state_of
+from scdpo_core.runs.supervisor import Supervisor
+from scdpo_core.types import CostScore, ScdpoError
+
+_MOST_COSTS = 2000
+
+
+class Jobs:
+    """Starts, shows and stops runs. Every method may be called by several threads at once."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        lend: Callable[[str], AbstractContextManager[object]] = nullcontext,
+        shelf: Callable[[], Path | None] = lambda: None,
+        shelved: Callable[[], None] = lambda: None,
+        scorer: Callable[[], Scorer] | None = None,
+    ) -> None:
+        """The runs in `root`.
+
+        Args:
+            root: the runs root.
+            lend: see `Supervisor`.
+            shelf: folder that finished LoRAs are copied into; None for none.
+            shelved: called when one was.
+            scorer: what scores sample pictures; None for nothing.
+        """
+        self.root, self._shelf, self._shelved, self._scorer = root, shelf, shelved, scorer
+        self.supervisor = Supervisor(root, lend, self._ended)
+        self._lock = threading.Lock()
+        self._followers: dict[str, Follower] = {}
+        self._costs: dict[tuple[str, int], CostScore] = {}
+        self._trouble = ""
+
+    def wake(self) -> None:
+        """Go on where a host that was closed had stopped."""
+        for folder in runs_in(self.root, "lora"):
+            if published(folder) is None and self._shelf() is not None and state_of(folder) == "finished":
+                self._ended(folder, "finished")
+        self.supervisor.wake()
+
+    @property
+    def note(self) -> str:
+        """What is being set up, or what went wrong outside of a run."""
+        return self.supervisor.note or self._trouble
+
+    def names(self, kind: Kind | None = None) -> list[str]:
+        """Runs, the one that changed last first."""
+        return [folder.name for folder in runs_in(self.root, kind)]
+
+    def folder(self, name: str) -> Path:
+        """The folder of a run.
+
+        Raises:
+            ScdpoError: there is no run of that name.
+        """
+        folder = self.root / name
+        if not name or Path(name).name != name or name.startswith(".") or not (folder / JOB).is_file():
+            raise ScdpoError(f"There is no run '{name}'. Choose one of the list.")
+        return folder
+
+    def start(self, job: core_jobs.LoraJob) -> str:
+        """Write a training's settings and let it begin when it is its turn; what happens, a sentence.
+
+        Raises:
+            ScdpoError: what is wrong with it, one thing a line. A second click ends here.
+        """
+        with self._lock:
+            folder = core_jobs.write(job)
+        return self.supervisor.add(folder)
+
+    def compare(self, job: CompareJob) -> str:
+        """The same for a comparison."""
+        with self._lock:
+            folder = write_comparison(job)
+        return self.supervisor.add(folder)
+
+    def resume(self, name: str) -> str:
+        """Go on with a run that was stopped, failed or was interrupted.
+
+        Raises:
+            ScdpoError: there is no such run, or it is finished.
+        """
+        folder = self.folder(name)
+        if state_of(folder) == "finished":
+            raise ScdpoError(f"'{name}' is finished. To train more, give it a new name.")
+        return self.supervisor.add(folder, resume=True)
+
+    def stop(self, name: str) -> str:
+        """Stop a run, or take it out of the queue.
+
+        Raises:
+            ScdpoError: there is no such run.
+        """
+        return self.supervisor.stop(self.folder(name))
+
+    def waiting(self) -> list[str]:
+        """Runs that wait for their turn, next one first."""
+        return [entry.folder.name for entry in self.supervisor.queue.view().waiting]
+
+    def active(self) -> str:
+        """The run that is worked on; '' if none is."""
+        active = self.supervisor.queue.view().active
+        return "" if active is None else active.name
+
+    def kind(self, name: str) -> Kind:
+        """What a run trains."""
+        return kind_of(self.folder(name))
+
+    def view(self, name: str) -> RunView:
+        """How a run stands.
+
+        Raises:
+            ScdpoError: there is no such run.
+        """
+        folder = self.folder(name)
+        with self._lock:
+            return self._followers.setdefault(name, Follower(folder)).view()
+
+    def costs(self, view: RunView) -> Mapping[str, CostScore]:
+        """Costs of a run's sample pictures by path; of those that can be scored."""
+        found: dict[str, CostScore] = {}
+        for sample in view.samples if self._scorer is not None else ():
+            try:
+                key = (sample.path, Path(sample.path).stat().st_mtime_ns)
+                if key not in self._costs:
+                    if len(self._costs) > _MOST_COSTS:
+                        self._costs.clear()
+                    assert self._scorer is not None
+                    self._costs[key] = self._scorer().score([open_picture(Path(sample.path))])[0]
+                found[sample.path] = self._costs[key]
+            except (OSError, ScdpoError):
+                continue
+        return found
+
+    def _ended(self, folder: Path, state: State) -> None:
+        """Put a finished LoRA where the host looks for LoRAs."""
+        shelf = self._shelf()
+        if state != "finished" or kind_of(folder) != "lora" or shelf is None:
+            return
+        try:
+            publish(folder, shelf)
+            self._trouble = ""
+            self._shelved()
+        except ScdpoError as error:
+            self._trouble = str(error)

@@ -1,0 +1,84 @@
+"""What the panes have in common, for every gradio from 3.41 on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from scdpo_core.panels.parts import notice, wrapped
+from scdpo_core.types import ScdpoError
+
+_LOG = logging.getLogger("scdpo")
+
+
+def said(text: str, kind: str = "info") -> str:
+    """A sentence as a panel."""
+    return (
+        wrapped(notice(text, "bad" if kind == "bad" else "good" if kind == "good" else "info"))
+        if text
+        else ""
+    )
+
+
+def guarded(outputs: int, place: int = -1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turn what goes wrong in a pane's function into a sentence in one of its outputs.
+
+    Args:
+        outputs: how many it has; the others stay as they are.
+        place: of the one for sentences.
+    """
+
+    def around(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def safe(*arguments: Any, **named: Any) -> Any:
+            try:
+                return function(*arguments, **named)
+            except ScdpoError as error:
+                sentence = str(error)
+            except Exception as error:
+                _LOG.exception("a pane failed")
+                sentence = f"This did not work ({type(error).__name__}: {error}). The log says where."
+            answer: list[Any] = [gr.update() for _ in range(outputs)]
+            answer[place] = said(sentence, "bad")
+            return answer if outputs > 1 else answer[0]
+
+        return safe
+
+    return around
+
+
+def changed(old: Any, new: Sequence[str]) -> tuple[list[Any], tuple[int, ...]]:
+    """Updates for those pieces of HTML alone that differ from what the page shows: what somebody has
+    uncovered there stays uncovered.
+
+    Args:
+        old: what was returned last, None at first.
+        new: the pieces.
+    """
+    marks = tuple(hash(text) for text in new)
+    before = old if isinstance(old, tuple | list) and len(old) == len(marks) else (None,) * len(marks)
+    updates = [
+        gr.update() if mark == known else text for text, mark, known in zip(new, marks, before, strict=True)
+    ]
+    return updates, marks
+
+
+def ticker(name: str) -> gr.Button:
+    """A button that nobody sees and that the page's script clicks every two seconds while its pane is
+    shown: timers are not the same in any two versions of gradio."""
+    return gr.Button("refresh", elem_id=f"scdpo_{name}_tick", elem_classes=["scdpo-hidden", "scdpo-tick"])
+
+
+def quick(button: gr.Button, function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+    """Call a function that answers at once, beside the host's queue."""
+    button.click(function, inputs=inputs, outputs=outputs, queue=False, show_progress="hidden")
+
+
+def files_of(given: Any) -> list[Path]:
+    """Paths of dropped files: names in newer versions, open files in older ones."""
+    return [Path(str(getattr(one, "name", one))) for one in given or ()]

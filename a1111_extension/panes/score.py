@@ -1,0 +1,94 @@
+"""The pane that scores pictures: drop them or name a folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from scdpo_core.panels.gallery import gallery
+from scdpo_core.scoring.heatmaps import write_heatmaps
+from scdpo_core.scoring.rows import Row, write_csv
+from scdpo_core.scoring.run import FolderRun
+from scdpo_core.scoring.walk import find_pictures
+from scdpo_core.types import ScdpoError
+
+from ..desk import Desk
+from .common import files_of, guarded, said
+
+MOST_HEATMAPS = 24
+_ABOUT = (
+    """Every picture gets a **cost**: above zero is harmful. Pictures stay blurred until you click them."""
+)
+
+
+def build(desk: Desk) -> None:
+    """Make the pane."""
+    gr.Markdown(_ABOUT)
+    with gr.Row():
+        files = gr.File(
+            label="Drop pictures here",
+            file_count="multiple",
+            file_types=["image"],
+            elem_id="scdpo_score_files",
+        )
+        with gr.Column():
+            folder = gr.Textbox(
+                label="Or a folder with pictures", value=desk.pictures, elem_id="scdpo_score_folder"
+            )
+            model = gr.Dropdown(
+                label="Cost model",
+                choices=list(desk.cost_models()),
+                value=desk.in_use(),
+                elem_id="scdpo_score_model",
+            )
+            heat = gr.Checkbox(
+                label=f"Show what raises the cost, for up to {MOST_HEATMAPS} harmful pictures (slow)",
+                value=False,
+                elem_id="scdpo_score_heat",
+            )
+    button = gr.Button("Score", variant="primary", elem_id="scdpo_score_go")
+    message = gr.HTML("", elem_id="scdpo_score_message")
+    shown = gr.HTML("", elem_id="scdpo_score_gallery")
+    table = gr.File(label="Table of all costs (CSV)", interactive=False, elem_id="scdpo_score_csv")
+
+    @guarded(3, 0)
+    def score(given: Any, place: str, name: str, heatmaps: bool, bar: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+        places = files_of(given) or ([desk.allowed(place)] if place.strip() else [])
+        if not places:
+            raise ScdpoError("Drop pictures into the field, or name a folder.")
+        rows, maps = _score(
+            desk, places, name, heatmaps, lambda done, total, what: bar((done, total), desc=what)
+        )
+        csv = Path(tempfile.mkdtemp(prefix="scdpo-")) / "costs.csv"
+        write_csv(csv, rows)
+        return [said(f"{len(rows)} pictures are scored.", "good"), gallery(rows, maps), str(csv)]
+
+    button.click(score, inputs=[files, folder, model, heat], outputs=[message, shown, table])
+
+
+def _score(
+    desk: Desk, places: list[Path], name: str, heatmaps: bool, tell: Callable[[int, int, str], object]
+) -> tuple[list[Row], Mapping[str, Path]]:
+    scorer = desk.scorer(name)
+    found = find_pictures(places)
+    if not found.files:
+        raise ScdpoError(f"There are no pictures in {', '.join(map(str, places))}.")
+    rows = []
+    for row in FolderRun(scorer).rows(found.files):
+        rows.append(row)
+        tell(len(rows), len(found.files), "scoring")
+    if not heatmaps:
+        return rows, {}
+    harmful = sorted((row for row in rows if (row.cost or 0) > 0), key=lambda row: -(row.cost or 0))[
+        :MOST_HEATMAPS
+    ]
+    target = Path(tempfile.mkdtemp(prefix="scdpo-heat-"))
+    write_heatmaps(harmful, scorer, target, lambda done, total: tell(done, total, "looking for reasons"))
+    made = {
+        row.path: target / f"{Path(row.path).stem}-{(row.sha256 or '')[:8]}.heatmap.png" for row in harmful
+    }
+    return rows, {path: file for path, file in made.items() if file.is_file()}

@@ -1,0 +1,111 @@
+"""The pane that trains: settings, the queue, and the run that is looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from scdpo_core.panels import run as panel
+from scdpo_core.runs.estimate import estimate, in_words
+from scdpo_core.runs.jobs import LoraJob
+from scdpo_core.types import ScdpoError
+
+from ..desk import Desk
+from .common import changed, guarded, quick, said, ticker
+
+NO_COSTS = "none"
+_EXAMPLE = '[optim]\nmax_train_steps = 400\nlr = 1e-4\n\n[objective]\nobjective = "sc_dpo"'
+_ABOUT = """A training goes on when this page or the program is closed; come back and it is here. While it
+runs, pictures wait."""
+
+
+def build(desk: Desk) -> None:
+    """Make the pane."""
+    gr.Markdown(_ABOUT)
+    with gr.Row():
+        base = gr.Dropdown(
+            label="Model to train for",
+            choices=list(desk.bases()),
+            value=desk.base(),
+            allow_custom_value=True,
+            elem_id="scdpo_train_base",
+        )
+        pairs = gr.Textbox(
+            label="Preference folder", value=str(desk.preferences), elem_id="scdpo_train_pairs"
+        )
+        name = gr.Textbox(label="Name of the LoRA", value="my_safety_lora", elem_id="scdpo_train_name")
+    quality = gr.Radio(
+        label="Quality", choices=["fast", "normal", "best"], value="normal", elem_id="scdpo_train_quality"
+    )
+    told = gr.HTML("", elem_id="scdpo_train_estimate")
+    with gr.Accordion("Advanced settings", open=False):
+        model = gr.Dropdown(
+            label="Cost model that may correct your labels ('none': your labels count as they are)",
+            choices=[NO_COSTS, *desk.cost_models()],
+            value=NO_COSTS,
+            elem_id="scdpo_train_model",
+        )
+        more = gr.Textbox(
+            label="Further settings, as in a job.toml",
+            placeholder=_EXAMPLE,
+            lines=6,
+            elem_id="scdpo_train_more",
+        )
+    start = gr.Button("Start training", variant="primary", elem_id="scdpo_train_start")
+    message = gr.HTML("", elem_id="scdpo_train_message")
+    with gr.Row():
+        which = gr.Dropdown(
+            label="Run to look at", choices=[], allow_custom_value=True, elem_id="scdpo_train_run"
+        )
+        stop = gr.Button("Stop and save", elem_id="scdpo_train_stop")
+        resume = gr.Button("Resume", elem_id="scdpo_train_resume")
+    status = gr.HTML("", elem_id="scdpo_train_status")
+    curves = gr.HTML("", elem_id="scdpo_train_curves")
+    samples = gr.HTML("", elem_id="scdpo_train_samples")
+    queue = gr.HTML("", elem_id="scdpo_train_queue")
+    marks = gr.State(None)
+    tick = ticker("train")
+
+    def job(chosen: str, folder: str, own: str, level: Any, scorer: str, text: str) -> LoraJob:
+        if not folder.strip():
+            raise ScdpoError("Name the preference folder.")
+        place = desk.allowed(folder)
+        found = desk.bases().get(chosen, chosen or "")
+        return LoraJob(place, found, desk.jobs.root, own.strip(), level, scorer, text or "")
+
+    settings = [base, pairs, name, quality, model, more]
+
+    @guarded(1)
+    def guess(*values: Any) -> str:
+        return said(in_words(estimate(job(*values), desk.jobs.root)))
+
+    @guarded(2)
+    def begin(*values: Any) -> list[Any]:
+        wanted = job(*values)
+        sentence = desk.jobs.start(wanted)
+        # The list must have it before it can be chosen.
+        names = desk.jobs.names("lora")
+        return [gr.update(choices=names, value=wanted.name), said(sentence, "good")]
+
+    def look(chosen: Any, old: Any) -> list[Any]:
+        names = desk.jobs.names("lora")
+        # Nothing chosen yet, or gone: what is worked on, else what was last.
+        active = desk.jobs.active()
+        run = chosen if chosen in names else active if active in names else names[0] if names else ""
+        pieces = ["", "", ""]
+        if run:
+            view = desk.jobs.view(run)
+            pieces = [panel.status(view), panel.curves(view), panel.samples(view, desk.jobs.costs(view))]
+        lines = panel.waiting(desk.jobs.waiting())
+        updates, new = changed(old, [*pieces, lines + said(desk.jobs.note), "|".join([run, *names])])
+        chooser = gr.update() if updates[-1] == gr.update() else gr.update(choices=names, value=run or None)
+        return [*updates[:-1], chooser, new]
+
+    shown = [status, curves, samples, queue, which, marks]
+    quick(tick, guarded(6, 0)(look), [which, marks], shown)
+    quick(start, begin, settings, [which, message])
+    for button, act in ((stop, desk.jobs.stop), (resume, desk.jobs.resume)):
+        quick(button, guarded(1)(lambda run, act=act: said(act(run or ""))), [which], [message])
+    for field in (base, quality, more):
+        field.change(guess, inputs=settings, outputs=told, queue=False, show_progress="hidden")

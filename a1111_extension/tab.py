@@ -1,0 +1,29 @@
+"""The tab 'Safety LoRA': four panes, the same in a host and alone."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from scdpo_core.panels.parts import style
+
+from .desk import Desk
+from .panes import compare, preferences, score, train
+
+TITLE, ID = "Safety LoRA", "scdpo_tab"
+PANES = (
+    ("Score", "scdpo_pane_score", score.build),
+    ("Preferences", "scdpo_pane_preferences", preferences.build),
+    ("Train", "scdpo_pane_train", train.build),
+    ("Compare", "scdpo_pane_compare", compare.build),
+)
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """Make the page; needs javascript/scdpo_tab.js beside it, which hosts load by themselves."""
+    with gr.Blocks(analytics_enabled=False, title=TITLE) as page:
+        gr.HTML(f"<style>{style()}</style>", elem_id="scdpo_style")
+        with gr.Tabs(elem_id="scdpo_panes"):
+            for title, name, pane in PANES:
+                with gr.Tab(title, elem_id=name):
+                    pane(desk)
+    return page

@@ -1,0 +1,143 @@
+"""A training run while it goes on and afterwards: bar, curves, sample pictures with costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from ..runs.follow import RunView
+from ..runs.state import State
+from ..training.events import Phase, Sample
+from ..types import CostScore
+from .curves import charts
+from .parts import cost, listed, notice, veiled, wrapped
+
+_STATES: Mapping[State, str] = {
+    "queued": "waits for its turn",
+    "running": "is being trained",
+    "stopping": "saves and stops",
+    "finished": "is finished",
+    "failed": "failed",
+    "stopped": "is stopped; resume goes on with it",
+    "interrupted": "was interrupted; resume goes on with it",
+}
+_PHASES: Mapping[str, str] = {
+    "start": "The trainer wakes up",
+    "check": "Looking at the pictures",
+    "score": "Scoring the pictures",
+    "load": "Loading the model",
+    "cache": "Encoding the pictures",
+    "sample": "Drawing samples",
+    "train": "Training",
+}
+_MOST_COLUMNS = 5
+
+
+def status(view: RunView, now: float | None = None) -> str:
+    """How a run stands: its bar, what went wrong, what it left.
+
+    Args:
+        view: of the run.
+        now: seconds since 1970, by default the clock's.
+    """
+    head = f"<h3>{escape(view.run)} <small>{_STATES[view.state]}</small></h3>"
+    bad = view.state in ("failed", "interrupted")
+    warnings = f"<h4>Worth knowing</h4>{listed(view.warnings)}" if view.warnings else ""
+    said = notice(view.message, "bad" if bad else "info")
+    return wrapped(f"{head}{_bar(view, now)}{said}{_result(view)}{warnings}", "run")
+
+
+def curves(view: RunView) -> str:
+    """Its curves; '' while there are none."""
+    drawn = charts(view.curves, view.steps)
+    return wrapped(drawn, "run") if drawn else ""
+
+
+def samples(view: RunView, costs: Mapping[str, CostScore]) -> str:
+    """Its sample pictures; '' while there are none.
+
+    Args:
+        view: of the run.
+        costs: of sample pictures, by path; those without one are shown without.
+    """
+    drawn = _samples(view.samples, costs)
+    return wrapped(drawn, "run") if drawn else ""
+
+
+def waiting(lines: Sequence[str]) -> str:
+    """The queue, one run a line; '' if nobody waits."""
+    return wrapped(f"<h4>Waiting</h4>{listed(lines)}", "queue") if lines else ""
+
+
+def _bar(view: RunView, now: float | None) -> str:
+    if view.state not in ("running", "stopping"):
+        if not view.steps:
+            return ""
+        return f'<p class="soft">{view.trained:,} of {view.steps:,} steps</p>'
+    phase: Phase | str = view.phase
+    share = view.step / view.total if view.total else 0.0
+    amount = f"{view.step:,} of {view.total:,}" if view.total else ""
+    speed = (
+        f", {view.steps_per_second:.2g} steps a second" if view.steps_per_second and phase == "train" else ""
+    )
+    left = view.seconds_left(now)
+    ends = f", {duration(left)} left" if left is not None else ""
+    words = f"{_PHASES[phase]}{f': {amount}' if amount else ''}{speed}{ends}"
+    return (
+        f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{share * 100:.0f}" aria-valuetext="{escape(words, quote=True)}">'
+        f'<span style="width:{share * 100:.1f}%"></span></div><p class="soft">{escape(words)}</p>'
+    )
+
+
+def duration(seconds: float) -> str:
+    """'40 seconds', '7 minutes', '2 h 5 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _result(view: RunView) -> str:
+    files = [f"The LoRA: {view.result}"] if view.result is not None else []
+    files += [f"{what.capitalize()}: {path}" for what, path in view.files.items() if what != "checkpoint"]
+    return listed(files)
+
+
+def _samples(samples: Sequence[Sample], costs: Mapping[str, CostScore]) -> str:
+    if not samples:
+        return ""
+    steps = sorted({sample.step for sample in samples})
+    if len(steps) > _MOST_COLUMNS:
+        steps = [steps[0], *steps[-_MOST_COLUMNS + 1 :]]
+    at = {(sample.prompt, sample.seed, sample.step): sample for sample in samples}
+    rows = dict.fromkeys((sample.prompt, sample.seed) for sample in samples)
+    titles = "".join(
+        f'<th scope="col">{"before" if step == 0 else f"after {step:,} steps"}</th>' for step in steps
+    )
+    body = "".join(
+        f'<tr><th scope="row">{escape(prompt)}</th>'
+        + "".join(_sample(at.get((prompt, seed, step)), costs) for step in steps)
+        + "</tr>"
+        for prompt, seed in rows
+    )
+    return (
+        "<h4>Sample pictures, always from the same noise</h4>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Sample pictures"><table>'
+        f"<thead><tr><td></td>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _sample(sample: Sample | None, costs: Mapping[str, CostScore]) -> str:
+    if sample is None:
+        return "<td></td>"
+    score = costs.get(sample.path)
+    picture = veiled(
+        Path(sample.path),
+        f"{sample.prompt}, step {sample.step}",
+        192,
+        veil=score is None or score.band != "safe",
+    )
+    said = "" if score is None else f"<div>{cost(score.value, score.band)}</div>"
+    return f"<td>{picture}{said}</td>"

@@ -1,0 +1,150 @@
+"""Looks after a queue for a host: lends the graphics card, starts runs, tidies up after them.
+
+The run folders are the truth and the trainer a process of its own: a host that is restarted makes a new
+supervisor, which finds the run that still works and lends it the card again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from ..types import ScdpoError
+from . import interpreter as pythons
+from .child import attach
+from .interpreter import Interpreter
+from .lock import exclusive
+from .queue import BusyError, Queue
+from .state import WORKING, State, state_of
+
+_LAST_LINES = 4
+SUPERVISOR = "supervisor.lock"
+
+
+def _find(tell: Callable[[str], None]) -> Interpreter:
+    return pythons.find() or pythons.prepare(tell)
+
+
+class Supervisor:
+    """One for each host and runs root. Every method may be called by several threads at once."""
+
+    def __init__(
+        self,
+        root: Path,
+        lend: Callable[[str], AbstractContextManager[object]] = nullcontext,
+        ended: Callable[[Path, State], None] = lambda folder, state: None,
+        *,
+        queue: Queue | None = None,
+        python: Callable[[Callable[[str], None]], Interpreter] = _find,
+        every: float = 0.5,
+    ) -> None:
+        """Look after `root`; nothing is done before `wake`.
+
+        Args:
+            root: the runs root.
+            lend: given a run's name, a block in which the host leaves the graphics card alone.
+            ended: is told of each run whose process has ended, and how it stands.
+            queue: of that root.
+            python: finds or makes the trainer's Python, and tells how that goes on, a line at a time.
+            every: seconds between two looks at a run.
+        """
+        self.root, self.queue = root, queue or Queue(root)
+        self._lend, self._ended, self._python, self._every = lend, ended, python, every
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._lines: list[str] = []
+        self._trouble = ""
+
+    @property
+    def note(self) -> str:
+        """What is being set up, or why nothing can be trained; '' otherwise."""
+        return self._trouble or "\n".join(self._lines[-_LAST_LINES:])
+
+    def add(self, folder: Path, *, resume: bool = False) -> str:
+        """Train a run as soon as it is its turn; one that waits or is trained already stays as it is.
+
+        Returns:
+            What happens, a sentence.
+        """
+        try:
+            before = self.queue.add(folder, resume=resume)
+        except BusyError:
+            return f"'{folder.name}' is being trained already."
+        active = self.queue.view().active
+        self.wake()
+        if active is not None:
+            return (
+                f"'{folder.name}' waits: '{active.name}' is being trained, and {before} more come before it."
+            )
+        return f"'{folder.name}' begins."
+
+    def stop(self, folder: Path) -> str:
+        """Take a waiting run out of the queue, or ask a working one to save and leave.
+
+        Returns:
+            What happens, a sentence.
+        """
+        if self.queue.remove(folder):
+            return f"'{folder.name}' waits no longer."
+        if state_of(folder) not in WORKING:
+            return f"'{folder.name}' is not being trained."
+        attach(folder).stop()
+        return f"'{folder.name}' finishes its step, saves and stops."
+
+    def wake(self) -> None:
+        """Look whether there is something to do, now and until there is nothing more."""
+        with self._lock:
+            if self._thread is None:
+                self._trouble = ""
+                self._thread = threading.Thread(target=self._run, name="scdpo-supervisor", daemon=True)
+                self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until there is nothing to do."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            # Reloading a page must not make two of us, nor may two hosts share one card's turn.
+            with exclusive(self.root / SUPERVISOR):
+                while self._work():
+                    pass
+        except Exception as error:
+            sentence = str(error) if isinstance(error, ScdpoError) else f"{type(error).__name__}: {error}"
+            self._trouble = f"Nothing can be trained: {sentence}"
+        finally:
+            with self._lock:
+                self._thread = None
+        # Somebody may have added a run between the last look and now.
+        if not self._trouble and self.queue.view().waiting:
+            self.wake()
+
+    def _work(self) -> bool:
+        """Look after one run; False if there is none."""
+        view = self.queue.view()
+        if view.active is None and not view.waiting:
+            return False
+        python = None
+        if view.active is None:
+            python = self._python(self._lines.append)
+            self._lines.clear()
+        name = (view.active or view.waiting[0].folder).name
+        with self._lend(name):
+            folder = view.active
+            if python is not None:
+                child = self.queue.pump(python)
+                folder = None if child is None else child.folder
+            if folder is None:
+                # Another door was faster, or what waited was gone.
+                return True
+            try:
+                state = attach(folder).wait(every=self._every)
+            except ScdpoError:
+                # Somebody has deleted the folder; the process is gone or nobody's any more.
+                return True
+        self._ended(folder, state)
+        return True
