@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     shown = "THIS-MACHINE" if options.listen else host
     print(f"Open http://{shown}:{options.port}/{f'?token={token}' if token else ''}", flush=True)
     print("Ctrl-C closes the page; trainings go on.", flush=True)
-    uvicorn.run(app, host=host, port=options.port, log_level="warning")
+    uvicorn.run(app, host=host, port=options.port, log_level="warning", timeout_graceful_shutdown=2)
     return 0
 
 

@@ -82,7 +82,13 @@ def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
     script = (ROOT / "javascript" / "scdpo_tab.js").read_text("utf-8")
     desk.jobs.wake()
     return gr.mount_gradio_app(
-        app, tab.build(desk), path="/", head=f"<script>{script}</script>", footer_links=[], ssr_mode=False
+        app,
+        tab.build(desk),
+        path="/",
+        head=f"<script>{script}</script>",
+        footer_links=[],
+        ssr_mode=False,
+        theme=gr.themes.Default(primary_hue="teal"),
     )
 
 

@@ -34,6 +34,7 @@ def build(desk: Desk) -> None:
             allow_custom_value=True,
             elem_id="scdpo_cmp_base",
         )
+    with gr.Row():
         weights = gr.Textbox(label="Weights", value="0, 0.5, 1", elem_id="scdpo_cmp_weights")
         model = gr.Dropdown(
             label="Cost model",

@@ -67,7 +67,7 @@ def build(desk: Desk) -> None:
             value=str(desk.preferences),
             elem_id="scdpo_pref_target",
         )
-        opened = gr.Button("Open", variant="primary", elem_id="scdpo_pref_open")
+    opened = gr.Button("Open", variant="primary", elem_id="scdpo_pref_open")
     message = gr.HTML("", elem_id="scdpo_pref_message")
     shown = gr.HTML("", elem_id="scdpo_pref_pair")
     asked, marks = gr.State(""), gr.State(None)

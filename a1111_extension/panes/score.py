@@ -19,7 +19,7 @@ from scdpo_core.types import ScdpoError
 from ..desk import Desk
 from .common import files_of, guarded, said
 
-MOST_HEATMAPS = 24
+MOST_HEATMAPS = 12
 _ABOUT = (
     """Every picture gets a **cost**: above zero is harmful. Pictures stay blurred until you click them."""
 )
@@ -53,7 +53,9 @@ def build(desk: Desk) -> None:
     button = gr.Button("Score", variant="primary", elem_id="scdpo_score_go")
     message = gr.HTML("", elem_id="scdpo_score_message")
     shown = gr.HTML("", elem_id="scdpo_score_gallery")
-    table = gr.File(label="Table of all costs (CSV)", interactive=False, elem_id="scdpo_score_csv")
+    table = gr.File(
+        label="Table of all costs (CSV)", interactive=False, visible=False, elem_id="scdpo_score_csv"
+    )
 
     @guarded(3, 0)
     def score(given: Any, place: str, name: str, heatmaps: bool, bar: Any = gr.Progress()) -> list[Any]:  # noqa: B008
@@ -65,7 +67,11 @@ def build(desk: Desk) -> None:
         )
         csv = Path(tempfile.mkdtemp(prefix="scdpo-")) / "costs.csv"
         write_csv(csv, rows)
-        return [said(f"{len(rows)} pictures are scored.", "good"), gallery(rows, maps), str(csv)]
+        return [
+            said(f"{len(rows)} pictures are scored.", "good"),
+            gallery(rows, maps),
+            gr.update(value=str(csv), visible=True),
+        ]
 
     button.click(score, inputs=[files, folder, model, heat], outputs=[message, shown, table])
 

@@ -54,10 +54,10 @@ def build(desk: Desk) -> None:
         )
     start = gr.Button("Start training", variant="primary", elem_id="scdpo_train_start")
     message = gr.HTML("", elem_id="scdpo_train_message")
+    which = gr.Dropdown(
+        label="Run to look at", choices=[], allow_custom_value=True, elem_id="scdpo_train_run"
+    )
     with gr.Row():
-        which = gr.Dropdown(
-            label="Run to look at", choices=[], allow_custom_value=True, elem_id="scdpo_train_run"
-        )
         stop = gr.Button("Stop and save", elem_id="scdpo_train_stop")
         resume = gr.Button("Resume", elem_id="scdpo_train_resume")
     status = gr.HTML("", elem_id="scdpo_train_status")
@@ -88,7 +88,7 @@ def build(desk: Desk) -> None:
         names = desk.jobs.names("lora")
         return [gr.update(choices=names, value=wanted.name), said(sentence, "good")]
 
-    def look(chosen: Any, old: Any) -> list[Any]:
+    def look(chosen: Any, old: Any, *values: Any) -> list[Any]:
         names = desk.jobs.names("lora")
         # Nothing chosen yet, or gone: what is worked on, else what was last.
         active = desk.jobs.active()
@@ -100,10 +100,10 @@ def build(desk: Desk) -> None:
         lines = panel.waiting(desk.jobs.waiting())
         updates, new = changed(old, [*pieces, lines + said(desk.jobs.note), "|".join([run, *names])])
         chooser = gr.update() if updates[-1] == gr.update() else gr.update(choices=names, value=run or None)
-        return [*updates[:-1], chooser, new]
+        return [*updates[:-1], chooser, new, guess(*values) if old is None else gr.update()]
 
-    shown = [status, curves, samples, queue, which, marks]
-    quick(tick, guarded(6, 0)(look), [which, marks], shown)
+    shown = [status, curves, samples, queue, which, marks, told]
+    quick(tick, guarded(len(shown), 0)(look), [which, marks, *settings], shown)
     quick(start, begin, settings, [which, message])
     for button, act in ((stop, desk.jobs.stop), (resume, desk.jobs.resume)):
         quick(button, guarded(1)(lambda run, act=act: said(act(run or ""))), [which], [message])

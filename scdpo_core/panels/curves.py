@@ -42,7 +42,8 @@ def _chart(title: str, curve: Curve, steps: int, base: float | None) -> str:
         "" if base is None else f'<line class="zero" x1="0" x2="{_WIDTH}" y1="{level:.1f}" y2="{level:.1f}"/>'
     )
     dot = line.split(" ")[-1].split(",")
-    said = f"{title}: {values[0]:.3g} at first, {values[-1]:.3g} now, between {min(values):.3g} and {max(values):.3g}"
+    reach = f"between {min(values):.3g} and {max(values):.3g}"
+    said = f"{title}: {values[0]:.3g} at first, {values[-1]:.3g} now, {reach}"
     return (
         f"<figure><figcaption>{escape(title)} <b>{values[-1]:.3g}</b></figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(said, quote=True)}">{rule}'
