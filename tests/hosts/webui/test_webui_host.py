@@ -247,8 +247,8 @@ def test_axes_of_the_plot(webui: WebUi) -> None:
         values[labels.index(f"{letter} values")] = text
         values[labels.index(f"{letter} type") + 2] = []
     for place, label in enumerate(labels):
-        if label in ("Include Sub Images", "Draw legend"):
-            values[place] = label == "Include Sub Images"
+        if label in ("Include Sub Images", "Draw legend") or label.startswith("Use text inputs"):
+            values[place] = label != "Draw legend"
     answer = webui.draw(
         *(True, "normal", 0, "black", "black", "calm", 1), script_name="x/y/z plot", script_args=values
     )
@@ -287,9 +287,11 @@ def test_the_api_reads_nothing_outside_of_its_folders(webui: WebUi) -> None:
     assert refused.value.code == 422 and "not understood" in json.load(refused.value)["detail"]
 
 
-def test_the_api_cannot_widen_its_folders(webui: WebUi) -> None:
+def test_a_flag_adds_folders_and_no_setting_does(webui: WebUi) -> None:
+    rows = webui.post("/scdpo/v1/score", {"path": str(webui.more)})["scores"]
+    assert [row["error"] for row in rows] == [None]
     with contextlib.suppress(urllib.error.HTTPError):
-        webui.post("/sdapi/v1/options", {"scdpo_roots": "/"})
+        webui.post("/sdapi/v1/options", {"outdir_samples": "/", "scdpo_folder": ["/"]})
     with pytest.raises(urllib.error.HTTPError) as refused:
         webui.post("/scdpo/v1/score", {"path": "/etc/hosts"})
     assert refused.value.code == 403
