@@ -97,7 +97,7 @@ def confined(path: str, roots: Sequence[Path]) -> Path:
     if not within(real, roots):
         names = ", ".join(map(str, roots))
         raise RefusalError(
-            403, f"Only what lies in {names} may be read. The settings page of SC-DPO safety adds folders."
+            403, f"Only what lies in {names} may be read. The host's flag --scdpo-folder adds folders."
         )
     if not os.path.exists(real):
         raise RefusalError(404, f"There is no file or folder {path}.")

@@ -39,6 +39,11 @@ def output_folder() -> Path:
     return Path(paths_internal.default_output_dir)
 
 
+def roots() -> list[Path]:
+    """The folders whose pictures the API may score: the host's own and those of --scdpo-folder."""
+    return [output_folder(), *(Path(folder).expanduser() for folder in shared.cmd_opts.scdpo_folder)]
+
+
 def loras() -> dict[str, Path]:
     """File of every LoRA by its name; empty where the host's LoRA extension is switched off."""
     networks = sys.modules.get(_NETWORKS)

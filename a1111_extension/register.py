@@ -38,7 +38,7 @@ def _started(demo: Any, app: Any) -> None:
 def _context() -> api.Context:
     return api.Context(
         credentials=host.credentials,
-        roots=settings.roots,
+        roots=host.roots,
         cost_models=settings.cost_models,
         scorer=lambda name: script.SHELF.get(name, settings.device()),
         in_use=settings.cost_model,

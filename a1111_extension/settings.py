@@ -12,7 +12,7 @@ from scdpo_core.cost.scorers import SCORERS
 from . import host
 
 MODEL, DEVICE = "scdpo_cost_model", "scdpo_device"
-QUARANTINE, ROOTS = "scdpo_quarantine", "scdpo_roots"
+QUARANTINE = "scdpo_quarantine"
 _SECTION = ("scdpo", "SC-DPO safety")
 _DEFAULT_MODEL = "embedded"
 _PROCESSOR, _GRAPHICS = "processor", "graphics card"
@@ -20,7 +20,7 @@ _PROCESSOR, _GRAPHICS = "processor", "graphics card"
 
 def register() -> None:
     """Add the page; the host calls this when it makes its settings."""
-    # What decides which files may be read, and where originals go, is not for the API to change.
+    # A1111's API cannot change these; Forge's can, as it can change where all pictures go.
     _add(
         MODEL,
         _DEFAULT_MODEL,
@@ -45,14 +45,6 @@ def register() -> None:
         None,
         f"empty: {_default_quarantine()}; it is never served to a browser",
     )
-    _add(
-        ROOTS,
-        "",
-        "Folders whose pictures the API may score, one a line",
-        gr.Textbox,
-        lambda: {"lines": 3},
-        f"besides {host.output_folder()}, which it always may",
-    )
 
 
 def cost_models() -> list[str]:
@@ -73,12 +65,6 @@ def device() -> str:
 def quarantine() -> Path:
     """Where originals go."""
     return Path(host.option(QUARANTINE) or _default_quarantine()).expanduser()
-
-
-def roots() -> list[Path]:
-    """The folders whose pictures the API may score."""
-    lines = (line.strip() for line in str(host.option(ROOTS) or "").splitlines())
-    return [host.output_folder(), *(Path(line).expanduser() for line in lines if line)]
 
 
 def _default_quarantine() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib
 import io
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
+import preload
 from tests.scoring_helpers import Redness, plain
 from tests.test_webui_script import a_lora
 from tests.webui_stub import Host, installed
@@ -104,7 +106,10 @@ def test_nothing_outside_of_the_roots_is_read(client: TestClient, host: Host) ->
 
 def test_more_folders_can_be_allowed(client: TestClient, host: Host) -> None:
     mine = plain(host.root / "mine" / "a.png", "red")
-    host.shared.opts.scdpo_roots = str(mine.parent)
+    parser = ArgumentParser()
+    preload.preload(parser)
+    assert parser.parse_args([]).scdpo_folder == []
+    host.shared.cmd_opts.scdpo_folder = parser.parse_args(["--scdpo-folder", str(mine.parent)]).scdpo_folder
     assert client.post("/scdpo/v1/score", json={"path": str(mine)}).json()["scores"][0]["cost"] == 5.0
 
 

@@ -53,7 +53,7 @@ def test_settings_that_decide_what_is_read_are_not_for_the_api(host: Host) -> No
     ours("settings").register()
     options = host.shared.opts.data_labels
     assert {name: option.restrict_api for name, option in options.items()} == dict.fromkeys(
-        ("scdpo_cost_model", "scdpo_device", "scdpo_quarantine", "scdpo_roots"), True
+        ("scdpo_cost_model", "scdpo_device", "scdpo_quarantine"), True
     )
     assert all(option.section == ("scdpo", "SC-DPO safety") for option in options.values())
 
@@ -63,10 +63,8 @@ def test_settings_mean_what_they_say(host: Host, tmp_path: Path) -> None:
     # Before the page was made, as in a host that just got the extension.
     assert settings.cost_model() == "embedded" and settings.device() == "cpu"
     settings.register()
-    assert settings.roots() == [tmp_path / "outputs"]
     assert settings.quarantine() == tmp_path / "outputs" / "quarantine"
-    opts.scdpo_roots, opts.scdpo_quarantine = f"\n  {tmp_path / 'mine'}\n", str(tmp_path / "away")
-    assert settings.roots() == [tmp_path / "outputs", tmp_path / "mine"]
+    opts.scdpo_quarantine = str(tmp_path / "away")
     assert settings.quarantine() == tmp_path / "away"
     sys.modules["modules.devices"].device = "cuda:0"
     assert settings.device() == "cpu"

@@ -190,7 +190,11 @@ def installed(root: Path) -> Iterator[Host]:
         module("modules", __path__=[])
         options, state = Options(), State()
         flags = SimpleNamespace(
-            api_auth=None, api=True, nowebui=False, lora_dir=str(root / "models" / "Lora")
+            api_auth=None,
+            api=True,
+            nowebui=False,
+            lora_dir=str(root / "models" / "Lora"),
+            scdpo_folder=[],
         )
         model = SimpleNamespace(is_sd1=True, is_sd2=False, is_sdxl=False)
         host.shared = module(

@@ -80,7 +80,10 @@ def write_checkpoint(folder: Path, words: Path) -> Path:
     )
     tensors = {f"model.diffusion_model.{key}": value for key, value in original_unet(unet).items()}
     tensors |= {f"first_stage_model.{key}": value for key, value in original_vae(vae).items()}
-    for key, value in CLIPTextModel(clip).state_dict().items():
+    texts = CLIPTextModel(clip).state_dict()
+    # The hosts divide by the mean of the text's state, which a fresh layer norm makes zero.
+    texts[next(key for key in texts if key.endswith("final_layer_norm.bias"))] += 0.1
+    for key, value in texts.items():
         name = key if key.startswith("text_model.") else f"text_model.{key}"
         tensors[f"cond_stage_model.transformer.{name}"] = value
     folder.mkdir(parents=True, exist_ok=True)

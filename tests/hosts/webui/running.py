@@ -89,8 +89,15 @@ class WebUi:
     def breaks(self) -> Path:
         return self.data / "break-the-scorer"
 
+    @property
+    def more(self) -> Path:
+        """A folder that a flag lets the API read."""
+        return self.data.with_name(self.data.name + "-more")
+
     def prepare(self) -> None:
         """Fill the data folder."""
+        self.more.mkdir()
+        Image.linear_gradient("L").save(self.more / "grey.png")
         words = next(self.python.parents[1].glob("**/bpe_simple_vocab_16e6.txt.gz"))
         write_checkpoint(self.data / "models" / "Stable-diffusion", words)
         loras = self.data / "models" / "Lora"
@@ -128,8 +135,10 @@ class WebUi:
         command += ["--no-download-sd-model", "--skip-version-check", "--api-auth", f"{NAME}:{PASSWORD}"]
         command += ["--port", str(self.port), "--data-dir", str(self.data)]
         command += ["--always-cpu"] if self.is_forge else ["--use-cpu", "all"]
-        command += ["--gradio-allowed-path", str(self.root)]
+        command += ["--gradio-allowed-path", str(self.root), "--scdpo-folder", str(self.more)]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+        # Its log tells when it has started.
+        offline["PYTHONUNBUFFERED"] = "1"
         # Not this project's: our own environment of Python would lead the host's astray.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         with (self.data / "host.log").open("wb") as log:
