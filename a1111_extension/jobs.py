@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from scdpo_core.cost.protocol import Scorer
+from scdpo_core.lora.file import read_lora_info
 from scdpo_core.lora.publish import publish, published
 from scdpo_core.preferences.pictures import open_picture
 from scdpo_core.runs import jobs as core_jobs
@@ -156,7 +157,13 @@ class Jobs:
         shelf = self._shelf()
         if state != "finished" or kind_of(folder) != "lora" or shelf is None:
             return
+        # Late: a host that starts should not wait for what it may never use.
+        from scdpo_core.families.source import MICRO
+
         try:
+            # No host draws with the embedded model.
+            if read_lora_info(folder / f"{folder.name}.safetensors").family == MICRO:
+                return
             publish(folder, shelf)
             self._trouble = ""
             self._shelved()

@@ -6,7 +6,7 @@ from typing import Any
 
 from modules import script_callbacks
 
-from . import api, grid, host, packages, prompts, script, settings
+from . import api, grid, host, jobs_api, packages, prompts, script, settings, workshop
 
 
 def register() -> None:
@@ -16,6 +16,7 @@ def register() -> None:
     script_callbacks.on_before_image_saved(script.before_saved)
     script_callbacks.on_image_grid(script.before_grid)
     script_callbacks.on_infotext_pasted(script.without_our_tag)
+    script_callbacks.on_ui_tabs(workshop.tabs)
     script_callbacks.on_app_started(_started)
     if packages.hint():
         host.log(packages.hint())
@@ -33,6 +34,8 @@ def _started(demo: Any, app: Any) -> None:
         demo.blocked_paths.append(str(settings.quarantine()))
     if host.serves_api():
         api.add_routes(app, _context())
+        jobs_api.add_routes(app, workshop.desk(), host.credentials, workshop.roots)
+    workshop.desk().jobs.wake()
 
 
 def _context() -> api.Context:

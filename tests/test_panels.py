@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scdpo_core.panels import compare, gallery, pair, run
+from scdpo_core.panels.parts import style
+from scdpo_core.preferences.session import Candidate, SessionView
+from scdpo_core.runs.comparison import Cell, Comparison
+from scdpo_core.runs.follow import RunView
+from scdpo_core.scoring.rows import Row
+from scdpo_core.training.events import Sample
+from scdpo_core.types import CostScore, PreferencePair, Problem
+
+NASTY = "<script>alert('x')</script> & \"q\""
+VOID = {"img", "input", "br", "meta"}
+
+
+class Reader(HTMLParser):
+    """Reads HTML, complains when tags do not close in order, and keeps what it saw."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def picture(path: Path, size: int = 16) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size), (200, 30, 30)).save(path)
+    return path
+
+
+def row(path: Path, cost: float | None, error: str | None = None) -> Row:
+    band = None if cost is None else "unsafe" if cost > 2 else "safe"
+    return Row(str(path), path.name, cost, band, {"a": cost, "b": None}, "s@0", error)  # type: ignore[arg-type]
+
+
+def test_the_gallery_is_sorted_and_blurred_and_names_what_failed(tmp_path: Path) -> None:
+    files = [picture(tmp_path / f"{name}.png") for name in ("low", "high")]
+    rows = [row(files[0], -3.0), row(files[1], 5.0), row(tmp_path / NASTY, None, "it is damaged.")]
+    read = Reader(gallery.gallery(rows, {str(files[1]): files[1]}))
+    assert [image["alt"] for image in read.all("img") if "red" not in (image["alt"] or "")] == [
+        "high.png",
+        "low.png",
+    ]
+    assert [box["aria-label"] for box in read.all("input")] == [
+        "Show the picture: high.png",
+        "Show the picture: low.png",
+    ]
+    assert "1 of 2 pictures cost more than zero" in read.text and "it is damaged." in read.text
+    assert not read.all("script") and len(read.all("details")) == 1
+
+
+def test_a_picture_that_is_gone_says_so(tmp_path: Path) -> None:
+    assert "no longer there" in Reader(gallery.gallery([row(tmp_path / "gone.png", 1.0)])).text
+
+
+def test_two_pictures_are_asked_about_with_their_prompt(tmp_path: Path) -> None:
+    sides = picture(tmp_path / "l.png"), picture(tmp_path / "r.png")
+    view = SessionView(Candidate("id", NASTY, *sides), 3, 10, 2, True)
+    read = Reader(pair.pair(view))
+    assert NASTY in read.text and "3 of 10 compared, 2 pairs kept" in read.text and not read.all("script")
+    assert [image["alt"] for image in read.all("img")] == ["Left picture, l.png", "Right picture, r.png"]
+    assert "All pairs are compared" in Reader(pair.pair(SessionView(None, 10, 10, 9, True))).text
+    assert "no two pictures" in Reader(pair.pair(SessionView(None, 0, 0, 0, False))).text
+
+
+def test_a_folder_tells_what_is_wrong(tmp_path: Path) -> None:
+    good = [PreferencePair(str(n), "p", tmp_path, tmp_path, "benign" if n else "") for n in range(3)]
+    problems = [Problem(tmp_path / "chosen" / "a.png", "it has no prompt."), Problem(tmp_path, "odd.", False)]
+    read = Reader(pair.folder(tmp_path, good, problems))
+    assert "3 good pairs (2 benign, 1 no category)" in read.text.replace("\n", " ")
+    assert "1 things have to be mended" in read.text and "chosen/a.png: it has no prompt." in read.text
+    assert "Nothing is wrong" in Reader(pair.folder(tmp_path, good, [])).text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(40, "40 seconds"), (420, "7 minutes"), (7500, "2 h 5 min"), (5340, "89 minutes")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert run.duration(seconds) == said
+
+
+def test_a_run_shows_bar_curves_and_samples(tmp_path: Path) -> None:
+    shots = [picture(tmp_path / f"{step}.png") for step in (0, 20)]
+    view = RunView(
+        "calm",
+        "running",
+        phase="train",
+        step=20,
+        total=80,
+        trained=20,
+        steps=80,
+        curves={"loss": ((10, 0.7), (20, 0.35)), "implicit_accuracy": ((10, float("nan")),)},
+        samples=tuple(
+            Sample(step, str(path), "a cat", 0) for step, path in zip((0, 20), shots, strict=True)
+        ),
+        warnings=(NASTY,),
+        steps_per_second=2.0,
+        ends=1030.0,
+    )
+    bar = Reader(run.status(view, now=1000.0))
+    (progress,) = [attributes for _, attributes in bar.tags if attributes.get("role") == "progressbar"]
+    assert progress["aria-valuenow"] == "25"
+    assert progress["aria-valuetext"] == "Training: 20 of 80, 2 steps a second, 30 seconds left"
+    assert NASTY in bar.text and not bar.all("script")
+    drawn = Reader(run.curves(view))
+    assert [attributes["points"] for attributes in drawn.all("polyline")] == ["40.0,8.0 80.0,100.0"]
+    costs = {str(shots[0]): CostScore(3.0, {}, "s", "0"), str(shots[1]): CostScore(-3.0, {}, "s", "0")}
+    table = Reader(run.samples(view, costs))
+    assert "after 20 steps" in table.text and "before" in table.text
+    # The harmful one is covered, the safe one is not.
+    assert [box["aria-label"] for box in table.all("input")] == ["Show the picture: a cat, step 0"]
+    assert len(Reader(run.samples(view, {})).all("input")) == 2
+
+
+def test_a_run_that_failed_says_why() -> None:
+    read = Reader(run.status(RunView("calm", "failed", message="The disk is full.")))
+    assert "failed" in read.text and "The disk is full." in read.text
+    assert any(attributes.get("role") == "alert" for _, attributes in read.tags)
+    assert run.curves(RunView("calm", "queued")) == run.samples(RunView("calm", "queued"), {}) == ""
+
+
+def test_a_comparison_has_figures_and_stands_alone(tmp_path: Path) -> None:
+    cells = []
+    for prompt, costs in ((NASTY, (4.0, -2.0)), ("a cat", (-3.0, -3.0))):
+        for weight, cost in zip((0.0, 1.0), costs, strict=True):
+            path = f"{len(cells)}.png"
+            picture(tmp_path / path)
+            cells.append(Cell(prompt, 0, weight, path, cost, "unsafe" if cost > 0 else "safe", 1 - weight / 2))
+    result = Comparison("calm", "micro", "s@0", tuple(cells))
+    read = Reader(compare.comparison(result, tmp_path))
+    assert "without the LoRA" in read.text and "weight 1" in read.text
+    # Mean costs: (4 - 3) / 2 and (-2 - 3) / 2.
+    for figure in ("1 of 2", "0 of 2", "+0.50", "\N{MINUS SIGN}2.50", "1.00", "0.50"):
+        assert figure in read.text
+    assert len(read.all("img")) == 4 and len(read.all("input")) == 1
+    page = compare.page(result, tmp_path)
+    assert style() in page and "<script" not in page and "http" not in page.split("</style>")[1]

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scdpo_core.runs.comparison import (
+    Cell,
+    CompareJob,
+    Comparison,
+    parse_weights,
+    problems,
+    read_comparison,
+    read_result,
+    usual,
+    write_comparison,
+    write_result,
+)
+from scdpo_core.runs.estimate import estimate, in_words
+from scdpo_core.runs.folder import kind_of
+from scdpo_core.runs.jobs import LoraJob
+from scdpo_core.training.events import EventLog, Progress, Started
+from scdpo_core.types import ScdpoError
+
+
+def job(root: Path) -> CompareJob:
+    lora = root / "calm.safetensors"
+    lora.write_bytes(b"weights")
+    return CompareJob(lora, "micro", root / "runs", "compare-calm", ("a cat", "a dog"), (0.0, 1.0), "micro")
+
+
+def test_a_job_goes_to_the_disk_and_back(tmp_path: Path) -> None:
+    wanted = job(tmp_path)
+    folder = write_comparison(wanted)
+    assert read_comparison(folder / "job.toml") == wanted and kind_of(folder) == "compare"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "a/b"}, "cannot be the name"),
+        ({"lora": Path("/nowhere/x.safetensors")}, "There is no LoRA"),
+        ({"prompts": ()}, "Give 1 to 64 prompts"),
+        ({"weights": ()}, "Give 1 to 8 weights"),
+        ({"weights": (9.0,)}, "lie between -4 and 4"),
+        ({"base": " "}, "Choose a base model"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    wanted = replace(job(tmp_path), **change)  # type: ignore[arg-type]
+    with pytest.raises(ScdpoError, match=said):
+        write_comparison(wanted)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_comparison_is_never_written_over_another(tmp_path: Path) -> None:
+    write_comparison(job(tmp_path))
+    assert list(problems(job(tmp_path))) == ["There is a run 'compare-calm' already. Choose another name."]
+
+
+def test_weights() -> None:
+    assert parse_weights("0, 0.5; 1,1,") == (0.0, 0.5, 1.0)
+    with pytest.raises(ScdpoError, match="are no weights"):
+        parse_weights("0, half")
+
+
+def test_a_result_goes_to_the_disk_and_back(tmp_path: Path) -> None:
+    cells = tuple(
+        Cell("a cat", 0, weight, f"samples/{weight}.png", weight, "safe", 1 - weight) for weight in (0.0, 0.5)
+    )
+    result = Comparison("calm", "micro", "micro@0", cells)
+    write_result(tmp_path, result)
+    assert read_result(tmp_path) == result
+    assert result.weights == (0.0, 0.5) and result.at(0.5) == [cells[1]]
+    (tmp_path / "compare.json").write_text("{", "utf-8")
+    assert read_result(tmp_path) is None
+
+
+def trained(root: Path, base: str, speed: float, batch: int = 8) -> Path:
+    run = root / "runs" / "earlier"
+    run.mkdir(parents=True)
+    pairs = root / "pairs"
+    (pairs / "chosen").mkdir(parents=True)
+    for number in range(4):
+        (pairs / "chosen" / f"{number}.txt").write_text(f"prompt {number}", "utf-8")
+    (run / "job.toml").write_text(
+        f'[model]\nbase = "{base}"\n[data]\npairs = "{pairs.as_posix()}"\n'
+        f"[optim]\nmax_train_steps = 10\nbatch_size = {batch}\naccumulation = 1\n"
+        "[sampling]\nguidance = 3.0\nsample_steps = 7\n",
+        "utf-8",
+    )
+    log = EventLog(run / "events.jsonl")
+    log(Started("earlier", 1, 0, 10, 4, "cpu", "0"))
+    log(Progress("train", 10, 10, {"loss": 0.1}, speed, 0.0))
+    return run
+
+
+def test_a_lora_is_compared_as_it_was_sampled(tmp_path: Path) -> None:
+    found = usual(trained(tmp_path, "micro", 2.0), prompts=2)
+    assert found is not None
+    assert (found.base, found.steps, found.guidance) == ("micro", 7, 3.0)
+    assert found.prompts == ("prompt 0", "prompt 2")
+    assert usual(tmp_path) is None
+
+
+def test_time_is_that_of_an_earlier_run_in_proportion(tmp_path: Path) -> None:
+    trained(tmp_path, "micro", speed=2.0, batch=8)
+    wanted = LoraJob(tmp_path, "micro", tmp_path / "runs", "new", "fast")
+    found = estimate(wanted, tmp_path / "runs")
+    # 200 steps of 16 pairs, at two steps of 8 pairs a second: 200 / 2 * 16 / 8.
+    assert (found.steps, found.seconds, found.told_by) == (200, 200.0, "earlier")
+    assert "about 4 minutes, judging by the run 'earlier'" in in_words(found)
+    fewer = estimate(replace(wanted, overrides="[optim]\nmax_train_steps = 20"), tmp_path / "runs")
+    assert fewer.seconds == 20.0
+
+
+def test_without_an_earlier_run_nothing_is_made_up(tmp_path: Path) -> None:
+    trained(tmp_path, "/models/other.safetensors", speed=2.0)
+    found = estimate(LoraJob(tmp_path, "micro", tmp_path / "runs", "new"), tmp_path / "runs")
+    assert (found.steps, found.seconds, found.weights) == (600, None, None)
+    assert "no earlier run" in in_words(found)
+
+
+def test_memory_is_that_of_the_network_that_draws(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / "base.safetensors"
+    tensors = {"model.diffusion_model.a": torch.zeros(8, 4), "first_stage_model.b": torch.zeros(100)}
+    save_file(tensors, str(path))
+    found = estimate(LoraJob(tmp_path, str(path), tmp_path / "runs", "new"), tmp_path / "runs")
+    assert (found.steps, found.weights) == (700, 2 * 8 * 4)
