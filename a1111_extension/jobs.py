@@ -53,6 +53,8 @@ class Jobs:
 
     def wake(self) -> None:
         """Go on where a host that was closed had stopped."""
+        if not self.root.is_dir():
+            return
         for folder in runs_in(self.root, "lora"):
             if published(folder) is None and self._shelf() is not None and state_of(folder) == "finished":
                 self._ended(folder, "finished")

@@ -91,7 +91,8 @@ def allowed(text: str) -> Path:
     path = Path(text.strip()).expanduser()
     if exposed() and not access.within(os.path.abspath(path), roots()):
         raise ScdpoError(
-            f"This host is open to the network: only folders below {', '.join(map(str, roots()))} may be used."
+            "This host is open to the network: only folders below "
+            f"{', '.join(map(str, roots()))} may be used."
         )
     return path
 

@@ -116,9 +116,7 @@ def test_a_run_shows_bar_curves_and_samples(tmp_path: Path) -> None:
         trained=20,
         steps=80,
         curves={"loss": ((10, 0.7), (20, 0.35)), "implicit_accuracy": ((10, float("nan")),)},
-        samples=tuple(
-            Sample(step, str(path), "a cat", 0) for step, path in zip((0, 20), shots, strict=True)
-        ),
+        samples=tuple(Sample(step, str(path), "a cat", 0) for step, path in zip((0, 20), shots, strict=True)),
         warnings=(NASTY,),
         steps_per_second=2.0,
         ends=1030.0,
@@ -151,7 +149,9 @@ def test_a_comparison_has_figures_and_stands_alone(tmp_path: Path) -> None:
         for weight, cost in zip((0.0, 1.0), costs, strict=True):
             path = f"{len(cells)}.png"
             picture(tmp_path / path)
-            cells.append(Cell(prompt, 0, weight, path, cost, "unsafe" if cost > 0 else "safe", 1 - weight / 2))
+            cells.append(
+                Cell(prompt, 0, weight, path, cost, "unsafe" if cost > 0 else "safe", 1 - weight / 2)
+            )
     result = Comparison("calm", "micro", "s@0", tuple(cells))
     read = Reader(compare.comparison(result, tmp_path))
     assert "without the LoRA" in read.text and "weight 1" in read.text

@@ -10,7 +10,6 @@ from scdpo_core.runs.queue import Queue
 from scdpo_core.runs.state import State, state_of
 from scdpo_core.runs.supervisor import Supervisor
 from scdpo_core.types import ScdpoError
-
 from tests.runs_helpers import PYTHON, begin, make_run, until
 
 

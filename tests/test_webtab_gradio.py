@@ -73,7 +73,11 @@ def served(python: str, data: Path) -> Iterator[str]:
 
 def built(python: str, data: Path) -> tuple[str, int, int]:
     told = subprocess.run(
-        [python, "-c", COUNT, str(ROOT), str(data)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        [python, "-c", COUNT, str(ROOT), str(data)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert told.returncode == 0, told.stderr
     version, ids, different = told.stdout.split()[-3:]
@@ -100,7 +104,7 @@ def test_the_tab_works_under_old_gradios(python: str, tmp_path: Path) -> None:
     errors: list[str] = []
 
     def says(page: Any, where: str, what: str) -> None:
-        browsers.expect(page.locator(where)).to_contain_text(re.compile(what), timeout=120_000)
+        browsers.expect(page.locator(where).first).to_contain_text(re.compile(what), timeout=120_000)
 
     with served(python, tmp_path) as url, browsers.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

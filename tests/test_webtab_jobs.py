@@ -89,7 +89,9 @@ def test_a_job_is_started_listed_followed_and_finished(house: House) -> None:
     house.ends("calm", "finished")
     job = house.get("/calm").json()
     assert (job["trains"], job["trained"], job["steps"]) == ("lora", 3, 3)
-    assert job["result"].endswith("calm.safetensors") and job["metrics"]["loss"] == pytest.approx(1 / 3, abs=1e-5)
+    assert job["result"].endswith("calm.safetensors") and job["metrics"]["loss"] == pytest.approx(
+        1 / 3, abs=1e-5
+    )
     assert [one["name"] for one in house.get().json()["jobs"]] == ["calm"]
     until(lambda: house.get().json()["active"] == "")
 

@@ -7,6 +7,7 @@ Anything else is an AttributeError or an ImportError, as a misspelt name is in t
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,6 +76,12 @@ class State:
     def assign_current_image(self, image: Any) -> None:
         self.current_image = image
 
+    def begin(self, *, job: str) -> None:
+        self.job = job
+
+    def end(self) -> None:
+        self.job = ""
+
 
 class AxisOption:
     """An axis of the X/Y/Z plot."""
@@ -115,6 +122,7 @@ CALLBACKS = (
     "on_before_image_saved",
     "on_image_grid",
     "on_infotext_pasted",
+    "on_ui_tabs",
     "on_app_started",
 )
 
@@ -195,6 +203,11 @@ def installed(root: Path) -> Iterator[Host]:
             nowebui=False,
             lora_dir=str(root / "models" / "Lora"),
             scdpo_folder=[],
+            listen=False,
+            share=False,
+            ngrok=None,
+            server_name=None,
+            hide_ui_dir_config=False,
         )
         model = SimpleNamespace(is_sd1=True, is_sd2=False, is_sdxl=False)
         host.shared = module(
@@ -208,10 +221,20 @@ def installed(root: Path) -> Iterator[Host]:
         module("modules.errors", report=lambda message, *, exc_info=False: host.log.append(message))
         module(
             "modules.paths_internal",
+            data_path=str(root),
             models_path=str(root / "models"),
             default_output_dir=str(root / "outputs"),
         )
         module("modules.devices", device="cpu")
+        module("modules.call_queue", queue_lock=threading.Lock())
+        module(
+            "modules.sd_models",
+            checkpoints_list={},
+            model_data=SimpleNamespace(sd_model=None, lock=threading.Lock()),
+            send_model_to_cpu=lambda model: host.log.append(f"{model} away"),
+            send_model_to_device=lambda model: host.log.append(f"{model} back"),
+            unload_model_weights=lambda: host.log.append("all away"),
+        )
         host.grid = module("xyz_grid", AxisOption=AxisOption, axis_options=[AxisOption("Seed", int, None)])
         data = SimpleNamespace(path="/host/scripts/xyz_grid.py", module=host.grid)
         module("modules.scripts", Script=Script, AlwaysVisible=object(), scripts_data=[data])
