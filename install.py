@@ -35,7 +35,7 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 TORCH, OLDEST_TORCH = "torch==2.13.0", (2, 6)
 SHARED = "scdpo-shared.pth"  # in .venv: the folders of the Python whose torch it uses
 DEMO_EXTRAS = {"eval", "train"}
-TEST_EXTRAS = {"build", "eval", "test", "train"}
+TEST_EXTRAS = {"build", "eval", "test", "train", "ui"}
 MUST_IMPORT = "torch, numpy, PIL, safetensors, scipy, diffusers, transformers, peft, scdpo_core"
 GIGABYTES = {False: (2.5, 0.2), True: (10, 3.0)}  # with CUDA or not: disk in all, download of torch
 TICK, HEARTBEAT = 0.2, 30.0  # seconds between updates on a terminal, and between lines elsewhere

@@ -67,19 +67,21 @@ def lora_folder() -> Path:
 
 
 def bases() -> dict[str, str]:
-    """Checkpoints that can be trained for, by the host's names."""
+    """Checkpoints that can be trained for, by their names, which stay when the host adds a hash to a title."""
     from modules import sd_models
 
-    files = {title: Path(info.filename) for title, info in sd_models.checkpoints_list.items()}
-    safe = {title: str(file) for title, file in files.items() if file.suffix == ".safetensors"}
+    files = {info.name: Path(info.filename) for info in sd_models.checkpoints_list.values()}
+    safe = {name: str(file) for name, file in files.items() if file.suffix == ".safetensors"}
     return {**safe, EMBEDDED: "micro"}
 
 
 def base() -> str:
     """The checkpoint that the host draws with, if it can be trained for."""
+    from modules import sd_models
+
     found = bases()
-    chosen = host.option("sd_model_checkpoint")
-    return chosen if chosen in found else next(iter(found))
+    info = sd_models.checkpoints_list.get(host.option("sd_model_checkpoint"))
+    return info.name if info is not None and info.name in found else next(iter(found))
 
 
 def allowed(text: str) -> Path:

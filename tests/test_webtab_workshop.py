@@ -62,12 +62,17 @@ def test_forge_unloads_and_loads_by_itself(workshop: Any, host: Host, models: An
 def test_checkpoints_can_be_trained_for_unless_they_are_pickles(
     workshop: Any, host: Host, models: Any
 ) -> None:
-    for title in ("a.safetensors [12]", "b.ckpt"):
-        models.checkpoints_list[title] = SimpleNamespace(filename=f"/models/{title.split()[0]}")
-    assert workshop.bases() == {"a.safetensors [12]": "/models/a.safetensors", workshop.EMBEDDED: "micro"}
-    assert workshop.base() == "a.safetensors [12]"
-    host.shared.opts.sd_model_checkpoint = "b.ckpt"
-    assert workshop.base() == "a.safetensors [12]"
+    for title in ("a.safetensors [12]", "b.ckpt", "c.safetensors"):
+        name = title.split()[0]
+        models.checkpoints_list[title] = SimpleNamespace(name=name, filename=f"/models/{name}")
+    assert workshop.bases() == {
+        "a.safetensors": "/models/a.safetensors",
+        "c.safetensors": "/models/c.safetensors",
+        workshop.EMBEDDED: "micro",
+    }
+    for title, proposed in (("c.safetensors", "c.safetensors"), ("b.ckpt", "a.safetensors")):
+        host.shared.opts.sd_model_checkpoint = title
+        assert workshop.base() == proposed
 
 
 def test_by_network_only_the_hosts_own_folders(workshop: Any, host: Host, tmp_path: Path) -> None:

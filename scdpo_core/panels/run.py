@@ -16,7 +16,7 @@ from .parts import cost, listed, notice, veiled, wrapped
 _STATES: Mapping[State, str] = {
     "queued": "waits for its turn",
     "running": "is being trained",
-    "stopping": "saves and stops",
+    "stopping": "saves its work and ends",
     "finished": "is finished",
     "failed": "failed",
     "stopped": "is stopped; resume goes on with it",

@@ -1,0 +1,106 @@
+"""Trainings in a real host: pictures wait meanwhile, a restart loses nothing, the LoRA lands on its page."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+from tests.hosts.webui.running import ROOT, WebUi
+
+pytestmark = pytest.mark.slow
+JOBS = "/scdpo/v1/jobs"
+SHORT = "[optim]\nmax_train_steps = {steps}\nbatch_size = {batch}\naccumulation = 1\n"
+SAMPLES = "[sampling]\nsamples = 1\nsample_steps = 2\n"
+
+
+@pytest.fixture(scope="module")
+def trains(webui: WebUi) -> WebUi:
+    """The host with a few pairs, and this Python to train with, as install.py would have made one."""
+    pairs = webui.data / "safety_lora" / "preferences"
+    source = ROOT / "examples" / "preferences"
+    for chosen in sorted((source / "chosen" / "weapon").glob("00*.png"))[:6]:
+        for file in (chosen, chosen.with_suffix(".txt"), source / "rejected" / "weapon" / chosen.name):
+            target = pairs / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    own = webui.data / "extensions" / "scdpo" / ".venv"
+    if not own.exists():
+        own.symlink_to(Path(sys.prefix), target_is_directory=True)
+    return webui
+
+
+def start(webui: WebUi, name: str, base: str, settings: str) -> Any:
+    pairs = str(webui.data / "safety_lora" / "preferences")
+    return webui.post(JOBS, {"name": name, "pairs": pairs, "base": base, "settings": settings})
+
+
+def until(webui: WebUi, name: str, true: Callable[[dict[str, Any]], bool], seconds: float = 600) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        job = webui.get(f"{JOBS}/{name}")
+        if true(job):
+            return job
+        assert job["state"] not in ("failed", "interrupted"), job["message"]
+        time.sleep(0.5)
+    raise AssertionError(f"it never came: {job}\n{webui.get(JOBS)}")
+
+
+def test_pictures_wait_while_a_lora_is_trained(trains: WebUi) -> None:
+    start(trains, "waiting", "micro", SHORT.format(steps=200, batch=4) + SAMPLES)
+    until(trains, "waiting", lambda job: job["trained"] > 0)
+    states: list[str] = []
+
+    def draw() -> None:
+        trains.draw()
+        states.append(trains.get(f"{JOBS}/waiting")["state"])
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    with pytest.raises(urllib.error.HTTPError) as error:
+        start(trains, "waiting", "micro", "")
+    assert error.value.code == 422
+    until(trains, "waiting", lambda job: job["state"] == "finished")
+    drawing.join(600)
+    assert states == ["finished"]
+
+
+def test_a_restart_of_the_host_loses_nothing(trains: WebUi) -> None:
+    start(trains, "long", "micro", SHORT.format(steps=5000, batch=4) + SAMPLES)
+    before = until(trains, "long", lambda job: job["trained"] > 5)["trained"]
+    trains.stop()
+    trains.start()
+    job = until(trains, "long", lambda job: job["trained"] > before)
+    assert job["state"] == "running" and trains.get(JOBS)["active"] == "long"
+    trains.post(f"{JOBS}/long/stop", {})
+    stopped = until(trains, "long", lambda job: job["state"] == "stopped")
+    assert 0 < stopped["trained"] < 5000
+    trains.post(f"{JOBS}/long/resume", {})
+    until(trains, "long", lambda job: job["trained"] > stopped["trained"])
+    trains.post(f"{JOBS}/long/stop", {})
+    until(trains, "long", lambda job: job["state"] == "stopped")
+
+
+def test_a_finished_lora_is_on_the_hosts_page_and_draws(trains: WebUi) -> None:
+    size = "[data]\nwidth = 64\nheight = 64\n"
+    start(trains, "quiet", "tiny.safetensors", SHORT.format(steps=2, batch=1) + SAMPLES + size)
+    until(trains, "quiet", lambda job: job["state"] == "finished")
+    shelf = trains.data / "models" / "Lora"
+    deadline = time.monotonic() + 60
+    while not (shelf / "quiet.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert (shelf / "quiet.png").is_file()
+    with safe_open(str(shelf / "quiet.safetensors"), "pt") as file:
+        assert file.metadata()["ss_output_name"] == "quiet"
+    listed = {lora["name"]: lora for lora in trains.get("/scdpo/v1/loras")["loras"]}
+    assert listed["quiet"]["safety"] and listed["quiet"]["problem"] is None
+    answer = trains.draw(prompt="a cat <lora:quiet:1>")
+    assert "quiet" in answer.infotexts[0]
