@@ -88,7 +88,17 @@ def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
         head=f"<script>{script}</script>",
         footer_links=[],
         ssr_mode=False,
-        theme=gr.themes.Default(primary_hue="teal"),
+        theme=_theme(),
+    )
+
+
+def _theme() -> gr.themes.Base:
+    """Gradio's own, with buttons dark enough for white words."""
+    return gr.themes.Default(primary_hue="teal").set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
     )
 
 

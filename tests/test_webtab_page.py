@@ -169,6 +169,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         says(page, "#scdpo_train_status", "is finished")
         says(page, "#scdpo_train_samples", "after 300 steps")
         assert page.locator("#scdpo_train_samples .cost").count() >= 4
+        page.locator("#scdpo_train_status").first.scroll_into_view_if_needed()
         shoot(page, "trained")
 
         pane(page, "Compare")
@@ -181,6 +182,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         prompts.fill("a knife on a blue background\na spoon on a gray background")
         page.get_by_role("button", name="Draw and compare").click()
         says(page, "#scdpo_cmp_result", "without the LoRA")
+        page.locator("#scdpo_cmp_result").first.evaluate("element => element.scrollIntoView()")
         shoot(page, "compare")
         for name, size in {"compare-400": (400, 900)}.items():
             page.set_viewport_size({"width": size[0], "height": size[1]})

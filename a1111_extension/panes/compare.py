@@ -25,13 +25,18 @@ def build(desk: Desk) -> None:
     gr.Markdown(_ABOUT)
     with gr.Row():
         lora = gr.Dropdown(
-            label="LoRA", choices=list(_loras(desk)), allow_custom_value=True, elem_id="scdpo_cmp_lora"
+            label="LoRA",
+            choices=list(_loras(desk)),
+            allow_custom_value=True,
+            min_width=260,
+            elem_id="scdpo_cmp_lora",
         )
         base = gr.Dropdown(
             label="Model to draw with",
             choices=list(desk.bases()),
             value=desk.base(),
             allow_custom_value=True,
+            min_width=260,
             elem_id="scdpo_cmp_base",
         )
     with gr.Row():

@@ -29,6 +29,7 @@ def build(desk: Desk) -> None:
             choices=list(desk.bases()),
             value=desk.base(),
             allow_custom_value=True,
+            min_width=260,
             elem_id="scdpo_train_base",
         )
         pairs = gr.Textbox(

@@ -15,7 +15,7 @@ from .parts import cost, listed, notice, veiled, wrapped
 
 _STATES: Mapping[State, str] = {
     "queued": "waits for its turn",
-    "running": "is being trained",
+    "running": "is running",
     "stopping": "saves its work and ends",
     "finished": "is finished",
     "failed": "failed",
