@@ -19,7 +19,7 @@ from scdpo_core.cost.classifiers import Eva02, VisionTransformer
 from scdpo_core.cost.ensemble import EnsembleScorer
 from scdpo_core.cost.hub import PRESETS, HubScorer, log_odds
 from scdpo_core.cost.protocol import ScorerError
-from scdpo_core.cost.scorers import SCORERS, load_scorer, names_a_scorer
+from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer, names_a_scorer
 from scdpo_core.types import CostScore, ScdpoError
 
 PICTURES = [Image.new("RGB", (30, 20), colour) for colour in ("red", "white")]
@@ -81,6 +81,11 @@ def test_every_choice_says_what_one_should_know() -> None:
     for name, choice in SCORERS.items():
         assert names_a_scorer(name) and choice.about and choice.licence and choice.megabytes > 0
         assert bool(choice.download) == (name in PRESETS)
+
+
+def test_which_scorers_come_from_the_hub() -> None:
+    assert hub_names("embedded") == [] and hub_names("marqo") == ["marqo"]
+    assert hub_names("embedded + marqo=/models/m + falconsai") == ["marqo", "falconsai"]
 
 
 def test_a_preset_that_is_not_here_says_how_to_get_it(

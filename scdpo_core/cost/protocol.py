@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -49,6 +49,14 @@ class Scorer(Protocol):
 
     def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
         """Score pictures of any size, in their order."""
+
+
+@runtime_checkable
+class SideBySide(Protocol):
+    """A scorer that is faster when several threads call it, each on a processor of its own."""
+
+    def one_thread(self) -> Scorer | None:
+        """The same scorer, whose calls keep to the thread that makes them; None where that is slower."""
 
 
 def provenance(scorer: Scorer) -> str:

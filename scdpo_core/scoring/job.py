@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +41,8 @@ class ScoreJob:
         heatmaps: folder for pictures of what raises the costs that lie over the bound, or None.
         anew: score everything again.
         rank: number of this process.
-        processes: how many processes share the work; each takes every so-manieth file.
+        processes: how many processes share the work; the hash of a file's path says whose it is, so that
+            a file that comes or goes meanwhile leaves no gap.
     """
 
     places: Sequence[Path]
@@ -109,7 +112,7 @@ def score_files(
     found = find_pictures(
         job.places, skip=[f for f in (job.move_to, job.copy_to, job.heatmaps) if f is not None]
     )
-    files = found.files[job.rank :: job.processes]
+    files = [path for path in found.files if _whose(path, job.processes) == job.rank]
     memory = RowFile.open(job.part) if job.part is not None else None
     known = _known(job, memory)
     run = FolderRun(scorer, {} if job.anew else known, job.every, job.batch)
@@ -120,6 +123,9 @@ def score_files(
             if memory is not None and memory.rows.get(row.path) != row:
                 memory.add(row)
             progress("scoring", len(rows), len(files))
+        if memory is not None and job.processes > 1:
+            # What an interrupted run left for files that are gone, or another's now, must not be gathered.
+            memory.finish(rows)
     finally:
         if memory is not None:
             memory.close()
@@ -127,7 +133,9 @@ def score_files(
 
 
 def gather(job: ScoreJob) -> JobResult:
-    """The rows of all processes, once all of them are done; their own files are removed.
+    """The rows of all processes, once all of them are done.
+
+    Their own files stay until `finish` has written the rows of all of them.
 
     Raises:
         ScdpoError: a process's file is missing or damaged.
@@ -135,13 +143,13 @@ def gather(job: ScoreJob) -> JobResult:
     rows: dict[str, Row] = {}
     for rank in range(job.processes):
         part = _part(job.jsonl, rank)
-        file = RowFile.open(part)
-        file.close()
-        rows |= file.rows
-    asked = _within(job.places)
-    for rank in range(job.processes):
-        _part(job.jsonl, rank).unlink()
-    return JobResult(sorted((row for row in rows.values() if asked(row)), key=lambda row: row.path))
+        if not part.exists():
+            raise ScdpoError(
+                f"{part} is not there, so the scores of process {rank} are missing. Do all machines share "
+                "the disk that the JSONL file is on?"
+            )
+        rows |= RowFile.read(part)
+    return JobResult([rows[path] for path in sorted(rows)])
 
 
 def explain(
@@ -202,6 +210,8 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
         asked, ours = _within(job.places), {row.path for row in rows}
         others = [row for row in memory.rows.values() if row.path not in ours and not asked(row)]
         memory.finish(sorted([*rows, *others], key=lambda row: row.path))
+        for part in _parts(job.jsonl):
+            part.unlink(missing_ok=True)
     if job.csv is not None:
         write_csv(job.csv, rows)
     if job.parquet is not None:
@@ -211,13 +221,14 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
 
 
 def _known(job: ScoreJob, memory: RowFile | None) -> Mapping[str, Row]:
-    """What earlier runs know: this process's own rows, and the merged ones."""
-    known = dict(memory.rows) if memory is not None else {}
-    if job.jsonl is not None and job.processes > 1 and job.jsonl.exists():
-        merged = RowFile.open(job.jsonl)
-        merged.close()
-        known = {**merged.rows, **known}
-    return known
+    """What earlier runs know: the merged rows, those of interrupted runs, and this process's own."""
+    if job.jsonl is None or memory is None:
+        return {}
+    known: dict[str, Row] = {}
+    for file in (job.jsonl, *_parts(job.jsonl)):
+        if file != memory.path and file.exists():
+            known |= RowFile.read(file)
+    return known | memory.rows
 
 
 def _unreachable(problems: Iterable[Problem], scorer: Scorer) -> Iterator[Row]:
@@ -230,6 +241,16 @@ def _within(places: Sequence[Path]) -> Callable[[Row], bool]:
     return lambda row: any(Path(row.path).is_relative_to(root) for root in roots)
 
 
+def _whose(path: Path, processes: int) -> int:
+    return zlib.crc32(os.fsencode(path)) % processes
+
+
 def _part(jsonl: Path | None, rank: int) -> Path:
     assert jsonl is not None
     return jsonl.with_name(f"{jsonl.name}.part{rank}")
+
+
+def _parts(jsonl: Path) -> list[Path]:
+    """The files of all processes, those of interrupted runs with more of them included."""
+    name = re.compile(re.escape(jsonl.name) + r"\.part\d+")
+    return sorted(path for path in jsonl.parent.iterdir() if name.fullmatch(path.name))
