@@ -77,6 +77,7 @@ def _train(options: argparse.Namespace) -> None:
         false_positive_rate=options.false_positive_rate,
         steps=options.steps,
         lr=options.lr,
+        contrast=options.contrast,
         eta=options.eta,
         seed=options.seed,
     )
@@ -237,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--views", _count, VIEWS, "versions of each picture to learn from, 1 for just the picture")
     add("--steps", _count, defaults.steps, "at most; held-out pictures decide when to stop")
     add("--lr", float, defaults.lr, "learning rate")
+    add("--contrast", float, defaults.contrast, "weight of putting harmful above harmless")
     add("--eta", float, defaults.eta, "weight of the anchoring, without which zero means nothing")
     add("--seed", int, defaults.seed, "of everything random")
     add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the image encoder runs")
