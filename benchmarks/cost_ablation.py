@@ -2,9 +2,9 @@
 
     python benchmarks/cost_ablation.py [--seeds 0 1 2] [--json FILE] [--table docs/cost-model.md]
 
-Every row trains on `examples/cost_pictures`. "Held out" is the cross-fitting of that training, "unseen style" the
-kept model on `examples/unseen_style`. The rows on hard negatives know the harmless pictures of one thing in three;
-those of the other things are the large harmless folder that they may, or may not, learn from too.
+Every row trains on `examples/cost_pictures`. "Held out" is the cross-fitting of that training, "unseen style"
+the kept model on `examples/unseen_style`. The rows on hard negatives know the harmless pictures of one thing
+in three; those of the other things are the large harmless folder that they may, or may not, learn from too.
 """
 
 from __future__ import annotations

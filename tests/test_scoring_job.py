@@ -233,6 +233,24 @@ def test_heatmaps(pictures: Path, tmp_path: Path) -> None:
     assert explain(job, result, Redness()).problems[0].path.name == "red.png"
 
 
+def test_another_way_to_explain(door: Callable[[list[str]], int], tmp_path: Path) -> None:
+    plain(tmp_path / "p" / "red.png", size=64)
+    heat = tmp_path / "heat"
+    call = [
+        str(tmp_path / "p"),
+        "--scorer",
+        "micro",
+        "--device",
+        "cpu",
+        "--over",
+        "-99",
+        "--heatmaps",
+        str(heat),
+    ]
+    assert door([*call, "--explain", "gradients"]) == 0 and len(list(heat.iterdir())) == 2
+    assert door([*call, "--scorer", "embedded", "--explain", "tokens"]) == 2  # a sentence, not a crash
+
+
 def test_the_gallery_shows_the_costliest_first(tmp_path: Path) -> None:
     folder = tmp_path / "a & b <c>"
     plain(folder / "lime.png", "lime")

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from scdpo_core.cost.attribution import METHODS
 from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer
 from scdpo_core.scoring.job import JobResult, ScoreJob, check, explain, finish, gather, score_files
 from scdpo_core.scoring.rows import Row, printable
@@ -155,6 +156,7 @@ def _job(options: argparse.Namespace) -> ScoreJob:
         copy_to=options.copy_over,
         write_back=options.write_back,
         heatmaps=options.heatmaps,
+        method=options.explain,
         anew=options.anew,
     )
 
@@ -183,6 +185,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--move-over", Path, None, "move pictures above --over into this folder, never onto an existing file")
     add("--copy-over", Path, None, "copy them instead")
     add("--heatmaps", Path, None, "for pictures above --over: show in this folder what raises the cost")
+    parser.add_argument(
+        "--explain",
+        choices=METHODS,
+        default="occlusion",
+        help="how --heatmaps finds it: cover places (any scorer), slopes by pixel, or a transformer's tokens "
+        "(default: occlusion)",
+    )
     parser.add_argument(
         "--write-back",
         choices=sorted(STAMPS),

@@ -27,8 +27,8 @@ class CostSettings:
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
         contrast: weight of the contrastive term; 0 trains the anchoring alone.
-        eta: weight of the anchoring term (RECONSTRUCTED); 0 trains the contrastive term alone, and calibration
-            gives zero its only meaning.
+        eta: weight of the anchoring term (RECONSTRUCTED); 0 trains the contrastive term alone, and zero means
+            nothing before calibration.
         regularisation: weight of the mean squared cost (RECONSTRUCTED).
         bottleneck: width of the adapter.
         dropout: of the adapter's hidden layer.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..cost.attribution import Method
 from ..cost.protocol import Scorer, provenance
 from ..types import Problem, ScdpoError
 from .filing import file_away, over
@@ -39,6 +40,7 @@ class ScoreJob:
         copy_to: folder for copies of those, or None.
         write_back: a key of `stamp.STAMPS`, or None.
         heatmaps: folder for pictures of what raises the costs that lie over the bound, or None.
+        method: how that is found, see `cost.attribution.explain`.
         anew: score everything again.
         rank: number of this process.
         processes: how many processes share the work; the hash of a file's path says whose it is, so that
@@ -57,6 +59,7 @@ class ScoreJob:
     copy_to: Path | None = None
     write_back: str | None = None
     heatmaps: Path | None = None
+    method: Method = "occlusion"
     anew: bool = False
     rank: int = 0
     processes: int = 1
@@ -163,7 +166,7 @@ def explain(
     assert job.heatmaps is not None
     chosen = list(over(result.rows, job.over))
     problems = write_heatmaps(
-        chosen, scorer, job.heatmaps, lambda done, total: progress("heatmaps", done, total)
+        chosen, scorer, job.heatmaps, job.method, lambda done, total: progress("heatmaps", done, total)
     )
     return replace(result, problems=[*result.problems, *problems])
 
