@@ -55,9 +55,10 @@ class TowerEncoder:
     """A frozen image tower from a local folder in the Hugging Face layout.
 
     A CLIP one with its projection, which `CLIPVisionModelWithProjection` or `CLIPModel` saved (CLIP
-    ViT-L/14, say), a SigLIP, DINO, BEiT, Swin, ConvNeXt or plain ViT one, or a `ResNetModel`. Size,
-    mean and standard deviation come from `config.json` and `preprocessor_config.json`; CLIP's own mean
-    and deviation are taken where there are none.
+    ViT-L/14, say), a SigLIP, DINO, BEiT, Swin, ConvNeXt or plain ViT one, a `ResNetModel`, or a
+    `ResNetForImageClassification` of many tags a picture, as the embedded one is, whose tags are the
+    embedding. Size, mean and standard deviation come from `config.json` and `preprocessor_config.json`;
+    CLIP's own mean and deviation are taken where there are none.
 
     Args:
         folder: the folder with `config.json` and safetensors weights.
@@ -94,8 +95,7 @@ class TowerEncoder:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed [N, 3, size, size] from any device: [N, D] of length 1, with gradient if `pixels` has one."""
-        seen: Tensor = getattr(self._tower(pixel_values=pixels.to(self._device)), self._read)
-        return F.normalize(seen.flatten(1).float(), dim=-1)
+        return F.normalize(self._read(self._tower, pixels.to(self._device)).float(), dim=-1)
 
     @property
     def grid(self) -> int:
@@ -117,7 +117,8 @@ class TowerEncoder:
             seen = self._tower(pixel_values=pixels.to(self._device), output_attentions=True)
         if not seen.attentions or any(attention is None for attention in seen.attentions):
             raise EncoderError("This version of transformers shows no attention. Use gradients or occlusion.")
-        embedding = F.normalize(getattr(seen, self._read).flatten(1).float(), dim=-1)
+        projected: Tensor | None = getattr(seen, "image_embeds", None)
+        embedding = F.normalize((seen.pooler_output if projected is None else projected).float(), dim=-1)
         return embedding, tuple(seen.attentions), seen.last_hidden_state
 
     @torch.no_grad()

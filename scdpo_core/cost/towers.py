@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..types import ScdpoError
@@ -50,26 +51,52 @@ def require_tower(spec: str | Path) -> Path:
     raise EncoderError(f"There is no image encoder {spec}. Give a folder, a name on the hub, or {NAMED}.")
 
 
-# Kinds of model, by the name in config.json: class, and where its answer holds the embedding.
-_TOWERS = {
-    "clip": ("CLIPVisionModelWithProjection", "image_embeds"),
-    "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds"),
-    "siglip": ("SiglipVisionModel", "pooler_output"),
-    "siglip_vision_model": ("SiglipVisionModel", "pooler_output"),
-    "dinov2": ("Dinov2Model", "pooler_output"),
-    "dinov2_with_registers": ("Dinov2WithRegistersModel", "pooler_output"),
-    "dinov3_vit": ("DINOv3ViTModel", "pooler_output"),
-    "vit": ("ViTModel", "pooler_output"),
-    "beit": ("BeitModel", "pooler_output"),
-    "swin": ("SwinModel", "pooler_output"),
-    "convnext": ("ConvNextModel", "pooler_output"),
-    "convnextv2": ("ConvNextV2Model", "pooler_output"),
-    "resnet": ("ResNetModel", "pooler_output"),
+Read = Callable[[Any, Tensor], Tensor]
+"""Runs a tower on pixels [N, 3, size, size] and takes the embedding [N, D] from its answer."""
+
+
+def _projected(tower: Any, pixels: Tensor) -> Tensor:
+    seen: Tensor = tower(pixel_values=pixels).image_embeds
+    return seen
+
+
+def _pooled(tower: Any, pixels: Tensor) -> Tensor:
+    seen: Tensor = tower(pixel_values=pixels).pooler_output
+    return seen.flatten(1)
+
+
+def _tagged(tower: Any, pixels: Tensor) -> Tensor:
+    """How likely each tag is, told at the surest place: in a mean what fills only a corner would drown.
+
+    The logarithms of the odds are halved and moved, so that a tag counts that is likely or nearly so, and
+    how very unlikely the many others are does not.
+    """
+    maps: Tensor = tower.resnet(pixel_values=pixels).last_hidden_state
+    odds = tower.classifier[-1](maps.flatten(2).transpose(1, 2)).amax(dim=1)
+    return torch.sigmoid(odds / 2 + 1)
+
+
+# Kinds of model, by the name in config.json: class, and how to read it.
+_TOWERS: dict[str, tuple[str, Read]] = {
+    "clip": ("CLIPVisionModelWithProjection", _projected),
+    "clip_vision_model": ("CLIPVisionModelWithProjection", _projected),
+    "siglip": ("SiglipVisionModel", _pooled),
+    "siglip_vision_model": ("SiglipVisionModel", _pooled),
+    "dinov2": ("Dinov2Model", _pooled),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", _pooled),
+    "dinov3_vit": ("DINOv3ViTModel", _pooled),
+    "vit": ("ViTModel", _pooled),
+    "beit": ("BeitModel", _pooled),
+    "swin": ("SwinModel", _pooled),
+    "convnext": ("ConvNextModel", _pooled),
+    "convnextv2": ("ConvNextV2Model", _pooled),
+    "resnet": ("ResNetModel", _pooled),
 }
+_RESNET_TAGGER: tuple[str, Read] = ("ResNetForImageClassification", _tagged)
 
 
-def load_tower(folder: Path) -> tuple[nn.Module, str]:
-    """The frozen tower, and the field of its answer that holds the embedding.
+def load_tower(folder: Path) -> tuple[nn.Module, Read]:
+    """The frozen tower, and how to read it.
 
     Raises:
         EncoderError: the folder is missing, damaged or of another kind; says which and what to do.
@@ -80,7 +107,8 @@ def load_tower(folder: Path) -> tuple[nn.Module, str]:
             f"the Hugging Face layout, or {NAMED}."
         )
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
     except (ValueError, AttributeError) as error:
         raise EncoderError(f"{folder / 'config.json'} is damaged. Download the folder again.") from error
     if kind not in _TOWERS:
@@ -88,7 +116,9 @@ def load_tower(folder: Path) -> tuple[nn.Module, str]:
             f"{folder} holds a model of the kind '{kind}'; the cost model needs one of these kinds: "
             f"{', '.join(sorted(_TOWERS))}."
         )
-    name, field = _TOWERS[kind]
+    name, read = _TOWERS[kind]
+    if kind == "resnet" and config.get("problem_type") == "multi_label_classification":
+        name, read = _RESNET_TAGGER
     if not any(folder.glob("*.safetensors")):
         raise EncoderError(
             f"{folder} holds no .safetensors weights. Pickle files (.bin, .pt) can run code when they are "
@@ -119,7 +149,7 @@ def load_tower(folder: Path) -> tuple[nn.Module, str]:
             f"such as '{next(iter(missing), '')}'). Download the folder again."
         )
     frozen: nn.Module = tower.float().eval().requires_grad_(False)
-    return frozen, field
+    return frozen, read
 
 
 @contextmanager

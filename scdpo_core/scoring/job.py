@@ -18,7 +18,7 @@ from .heatmaps import write_heatmaps
 from .rows import Row, RowFile, write_csv, write_parquet
 from .run import BATCH, FolderRun
 from .stamp import STAMPS, StampError
-from .walk import find_pictures
+from .walk import Found, find_pictures
 
 Progress = Callable[[str, int, int], None]
 
@@ -112,9 +112,7 @@ def score_files(
     Raises:
         ScdpoError: the JSONL file cannot be used.
     """
-    found = find_pictures(
-        job.places, skip=[f for f in (job.move_to, job.copy_to, job.heatmaps) if f is not None]
-    )
+    found = _find(job)
     files = [path for path in found.files if _whose(path, job.processes) == job.rank]
     memory = RowFile.open(job.part) if job.part is not None else None
     known = _known(job, memory)
@@ -126,9 +124,6 @@ def score_files(
             if memory is not None and memory.rows.get(row.path) != row:
                 memory.add(row)
             progress("scoring", len(rows), len(files))
-        if memory is not None and job.processes > 1:
-            # What an interrupted run left for files that are gone, or another's now, must not be gathered.
-            memory.finish(rows)
     finally:
         if memory is not None:
             memory.close()
@@ -143,7 +138,7 @@ def gather(job: ScoreJob) -> JobResult:
     Raises:
         ScdpoError: a process's file is missing or damaged.
     """
-    rows: dict[str, Row] = {}
+    parts = []
     for rank in range(job.processes):
         part = _part(job.jsonl, rank)
         if not part.exists():
@@ -151,8 +146,12 @@ def gather(job: ScoreJob) -> JobResult:
                 f"{part} is not there, so the scores of process {rank} are missing. Do all machines share "
                 "the disk that the JSONL file is on?"
             )
-        rows |= RowFile.read(part)
-    return JobResult([rows[path] for path in sorted(rows)])
+        parts.append(RowFile.read(part))
+    # A part also remembers, from an interrupted run, files that are gone now or another process's.
+    found = _find(job)
+    rows = [parts[_whose(path, job.processes)].get(str(path)) for path in found.files]
+    rows += [parts[0].get(str(problem.path)) for problem in found.problems]
+    return JobResult(sorted((row for row in rows if row is not None), key=lambda row: row.path))
 
 
 def explain(
@@ -221,6 +220,12 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
         write_parquet(job.parquet, rows)
     if job.html is not None:
         write_gallery(job.html, rows, progress=lambda done, total: progress("gallery", done, total))
+
+
+def _find(job: ScoreJob) -> Found:
+    """The files to score, without those that this job itself puts somewhere."""
+    ours = [folder for folder in (job.move_to, job.copy_to, job.heatmaps) if folder is not None]
+    return find_pictures(job.places, skip=ours)
 
 
 def _known(job: ScoreJob, memory: RowFile | None) -> Mapping[str, Row]:
