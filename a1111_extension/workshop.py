@@ -67,7 +67,7 @@ def lora_folder() -> Path:
 
 
 def bases() -> dict[str, str]:
-    """Checkpoints that can be trained for, by their names, which stay when the host adds a hash to a title."""
+    """Checkpoints that can be trained for, by their names, which no hash changes."""
     from modules import sd_models
 
     files = {info.name: Path(info.filename) for info in sd_models.checkpoints_list.values()}
