@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -368,12 +369,16 @@ def test_masks_laid_over_pictures_are_judged_too(script: Any) -> None:
     script.postprocess_image_after_composite(p, passed)
     grid = Image.new("RGB", (128, 64))
     processed = SimpleNamespace(
-        images=[grid, passed.image, composite], index_of_first_image=1, extra_images=["a text", composite]
+        images=[grid, passed.image, composite],
+        index_of_first_image=1,
+        extra_images=["a text", composite, np.array(composite), np.ones((4, 4, 7))],
     )
     script.postprocess(p, processed)
     assert processed.images[0] is grid and processed.images[1] is passed.image
     assert colours(processed.images[2]) == {(0, 0, 0)}
-    assert processed.extra_images[0] == "a text" and colours(processed.extra_images[1]) == {(0, 0, 0)}
+    text, *others, card = processed.extra_images
+    assert text == "a text" and all(colours(picture) == {(0, 0, 0)} for picture in others)
+    assert card.size == (512, 512), "what cannot be judged is a card with a sentence"
 
 
 def test_a_grid_is_made_of_judged_pictures_and_not_judged_again(script: Any) -> None:

