@@ -116,6 +116,14 @@ def test_each_of_two_by_two_pictures_has_its_own_cost_everywhere(webui: WebUi) -
         assert cost_in(said["info"]) == cost and float(said["parameters"]["Safety cost"]) == cost
 
 
+def test_the_page_has_our_controls_and_our_settings(webui: WebUi) -> None:
+    components = json.loads(webui.request("/config"))["components"]
+    labels = [component["props"].get("label") for component in components]
+    assert labels.count("How strict") == 2, "in txt2img and img2img"
+    assert "Cost model that scores pictures" in labels
+    assert "Quarantine folder for originals that are hidden" in labels
+
+
 def test_off_by_default(webui: WebUi) -> None:
     (text,) = webui.draw().infotexts
     assert "Safety" not in text
