@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import resource
 import subprocess
@@ -87,7 +88,11 @@ def test_an_idle_extension_starts_fast(webui: WebUi) -> None:
     seconds = []
     for _ in range(2):  # the first time compiles
         done = subprocess.run(
-            command, cwd=webui.data / "extensions" / "scdpo", env={}, capture_output=True, text=True
+            command,
+            cwd=webui.data / "extensions" / "scdpo",
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         seconds.append(float(done.stdout.split()[-1]))
