@@ -17,6 +17,7 @@ from .guard import Guard
 from .policy import Policy
 from .shelf import Shelf
 
+_CARD = (512, 512)
 SHELF = Shelf()
 """The scorer of this host; the API uses it too."""
 
@@ -159,9 +160,13 @@ def _never(picture: Image.Image, *_: object) -> CostScore:
 
 
 def _passed(guard: Guard, picture: Any) -> Any:
-    if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
-    return guard.passed(picture) if isinstance(picture, Image.Image) else picture
+    """What may be handed out of what another script added: a picture, an array, or something else."""
+    if not isinstance(picture, np.ndarray) or not guard.hides:
+        return guard.passed(picture) if isinstance(picture, Image.Image) else picture
+    try:
+        return guard.passed(Image.fromarray(picture))
+    except (TypeError, ValueError):  # Pillow's, for arrays that are no picture of 8 bits
+        return covers.notice(_CARD, "Another script added a picture that cannot be judged, so it is hidden.")
 
 
 def _score_with(scorer: Scorer) -> Callable[[Image.Image], CostScore]:

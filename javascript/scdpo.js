@@ -37,7 +37,7 @@
         return cost && band ? {cost: Number(cost[1]), band: band[1]} : null;
     }
 
-    function caption(button, number, verdict) {
+    function caption(button, number, verdict, short) {
         let label = button.querySelector(".scdpo-score");
         if (!verdict) {
             if (label) {
@@ -53,10 +53,13 @@
             label.className = "scdpo-score";
             button.appendChild(label);
         }
+        // The strip below a large picture has room for a number alone; colour and title say the rest.
+        const shown = !short ? words : verdict.error ? "?" : sign + verdict.cost.toFixed(1);
         // Writing what is there already would make the host look again, without an end.
-        if (label.textContent !== words) {
-            label.textContent = words;
-            label.title = verdict.error || "safety cost: above the threshold is harmful";
+        if (label.textContent !== shown || label.dataset.words !== words) {
+            label.textContent = shown;
+            label.dataset.words = words;
+            label.title = verdict.error || `safety cost ${words}`;
             label.dataset.band = BANDS.includes(verdict.band) ? verdict.band : "error";
             button.setAttribute("aria-label", `Picture ${number + 1}, safety cost ${words}`);
         }
@@ -74,11 +77,12 @@
             for (const part of [".grid-container", ".thumbnails"]) {
                 const buttons = gradioApp().querySelectorAll(`#${tab}_gallery ${part} .thumbnail-item`);
                 const known = buttons.length ? verdicts(tab, buttons.length) : [];
-                buttons.forEach((button, number) => caption(button, number, known[number]));
+                buttons.forEach((button, number) => caption(button, number, known[number], part === ".thumbnails"));
             }
             const script = `#script_${tab}_scdpo_safety`;
             name(`${script}_enabled-visible-checkbox`, "Safety: score every picture");
             name(`${script}_refresh_loras`, "Look for LoRAs again");
+            name(`${script}_weight input[type=number]`, "Safety LoRA weight");
         }
     });
 })();

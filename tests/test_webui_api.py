@@ -17,7 +17,7 @@ from PIL import Image
 
 import preload
 from tests.scoring_helpers import Redness, plain
-from tests.test_webui_script import a_lora
+from tests.test_webui_lora import a_lora
 from tests.webui_stub import Host, installed
 
 

