@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
 ]
 ROOT = Path(__file__).resolve().parents[1]
+PAIRS = len(list((ROOT / "examples" / "preferences" / "chosen").rglob("*.png")))
 PATIENCE = 300_000  # milliseconds
 SETTINGS = (
     "[optim]\nmax_train_steps = 300\nbatch_size = 2\n"
@@ -127,14 +128,14 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         page.goto(url)
         pane(page, "Preferences")
         page.get_by_role("button", name="Open", exact=True).click()
-        says(page, "#scdpo_pref_pair", "0 of 277 compared")
+        says(page, "#scdpo_pref_pair", f"0 of {PAIRS} compared")
         shoot(page, "preferences")
         # Ten answers, with one that is taken back and one that is skipped on the way.
         answered = 0
         for key in ("1", "2", "1", "u", "2", "3", "1", "2", "1", "2", "1", "2", "1"):
             answered += -1 if key == "u" else 1
             page.keyboard.press(key)
-            says(page, "#scdpo_pref_pair", f"{answered} of 277 compared")
+            says(page, "#scdpo_pref_pair", f"{answered} of {PAIRS} compared")
         says(page, "#scdpo_pref_pair", "10 pairs kept")
         page.get_by_role("button", name="Check the preference folder").click()
         says(page, "#scdpo_pref_state", "10 good pairs")
@@ -143,7 +144,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         page.get_by_label("Prompt, if it should be another").fill("123")
         page.keyboard.press("1")
         time.sleep(1)
-        says(page, "#scdpo_pref_pair", "11 of 277 compared")
+        says(page, "#scdpo_pref_pair", f"11 of {PAIRS} compared")
 
         pane(page, "Train")
         says(page, "#scdpo_train_estimate", "600 steps")
