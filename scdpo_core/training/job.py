@@ -17,20 +17,20 @@ from ..families import family_of
 from ..families.base import LoadedModel
 from ..files import write_json, write_text
 from ..lora.file import save_lora
-from ..preferences.batches import BatchStream
-from ..preferences.cache import PairCache, build_cache
 from ..preferences.relabel import unscored
-from ..types import CachedPair, LabelledPair, LoraFile, PreferencePair, ScdpoError
+from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
 from .checks import check_run, load_options, resolve_device, resolve_dtype
+from .dataset import Dataset, encode
 from .events import Done, Event, EventLog, Failed, Phase, Progress, Saved, Started, Warned, read_events
 from .failures import explain
-from .labelling import label_pairs
+from .labelling import label_pairs, sample_scorer
 from .loop import Outcome, Trainer
 from .plots import draw_curves
-from .provenance import dataset_hash, facts
+from .provenance import facts
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
+from .tracking import Tracking, start_tracking
 
 if TYPE_CHECKING:
     from ..lora.adapter import LoraAdapter
@@ -98,6 +98,7 @@ class _Job:
         self._listen, self._should_stop = listen, should_stop
         self._began = time.monotonic()
         self._log: EventLog | None = None
+        self._tracking: Tracking | None = None
         self._facts: dict[str, object] = {}
         out = settings.output.output
         # Until the checks have passed, nobody knows whether the folder is ours: a refused run must not
@@ -108,6 +109,8 @@ class _Job:
     def emit(self, event: Event) -> None:
         if self._log is not None:
             self._log(event)
+        if self._tracking is not None:
+            self._tracking(event)
         self._listen(event)
 
     def run(self) -> JobResult:
@@ -121,10 +124,11 @@ class _Job:
         self.folder = folder
         state = self._claim(folder, len(pairs))
         self.device = resolve_device(settings.model.device)
+        self._tracking = start_tracking(settings.output.track, folder.path, self.emit)
         try:
             labelled = self._label(pairs)
             model = self._load()
-            cached = self._encode(labelled, model)
+            data = self._encode(labelled, model)
             adapter = self._attach(model)
             sampler = self._sampler(model, pairs)
             if state is None:
@@ -132,26 +136,37 @@ class _Job:
         except _StopError:
             return self._end(Outcome("stopped", 0 if state is None else state.step), None)
         model.release_encoders()
-        outcome = self._train(model, adapter, cached, labelled, sampler, state)
+        trainer = self._trainer(model, adapter, data, sampler)
+        if state is not None:
+            trainer.resume(state)
+        outcome = trainer.run()
         if outcome.step == 0:
             return self._end(outcome, None)
-        pictures = sampler.draw(outcome.step)
+        with trainer.averaged():
+            lora = self._finish(model, adapter, sampler, outcome.step, len(data.trained))
+        return self._end(outcome, lora)
+
+    def _finish(
+        self, model: LoadedModel, adapter: LoraAdapter, sampler: Sampler, step: int, pairs: int
+    ) -> LoraFile:
+        """Draw the last samples and the curves, and write the LoRA."""
+        folder, settings = self.folder, self.settings
+        pictures = sampler.draw(step)
         if draw_curves(read_events(folder.events), folder.curves):
-            self.emit(Saved(outcome.step, folder.curves.name, "curves"))
-        told = self._facts | {"train_steps": outcome.step, "train_pairs": len(cached)}
+            self.emit(Saved(step, folder.curves.name, "curves"))
         lora = save_lora(
             folder.lora,
             adapter.state(),
             family="micro" if model.name == "micro" else model.family,
-            rank=settings.lora.rank,
+            rank=adapter.rank,
             alpha=settings.lora.effective_alpha,
-            facts=told,
+            facts=self._facts | {"train_steps": step, "train_pairs": pairs},
             dtype=_SAVE_DTYPES[settings.lora.save_dtype],
-            description=f"Safety LoRA for {model.name}, trained on {len(cached)} preference pairs.",
+            description=f"Safety LoRA for {model.name}, trained on {pairs} preference pairs.",
             preview=preview(pictures),
         )
-        self.emit(Saved(outcome.step, folder.lora.name, "lora"))
-        return self._end(outcome, lora)
+        self.emit(Saved(step, folder.lora.name, "lora"))
+        return lora
 
     def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
         """Make the folder ours; the checkpoint to go on from, if there is one."""
@@ -201,72 +216,51 @@ class _Job:
         self._progress("load")(1, 1)
         return model
 
-    def _encode(self, labelled: Sequence[LabelledPair], model: LoadedModel) -> list[CachedPair]:
-        data = self.settings.data
-        cache = PairCache(data.cache or self.folder.cache)
-        return build_cache(labelled, model, data.size, cache, self._progress("cache"))
+    def _encode(self, labelled: Sequence[LabelledPair], model: LoadedModel) -> Dataset:
+        return encode(labelled, model, self.settings, self.folder.cache, self._progress("cache"))
 
     def _attach(self, model: LoadedModel) -> LoraAdapter:
         # Here, since peft takes seconds to import and a typing error should not wait for it.
-        from ..lora.adapter import attach
+        from .attaching import attach_lora
 
-        own = self.settings.lora
-        return attach(
-            model.denoiser,
-            rank=own.rank,
-            alpha=own.effective_alpha,
-            targets=own.targets,
-            dropout=own.dropout,
-            seed=self.settings.optim.seed,
-        )
+        return attach_lora(model, self.settings.lora, self.settings.optim.seed)
 
     def _sampler(self, model: LoadedModel, pairs: Sequence[PreferencePair]) -> Sampler:
         own = self.settings.sampling
         prompts = list(own.sample_prompts) or choose_prompts(pairs, own.samples)
         return Sampler(
-            model, prompts if own.samples else [], own, self.settings.data.size, self.folder.path, self.emit
+            model,
+            prompts if own.samples else [],
+            own,
+            self.settings.data.size,
+            self.folder.path,
+            self.emit,
+            sample_scorer(self.settings.data) if own.samples else None,
         )
 
-    def _train(
-        self,
-        model: LoadedModel,
-        adapter: LoraAdapter,
-        cached: Sequence[CachedPair],
-        labelled: Sequence[LabelledPair],
-        sampler: Sampler,
-        state: checkpoint.Checkpoint | None,
-    ) -> Outcome:
+    def _trainer(self, model: LoadedModel, adapter: LoraAdapter, data: Dataset, sampler: Sampler) -> Trainer:
+        from .attaching import live_words
+
         settings = self.settings
-        batches = BatchStream(
-            cached,
-            labelled,
-            settings.optim.batch_size,
-            settings.optim.seed,
-            model.device,
-            torch.float32,
-            settings.data.benign_share,
-        )
-        dataset = dataset_hash(cached, labelled)
-        self._facts |= facts(settings, model) | {"dataset_hash": dataset}
+        self._facts |= facts(settings, model) | {"dataset_hash": data.hash}
 
         def sample(step: int) -> None:
             sampler.draw(step)
             model.release_encoders()
 
-        trainer = Trainer(
+        return Trainer(
             model,
             adapter,
-            batches,
+            data.batches(settings, model.device),
             settings,
             self.folder.checkpoints,
             emit=self.emit,
             should_stop=self._stop_asked,
             on_sample=sample,
-            dataset_hash=dataset,
+            words=live_words(model, settings.lora),
+            held_out=data.held_out(settings, model.device),
+            dataset_hash=data.hash,
         )
-        if state is not None:
-            trainer.resume(state)
-        return trainer.run()
 
     def _end(self, outcome: Outcome, lora: LoraFile | None) -> JobResult:
         self.folder.stop.unlink(missing_ok=True)

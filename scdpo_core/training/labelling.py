@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..config import DataSettings
+from ..cost.protocol import Scorer
 from ..cost.scorers import load_scorer
 from ..preferences.pictures import open_picture
 from ..preferences.relabel import relabel
@@ -63,3 +64,14 @@ def label_pairs(
         soft_tau=settings.soft_tau,
     )
     return Labelling(labelled, report, scorer.id, scorer.hash)
+
+
+def sample_scorer(settings: DataSettings) -> Scorer | None:
+    """The cost model for the samples that are drawn; None where the run has none.
+
+    It stays on the CPU: samples are few, and a GPU's memory is the training's.
+
+    Raises:
+        ScdpoError: it cannot be loaded.
+    """
+    return None if settings.cost_model == "none" else load_scorer(settings.cost_model, "cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from ..config import OptimSettings, TrainSettings, identity
+from ..config import TrainSettings, identity
+from ..families.parameterisation import MinSnr, Weighting
 from ..families.timesteps import TimestepLaw
 from ..types import PairBatch, ScdpoError
 from . import checkpoint as checkpoints
-from .events import Event, Progress, Saved, Warned
+from .ema import Ema
+from .events import Event, Progress, Saved, Validated, Warned
 from .loss import PairLoss
 from .meter import Meter
+from .optimizers import build_optimizer, set_rate
 from .reference import draw, noise_residuals, pair_residuals
+from .schedules import learning_rate
+from .validation import Patience, Validator
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -48,21 +53,6 @@ class Outcome:
     step: int
 
 
-def learning_rate(step: int, settings: OptimSettings) -> float:
-    """The learning rate of a step, counted from 0.
-
-    It rises in a straight line over the warm-up and then falls along half a cosine, in a straight
-    line, or not at all. It is never 0, neither in the first step nor in the last.
-    """
-    total = settings.max_train_steps
-    rising = round(settings.warmup * total)
-    if step < rising:
-        return settings.lr * (step + 1) / (rising + 1)
-    gone = (step - rising) / (total - rising)
-    falls = {"constant": 1.0, "linear": 1 - gone, "cosine": 0.5 * (1 + math.cos(math.pi * gone))}
-    return settings.lr * falls[settings.schedule]
-
-
 class Trainer:
     """Trains a LoRA on pairs.
 
@@ -81,6 +71,8 @@ class Trainer:
         emit: Callable[[Event], None],
         should_stop: Callable[[], bool] = lambda: False,
         on_sample: Callable[[int], None] | None = None,
+        words: Callable[[PairBatch], PairBatch] | None = None,
+        held_out: Sequence[PairBatch] = (),
         dataset_hash: str = "",
     ) -> None:
         """Get ready at step 0.
@@ -94,22 +86,19 @@ class Trainer:
             emit: is told what happens.
             should_stop: asked once a step; when it says yes, the loop saves and ends.
             on_sample: called with the step whenever samples are due in the middle of training.
+            words: gives batches the words of text encoders that train along, see `attaching.live_words`.
+            held_out: pairs to try the LoRA on every `validation_every` steps and at the end.
             dataset_hash: goes into checkpoints, so that a resumed run notices other pairs.
         """
         self._model, self._adapter, self._batches = model, adapter, batches
         self._settings, self._folder, self._dataset_hash = settings, folder, dataset_hash
         self._emit, self._should_stop, self._on_sample = emit, should_stop, on_sample
+        self._words = words
         optim = settings.optim
         self._parameters = list(adapter.parameters())
         on_gpu = model.device.type == "cuda"
-        self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
-            # The fused kernel also knows how to skip a step of a gradient scaler without asking the GPU.
-            fused=True if on_gpu else None,
-        )
+        self._optimizer = build_optimizer(adapter, optim, model.device)
+        self._ema = Ema(self._parameters, optim.ema) if optim.ema else None
         self._loss = PairLoss(
             settings.objective,
             steps=optim.max_train_steps,
@@ -120,7 +109,23 @@ class Trainer:
             model.device.type, enabled=on_gpu and model.dtype == torch.float16
         )
         own = settings.objective
-        self._law = TimestepLaw(own.timesteps, own.timestep_mean, own.timestep_std)
+        self._law = TimestepLaw(
+            own.timesteps, own.timestep_mean, own.timestep_std, own.timestep_min, own.timestep_max
+        )
+        self._weighting: Weighting = (
+            MinSnr(own.min_snr_gamma) if own.weighting == "min_snr" else own.weighting
+        )
+        self._validator = Validator(
+            model,
+            adapter,
+            held_out,
+            law=self._law,
+            weighting=self._weighting,
+            beta=own.effective_beta,
+            draws=settings.validation.validation_draws,
+            words=words,
+        )
+        self._patience = Patience(settings.validation.patience)
         self._meter = Meter(model.device)
         self._rising = 0
         self.step = 0
@@ -136,6 +141,9 @@ class Trainer:
             self._adapter.load_state(dict(state.adapter))
             self._optimizer.load_state_dict(dict(state.optimizer))
             self._loss.load_state(dict(state.extra["loss"]))
+            self._patience.load_state(state.extra["patience"])
+            if self._ema is not None:
+                self._ema.load_state(state.extra["ema"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ScdpoError(
                 f"The checkpoint of step {state.step} does not fit this model ({error}). "
@@ -156,11 +164,13 @@ class Trainer:
         self._model.denoiser.train()
         began, first = time.monotonic(), self.step
         stopped = self._should_stop()
-        while self.step < total and not stopped:
+        while self.step < total and not stopped and not self._patience.is_over:
             self._one_step()
             self.step += 1
             stopped = self._should_stop()
-            last = stopped or self.step == total
+            if self.step == total or self.step % self._settings.validation.validation_every == 0:
+                self._validate()
+            last = stopped or self.step == total or self._patience.is_over
             if last or self.step % output.log_every == 0:
                 self._report(time.monotonic() - began, self.step - first)
             if last or self.step % output.checkpoint_every == 0:
@@ -169,13 +179,13 @@ class Trainer:
             if self._on_sample is not None and every and not last and self.step % every == 0:
                 self._sample(self._on_sample)
         self._model.denoiser.eval()
-        return Outcome("stopped" if self.step < total else "finished", self.step)
+        ended = self.step == total or self._patience.is_over
+        return Outcome("finished" if ended else "stopped", self.step)
 
     def _one_step(self) -> None:
         settings = self._settings.optim
         rate = learning_rate(self.step, settings)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
         if self._settings.lora.dropout > 0:
             # Dropout draws from the global generator, which a resumed run finds in another state.
             torch.manual_seed(settings.seed * 1_000_003 + self.step)
@@ -188,17 +198,21 @@ class Trainer:
         self._meter.add("grad_norm", norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._ema is not None:
+            self._ema.update()
         self._optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, index: int) -> Tensor:
         """Mean loss of a batch."""
         model, settings = self._model, self._settings
         batch = self._batches.batch(index)
+        if self._words is not None:
+            batch = self._words(batch)
         shape = tuple(batch.latents.shape[2:])
         pairs, seed = len(batch.weight), settings.optim.seed
         chance = draw(index, seed, pairs, shape, model.timesteps, self._law, model.device)
         with self._autocast():
-            residuals = pair_residuals(model, self._adapter, batch, chance, settings.objective.weighting)
+            residuals = pair_residuals(model, self._adapter, batch, chance, self._weighting)
             prior = None
             if self._loss.wants_prior:
                 prior = noise_residuals(model, self._adapter, batch, chance)
@@ -248,6 +262,25 @@ class Trainer:
                 )
             )
 
+    def _validate(self) -> None:
+        """Try the LoRA on held-out pairs, if there are any."""
+        if not self._validator.pairs:
+            return
+        self._model.denoiser.eval()
+        with self.averaged():
+            figures = self._validator.look()
+        self._model.denoiser.train()
+        self._emit(Validated(self.step, self._validator.pairs, figures))
+        self._patience.see(figures["winner_gap"])
+        if self._patience.is_over:
+            self._emit(
+                Warned(
+                    f"Stopped early at step {self.step}: the held-out chosen pictures have become worse "
+                    f"{self._patience.rises} looks in a row. Their best was earlier: lower --beta or --lr, "
+                    "or raise --winner, and give --output a new folder."
+                )
+            )
+
     def _save(self) -> None:
         sound = torch.stack([torch.isfinite(values).all() for values in self._parameters]).all()
         if not bool(sound):
@@ -256,7 +289,12 @@ class Trainer:
             step=self.step,
             adapter=self._adapter.state(),
             optimizer=self._optimizer.state_dict(),
-            extra={"loss": self._loss.state(), "scaler": self._scaler.state_dict()},
+            extra={
+                "loss": self._loss.state(),
+                "scaler": self._scaler.state_dict(),
+                "patience": self._patience.state(),
+                "ema": None if self._ema is None else self._ema.state(),
+            },
             identity=identity(self._settings),
             dataset_hash=self._dataset_hash,
         )
@@ -265,5 +303,10 @@ class Trainer:
 
     def _sample(self, on_sample: Callable[[int], None]) -> None:
         self._model.denoiser.eval()
-        on_sample(self.step)
+        with self.averaged():
+            on_sample(self.step)
         self._model.denoiser.train()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The LoRA as it is to be used: its average over the steps, if one is kept."""
+        return nullcontext() if self._ema is None else self._ema.applied()

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..types import PairBatch, PairErrors
 
 if TYPE_CHECKING:
-    from ..families.base import LoadedModel, Weighting
+    from ..families.base import LoadedModel
+    from ..families.parameterisation import Weighting
     from ..families.timesteps import TimestepLaw, Timesteps
     from ..lora.adapter import LoraAdapter
 
@@ -72,11 +73,17 @@ def pair_residuals(
     """Residuals of both networks on both pictures of B pairs, each in one forward pass of 2B pictures."""
     latents = batch.latents.transpose(0, 1).flatten(0, 1)
     noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
-    words = batch.conditioning.map(lambda part: torch.cat([part] * 2))
+    words = batch.conditioning.map(_twice)
     with torch.no_grad(), adapter.disabled():
         reference = model.residuals(latents, noise, timesteps, words, weighting)
+    if batch.policy_conditioning is not None:
+        words = batch.policy_conditioning.map(_twice)
     policy = model.residuals(latents, noise, timesteps, words, weighting)
     return PairResiduals(policy, reference)
+
+
+def _twice(part: Tensor) -> Tensor:
+    return torch.cat([part] * 2)
 
 
 def noise_residuals(
@@ -88,4 +95,5 @@ def noise_residuals(
     empty = torch.zeros_like(chance.noise)
     with torch.no_grad(), adapter.disabled():
         reference = model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native")
-    return model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native"), reference
+    words = batch.policy_conditioning or batch.conditioning
+    return model.residuals(empty, chance.noise, timesteps, words, "native"), reference
