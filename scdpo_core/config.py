@@ -178,6 +178,8 @@ class OutputSettings:
         keep: checkpoints to keep; older ones are removed.
         log_every: steps between two lines of figures.
         track: programs that show the figures beside our own: tensorboard, wandb.
+        estimate: say before the first step how much memory and time training will need; 'auto' does on a
+            GPU.
     """
 
     output: Path | None = None
@@ -185,6 +187,7 @@ class OutputSettings:
     keep: int = 2
     log_every: int = 10
     track: tuple[str, ...] = ()
+    estimate: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass(frozen=True)

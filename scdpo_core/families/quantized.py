@@ -9,7 +9,6 @@ put out, whose errors every block would see, and the convolutions stay as they a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -71,24 +70,29 @@ class QuantizedLinear(nn.Linear):
     Attributes:
         kind: how it is coded.
         scale: of rows or blocks, float32.
+        levels: [16] that nf4's codes stand for; None for other kinds.
     """
 
     kind: Quantize
     scale: Tensor
+    levels: Tensor | None
 
     def __init__(self, layer: nn.Linear, kind: Quantize) -> None:
         """Code a layer's matrix; its bias stays as it is."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.kind = kind
-        code, scale = _CODERS[kind][0](layer.weight.detach().float())
+        code, scale = _CODERS[kind](layer.weight.detach().float())
         self.weight = nn.Parameter(code, requires_grad=False)
-        self.register_buffer("scale", scale, persistent=True)
+        self.register_buffer("scale", scale)
+        self.register_buffer("levels", torch.tensor(_NF4) if kind == "nf4" else None)
         self.bias = layer.bias
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """[out, in] matrix."""
-        return _CODERS[self.kind][1](self.weight, self.scale, self.in_features).to(dtype)
+        if self.levels is None:
+            return (self.weight.float() * self.scale).to(dtype)
+        return _from_nf4(self.weight, self.scale, self.levels).view(-1, self.in_features).to(dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """The product with the matrix."""
@@ -126,10 +130,6 @@ def _to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale).to(_FP8), scale
 
 
-def _from_rows(code: Tensor, scale: Tensor, inputs: int) -> Tensor:
-    return code.float() * scale
-
-
 def _to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Two codes a byte, [out * in / 2], and [blocks, 1]; the last block is filled up with zeros."""
     flat = weight.flatten()
@@ -141,22 +141,14 @@ def _to_nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes[::2] << 4 | codes[1::2], scale
 
 
-@lru_cache(maxsize=8)
-def _levels(device: torch.device) -> Tensor:
-    """[16], kept, so that a step copies nothing."""
-    return torch.tensor(_NF4, device=device)
-
-
-def _from_nf4(code: Tensor, scale: Tensor, inputs: int) -> Tensor:
-    values = _levels(code.device)[torch.stack([code >> 4, code & 15], dim=-1).flatten().int()]
+def _from_nf4(code: Tensor, scale: Tensor, levels: Tensor) -> Tensor:
+    values = levels[torch.stack([code >> 4, code & 15], dim=-1).flatten().int()]
     filled = nn.functional.pad(values, (0, -len(values) % _BLOCK)).view(-1, _BLOCK) * scale
-    return filled.flatten()[: len(values)].view(-1, inputs)
+    return filled.flatten()[: len(values)]
 
 
-_CODERS: Mapping[
-    str, tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Callable[[Tensor, Tensor, int], Tensor]]
-] = {
-    "int8": (_to_int8, _from_rows),
-    "fp8": (_to_fp8, _from_rows),
-    "nf4": (_to_nf4, _from_nf4),
+_CODERS: Mapping[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "int8": _to_int8,
+    "fp8": _to_fp8,
+    "nf4": _to_nf4,
 }

@@ -22,11 +22,24 @@ from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
 from .checks import check_run, load_options, resolve_device, resolve_dtype
 from .dataset import Dataset, encode
-from .events import Done, Event, EventLog, Failed, Phase, Progress, Saved, Started, Warned, read_events
+from .events import (
+    Done,
+    Estimated,
+    Event,
+    EventLog,
+    Failed,
+    Phase,
+    Progress,
+    Saved,
+    Started,
+    Warned,
+    read_events,
+)
 from .failures import explain
 from .labelling import label_pairs, sample_scorer
 from .loop import Outcome, Trainer
 from .plots import draw_curves
+from .portions import advice
 from .provenance import facts
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
@@ -139,6 +152,7 @@ class _Job:
         trainer = self._trainer(model, adapter, data, sampler)
         if state is not None:
             trainer.resume(state)
+        self._estimate(model, adapter, data, trainer)
         outcome = trainer.run()
         if outcome.step == 0:
             return self._end(outcome, None)
@@ -261,6 +275,26 @@ class _Job:
             held_out=data.held_out(settings, model.device),
             dataset_hash=data.hash,
         )
+
+    def _estimate(self, model: LoadedModel, adapter: LoraAdapter, data: Dataset, trainer: Trainer) -> None:
+        """Say what training will need, and what could be done where that is more than there is."""
+        wanted = self.settings.output.estimate
+        if wanted == "off" or (wanted == "auto" and model.device.type != "cuda"):
+            return
+        from .memory import free_memory, memory_of
+
+        needed = memory_of(model, adapter, self.settings, data.batches(self.settings, model.device).batch(0))
+        free = free_memory(model.device)
+        available = None if free is None else free + needed.weights
+        if available is not None and needed.total > available:
+            self.emit(
+                Warned(
+                    f"Training needs about {needed.total / 2**30:.1f} GiB on {model.device}, and {available / 2**30:.1f} "
+                    f"GiB are there; batches will go through in portions. Better: {advice(self.settings)}."
+                )
+            )
+        seconds = trainer.rehearse() * (self.settings.optim.max_train_steps - trainer.step)
+        self.emit(Estimated(needed.total, available, seconds))
 
     def _end(self, outcome: Outcome, lora: LoraFile | None) -> JobResult:
         self.folder.stop.unlink(missing_ok=True)

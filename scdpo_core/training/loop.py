@@ -23,6 +23,7 @@ from .events import Event, Progress, Saved, Validated, Warned
 from .loss import PairLoss
 from .meter import Meter
 from .optimizers import build_optimizer, set_rate
+from .portions import Portions, chance_of, part_of
 from .reference import draw, noise_residuals, pair_residuals
 from .schedules import learning_rate
 from .validation import Patience, Validator
@@ -126,6 +127,7 @@ class Trainer:
             words=words,
         )
         self._patience = Patience(settings.validation.patience)
+        self._portions = Portions(settings, model.device, emit)
         self._meter = Meter(model.device)
         self._rising = 0
         self.step = 0
@@ -142,6 +144,7 @@ class Trainer:
             self._optimizer.load_state_dict(dict(state.optimizer))
             self._loss.load_state(dict(state.extra["loss"]))
             self._patience.load_state(state.extra["patience"])
+            self._portions.size = int(state.extra["portion"])
             if self._ema is not None:
                 self._ema.load_state(state.extra["ema"])
         except (KeyError, ValueError, RuntimeError) as error:
@@ -189,9 +192,7 @@ class Trainer:
         if self._settings.lora.dropout > 0:
             # Dropout draws from the global generator, which a resumed run finds in another state.
             torch.manual_seed(settings.seed * 1_000_003 + self.step)
-        for index in range(settings.accumulation):
-            loss = self._forward(self.step * settings.accumulation + index)
-            self._scaler.scale(loss / settings.accumulation).backward()
+        self._gradients()
         self._scaler.unscale_(self._optimizer)
         limit = settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
@@ -202,15 +203,50 @@ class Trainer:
             self._ema.update()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _forward(self, index: int) -> Tensor:
-        """Mean loss of a batch."""
+    def _gradients(self) -> None:
+        """Compute a step's gradients, in smaller portions if memory runs out."""
+        before = self._loss.state(), self._meter.state()
+
+        def undo() -> None:
+            self._optimizer.zero_grad(set_to_none=True)
+            self._loss.load_state(before[0])
+            self._meter.load_state(before[1])
+
+        self._portions.attempt(self._accumulate, undo)
+
+    def _accumulate(self) -> None:
+        settings = self._settings.optim
+        for index in range(settings.accumulation):
+            for places in self._portions.slices(settings.batch_size):
+                loss = self._forward(self.step * settings.accumulation + index, places)
+                self._scaler.scale(loss / settings.accumulation).backward()
+
+    def rehearse(self) -> float:
+        """Seconds that the gradients of a step take; they are thrown away, and nothing is changed."""
+        before = self._loss.state(), self._meter.state()
+        took = 0.0
+        for _ in range(2):  # the first warms up
+            began = time.monotonic()
+            self._gradients()
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)
+            took = time.monotonic() - began
+            self._optimizer.zero_grad(set_to_none=True)
+        self._loss.load_state(before[0])
+        self._meter.load_state(before[1])
+        return took
+
+    def _forward(self, index: int, places: slice | None = None) -> Tensor:
+        """Mean loss of a batch, or what the pairs at some places of it contribute to that."""
         model, settings = self._model, self._settings
         batch = self._batches.batch(index)
-        if self._words is not None:
-            batch = self._words(batch)
         shape = tuple(batch.latents.shape[2:])
         pairs, seed = len(batch.weight), settings.optim.seed
         chance = draw(index, seed, pairs, shape, model.timesteps, self._law, model.device)
+        if places is not None and len(range(pairs)[places]) < pairs:
+            batch, chance = part_of(batch, places), chance_of(chance, places)
+        if self._words is not None:
+            batch = self._words(batch)
         with self._autocast():
             residuals = pair_residuals(model, self._adapter, batch, chance, self._weighting)
             prior = None
@@ -225,7 +261,8 @@ class Trainer:
             self._meter.add(name, value)
         for side, name in enumerate(("chosen_cost", "rejected_cost")):
             self._meter.add_known(name, batch.cost[:, side])
-        return loss
+        share = len(batch.weight) / pairs
+        return loss if share == 1 else loss * share
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._model.dtype == torch.float32:
@@ -273,13 +310,7 @@ class Trainer:
         self._emit(Validated(self.step, self._validator.pairs, figures))
         self._patience.see(figures["winner_gap"])
         if self._patience.is_over:
-            self._emit(
-                Warned(
-                    f"Stopped early at step {self.step}: the held-out chosen pictures have become worse "
-                    f"{self._patience.rises} looks in a row. Their best was earlier: lower --beta or --lr, "
-                    "or raise --winner, and give --output a new folder."
-                )
-            )
+            self._emit(Warned(f"Stopped early at step {self.step}: {self._patience.reason}"))
 
     def _save(self) -> None:
         sound = torch.stack([torch.isfinite(values).all() for values in self._parameters]).all()
@@ -293,6 +324,7 @@ class Trainer:
                 "loss": self._loss.state(),
                 "scaler": self._scaler.state_dict(),
                 "patience": self._patience.state(),
+                "portion": self._portions.size,
                 "ema": None if self._ema is None else self._ema.state(),
             },
             identity=identity(self._settings),

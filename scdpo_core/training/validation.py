@@ -148,6 +148,14 @@ class Patience:
         """Whether it is time to stop."""
         return 0 < self.looks <= self.rises
 
+    @property
+    def reason(self) -> str:
+        """Why it is, for the artist."""
+        return (
+            f"the held-out chosen pictures have become worse {self.rises} looks in a row. Their best was earlier: "
+            "lower --beta or --lr, or raise --winner, and give --output a new folder."
+        )
+
     def state(self) -> dict[str, float | None]:
         """What a checkpoint needs."""
         return {"rises": self.rises, "last": self.last}
