@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..config import OptimSettings, TrainSettings, identity
-from ..families.timesteps import TimestepLaw
-from ..types import PairBatch, ScdpoError
+from ..types import ScdpoError
 from . import checkpoint as checkpoints
 from .events import Event, Progress, Saved, Warned
+from .feed import Ahead, Feed
 from .loss import PairLoss
+from .measure import Measure
 from .meter import Meter
-from .reference import draw, noise_residuals, pair_residuals
+from .team import Alone, Team
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -30,14 +30,6 @@ Reason = Literal["finished", "stopped"]
 
 # A share of the base's error by which the chosen pictures may get worse before the artist is told.
 _WORSE = 0.1
-
-
-class Batches(Protocol):
-    """Where batches come from; `preferences.batches.BatchStream` is one."""
-
-    def batch(self, step: int) -> PairBatch:
-        """The batch of that index, the same whenever it is asked for."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,7 @@ class Trainer:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        batches: Batches,
+        feed: Feed,
         settings: TrainSettings,
         folder: Path,
         *,
@@ -82,21 +74,23 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         on_sample: Callable[[int], None] | None = None,
         dataset_hash: str = "",
+        team: Team | None = None,
     ) -> None:
         """Get ready at step 0.
 
         Args:
             model: the frozen base.
             adapter: the LoRA in its denoiser.
-            batches: deals `settings.optim.batch_size` pairs at a time.
+            feed: deals `settings.optim.batch_size` pairs at a time to this process, with their dice.
             settings: of the run.
             folder: for the checkpoints.
             emit: is told what happens.
             should_stop: asked once a step; when it says yes, the loop saves and ends.
             on_sample: called with the step whenever samples are due in the middle of training.
             dataset_hash: goes into checkpoints, so that a resumed run notices other pairs.
+            team: the processes that train together; None: this one alone.
         """
-        self._model, self._adapter, self._batches = model, adapter, batches
+        self._model, self._adapter, self._team = model, adapter, team or Alone()
         self._settings, self._folder, self._dataset_hash = settings, folder, dataset_hash
         self._emit, self._should_stop, self._on_sample = emit, should_stop, on_sample
         optim = settings.optim
@@ -119,8 +113,9 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             model.device.type, enabled=on_gpu and model.dtype == torch.float16
         )
-        own = settings.objective
-        self._law = TimestepLaw(own.timesteps, own.timestep_mean, own.timestep_std)
+        # On a CPU there is nobody who would have time for it.
+        self._ahead = Ahead(feed, optim.max_train_steps * optim.accumulation) if on_gpu else None
+        self._measure = Measure(model, adapter, self._ahead or feed, settings.objective, self._team)
         self._meter = Meter(model.device)
         self._rising = 0
         self.step = 0
@@ -155,11 +150,11 @@ class Trainer:
         output, total = self._settings.output, self._settings.optim.max_train_steps
         self._model.denoiser.train()
         began, first = time.monotonic(), self.step
-        stopped = self._should_stop()
+        stopped = self._team.anyone(self._should_stop())
         while self.step < total and not stopped:
             self._one_step()
             self.step += 1
-            stopped = self._should_stop()
+            stopped = self._team.anyone(self._should_stop())
             last = stopped or self.step == total
             if last or self.step % output.log_every == 0:
                 self._report(time.monotonic() - began, self.step - first)
@@ -169,6 +164,8 @@ class Trainer:
             if self._on_sample is not None and every and not last and self.step % every == 0:
                 self._sample(self._on_sample)
         self._model.denoiser.eval()
+        if self._ahead is not None:
+            self._ahead.close()
         return Outcome("stopped" if self.step < total else "finished", self.step)
 
     def _one_step(self) -> None:
@@ -178,10 +175,11 @@ class Trainer:
             group["lr"] = rate
         if self._settings.lora.dropout > 0:
             # Dropout draws from the global generator, which a resumed run finds in another state.
-            torch.manual_seed(settings.seed * 1_000_003 + self.step)
+            torch.manual_seed(settings.seed * 1_000_003 + self.step + self._team.rank * 2**40)
         for index in range(settings.accumulation):
             loss = self._forward(self.step * settings.accumulation + index)
             self._scaler.scale(loss / settings.accumulation).backward()
+        self._team.sum_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         limit = settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
@@ -192,31 +190,16 @@ class Trainer:
 
     def _forward(self, index: int) -> Tensor:
         """Mean loss of a batch."""
-        model, settings = self._model, self._settings
-        batch = self._batches.batch(index)
-        shape = tuple(batch.latents.shape[2:])
-        pairs, seed = len(batch.weight), settings.optim.seed
-        chance = draw(index, seed, pairs, shape, model.timesteps, self._law, model.device)
-        with self._autocast():
-            residuals = pair_residuals(model, self._adapter, batch, chance, settings.objective.weighting)
-            prior = None
-            if self._loss.wants_prior:
-                prior = noise_residuals(model, self._adapter, batch, chance)
-        errors = residuals.errors()
-        output = self._loss(errors, residuals, batch, chance.timesteps, self.step, prior)
+        seen = self._measure(index)
+        output = self._loss(seen, self.step)
         loss = output.per_pair.mean()
         self._meter.add("loss", loss)
-        self._meter.add("reference_error", errors.reference[:, 0].mean())
+        self._meter.add("reference_error", seen.errors.reference[:, 0].mean())
         for name, value in output.metrics.items():
             self._meter.add(name, value)
         for side, name in enumerate(("chosen_cost", "rejected_cost")):
-            self._meter.add_known(name, batch.cost[:, side])
+            self._meter.add_known(name, seen.cost[:, side])
         return loss
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._model.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._model.device.type, self._model.dtype)
 
     def _report(self, seconds: float, steps: int) -> None:
         total, speed = self._settings.optim.max_train_steps, steps / max(seconds, 1e-9)

@@ -41,8 +41,7 @@ class PairResiduals:
 
     def errors(self) -> PairErrors:
         """Mean squares, [B, 2]."""
-        both = [side.square().flatten(1).mean(1).view(2, -1).T for side in (self.policy, self.reference)]
-        return PairErrors(*both)
+        return PairErrors(mean_squares(self.policy), mean_squares(self.reference))
 
 
 def draw(
@@ -53,8 +52,9 @@ def draw(
     timesteps: Timesteps,
     law: TimestepLaw,
     device: torch.device,
+    share: slice = slice(None),
 ) -> Draw:
-    """Timesteps and noise of the batch of that index.
+    """Timesteps and noise of the batch of that index, or of the `share` of its pairs.
 
     They come from a CPU generator of their own, so a resumed run, another device and another
     number of samples drawn in between all see the same.
@@ -63,20 +63,43 @@ def draw(
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + index) % 2**63)
     times = timesteps.draw(pairs, law, generator)
     noise = torch.randn((pairs, *shape), generator=generator)
-    return Draw(times.to(device, non_blocking=True), noise.to(device, non_blocking=True))
+    return Draw(_to(times[share], device), _to(noise[share], device))
+
+
+def _to(values: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return values.to(device)
+    # Only what is pinned travels while the GPU computes.
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def reference_residuals(
+    model: LoadedModel, adapter: LoraAdapter, batch: PairBatch, chance: Draw, weighting: Weighting
+) -> Tensor:
+    """Prediction minus target without the LoRA, [2B, C, h, w], chosen first; without gradient."""
+    with torch.no_grad(), adapter.disabled():
+        return policy_residuals(model, batch, chance, weighting)
+
+
+def policy_residuals(model: LoadedModel, batch: PairBatch, chance: Draw, weighting: Weighting) -> Tensor:
+    """Prediction minus target with the LoRA, [2B, C, h, w], chosen first: one forward pass of 2B pictures."""
+    latents = batch.latents.transpose(0, 1).flatten(0, 1)
+    noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
+    words = batch.conditioning.map(lambda part: torch.cat([part] * 2))
+    return model.residuals(latents, noise, timesteps, words, weighting)
 
 
 def pair_residuals(
     model: LoadedModel, adapter: LoraAdapter, batch: PairBatch, chance: Draw, weighting: Weighting
 ) -> PairResiduals:
     """Residuals of both networks on both pictures of B pairs, each in one forward pass of 2B pictures."""
-    latents = batch.latents.transpose(0, 1).flatten(0, 1)
-    noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
-    words = batch.conditioning.map(lambda part: torch.cat([part] * 2))
-    with torch.no_grad(), adapter.disabled():
-        reference = model.residuals(latents, noise, timesteps, words, weighting)
-    policy = model.residuals(latents, noise, timesteps, words, weighting)
-    return PairResiduals(policy, reference)
+    reference = reference_residuals(model, adapter, batch, chance, weighting)
+    return PairResiduals(policy_residuals(model, batch, chance, weighting), reference)
+
+
+def mean_squares(residuals: Tensor) -> Tensor:
+    """[B, 2] errors of [2B, C, h, w] residuals, chosen first."""
+    return residuals.square().flatten(1).mean(1).view(2, -1).T
 
 
 def noise_residuals(
