@@ -54,6 +54,9 @@ class ModelSettings:
             'auto' takes bf16 or fp16 on a GPU, fp32 on a CPU.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
         gradient_checkpointing: spend a third more time to need much less GPU memory.
+        channels_last: order in memory that 16-bit convolutions of a GPU like; 'auto' takes it for them.
+        compile: let torch.compile make the denoiser faster after a start of some minutes: its repeated
+            'blocks', or the 'whole' of it.
     """
 
     base: str = "micro"
@@ -67,6 +70,8 @@ class ModelSettings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["off", "blocks", "whole"] = "off"
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class ObjectiveSettings:
         focal_gamma: exponent of the plain focal loss instead of the log loss; 0 off.
         loser_mu: how strictly the loser's gradient may not harm the winner, 0..1; not given, it may.
         prior_weight: DUO's weight, as a share of beta, of keeping the network's answer to pure noise.
+        reference_draws: timesteps and noises that each pair gets for the whole run; what the base model makes
+            of them is computed once, before training. 0 draws new ones in every step.
     """
 
     objective: ObjectiveName = "sc_dpo"
@@ -139,6 +146,7 @@ class ObjectiveSettings:
     focal_gamma: float = 0.0
     loser_mu: float | None = None
     prior_weight: float = 1e4
+    reference_draws: int = 0
 
     @property
     def effective_beta(self) -> float:
@@ -276,7 +284,7 @@ def to_toml(settings: TrainSettings) -> str:
 
 # These say where a run lives, how often it reports or where it computes, never what it learns.
 _NO_IDENTITY = {
-    "model": {"device"},
+    "model": {"device", "channels_last", "compile"},
     "data": {"pairs", "cache", "cost_model"},
     "optim": {"max_train_steps"},
     "output": {key.name for key in dataclasses.fields(OutputSettings)},

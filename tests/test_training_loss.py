@@ -117,9 +117,7 @@ def test_peers_are_called_as_their_authors_mean_them() -> None:
     dpo = _call(ObjectiveSettings(objective="diffusion_dpo"))
     torch.testing.assert_close(dpo.per_pair, diffusion_dpo(residuals.errors(), beta=5000.0).per_pair)
     safe = _call(ObjectiveSettings(objective="safedpo", margin=3.0))
-    torch.testing.assert_close(
-        safe.per_pair, safedpo(residuals.errors(), beta=5000.0, cost=COST).per_pair
-    )
+    torch.testing.assert_close(safe.per_pair, safedpo(residuals.errors(), beta=5000.0, cost=COST).per_pair)
 
 
 def test_duo_adds_its_prior_only_when_it_is_wanted() -> None:

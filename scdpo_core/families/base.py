@@ -37,6 +37,8 @@ class LoadOptions:
         t5_tokens: length of T5's prompts; 0 is the family's own.
         guidance: that FLUX.1 dev's guidance embedding is told while training, policy and reference alike.
         configs: folder of component configurations for a single file; None are those that ship with us.
+        denoiser_device: where the denoiser waits until it is spread over several GPUs; None: it is where all
+            the rest is.
     """
 
     prediction: Prediction = "auto"
@@ -46,6 +48,7 @@ class LoadOptions:
     t5_tokens: int = 0
     guidance: float = 1.0
     configs: Path | None = None
+    denoiser_device: torch.device | None = None
 
 
 DEFAULTS = LoadOptions()
@@ -146,6 +149,13 @@ class LoadedModel(Protocol):
         """One picture for each prompt, from noise that its own seed alone decides.
 
         Loads the encoders again if they were released.
+        """
+        ...
+
+    def denoiser_id(self) -> str:
+        """Changes whenever the frozen network would answer differently or be asked differently.
+
+        To be called before a LoRA is attached; reads every weight once.
         """
         ...
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..types import Conditioning, ScdpoError
 from .base import LoadOptions, Weighting
 from .components import Encoders, Reader, in_a_sentence, vae_from
+from .fingerprint import weights_fingerprint
 from .layout import Layout
 from .parameterisation import Parameterisation
 from .timesteps import Timesteps
@@ -66,7 +67,8 @@ class LatentModel(ABC):
         self._path, self._reader, self._layout, self._options = path, reader, layout, options
         with in_a_sentence(path):
             self._schedule = self._scheduler(reader)
-            self.denoiser: nn.Module = reader.denoiser(dtype).to(device, dtype).requires_grad_(False).eval()
+            denoiser = reader.denoiser(dtype).to(options.denoiser_device or device, dtype)
+            self.denoiser: nn.Module = denoiser.requires_grad_(False).eval()
         self._encoders: Encoders | None = self._read_encoders()
         vae = self._encoders.vae.config
         self.vae_scale = 2 ** (len(vae.block_out_channels) - 1)
@@ -230,6 +232,13 @@ class LatentModel(ABC):
         pixels = vae.decode(latents / self._scale + self._shift).sample
         colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in colours.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def denoiser_id(self) -> str:
+        """See `LoadedModel.denoiser_id`."""
+        # What begins with an underscore says which version of diffusers wrote it.
+        schedule = {key: value for key, value in self._schedule.items() if not key.startswith("_")}
+        own = [self.prediction, self.zero_snr, self._options.guidance, schedule]
+        return f"{self.family}-{weights_fingerprint(self.denoiser, own)}"
 
     def release_encoders(self) -> None:
         """See `LoadedModel.release_encoders`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from ..config import OptimSettings, TrainSettings, identity
+from ..config import OptimSettings, TrainSettings
 from ..types import ScdpoError
 from . import checkpoint as checkpoints
 from .events import Event, Progress, Saved, Warned
@@ -20,7 +20,7 @@ from .feed import Ahead, Feed
 from .loss import PairLoss
 from .measure import Measure
 from .meter import Meter
-from .team import Alone, Team
+from .team import Alone, Team, identity_of
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -126,7 +126,7 @@ class Trainer:
         Raises:
             ScdpoError: it was made with other settings or pairs, or does not fit this model.
         """
-        checkpoints.check_same_run(state, identity(self._settings), self._dataset_hash)
+        checkpoints.check_same_run(state, identity_of(self._settings, self._team), self._dataset_hash)
         try:
             self._adapter.load_state(dict(state.adapter))
             self._optimizer.load_state_dict(dict(state.optimizer))
@@ -235,12 +235,14 @@ class Trainer:
         sound = torch.stack([torch.isfinite(values).all() for values in self._parameters]).all()
         if not bool(sound):
             self._broken()
+        if self._team.rank:
+            return
         state = checkpoints.Checkpoint(
             step=self.step,
             adapter=self._adapter.state(),
             optimizer=self._optimizer.state_dict(),
             extra={"loss": self._loss.state(), "scaler": self._scaler.state_dict()},
-            identity=identity(self._settings),
+            identity=identity_of(self._settings, self._team),
             dataset_hash=self._dataset_hash,
         )
         path = checkpoints.save(self._folder, state, self._settings.output.keep)

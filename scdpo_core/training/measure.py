@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from ..config import ObjectiveSettings
 from ..objectives import duo_prior, sdpo_loser_scale
 from ..types import PairErrors
 from .feed import Feed, Portion
-from .reference import mean_squares, noise_residuals, policy_residuals, reference_residuals
+from .reference import autocast_for, mean_squares, noise_residuals, policy_residuals, reference_residuals
 from .team import Alone, Team
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class Measure:
         """Policy and, where its errors are not known, reference on the batch of that index."""
         portion = self._feed(index)
         batch, chance, own = portion.batch, portion.chance, self._settings
-        with self._autocast():
+        with autocast_for(self._model):
             reference = self._reference(portion)
             policy = policy_residuals(self._model, batch, chance, own.weighting)
             noise = None
@@ -113,8 +112,3 @@ class Measure:
             None if own.loser_scale is None else next(others).detach(),
             None if own.prior is None else next(others),
         )
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._model.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._model.device.type, self._model.dtype)

@@ -5,6 +5,7 @@ The reference is the network with its LoRA switched off, once, as a whole.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,11 @@ class Draw:
 
     timesteps: Tensor
     noise: Tensor
+
+    @classmethod
+    def sent(cls, timesteps: Tensor, noise: Tensor, device: torch.device) -> Draw:
+        """Thrown on the CPU, used on the device; without waiting for a GPU."""
+        return cls(_sent(timesteps, device), _sent(noise, device))
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,21 @@ def draw(
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + index) % 2**63)
     times = timesteps.draw(pairs, law, generator)
     noise = torch.randn((pairs, *shape), generator=generator)
-    return Draw(_to(times[share], device), _to(noise[share], device))
+    return Draw.sent(times[share], noise[share], device)
 
 
-def _to(values: Tensor, device: torch.device) -> Tensor:
+def _sent(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values.to(device)
     # Only what is pinned travels while the GPU computes.
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def autocast_for(model: LoadedModel) -> AbstractContextManager[object]:
+    """In which a network with 16-bit weights and its LoRA of 32 bits understand each other."""
+    if model.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(model.device.type, model.dtype)
 
 
 def reference_residuals(

@@ -43,7 +43,7 @@ class Sampler:
         prompts: Sequence[str],
         settings: SampleSettings,
         size: tuple[int, int] | None,
-        run_folder: Path,
+        run_folder: Path | None,
         emit: Callable[[Event], None],
     ) -> None:
         """Draw `prompts` with `model`, the first with seed 0, the second with seed 1 and so on.
@@ -53,7 +53,7 @@ class Sampler:
             prompts: what to draw.
             settings: steps and guidance.
             size: (width, height), None for the model's own.
-            run_folder: pictures go into samples/ below it.
+            run_folder: pictures go into samples/ below it; None: they are drawn and not kept.
             emit: is told of every picture.
         """
         self._model, self._prompts, self._settings, self._size = model, list(prompts), settings, size
@@ -73,6 +73,8 @@ class Sampler:
         pictures = self._model.sample(
             self._prompts, seeds, self._settings.sample_steps, self._settings.guidance, self._size
         )
+        if self._folder is None:
+            return pictures
         for number, (picture, prompt) in enumerate(zip(pictures, self._prompts, strict=True)):
             path = f"{FOLDER}/step-{step:06d}-{number}.png"
             with atomic_path(self._folder / path) as temporary:

@@ -1,8 +1,8 @@
 """The processes that train one LoRA together: one alone, or as many as `accelerate launch` has started.
 
-Every process holds the whole LoRA and draws its own share of each batch. What the objective needs of the others
-are a few numbers a pair, so that every process sees the loss of the whole batch; each differentiates it by
-its own share, and the sum of these gradients is that of one process with the whole batch: also for
+Every process holds the whole LoRA and draws its own share of each batch. What the objective needs of the
+others are a few numbers a pair, so that every process sees the loss of the whole batch; each differentiates
+it by its own share, and the sum of these gradients is that of one process with the whole batch: also for
 objectives that look at the batch as a whole (difficulty focusing, KTO).
 """
 
@@ -12,12 +12,13 @@ import json
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..config import TrainSettings, identity
 from ..types import ScdpoError
 
 T = TypeVar("T")
@@ -167,13 +168,21 @@ class Crew:
             )
 
 
+def identity_of(settings: TrainSettings, team: Team) -> dict[str, Any]:
+    """`config.identity`, and how many processes share a batch where there are several."""
+    return identity(settings) | ({} if team.size == 1 else {"processes": team.size})
+
+
 def launched() -> int:
     """How many processes `accelerate launch` (or torchrun) has started for this run; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def assemble() -> Team:
+def assemble(device: str = "auto") -> Team:
     """The team of this process. Only a launched one needs the accelerate package, and only it imports it.
+
+    Args:
+        device: as the settings have it; 'cpu' keeps a team off the GPUs.
 
     Raises:
         ScdpoError: DeepSpeed was asked for.
@@ -189,9 +198,10 @@ def assemble() -> Team:
     if asked("ACCELERATE_USE_DEEPSPEED"):
         raise ScdpoError(
             "DeepSpeed is not used here: a LoRA's optimizer is small, and FSDP spreads the frozen model just "
-            "as ZeRO 3 does. Run 'accelerate config' again and choose FSDP, or none of them (docs/scaling.md)."
+            "as ZeRO 3 does. Run 'accelerate config' again and choose FSDP or neither (docs/scaling.md)."
         )
-    state = PartialState(cpu=asked("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+    on_cpu = device == "cpu" or asked("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
     return Crew(state.device, lockstep=asked("ACCELERATE_USE_FSDP"))
 
 
