@@ -57,6 +57,9 @@ class ModelSettings:
         gradient_checkpointing: spend a third more time to need much less GPU memory.
         quantize: keep the frozen model's matrices in 8 or 4 bits; the arithmetic stays in `precision`.
         vae_tiling: encode and draw large pictures in overlapping tiles, for GPUs of little memory.
+        channels_last: order in memory that 16-bit convolutions of a GPU like; 'auto' takes it for them.
+        compile: let torch.compile make the denoiser faster after a start of some minutes: its repeated
+            'blocks', or the 'whole' of it.
     """
 
     base: str = "micro"
@@ -72,6 +75,8 @@ class ModelSettings:
     gradient_checkpointing: bool = False
     quantize: Literal["off", "int8", "fp8", "nf4"] = "off"
     vae_tiling: bool = False
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["off", "blocks", "whole"] = "off"
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,8 @@ class ObjectiveSettings:
         focal_gamma: exponent of the plain focal loss instead of the log loss; 0 off.
         loser_mu: how strictly the loser's gradient may not harm the winner, 0..1; not given, it may.
         prior_weight: DUO's weight, as a share of beta, of keeping the network's answer to pure noise.
+        reference_draws: timesteps and noises that each pair gets for the whole run; what the base model makes
+            of them is computed once, before training. 0 draws new ones in every step.
     """
 
     objective: ObjectiveName = "sc_dpo"
@@ -161,6 +168,7 @@ class ObjectiveSettings:
     focal_gamma: float = 0.0
     loser_mu: float | None = None
     prior_weight: float = 1e4
+    reference_draws: int = 0
 
     @property
     def effective_beta(self) -> float:
@@ -249,7 +257,7 @@ def to_toml(settings: TrainSettings) -> str:
 
 # These say where a run lives, how often it reports or where it computes, never what it learns.
 _NO_IDENTITY = {
-    "model": {"device"},
+    "model": {"device", "channels_last", "compile"},
     "data": {"pairs", "cache", "cache_in", "cost_model"},
     "optim": {"max_train_steps"},
     "output": {key.name for key in dataclasses.fields(OutputSettings)},

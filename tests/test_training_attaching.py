@@ -96,8 +96,8 @@ def test_every_kind_goes_through_a_whole_run_text_included(
     kind: str, folders: dict[str, Path], pairs: Path, tmp_path: Path
 ) -> None:
     settings = tiny_settings(
-        folders["sd1"], pairs, tmp_path / "run", kind=kind, targets="conv", train_text=True, max_train_steps=2,
-        block_ranks=("mid_block=4", "down_blocks.0=0", "text_encoder=1"),
+        folders["sd1"], pairs, tmp_path / "run", kind=kind, targets="conv", train_text=True,
+        max_train_steps=2, block_ranks=("mid_block=4", "down_blocks.0=0", "text_encoder=1"),
     )  # fmt: skip
     result = run_job(settings)
     assert result.lora is not None

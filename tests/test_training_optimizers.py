@@ -1,4 +1,4 @@
-"""Schedules, optimisers and the average of the LoRA: numbers by hand, and runs that resume to the same bytes."""
+"""Schedules, optimisers and the average of the LoRA: numbers by hand, and resuming to the same bytes."""
 
 from __future__ import annotations
 

@@ -216,6 +216,7 @@ TITLES = {
     "score": "scoring",
     "load": "loading the model",
     "cache": "encoding",
+    "reference": "measuring the base model",
     "sample": "drawing samples",
     "train": "training",
 }
@@ -237,7 +238,8 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        self._watched = True
+        # Of the processes that accelerate starts, one speaks for all.
+        self._watched = os.environ.get("RANK", "0") == "0"
         self._bars = sys.stderr.isatty()
         self._bar: Any = None
         self._phase = ""

@@ -38,6 +38,8 @@ class LoadOptions:
         configs: folder of component configurations for a single file; None are those that ship with us.
         quantize: format of the denoiser's frozen matrices.
         vae_tiling: whether pictures go through the VAE one at a time and, where they are large, in tiles.
+        denoiser_device: where the denoiser waits until it is spread over several GPUs; None: it is where all
+            the rest is.
     """
 
     prediction: Prediction = "auto"
@@ -49,6 +51,7 @@ class LoadOptions:
     configs: Path | None = None
     quantize: Quantize = "off"
     vae_tiling: bool = False
+    denoiser_device: torch.device | None = None
 
 
 DEFAULTS = LoadOptions()
@@ -161,6 +164,13 @@ class LoadedModel(Protocol):
         """One picture for each prompt, from noise that its own seed alone decides.
 
         Loads the encoders again if they were released.
+        """
+        ...
+
+    def denoiser_id(self) -> str:
+        """Changes whenever the frozen network would answer differently or be asked differently.
+
+        To be called before a LoRA is attached; reads every weight once.
         """
         ...
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..types import Conditioning, ScdpoError
 from .base import LoadOptions
 from .components import Encoders, Reader, in_a_sentence, vae_from
+from .fingerprint import weights_fingerprint
 from .layout import Layout
 from .parameterisation import Parameterisation, Weighting, error_weight
 from .quantized import quantize
@@ -73,7 +74,7 @@ class LatentModel(ABC):
             denoiser = reader.denoiser(dtype).to(dtype).requires_grad_(False).eval()
             # Before it moves: a small GPU never holds the whole network in full size.
             quantize(denoiser, options.quantize)
-            self.denoiser: nn.Module = denoiser.to(device)
+            self.denoiser: nn.Module = denoiser.to(options.denoiser_device or device)
         self._live: tuple[TextEncoder | None, ...] | None = None
         self._encoders: Encoders | None = self._read_encoders()
         vae = self._encoders.vae.config
@@ -252,6 +253,13 @@ class LatentModel(ABC):
         pixels = vae.decode(latents / self._scale + self._shift).sample
         colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in colours.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def denoiser_id(self) -> str:
+        """See `LoadedModel.denoiser_id`."""
+        # What begins with an underscore says which version of diffusers wrote it.
+        schedule = {key: value for key, value in self._schedule.items() if not key.startswith("_")}
+        own = [self.prediction, self.zero_snr, self._options.guidance, schedule]
+        return f"{self.family}-{weights_fingerprint(self.denoiser, own)}"
 
     def release_encoders(self) -> None:
         """See `LoadedModel.release_encoders`."""

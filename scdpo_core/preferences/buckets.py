@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -70,6 +71,26 @@ def sizes_of(pairs: Sequence[LabelledPair], area: Size, step: int) -> list[Size]
     ]
 
 
+class Stream(Protocol):
+    """What deals pairs: `BatchStream`, or `BucketStream` where they have several shapes."""
+
+    def indices(self, step: int) -> list[int]:
+        """Which pairs this process's batch `step` holds, as positions in what the stream was made of."""
+        ...
+
+    def dealt(self, step: int) -> list[int]:
+        """Which pairs batch `step` holds in all processes together, in the order of processes."""
+        ...
+
+    def batch(self, step: int) -> PairBatch:
+        """Batch `step`, counted from 0, the same whenever it is asked for."""
+        ...
+
+    def pairs(self, indices: Sequence[int]) -> PairBatch:
+        """The pairs at these positions; one may come several times."""
+        ...
+
+
 class BucketStream:
     """As `BatchStream`, for pairs of several shapes; every batch is of one shape.
 
@@ -88,12 +109,16 @@ class BucketStream:
         dtype: torch.dtype,
         benign_share: float | None = None,
         sizes: torch.Tensor | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """One stream for each shape; arguments and errors as of `BatchStream`."""
         places: dict[tuple[int, ...], list[int]] = {}
         for place, pair in enumerate(cached):
             places.setdefault(tuple(pair.latents.shape), []).append(place)
         self._places = list(places.values())
+        self._home = {
+            place: (number, own) for number, each in enumerate(self._places) for own, place in enumerate(each)
+        }
         self._streams = [
             BatchStream(
                 [cached[place] for place in own],
@@ -104,6 +129,7 @@ class BucketStream:
                 dtype,
                 benign_share,
                 sizes=None if sizes is None else sizes[own],
+                share=share,
             )
             for number, own in enumerate(self._places)
         ]
@@ -113,16 +139,25 @@ class BucketStream:
         self._order: list[int] = []
 
     def indices(self, step: int) -> list[int]:
-        """See `BatchStream.indices`."""
-        bucket, own = self._dealt(step)
+        """See `Stream.indices`."""
+        bucket, own = self._bucket(step)
         return [self._places[bucket][place] for place in self._streams[bucket].indices(own)]
 
-    def batch(self, step: int) -> PairBatch:
-        """See `BatchStream.batch`."""
-        bucket, own = self._dealt(step)
-        return self._streams[bucket].batch(own)
+    def dealt(self, step: int) -> list[int]:
+        """See `Stream.dealt`."""
+        bucket, own = self._bucket(step)
+        return [self._places[bucket][place] for place in self._streams[bucket].dealt(own)]
 
-    def _dealt(self, step: int) -> tuple[int, int]:
+    def batch(self, step: int) -> PairBatch:
+        """See `Stream.batch`."""
+        return self.pairs(self.indices(step))
+
+    def pairs(self, indices: Sequence[int]) -> PairBatch:
+        """See `Stream.pairs`. All of them must be of one shape."""
+        homes = [self._home[place] for place in indices]
+        return self._streams[homes[0][0]].pairs([own for _, own in homes])
+
+    def _bucket(self, step: int) -> tuple[int, int]:
         """The shape of a batch, and which batch of that shape it is."""
         if step < 0:
             raise ValueError("Steps count from 0.")

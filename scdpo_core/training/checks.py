@@ -192,6 +192,7 @@ def invalid(settings: TrainSettings) -> list[str]:
         (0 <= objective.dfm_warmup <= 1, "objective.dfm_warmup must lie in 0..1"),
         (objective.focal_gamma >= 0, "objective.focal_gamma must not be negative"),
         (objective.loser_mu is None or 0 <= objective.loser_mu <= 1, "objective.loser_mu must lie in 0..1"),
+        (objective.reference_draws >= 0, "objective.reference_draws must not be negative"),
         (optim.max_train_steps >= 1, "optim.max_train_steps must be at least 1"),
         (optim.batch_size >= 1, "optim.batch_size must be at least 1"),
         (optim.accumulation >= 1, "optim.accumulation must be at least 1"),

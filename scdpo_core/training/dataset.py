@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..config import TrainSettings
 from ..preferences.batches import BatchStream
-from ..preferences.buckets import BucketStream, Size, sizes_of
+from ..preferences.buckets import BucketStream, Size, Stream, sizes_of
 from ..preferences.cache import Cache, MemoryCache, PairCache, build_cache
 from ..preferences.pictures import covering, upright_size
 from ..preferences.split import hold_out
 from ..types import CachedPair, LabelledPair, PairBatch, ScdpoError
 from .provenance import dataset_hash
+from .team import Team
 from .validation import held_out_batches
 
 if TYPE_CHECKING:
@@ -47,13 +48,18 @@ class Dataset:
         """See `provenance.dataset_hash`."""
         return dataset_hash(self.cached, self.labelled)
 
-    def batches(self, settings: TrainSettings, device: torch.device) -> BatchStream | BucketStream:
+    @property
+    def keys(self) -> list[str]:
+        """Of the pairs that are trained on, in the cache."""
+        return [self.cached[place].key for place in self.trained]
+
+    def stream(self, settings: TrainSettings, device: torch.device, team: Team) -> Stream:
         """What training deals from."""
         cached, labelled, sizes = self._part(self.trained)
         several = len({tuple(pair.latents.shape) for pair in cached}) > 1
-        stream = BucketStream if several else BatchStream
+        kind = BucketStream if several else BatchStream
         optim = settings.optim
-        return stream(
+        return kind(
             cached,
             labelled,
             optim.batch_size,
@@ -62,6 +68,7 @@ class Dataset:
             torch.float32,
             settings.data.benign_share,
             sizes=sizes,
+            share=(team.rank, team.size),
         )
 
     def held_out(self, settings: TrainSettings, device: torch.device) -> list[PairBatch]:
@@ -79,6 +86,7 @@ def encode(
     model: LoadedModel,
     settings: TrainSettings,
     folder: Path,
+    team: Team,
     progress: Callable[[int, int], None],
 ) -> Dataset:
     """Encode all pairs and decide who is held out.
@@ -88,6 +96,7 @@ def encode(
         model: encodes them.
         settings: of the run.
         folder: for the cache, where the settings name none.
+        team: the processes that train together; each encodes its share, and all find it on the disk.
         progress: is told how many of how many pairs are ready.
 
     Raises:
@@ -109,14 +118,15 @@ def encode(
     ready: dict[int, CachedPair] = {}
     for size in dict.fromkeys(sizes):
         own = [place for place, each in enumerate(sizes) if each == size]
-        done = len(ready)
-        found = build_cache(
-            [labelled[place] for place in own],
-            model,
-            size,
-            cache,
-            lambda count, _, done=done: progress(done + count, len(labelled)),  # type: ignore[misc]
-        )
+        pairs = [labelled[place] for place in own]
+        if team.size > 1 and data.cache_in == "disk":
+            build_cache(pairs[team.rank :: team.size], model, size, cache, progress)
+            team.wait()
+
+        def told_all(count: int, _: int, done: int = len(ready)) -> None:
+            progress(done + count, len(labelled))
+
+        found = build_cache(pairs, model, size, cache, told_all)
         ready |= dict(zip(own, found, strict=True))
     told = None
     if data.real_sizes:

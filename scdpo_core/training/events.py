@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-Phase = Literal["check", "score", "load", "cache", "sample", "train"]
+Phase = Literal["check", "score", "load", "cache", "reference", "sample", "train"]
 
 
 @dataclass(frozen=True)

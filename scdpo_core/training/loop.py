@@ -8,25 +8,25 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
-from ..config import TrainSettings, identity
-from ..families.parameterisation import MinSnr, Weighting
-from ..families.timesteps import TimestepLaw
+from ..config import TrainSettings
 from ..types import PairBatch, ScdpoError
 from . import checkpoint as checkpoints
 from .ema import Ema
-from .events import Event, Progress, Saved, Validated, Warned
+from .events import Event, Progress, Saved, Warned
+from .feed import Ahead, Feed
 from .loss import PairLoss
+from .measure import Measure
 from .meter import Meter
 from .optimizers import build_optimizer, set_rate
-from .portions import Portions, chance_of, part_of
-from .reference import draw, noise_residuals, pair_residuals
+from .portions import Portions
 from .schedules import learning_rate
-from .validation import Patience, Validator
+from .team import Alone, Team, identity_of
+from .validation import Validation
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -36,14 +36,6 @@ Reason = Literal["finished", "stopped"]
 
 # A share of the base's error by which the chosen pictures may get worse before the artist is told.
 _WORSE = 0.1
-
-
-class Batches(Protocol):
-    """Where batches come from; `preferences.batches.BatchStream` is one."""
-
-    def batch(self, step: int) -> PairBatch:
-        """The batch of that index, the same whenever it is asked for."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class Trainer:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        batches: Batches,
+        feed: Feed,
         settings: TrainSettings,
         folder: Path,
         *,
@@ -75,13 +67,14 @@ class Trainer:
         words: Callable[[PairBatch], PairBatch] | None = None,
         held_out: Sequence[PairBatch] = (),
         dataset_hash: str = "",
+        team: Team | None = None,
     ) -> None:
         """Get ready at step 0.
 
         Args:
             model: the frozen base.
             adapter: the LoRA in its denoiser.
-            batches: deals `settings.optim.batch_size` pairs at a time.
+            feed: deals `settings.optim.batch_size` pairs at a time to this process, with their dice.
             settings: of the run.
             folder: for the checkpoints.
             emit: is told what happens.
@@ -90,11 +83,11 @@ class Trainer:
             words: gives batches the words of text encoders that train along, see `attaching.live_words`.
             held_out: pairs to try the LoRA on every `validation_every` steps and at the end.
             dataset_hash: goes into checkpoints, so that a resumed run notices other pairs.
+            team: the processes that train together; None: this one alone.
         """
-        self._model, self._adapter, self._batches = model, adapter, batches
+        self._model, self._adapter, self._team = model, adapter, team or Alone()
         self._settings, self._folder, self._dataset_hash = settings, folder, dataset_hash
         self._emit, self._should_stop, self._on_sample = emit, should_stop, on_sample
-        self._words = words
         optim = settings.optim
         self._parameters = list(adapter.parameters())
         on_gpu = model.device.type == "cuda"
@@ -109,25 +102,11 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             model.device.type, enabled=on_gpu and model.dtype == torch.float16
         )
-        own = settings.objective
-        self._law = TimestepLaw(
-            own.timesteps, own.timestep_mean, own.timestep_std, own.timestep_min, own.timestep_max
-        )
-        self._weighting: Weighting = (
-            MinSnr(own.min_snr_gamma) if own.weighting == "min_snr" else own.weighting
-        )
-        self._validator = Validator(
-            model,
-            adapter,
-            held_out,
-            law=self._law,
-            weighting=self._weighting,
-            beta=own.effective_beta,
-            draws=settings.validation.validation_draws,
-            words=words,
-        )
-        self._patience = Patience(settings.validation.patience)
-        self._portions = Portions(settings, model.device, emit)
+        # On a CPU there is nobody who would have time for it.
+        self._ahead = Ahead(feed, optim.max_train_steps * optim.accumulation) if on_gpu else None
+        self._measure = Measure(model, adapter, self._ahead or feed, settings.objective, self._team, words)
+        self._validation = Validation(model, adapter, held_out, settings, emit, self._team, words)
+        self._portions = Portions(settings, model.device, emit, self._team)
         self._meter = Meter(model.device)
         self._rising = 0
         self.step = 0
@@ -138,12 +117,12 @@ class Trainer:
         Raises:
             ScdpoError: it was made with other settings or pairs, or does not fit this model.
         """
-        checkpoints.check_same_run(state, identity(self._settings), self._dataset_hash)
+        checkpoints.check_same_run(state, identity_of(self._settings, self._team), self._dataset_hash)
         try:
             self._adapter.load_state(dict(state.adapter))
             self._optimizer.load_state_dict(dict(state.optimizer))
             self._loss.load_state(dict(state.extra["loss"]))
-            self._patience.load_state(state.extra["patience"])
+            self._validation.patience.load_state(state.extra["patience"])
             self._portions.size = int(state.extra["portion"])
             if self._ema is not None:
                 self._ema.load_state(state.extra["ema"])
@@ -166,14 +145,16 @@ class Trainer:
         output, total = self._settings.output, self._settings.optim.max_train_steps
         self._model.denoiser.train()
         began, first = time.monotonic(), self.step
-        stopped = self._should_stop()
-        while self.step < total and not stopped and not self._patience.is_over:
+        stopped = self._team.anyone(self._should_stop())
+        patience = self._validation.patience
+        while self.step < total and not stopped and not patience.is_over:
             self._one_step()
             self.step += 1
-            stopped = self._should_stop()
+            stopped = self._team.anyone(self._should_stop())
             if self.step == total or self.step % self._settings.validation.validation_every == 0:
-                self._validate()
-            last = stopped or self.step == total or self._patience.is_over
+                with self.averaged():
+                    self._validation.look(self.step)
+            last = stopped or self.step == total or patience.is_over
             if last or self.step % output.log_every == 0:
                 self._report(time.monotonic() - began, self.step - first)
             if last or self.step % output.checkpoint_every == 0:
@@ -182,17 +163,19 @@ class Trainer:
             if self._on_sample is not None and every and not last and self.step % every == 0:
                 self._sample(self._on_sample)
         self._model.denoiser.eval()
-        ended = self.step == total or self._patience.is_over
+        if self._ahead is not None:
+            self._ahead.close()
+        ended = self.step == total or patience.is_over
         return Outcome("finished" if ended else "stopped", self.step)
 
     def _one_step(self) -> None:
         settings = self._settings.optim
-        rate = learning_rate(self.step, settings)
-        set_rate(self._optimizer, rate)
+        set_rate(self._optimizer, learning_rate(self.step, settings))
         if self._settings.lora.dropout > 0:
             # Dropout draws from the global generator, which a resumed run finds in another state.
-            torch.manual_seed(settings.seed * 1_000_003 + self.step)
+            torch.manual_seed(settings.seed * 1_000_003 + self.step + self._team.rank * 2**40)
         self._gradients()
+        self._team.sum_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         limit = settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
@@ -204,7 +187,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _gradients(self) -> None:
-        """Compute a step's gradients, in smaller portions if memory runs out."""
+        """Add up the gradients of a step's batches, in smaller portions if memory runs out."""
         before = self._loss.state(), self._meter.state()
 
         def undo() -> None:
@@ -222,9 +205,9 @@ class Trainer:
                 self._scaler.scale(loss / settings.accumulation).backward()
 
     def rehearse(self) -> float:
-        """Seconds that the gradients of a step take; they are thrown away, and nothing is changed."""
-        before = self._loss.state(), self._meter.state()
-        took = 0.0
+        """Seconds that a step's gradients take; they are thrown away, and nothing else changes."""
+        self._model.denoiser.train()
+        before, took = (self._loss.state(), self._meter.state()), 0.0
         for _ in range(2):  # the first warms up
             began = time.monotonic()
             self._gradients()
@@ -232,42 +215,24 @@ class Trainer:
                 torch.cuda.synchronize(self._model.device)
             took = time.monotonic() - began
             self._optimizer.zero_grad(set_to_none=True)
-        self._loss.load_state(before[0])
-        self._meter.load_state(before[1])
+            self._loss.load_state(before[0])
+            self._meter.load_state(before[1])
         return took
 
     def _forward(self, index: int, places: slice | None = None) -> Tensor:
         """Mean loss of a batch, or what the pairs at some places of it contribute to that."""
-        model, settings = self._model, self._settings
-        batch = self._batches.batch(index)
-        shape = tuple(batch.latents.shape[2:])
-        pairs, seed = len(batch.weight), settings.optim.seed
-        chance = draw(index, seed, pairs, shape, model.timesteps, self._law, model.device)
-        if places is not None and len(range(pairs)[places]) < pairs:
-            batch, chance = part_of(batch, places), chance_of(chance, places)
-        if self._words is not None:
-            batch = self._words(batch)
-        with self._autocast():
-            residuals = pair_residuals(model, self._adapter, batch, chance, self._weighting)
-            prior = None
-            if self._loss.wants_prior:
-                prior = noise_residuals(model, self._adapter, batch, chance)
-        errors = residuals.errors()
-        output = self._loss(errors, residuals, batch, chance.timesteps, self.step, prior)
+        seen = self._measure(index, places)
+        output = self._loss(seen, self.step)
         loss = output.per_pair.mean()
         self._meter.add("loss", loss)
-        self._meter.add("reference_error", errors.reference[:, 0].mean())
+        self._meter.add("reference_error", seen.errors.reference[:, 0].mean())
         for name, value in output.metrics.items():
             self._meter.add(name, value)
         for side, name in enumerate(("chosen_cost", "rejected_cost")):
-            self._meter.add_known(name, batch.cost[:, side])
-        share = len(batch.weight) / pairs
-        return loss if share == 1 else loss * share
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._model.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._model.device.type, self._model.dtype)
+            self._meter.add_known(name, seen.cost[:, side])
+        if places is None:
+            return loss
+        return loss * (len(seen.weight) / (self._settings.optim.batch_size * self._team.size))
 
     def _report(self, seconds: float, steps: int) -> None:
         total, speed = self._settings.optim.max_train_steps, steps / max(seconds, 1e-9)
@@ -299,23 +264,12 @@ class Trainer:
                 )
             )
 
-    def _validate(self) -> None:
-        """Try the LoRA on held-out pairs, if there are any."""
-        if not self._validator.pairs:
-            return
-        self._model.denoiser.eval()
-        with self.averaged():
-            figures = self._validator.look()
-        self._model.denoiser.train()
-        self._emit(Validated(self.step, self._validator.pairs, figures))
-        self._patience.see(figures["winner_gap"])
-        if self._patience.is_over:
-            self._emit(Warned(f"Stopped early at step {self.step}: {self._patience.reason}"))
-
     def _save(self) -> None:
         sound = torch.stack([torch.isfinite(values).all() for values in self._parameters]).all()
         if not bool(sound):
             self._broken()
+        if self._team.rank:
+            return
         state = checkpoints.Checkpoint(
             step=self.step,
             adapter=self._adapter.state(),
@@ -323,11 +277,11 @@ class Trainer:
             extra={
                 "loss": self._loss.state(),
                 "scaler": self._scaler.state_dict(),
-                "patience": self._patience.state(),
+                "patience": self._validation.patience.state(),
                 "portion": self._portions.size,
                 "ema": None if self._ema is None else self._ema.state(),
             },
-            identity=identity(self._settings),
+            identity=identity_of(self._settings, self._team),
             dataset_hash=self._dataset_hash,
         )
         path = checkpoints.save(self._folder, state, self._settings.output.keep)

@@ -111,7 +111,8 @@ def peak_of_step(
         torch.autograd.grad(loss, adapter.parameters(), allow_unused=True)
     model.denoiser.train(was_training)
     # Gradients are counted with the LoRA; here they are among what is alive at the end.
-    return max(0, alive.peak - sum(_bytes(weight) for weight in adapter.parameters()))
+    gradients = sum(_bytes(weight) for weight in adapter.parameters())
+    return max(0, int(alive.peak) - gradients)
 
 
 class Alive(TorchDispatchMode):

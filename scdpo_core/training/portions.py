@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from ..config import TrainSettings
 from ..types import PairBatch, ScdpoError
 from .events import Event, Warned
+from .feed import Portion
 from .reference import Draw
 
 
@@ -25,19 +25,25 @@ class Portions:
         size: pairs at a time.
     """
 
-    def __init__(self, settings: TrainSettings, device: torch.device, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self, settings: TrainSettings, device: torch.device, emit: Callable[[Event], None], team: Team
+    ) -> None:
         """Begin with whole batches.
 
         Args:
             settings: of the run.
             device: whose memory runs out.
             emit: is told when it does.
+            team: several processes compute in step, and one of them cannot take smaller portions alone.
         """
-        self._settings, self._device, self._emit = settings, device, emit
+        self._settings, self._device, self._emit, self._team = settings, device, emit, team
         self.size = settings.optim.batch_size
 
-    def slices(self, pairs: int) -> Iterator[slice]:
-        """The portions of a batch of that many pairs."""
+    def slices(self, pairs: int) -> Iterator[slice | None]:
+        """The portions of a batch of that many pairs; None is the whole of it."""
+        if self.size >= pairs:
+            yield None
+            return
         for first in range(0, pairs, self.size):
             yield slice(first, min(first + self.size, pairs))
 
@@ -61,13 +67,15 @@ class Portions:
 
     def _halve(self) -> None:
         ways = advice(self._settings)
+        if self._team.size > 1:
+            raise ScdpoError(f"A GPU has not enough memory for {self.size} pairs. What helps: {ways}.")
         if self.size == 1:
             raise ScdpoError(f"There is not enough memory even for one pair. What helps: {ways}.")
         before, self.size = self.size, (self.size + 1) // 2
         self._emit(
             Warned(
-                f"There is not enough memory for {before} pairs at once: from here on {self.size} go through the "
-                f"network at a time, and the effective batch stays what it was. What else helps: {ways}."
+                f"There is not enough memory for {before} pairs at once: from here on {self.size} go through "
+                f"the network at a time, and the effective batch stays what it was. What else helps: {ways}."
             )
         )
 
@@ -85,12 +93,11 @@ def part_of(batch: PairBatch, places: slice) -> PairBatch:
     )
 
 
-def chance_of(chance: Draw, places: slice) -> Draw:
-    """What chance decides for the pairs at these places."""
-    parts: dict[str, Tensor] = {
-        field.name: getattr(chance, field.name)[places] for field in dataclasses.fields(chance)
-    }
-    return Draw(**parts)
+def portion_of(portion: Portion, places: slice) -> Portion:
+    """The pairs at these places of a portion, with what chance and the reference say of them."""
+    reference = None if portion.reference is None else portion.reference[places]
+    chance = Draw(portion.chance.timesteps[places], portion.chance.noise[places])
+    return Portion(part_of(portion.batch, places), chance, reference)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -44,7 +44,7 @@ class Sampler:
         prompts: Sequence[str],
         settings: SampleSettings,
         size: tuple[int, int] | None,
-        run_folder: Path,
+        run_folder: Path | None,
         emit: Callable[[Event], None],
         scorer: Scorer | None = None,
     ) -> None:
@@ -55,7 +55,7 @@ class Sampler:
             prompts: what to draw.
             settings: steps and guidance.
             size: (width, height), None for the model's own.
-            run_folder: pictures go into samples/ below it.
+            run_folder: pictures go into samples/ below it; None: they are drawn and not kept.
             emit: is told of every picture.
             scorer: says what each picture costs; None: nobody does.
         """
@@ -76,6 +76,8 @@ class Sampler:
         pictures = self._model.sample(
             self._prompts, seeds, self._settings.sample_steps, self._settings.guidance, self._size
         )
+        if self._folder is None:
+            return pictures
         costs: list[float | None] = [None] * count
         if self._scorer is not None:
             costs = [score.value for score in self._scorer.score(pictures)]

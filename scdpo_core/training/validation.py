@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..config import TrainSettings
 from ..families.parameterisation import Weighting
 from ..families.timesteps import TimestepLaw
 from ..objectives import preference_logit
 from ..objectives.sc_dpo import preference_metrics
 from ..preferences.batches import PairStore
 from ..types import CachedPair, LabelledPair, PairBatch, PairErrors
-from .reference import draw, pair_residuals
+from .events import Event, Validated, Warned
+from .feed import timestep_law, weighting_of
+from .reference import autocast_for, draw, pair_residuals
+from .team import Team
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -112,12 +116,58 @@ class Validator:
         found = []
         for index in range(number * self._draws, (number + 1) * self._draws):
             chance = draw(index, _SEED, len(batch.weight), shape, model.timesteps, self._law, model.device)
-            enabled = model.dtype != torch.float32
-            with torch.autocast(model.device.type, model.dtype, enabled=enabled):
+            with autocast_for(model):
                 residuals = pair_residuals(model, self._adapter, batch, chance, self._weighting)
             found.append(residuals.errors())
         policy = torch.stack([errors.policy for errors in found]).mean(0)
         return PairErrors(policy, torch.stack([errors.reference for errors in found]).mean(0))
+
+
+class Validation:
+    """The held-out pairs of a run, and whether they say to stop.
+
+    Attributes:
+        patience: what they say.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        adapter: LoraAdapter,
+        batches: Sequence[PairBatch],
+        settings: TrainSettings,
+        emit: Callable[[Event], None],
+        team: Team,
+        words: Callable[[PairBatch], PairBatch] | None = None,
+    ) -> None:
+        """Get ready; arguments as of `Trainer`, `batches` are its held-out ones."""
+        own = settings.objective
+        self._model, self._emit, self._team = model, emit, team
+        self._validator = Validator(
+            model,
+            adapter,
+            batches,
+            law=timestep_law(settings),
+            weighting=weighting_of(own),
+            beta=own.effective_beta,
+            draws=settings.validation.validation_draws,
+            words=words,
+        )
+        self.patience = Patience(settings.validation.patience)
+
+    def look(self, step: int) -> None:
+        """Try the LoRA on the held-out pairs, if there are any, and say how it does."""
+        if not self._validator.pairs:
+            return
+        self._model.denoiser.eval()
+        # One process looks and decides for all; where weights are spread over them, all have to help.
+        looks = self._team.rank == 0 or self._team.lockstep
+        figures = self._team.tell(self._validator.look() if looks else {})
+        self._model.denoiser.train()
+        self._emit(Validated(step, self._validator.pairs, figures))
+        self.patience.see(figures["winner_gap"])
+        if self.patience.is_over:
+            self._emit(Warned(f"Stopped early at step {step}: {self.patience.reason}"))
 
 
 @dataclass
@@ -152,8 +202,8 @@ class Patience:
     def reason(self) -> str:
         """Why it is, for the artist."""
         return (
-            f"the held-out chosen pictures have become worse {self.rises} looks in a row. Their best was earlier: "
-            "lower --beta or --lr, or raise --winner, and give --output a new folder."
+            f"the held-out chosen pictures have become worse {self.rises} looks in a row. Their best was "
+            "earlier: lower --beta or --lr, or raise --winner, and give --output a new folder."
         )
 
     def state(self) -> dict[str, float | None]:
