@@ -12,6 +12,7 @@ from ..types import PairBatch, ScdpoError
 from .events import Event, Warned
 from .feed import Portion
 from .reference import Draw
+from .team import Team
 
 
 class Portions:

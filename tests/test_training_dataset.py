@@ -1,0 +1,100 @@
+"""Pictures of several shapes through a whole run, and what SDXL is told of their sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from scdpo_core.families import FAMILIES
+from scdpo_core.preferences.folder import check_folder
+from scdpo_core.preferences.relabel import unscored
+from scdpo_core.training.dataset import Dataset, encode, real_sizes
+from scdpo_core.training.job import run_job
+from scdpo_core.training.team import Alone
+from scdpo_core.types import ScdpoError
+from tests.tiny import tiny_pairs, tiny_settings
+from tests.tiny_families import tiny_folder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", name="base")
+def _base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder("sdxl", tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module", name="pairs")
+def _pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pairs; the pictures of two are wide, those of one are high."""
+    folder = tiny_pairs(tmp_path_factory.mktemp("pairs") / "pairs", 6)
+    for number, size in ((0, (48, 24)), (2, (40, 20)), (3, (16, 32))):
+        for path in folder.rglob(f"pair{number}.png"):
+            with Image.open(path) as picture:
+                larger = picture.resize(size)
+            larger.save(path)
+    return folder
+
+
+def _encoded(base: Path, pairs: Path, tmp_path: Path, **changes: Any) -> Dataset:
+    settings = tiny_settings(base, pairs, tmp_path, **changes)
+    found = unscored(check_folder(pairs))
+    model = FAMILIES["sdxl"].load(base, CPU, torch.float32)
+    return encode(found, model, settings, tmp_path / "cache", Alone(), lambda *_: None)
+
+
+def test_every_pair_is_encoded_at_its_own_size_and_told_so(base: Path, pairs: Path, tmp_path: Path) -> None:
+    data = _encoded(base, pairs, tmp_path, buckets=True, bucket_step=8, real_sizes=True)
+    # The model is made for 16x16: 24x8 is the wide size of at most 256 pixels and 3 : 1 is too long, so 16x8
+    # comes nearest to 2 : 1.
+    shapes = {
+        each.pair.id: tuple(one.latents.shape[2:])
+        for each, one in zip(data.labelled, data.cached, strict=True)
+    }
+    assert {shapes[name] for name in shapes if name[-1] in "02"} == {(4, 8)}
+    assert {shapes[name] for name in shapes if name[-1] == "3"} == {(8, 4)}
+    assert {shapes[name] for name in shapes if name[-1] in "145"} == {(8, 8)}
+    assert data.sizes is not None
+    told = {each.pair.id[-1]: row.tolist() for each, row in zip(data.labelled, data.sizes, strict=True)}
+    # Height and width as they were, top and left of the crop, height and width asked for.
+    assert told["0"] == [24, 48, 0, 0, 8, 16]
+    assert told["1"] == [16, 16, 0, 0, 16, 16]
+
+
+def test_the_crop_is_told_where_there_is_one(pairs: Path) -> None:
+    found = {each.pair.id[-1]: each for each in unscored(check_folder(pairs))}
+    # 48x24 to cover 16x16: scaled to 32x16, 8 cut off on the left.
+    assert real_sizes(found["0"], (16, 16)) == [24, 48, 0, 8, 16, 16]
+
+
+@pytest.mark.parametrize("reference_draws", [0, 2])
+def test_buckets_train_with_and_without_known_references_and_resume(
+    base: Path, pairs: Path, tmp_path: Path, reference_draws: int
+) -> None:
+    def settings(name: str) -> Any:
+        return tiny_settings(
+            base, pairs, tmp_path / name / "lora", buckets=True, bucket_step=8, real_sizes=True, samples=0,
+            max_train_steps=6, reference_draws=reference_draws, validation=0.3, weighting="min_snr",
+            timestep_min=0.2,
+        )  # fmt: skip
+
+    whole = run_job(settings("whole"))
+    calls = iter(range(10**6))
+    stopped = run_job(settings("parts"), should_stop=lambda: whole_is_enough(next(calls), tmp_path))
+    assert stopped.outcome.reason == "stopped"
+    resumed = run_job(settings("parts"), resume=True)
+    assert whole.lora is not None and resumed.lora is not None
+    assert resumed.lora.path.read_bytes() == whole.lora.path.read_bytes()
+
+
+def whole_is_enough(_: int, tmp_path: Path) -> bool:
+    """Whether the second run has a checkpoint to go on from."""
+    return any((tmp_path / "parts" / "lora" / "checkpoints").glob("step-*"))
+
+
+def test_a_size_that_the_model_does_not_know_is_refused(base: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ScdpoError, match="lower --bucket-step"):
+        _encoded(base, pairs, tmp_path, buckets=True)
