@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def test_the_estimate_is_what_a_real_step_needs(family: str, checkpointing: bool
 
     model.denoiser.train()
     with Alive() as alive:
+        batch = replace(
+            batch, latents=batch.latents.clone(), conditioning=batch.conditioning.map(torch.clone)
+        )
         chance = draw(0, 0, 2, shape, model.timesteps, TimestepLaw(), CPU)
         residuals = pair_residuals(model, adapter, batch, chance, "exact")
         assert not isinstance(residuals.policy, FakeTensor)
@@ -145,7 +149,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_learns_the_same(base: Path, tmp
     # One pair is two pictures: from then on nothing else is asked of the network.
     assert set(small.seen[-8:]) == {2}
     for name, tensor in whole.adapter.state().items():
-        torch.testing.assert_close(tight.adapter.state()[name], tensor, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(tight.adapter.state()[name], tensor, rtol=1e-2, atol=5e-5)
     assert len(tight.progress()) == len(whole.progress()) == 3
     for one, two in zip(tight.progress(), whole.progress(), strict=True):
         assert one.metrics["loss"] == pytest.approx(two.metrics["loss"], rel=1e-3)

@@ -155,6 +155,7 @@ def test_what_is_held_out_is_never_dealt(pairs: Path) -> None:
         ({"validation_every": 0}, "must be at least 1"),
         ({"kind": "lokr", "dropout": 0.1}, "a lokr drops no inputs"),
         ({"kind": "dora", "quantize": "int8"}, "leave one of them out"),
+        ({"kind": "lokr", "quantize": "nf4"}, "leave one of them out"),
         ({"text_lr": 1e-4}, "give --train-text"),
         ({"timestep_min": 0.5, "timestep_max": 0.5}, "shares of the schedule"),
         ({"track": ("excel",)}, "Choose from: tensorboard, wandb"),

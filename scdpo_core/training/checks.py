@@ -229,8 +229,12 @@ def _meaningless(settings: TrainSettings) -> Iterator[str]:
     lora, validation = settings.lora, settings.validation
     if lora.kind in ("loha", "lokr") and lora.dropout:
         yield f"lora.dropout: a {lora.kind} drops no inputs in training; set it to 0, or train a lora"
-    if lora.kind == "dora" and settings.model.quantize != "off":
-        yield "lora.kind 'dora' measures the base's rows, which model.quantize codes: leave one of them out"
+    coded = settings.model.quantize
+    if coded != "off" and (lora.kind == "dora" or (coded == "nf4" and lora.kind != "lora")):
+        yield (
+            f"lora.kind '{lora.kind}' looks at the base's own matrices, which model.quantize '{coded}' has "
+            "coded: leave one of them out"
+        )
     if settings.optim.text_lr is not None and not lora.train_text:
         yield "optim.text_lr is of text encoders that train along: give --train-text as well, or leave it out"
     if not 0 <= validation.validation < 1:

@@ -50,7 +50,13 @@ class Memory:
         return self.weights + self.lora + self.step
 
 
-def memory_of(model: LoadedModel, adapter: LoraAdapter, settings: TrainSettings, batch: PairBatch) -> Memory:
+def memory_of(
+    model: LoadedModel,
+    adapter: LoraAdapter,
+    settings: TrainSettings,
+    batch: PairBatch,
+    mode: FakeTensorMode | None = None,
+) -> Memory:
     """What training needs with these settings.
 
     Text encoders that train along are counted as weights; their own activations are not.
@@ -60,10 +66,11 @@ def memory_of(model: LoadedModel, adapter: LoraAdapter, settings: TrainSettings,
         adapter: that LoRA.
         settings: of the run.
         batch: any of the run's; only its shapes count.
+        mode: that the model's weights were made in, if they are fake too.
     """
     own = settings.optim
     shape = batch.latents.shape[2:]
-    step = peak_of_step(model, adapter, own.batch_size, shape, batch.conditioning)
+    step = peak_of_step(model, adapter, own.batch_size, shape, batch.conditioning, mode)
     parameters = adapter.parameters()
     count = sum(weight.numel() for weight in parameters)
     # Master, gradient, states and the average.
@@ -78,6 +85,7 @@ def peak_of_step(
     pairs: int,
     shape: Sequence[int],
     conditioning: Conditioning,
+    mode: FakeTensorMode | None = None,
 ) -> int:
     """Most bytes alive at once while errors of `pairs` pairs are computed and go back to the LoRA.
 
@@ -87,10 +95,11 @@ def peak_of_step(
         pairs: B.
         shape: (C, h, w) of the latents.
         conditioning: of at least one prompt.
+        mode: see `memory_of`.
     """
     was_training = model.denoiser.training
     model.denoiser.train()
-    with FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive:
+    with mode or FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive:
         device = model.device
 
         def words(part: Tensor) -> Tensor:
