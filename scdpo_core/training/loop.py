@@ -152,8 +152,7 @@ class Trainer:
         began, first = time.monotonic(), self.step
         stopped = self._team.anyone(self._should_stop())
         while self.step < total and not stopped:
-            self._one_step()
-            self.step += 1
+            self.advance()
             stopped = self._team.anyone(self._should_stop())
             last = stopped or self.step == total
             if last or self.step % output.log_every == 0:
@@ -167,6 +166,11 @@ class Trainer:
         if self._ahead is not None:
             self._ahead.close()
         return Outcome("stopped" if self.step < total else "finished", self.step)
+
+    def advance(self) -> None:
+        """Train one step, and nothing else: no report, no checkpoint, no sample."""
+        self._one_step()
+        self.step += 1
 
     def _one_step(self) -> None:
         settings = self._settings.optim
