@@ -148,8 +148,7 @@ class Trainer:
         stopped = self._team.anyone(self._should_stop())
         patience = self._validation.patience
         while self.step < total and not stopped and not patience.is_over:
-            self._one_step()
-            self.step += 1
+            self.advance()
             stopped = self._team.anyone(self._should_stop())
             if self.step == total or self.step % self._settings.validation.validation_every == 0:
                 with self.averaged():
@@ -167,6 +166,11 @@ class Trainer:
             self._ahead.close()
         ended = self.step == total or patience.is_over
         return Outcome("finished" if ended else "stopped", self.step)
+
+    def advance(self) -> None:
+        """Train one step, and nothing else: no report, no checkpoint, no sample."""
+        self._one_step()
+        self.step += 1
 
     def _one_step(self) -> None:
         settings = self._settings.optim
