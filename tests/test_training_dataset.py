@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scdpo_core.config import load_toml
 from scdpo_core.families import FAMILIES
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.preferences.relabel import unscored
@@ -20,6 +22,7 @@ from tests.tiny import tiny_pairs, tiny_settings
 from tests.tiny_families import tiny_folder
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module", name="base")
@@ -98,3 +101,14 @@ def whole_is_enough(_: int, tmp_path: Path) -> bool:
 def test_a_size_that_the_model_does_not_know_is_refused(base: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(ScdpoError, match="lower --bucket-step"):
         _encoded(base, pairs, tmp_path, buckets=True)
+
+
+@pytest.mark.parametrize("recipe", ["small-gpu", "prodigy"])
+def test_the_ready_made_settings_train(base: Path, pairs: Path, tmp_path: Path, recipe: str) -> None:
+    own = load_toml(
+        ROOT / "trainer" / "configs" / f"{recipe}.toml", tiny_settings(base, pairs, tmp_path / "run", rank=4)
+    )
+    small = dataclasses.replace(own, optim=dataclasses.replace(own.optim, accumulation=1, max_train_steps=2))
+    result = run_job(small)
+    assert result.outcome.step == 2
+    assert result.lora is not None
