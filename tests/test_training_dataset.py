@@ -22,6 +22,7 @@ from tests.tiny import tiny_pairs, tiny_settings
 from tests.tiny_families import tiny_folder
 
 CPU = torch.device("cpu")
+AREA = {"width": 32, "height": 32, "buckets": True, "bucket_step": 8}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -50,21 +51,20 @@ def _encoded(base: Path, pairs: Path, tmp_path: Path, **changes: Any) -> Dataset
 
 
 def test_every_pair_is_encoded_at_its_own_size_and_told_so(base: Path, pairs: Path, tmp_path: Path) -> None:
-    data = _encoded(base, pairs, tmp_path, buckets=True, bucket_step=8, real_sizes=True)
-    # The model is made for 16x16: 24x8 is the wide size of at most 256 pixels and 3 : 1 is too long, so 16x8
-    # comes nearest to 2 : 1.
+    data = _encoded(base, pairs, tmp_path, **AREA, real_sizes=True)
+    # 32 x 32 = 1024 pixels leave 32x32, 40x24 and 24x40 in steps of 8; 48x16 is longer than 2.5 to 1. A latent
+    # cell is two pixels.
     shapes = {
-        each.pair.id: tuple(one.latents.shape[2:])
+        each.pair.id[-1]: tuple(one.latents.shape[2:])
         for each, one in zip(data.labelled, data.cached, strict=True)
     }
-    assert {shapes[name] for name in shapes if name[-1] in "02"} == {(4, 8)}
-    assert {shapes[name] for name in shapes if name[-1] == "3"} == {(8, 4)}
-    assert {shapes[name] for name in shapes if name[-1] in "145"} == {(8, 8)}
+    assert shapes == {"0": (12, 20), "2": (12, 20), "3": (20, 12), **dict.fromkeys("145", (16, 16))}
     assert data.sizes is not None
     told = {each.pair.id[-1]: row.tolist() for each, row in zip(data.labelled, data.sizes, strict=True)}
-    # Height and width as they were, top and left of the crop, height and width asked for.
-    assert told["0"] == [24, 48, 0, 0, 8, 16]
-    assert told["1"] == [16, 16, 0, 0, 16, 16]
+    # Height and width as they were, top and left of the crop, height and width asked for: 48x24 covers 40x24
+    # as it is, with 4 cut off on the left.
+    assert told["0"] == [24, 48, 0, 4, 24, 40]
+    assert told["1"] == [16, 16, 0, 0, 32, 32]
 
 
 def test_the_crop_is_told_where_there_is_one(pairs: Path) -> None:
@@ -79,7 +79,7 @@ def test_buckets_train_with_and_without_known_references_and_resume(
 ) -> None:
     def settings(name: str) -> Any:
         return tiny_settings(
-            base, pairs, tmp_path / name / "lora", buckets=True, bucket_step=8, real_sizes=True, samples=0,
+            base, pairs, tmp_path / name / "lora", **AREA, real_sizes=True, samples=0,
             max_train_steps=6, reference_draws=reference_draws, validation=0.3, weighting="min_snr",
             timestep_min=0.2,
         )  # fmt: skip
