@@ -52,8 +52,8 @@ def _encoded(base: Path, pairs: Path, tmp_path: Path, **changes: Any) -> Dataset
 
 def test_every_pair_is_encoded_at_its_own_size_and_told_so(base: Path, pairs: Path, tmp_path: Path) -> None:
     data = _encoded(base, pairs, tmp_path, **AREA, real_sizes=True)
-    # 32 x 32 = 1024 pixels leave 32x32, 40x24 and 24x40 in steps of 8; 48x16 is longer than 2.5 to 1. A latent
-    # cell is two pixels.
+    # 32 x 32 = 1024 pixels leave 32x32, 40x24 and 24x40 in steps of 8; 48x16 is longer than 2.5 to 1. Each
+    # latent cell is two pixels wide.
     shapes = {
         each.pair.id[-1]: tuple(one.latents.shape[2:])
         for each, one in zip(data.labelled, data.cached, strict=True)

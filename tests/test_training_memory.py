@@ -18,6 +18,7 @@ from scdpo_core.training import checkpoint
 from scdpo_core.training.events import Estimated, Warned
 from scdpo_core.training.feed import Portion
 from scdpo_core.training.job import run_job
+from scdpo_core.training.loop import Trainer
 from scdpo_core.training.memory import Alive, memory_of, peak_of_step
 from scdpo_core.training.portions import advice, is_out_of_memory, portion_of
 from scdpo_core.training.reference import draw, pair_residuals
@@ -132,27 +133,35 @@ class Small:
         return self._real(latents, *rest)
 
 
+def _gradients(bench: Bench, trainer: Trainer) -> list[torch.Tensor]:
+    """Of the first step, which is not taken."""
+    trainer._gradients()
+    found = [weight.grad.clone() for weight in bench.adapter.parameters() if weight.grad is not None]
+    trainer._optimizer.zero_grad(set_to_none=True)
+    return found
+
+
 def test_a_batch_that_does_not_fit_is_halved_and_learns_the_same(base: Path, tmp_path: Path) -> None:
     # Nothing here is compared within a batch, so that its gradient is the mean of its portions'.
-    options: dict[str, Any] = {"dfm_gamma": 0.0, "batch_size": 4, "max_train_steps": 3, "log_every": 1}
-    whole = Bench(base, tmp_path / "whole", **options)
-    whole.trainer().run()
-    tight = Bench(base, tmp_path / "tight", **options)
+    options: dict[str, Any] = {"dfm_gamma": 0.0, "batch_size": 4, "max_train_steps": 2, "log_every": 1}
+    whole, tight = (Bench(base, tmp_path / name, **options) for name in ("whole", "tight"))
     small = Small(tight, pictures=2)
-    tight.trainer().run()
+    trainers = [each.trainer() for each in (whole, tight)]
+    expected, got = (_gradients(*each) for each in zip((whole, tight), trainers, strict=True))
     said = [event.message for event in tight.said if isinstance(event, Warned)]
     assert [line.split(":")[0] for line in said] == [
         "There is not enough memory for 4 pairs at once",
         "There is not enough memory for 2 pairs at once",
     ]
     assert "from here on 1 go through" in said[-1]
-    # One pair is two pictures: from then on nothing else is asked of the network.
-    assert set(small.seen[-8:]) == {2}
-    for name, tensor in whole.adapter.state().items():
-        torch.testing.assert_close(tight.adapter.state()[name], tensor, rtol=1e-2, atol=5e-5)
-    assert len(tight.progress()) == len(whole.progress()) == 3
+    # One pair is two pictures: four times the reference and four times the policy.
+    assert small.seen[-8:] == [2] * 8
+    for one, two in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max()))
+    for each in trainers:
+        each.run()
     for one, two in zip(tight.progress(), whole.progress(), strict=True):
-        assert one.metrics["loss"] == pytest.approx(two.metrics["loss"], rel=1e-3)
+        assert one.metrics["loss"] == pytest.approx(two.metrics["loss"], rel=1e-2)
         assert one.metrics["grad_norm"] == pytest.approx(two.metrics["grad_norm"], rel=1e-2)
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from scdpo_core.config import to_toml
 from scdpo_core.preferences.split import hold_out
 from scdpo_core.training import checkpoint, labelling
-from scdpo_core.training.events import Progress, Sample, Validated, Warned
+from scdpo_core.training.events import Progress, Sample, Validated, Warned, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.training.team import Alone
 from scdpo_core.training.validation import Patience, Validation, held_out_batches
@@ -19,6 +20,7 @@ from scdpo_core.types import CachedPair, ScdpoError
 from tests.test_preferences_buckets import _labelled
 from tests.test_training_job import Redness
 from tests.test_training_loop import Bench, stream
+from tests.test_training_team import close, launch
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings
 
 CPU = torch.device("cpu")
@@ -201,3 +203,25 @@ def test_two_runs_share_a_cache(base: Path, pairs: Path, tmp_path: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
     encoding = [event for event in heard if isinstance(event, Progress) and event.phase == "cache"]
     assert encoding[0].step == 6
+
+
+@pytest.mark.slow
+def test_two_processes_look_once_and_end_as_one_does(base: Path, tmp_path: Path) -> None:
+    pairs = tiny_pairs(tmp_path / "pairs", 8)
+    changes: dict[str, Any] = {
+        "validation": 0.25, "validation_every": 2, "ema": 0.9, "train_text": True, "max_train_steps": 4,
+        "save_dtype": "fp32",
+    }  # fmt: skip
+    alone = run_job(tiny_settings(base, pairs, tmp_path / "one" / "lora", batch_size=4, **changes)).folder
+    folder, job = tmp_path / "two" / "lora", tmp_path / "job.toml"
+    job.write_text(to_toml(tiny_settings(base, pairs, folder, batch_size=2, **changes)), "utf-8")
+    done = launch("--multi_gpu", job=job)
+    assert done.returncode == 0, done.stderr
+    looks = [
+        [record.event for record in read_events(each / "events.jsonl") if isinstance(record.event, Validated)]
+        for each in (folder, alone)
+    ]
+    assert [event.step for event in looks[0]] == [2, 4]
+    for mine, theirs in zip(*looks, strict=True):
+        assert mine.metrics["winner_gap"] == pytest.approx(theirs.metrics["winner_gap"], rel=1e-2, abs=1e-5)
+    assert close(folder / "lora.safetensors", alone / "lora.safetensors")
