@@ -30,6 +30,7 @@ Reason = Literal["finished", "stopped"]
 
 # A share of the base's error by which the chosen pictures may get worse before the artist is told.
 _WORSE = 0.1
+_FUSED_ON_CPU = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class Trainer:
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             weight_decay=optim.weight_decay,
-            # The fused kernel also knows how to skip a step of a gradient scaler without asking the GPU.
-            fused=True if on_gpu else None,
+            # One kernel for all weights, which also knows how to skip a step of a gradient scaler
+            # without asking the GPU. Its version for CPUs came with torch 2.4.
+            fused=True if on_gpu or (model.device.type == "cpu" and _FUSED_ON_CPU) else None,
         )
         self._loss = PairLoss(
             settings.objective,
