@@ -5,8 +5,8 @@
 
 Each row trains the embedded model on `examples/preferences` and judges it as `benchmarks/sweep.py` does, on
 captions and by a judge that no training saw. Overfitting shows in the errors on draws that training never
-used, and at last in the pictures. A finished row is kept in the work folder and not run again, so that several processes
-can share the rows among them.
+used, and at last in the pictures. A finished row is kept in the work folder and not run again, so that
+several processes can share the rows among them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.sweep import drawn_before, settings_for  # noqa: E402
+from benchmarks.sweep import CAPTIONS, drawn_before, settings_for  # noqa: E402
 from scdpo_core.config import TrainSettings  # noqa: E402
 from scdpo_core.evaluation.intervals import mean_interval  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
@@ -65,7 +65,7 @@ def settings_of(draws: int, seed: int, folder: Path, cost_model: str, steps: int
 
 
 def gaps_on_new_draws(settings: TrainSettings, model: LatentModel, adapter: LoraAdapter) -> dict[str, float]:
-    """Winner and loser gap (policy minus reference error) of the training pairs, on draws never trained on."""
+    """Winner and loser gap (policy minus reference error) of the training pairs, on unseen draws."""
     assert settings.data.pairs is not None and settings.output.output is not None
     labelled = unscored(read_folder(settings.data.pairs))
     cache = PairCache(settings.data.cache or settings.output.output / "cache")
@@ -97,9 +97,11 @@ def gaps_in_training(folder: Path) -> dict[str, float]:
     }
 
 
-def run_row(draws: int, seed: int, work: Path, cost_model: str, steps: int) -> dict[str, float]:
+def run_row(
+    draws: int, seed: int, work: Path, cost_model: str, steps: int, captions: str
+) -> dict[str, float]:
     """Train and judge one row, or read what an earlier call found."""
-    result = work / f"draws-{draws}-{seed}{f'-{steps}-steps' if steps else ''}.json"
+    result = work / f"draws-{draws}-{seed}{f'-{steps}-steps' if steps else ''}-{captions}.json"
     if result.exists():
         known: dict[str, float] = json.loads(result.read_text("utf-8"))
         return known
@@ -109,7 +111,7 @@ def run_row(draws: int, seed: int, work: Path, cost_model: str, steps: int) -> d
     job = run_job(settings)
     seconds = time.monotonic() - began
     assert job.lora is not None
-    wanted, before = drawn_before(seed)
+    wanted, before = drawn_before(captions, seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     assert isinstance(model, LatentModel)
     adapter, _ = attach_file(model.denoiser, job.lora.path)
@@ -164,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "reference_cache")
     parser.add_argument("--steps", type=int, default=0, help="of each run; 0: as usual")
+    parser.add_argument("--captions", choices=list(CAPTIONS), default="tuning")
     parser.add_argument("--cost-model", default="micro", help="as train_lora.py's --cost-model")
     parser.add_argument("--table", type=Path, help="file whose part between the marks is replaced")
     parser.add_argument("--json", type=Path, help="file for the figures")
@@ -171,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     results: dict[int, list[dict[str, float]]] = {}
     for draws in options.draws:
         for seed in options.seeds:
-            found = run_row(draws, seed, options.work, options.cost_model, options.steps)
+            found = run_row(draws, seed, options.work, options.cost_model, options.steps, options.captions)
             results.setdefault(draws, []).append(found)
             print(f"{draws} draws (seed {seed}): " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
     text = table(results)
