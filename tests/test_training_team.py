@@ -161,12 +161,13 @@ def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: P
     settings = tiny_settings(base, pairs, folder, batch_size=2, **changes)
     job = tmp_path / "job.toml"
     job.write_text(to_toml(settings), "utf-8")
-    half = launch("--multi_gpu", job=job, extra=("--max-train-steps", "3"))
+    gpus = ("--config_file", str(PROGRAM.parent / "accelerate" / "gpus.yaml"))
+    half = launch(*gpus, job=job, extra=("--max-train-steps", "3"))
     assert half.returncode == 0, half.stderr
     assert half.stdout.count("The LoRA is") == 1
     assert figures(folder) == pytest.approx(figures(alone)[:3], rel=1e-4)
 
-    whole = launch("--multi_gpu", job=job, extra=("--resume",))
+    whole = launch(*gpus, job=job, extra=("--resume",))
     assert whole.returncode == 0, whole.stderr
     assert figures(folder) == pytest.approx(figures(alone), rel=1e-3)
     seen = [record.event for record in read_events(folder / "events.jsonl")]
@@ -177,7 +178,7 @@ def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: P
     # Alone, each batch would be half of what it was.
     with pytest.raises(ScdpoError, match="processes: 2 -> not set"):
         run_job(settings, resume=True)
-    missing = launch("--multi_gpu", job=job, extra=("--output", str(tmp_path / "x"), "--pairs", "none"))
+    missing = launch(*gpus, job=job, extra=("--output", str(tmp_path / "x"), "--pairs", "none"))
     assert missing.returncode != 0
     assert "none" in missing.stderr
     assert not (tmp_path / "x").exists()
@@ -195,7 +196,7 @@ def test_fsdp_spreads_the_frozen_weights_and_trains_the_same(tmp_path: Path) -> 
     alone = run_job(tiny_settings(base, pairs, tmp_path / "one" / "lora", batch_size=4, **size, **changes))
     job, folder = tmp_path / "job.toml", tmp_path / "two" / "lora"
     job.write_text(to_toml(tiny_settings(base, pairs, folder, batch_size=2, **size, **changes)), "utf-8")
-    done = launch("--use_fsdp", "--fsdp_version", "2", job=job)
+    done = launch("--config_file", str(PROGRAM.parent / "accelerate" / "fsdp.yaml"), job=job)
     assert done.returncode == 0, done.stderr
     assert figures(folder) == pytest.approx(figures(alone.folder), rel=1e-3)
     assert close(folder / "lora.safetensors", alone.folder / "lora.safetensors")
