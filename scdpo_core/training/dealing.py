@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import TrainSettings
-from .feed import Feed, FreshDraws, timestep_law
+from .feed import Feed, FreshDraws, timestep_law, weighting_of
 from .fixed_draws import FixedDraws
 from .reference_cache import Dice, ReferenceCache, measured_by
 from .team import Team
@@ -15,14 +15,14 @@ from .team import Team
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
     from ..lora.adapter import LoraAdapter
-    from ..preferences.batches import BatchStream
+    from ..preferences.buckets import Stream
 
 
 def deal(
     settings: TrainSettings,
     model: LoadedModel,
     adapter: LoraAdapter,
-    stream: BatchStream,
+    stream: Stream,
     *,
     keys: Sequence[str],
     network: str,
@@ -47,12 +47,12 @@ def deal(
         ScdpoError: see `FixedDraws.prepare`.
     """
     objective, optim = settings.objective, settings.optim
-    law = timestep_law(settings)
+    law, weighting = timestep_law(settings), weighting_of(objective)
     if objective.reference_draws == 0:
         return FreshDraws(stream, model, law, optim.seed, team)
     dice = Dice(optim.seed, law, model.timesteps)
     batches = optim.max_train_steps * optim.accumulation
     feed = FixedDraws(stream, keys, dice, objective.reference_draws, batches, model.device, team)
-    by = measured_by(model, network, objective.weighting, dice, optim.batch_size)
-    feed.prepare(model, adapter, objective.weighting, optim.batch_size, ReferenceCache(folder, by), progress)
+    by = measured_by(model, network, weighting, dice, optim.batch_size)
+    feed.prepare(model, adapter, weighting, optim.batch_size, ReferenceCache(folder, by), progress)
     return feed

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from ..config import TrainSettings
+from ..config import ObjectiveSettings, TrainSettings
+from ..families.parameterisation import MinSnr, Weighting
 from ..families.timesteps import TimestepLaw
 from ..types import PairBatch
 from .reference import Draw, draw
@@ -44,7 +45,12 @@ class Portion:
 def timestep_law(settings: TrainSettings) -> TimestepLaw:
     """The distribution of timesteps that the settings ask for."""
     own = settings.objective
-    return TimestepLaw(own.timesteps, own.timestep_mean, own.timestep_std)
+    return TimestepLaw(own.timesteps, own.timestep_mean, own.timestep_std, own.timestep_min, own.timestep_max)
+
+
+def weighting_of(settings: ObjectiveSettings) -> Weighting:
+    """What the settings ask errors to be weighted by."""
+    return MinSnr(settings.min_snr_gamma) if settings.weighting == "min_snr" else settings.weighting
 
 
 class Feed(Protocol):

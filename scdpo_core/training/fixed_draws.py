@@ -19,9 +19,10 @@ from .reference_cache import Dice, ReferenceCache, extended
 from .team import Alone, Team, share_of
 
 if TYPE_CHECKING:
-    from ..families.base import LoadedModel, Weighting
+    from ..families.base import LoadedModel
+    from ..families.parameterisation import Weighting
     from ..lora.adapter import LoraAdapter
-    from ..preferences.batches import BatchStream
+    from ..preferences.buckets import Stream
 
 
 def turns(dealt: Callable[[int], Sequence[int]], batches: int, pairs: int) -> NDArray[np.int32]:
@@ -48,7 +49,7 @@ class FixedDraws:
 
     def __init__(
         self,
-        stream: BatchStream,
+        stream: Stream,
         keys: Sequence[str],
         dice: Dice,
         draws: int,
@@ -101,10 +102,10 @@ class FixedDraws:
         Raises:
             ScdpoError: the reference's errors are no numbers, or the cache fails.
         """
-        shape = tuple(self._stream.pairs([0]).latents.shape[2:])
 
         def measure(pair: int, numbers: range) -> Tensor:
             batch = self._stream.pairs([pair] * len(numbers))
+            shape = tuple(batch.latents.shape[2:])
             chance = self._dice.draws([(self._keys[pair], each) for each in numbers], shape, model.device)
             with autocast_for(model):
                 residuals = reference_residuals(model, adapter, batch, chance, weighting)

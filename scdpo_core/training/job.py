@@ -16,24 +16,25 @@ from ..config import TrainSettings, config_hash
 from ..families.base import LoadedModel
 from ..files import write_json
 from ..lora.file import save_lora
-from ..preferences.batches import BatchStream
 from ..preferences.relabel import unscored
-from ..types import CachedPair, LabelledPair, LoraFile, PreferencePair, ScdpoError
+from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
 from .checks import check_run, resolve_device
 from .claim import claim
+from .dataset import Dataset, encode
 from .dealing import deal
-from .encoding import encode
+from .estimate import estimate
 from .events import Done, Event, EventLog, Failed, Phase, Progress, Saved, Started, Warned, read_events
 from .failures import explain
-from .labelling import from_rows, label_pairs, to_rows
+from .labelling import from_rows, label_pairs, sample_scorer, to_rows
 from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
 from .plots import draw_curves
-from .provenance import dataset_hash, facts
+from .provenance import facts
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
 from .team import Team, assemble, dismiss
+from .tracking import Tracking, start_tracking
 
 if TYPE_CHECKING:
     from ..lora.adapter import LoraAdapter
@@ -106,6 +107,7 @@ class _Job:
         self._listen, self._should_stop = listen, should_stop
         self._began = time.monotonic()
         self._log: EventLog | None = None
+        self._tracking: Tracking | None = None
         self._facts: dict[str, object] = {}
         self._network = ""
         out = settings.output.output
@@ -119,6 +121,8 @@ class _Job:
             return
         if self._log is not None:
             self._log(event)
+        if self._tracking is not None:
+            self._tracking(event)
         self._listen(event)
 
     def run(self) -> JobResult:
@@ -132,10 +136,12 @@ class _Job:
         self.folder = folder
         self.device = self.team.device or resolve_device(settings.model.device)
         state = self._claim(folder, len(pairs))
+        if self.team.rank == 0:
+            self._tracking = start_tracking(settings.output.track, folder.path, self.emit)
         try:
             labelled = self._label(pairs)
             model = self._load()
-            cached = self._encode(labelled, model)
+            data = self._encode(labelled, model)
             adapter = self._attach(model)
             sampler = self._sampler(model, pairs)
             if state is None:
@@ -144,30 +150,39 @@ class _Job:
             return self._end(Outcome("stopped", 0 if state is None else state.step), None)
         model.release_encoders()
         try:
-            outcome = self._train(model, adapter, cached, labelled, sampler, state)
+            trainer = self._trainer(model, adapter, data, sampler, state)
         except _StopError:
             return self._end(Outcome("stopped", 0 if state is None else state.step), None)
+        outcome = trainer.run()
         if outcome.step == 0:
             return self._end(outcome, None)
-        pictures = sampler.draw(outcome.step)
+        with trainer.averaged():
+            lora = self._finish(model, adapter, sampler, outcome.step, len(data.trained))
+        return self._end(outcome, lora)
+
+    def _finish(
+        self, model: LoadedModel, adapter: LoraAdapter, sampler: Sampler, step: int, pairs: int
+    ) -> LoraFile | None:
+        """Draw the last samples and the curves, and write the LoRA; all but the first process only draw."""
+        folder, settings = self.folder, self.settings
+        pictures = sampler.draw(step)
         if self.team.rank:
-            return JobResult(outcome, None, folder.path)
+            return None
         if draw_curves(read_events(folder.events), folder.curves):
-            self.emit(Saved(outcome.step, folder.curves.name, "curves"))
-        told = self._facts | {"train_steps": outcome.step, "train_pairs": len(cached)}
+            self.emit(Saved(step, folder.curves.name, "curves"))
         lora = save_lora(
             folder.lora,
             adapter.state(),
             family="micro" if model.name == "micro" else model.family,
-            rank=settings.lora.rank,
+            rank=adapter.rank,
             alpha=settings.lora.effective_alpha,
-            facts=told,
+            facts=self._facts | {"train_steps": step, "train_pairs": pairs},
             dtype=_SAVE_DTYPES[settings.lora.save_dtype],
-            description=f"Safety LoRA for {model.name}, trained on {len(cached)} preference pairs.",
+            description=f"Safety LoRA for {model.name}, trained on {pairs} preference pairs.",
             preview=preview(pictures),
         )
-        self.emit(Saved(outcome.step, folder.lora.name, "lora"))
-        return self._end(outcome, lora)
+        self.emit(Saved(step, folder.lora.name, "lora"))
+        return lora
 
     def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
         """Make the folder ours; the checkpoint to go on from, if there is one."""
@@ -209,23 +224,14 @@ class _Job:
         self._progress("load")(1, 1)
         return model
 
-    def _encode(self, labelled: Sequence[LabelledPair], model: LoadedModel) -> list[CachedPair]:
-        folder = self.settings.data.cache or self.folder.cache
-        return encode(labelled, model, self.settings.data.size, folder, self.team, self._progress("cache"))
+    def _encode(self, labelled: Sequence[LabelledPair], model: LoadedModel) -> Dataset:
+        return encode(labelled, model, self.settings, self.folder.cache, self.team, self._progress("cache"))
 
     def _attach(self, model: LoadedModel) -> LoraAdapter:
         # Here, since peft takes seconds to import and a typing error should not wait for it.
-        from ..lora.adapter import attach
+        from .attaching import attach_lora
 
-        own = self.settings.lora
-        adapter = attach(
-            model.denoiser,
-            rank=own.rank,
-            alpha=own.effective_alpha,
-            targets=own.targets,
-            dropout=own.dropout,
-            seed=self.settings.optim.seed,
-        )
+        adapter = attach_lora(model, self.settings.lora, self.settings.optim.seed)
         make_ready(model, adapter, self.settings.model, self.team)
         return adapter
 
@@ -240,45 +246,38 @@ class _Job:
             self.settings.data.size,
             self.folder.path if self.team.rank == 0 else None,
             self.emit,
+            sample_scorer(self.settings.data) if draws and self.team.rank == 0 else None,
         )
 
-    def _train(
+    def _trainer(
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        cached: Sequence[CachedPair],
-        labelled: Sequence[LabelledPair],
+        data: Dataset,
         sampler: Sampler,
         state: checkpoint.Checkpoint | None,
-    ) -> Outcome:
-        settings = self.settings
-        batches = BatchStream(
-            cached,
-            labelled,
-            settings.optim.batch_size,
-            settings.optim.seed,
-            model.device,
-            torch.float32,
-            settings.data.benign_share,
-            share=(self.team.rank, self.team.size),
-        )
-        dataset = dataset_hash(cached, labelled)
-        self.team.agree(dataset, "What the preference folder holds")
-        self._facts |= facts(settings, model) | {"dataset_hash": dataset}
+    ) -> Trainer:
+        """The loop, where it is to go on."""
+        from .attaching import live_words
+
+        settings, team = self.settings, self.team
+        team.agree(data.hash, "What the preference folder holds")
+        self._facts |= facts(settings, model) | {"dataset_hash": data.hash}
 
         def sample(step: int) -> None:
             sampler.draw(step)
             model.release_encoders()
 
+        stream = data.stream(settings, model.device, team)
         feed = deal(
             settings,
             model,
             adapter,
-            batches,
-            keys=[pair.key for pair in cached],
+            stream,
+            keys=data.keys,
             network=self._network,
             folder=settings.data.cache or self.folder.cache,
-            team=self.team,
+            team=team,
             progress=self._progress("reference"),
         )
         trainer = Trainer(
@@ -290,12 +289,16 @@ class _Job:
             emit=self.emit,
             should_stop=self._stop_asked,
             on_sample=sample,
-            dataset_hash=dataset,
-            team=self.team,
+            words=live_words(model, settings.lora),
+            held_out=data.held_out(settings, model.device),
+            dataset_hash=data.hash,
+            team=team,
         )
         if state is not None:
             trainer.resume(state)
-        return trainer.run()
+        for event in estimate(settings, model, adapter, stream.batch(0), trainer, team):
+            self.emit(event)
+        return trainer
 
     def _end(self, outcome: Outcome, lora: LoraFile | None) -> JobResult:
         if self.team.rank:

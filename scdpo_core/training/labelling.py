@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import DataSettings
+from ..cost.protocol import Scorer
 from ..cost.scorers import load_scorer
 from ..preferences.pictures import open_picture
 from ..preferences.relabel import relabel
@@ -64,6 +65,17 @@ def label_pairs(
         soft_tau=settings.soft_tau,
     )
     return Labelling(labelled, report, scorer.id, scorer.hash)
+
+
+def sample_scorer(settings: DataSettings) -> Scorer | None:
+    """The cost model for the samples that are drawn; None where the run has none.
+
+    It stays on the CPU: samples are few, and a GPU's memory is the training's.
+
+    Raises:
+        ScdpoError: it cannot be loaded.
+    """
+    return None if settings.cost_model == "none" else load_scorer(settings.cost_model, "cpu")
 
 
 def to_rows(labelled: Sequence[LabelledPair], pairs: Sequence[PreferencePair]) -> list[list[Any]]:

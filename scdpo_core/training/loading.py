@@ -11,6 +11,7 @@ from torch import nn
 from ..config import ModelSettings, TrainSettings
 from ..families import family_of
 from ..families.base import LoadedModel
+from ..types import ScdpoError
 from .checks import load_options, resolve_dtype
 from .team import Team
 
@@ -30,6 +31,10 @@ def load_base(settings: TrainSettings, device: torch.device, team: Team) -> Load
         ScdpoError: it cannot be loaded, or does not fit the settings.
     """
     own = settings.model
+    if team.lockstep and own.quantize != "off":
+        raise ScdpoError(
+            "--quantize and weights that are spread over several GPUs do not go together: take one of them."
+        )
     waits = torch.device("cpu") if team.lockstep else None
     options = replace(load_options(own), denoiser_device=waits)
     dtype = resolve_dtype(own.precision, device)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -12,15 +13,20 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from ..config import OptimSettings, TrainSettings
-from ..types import ScdpoError
+from ..config import TrainSettings
+from ..types import PairBatch, ScdpoError
 from . import checkpoint as checkpoints
+from .ema import Ema
 from .events import Event, Progress, Saved, Warned
 from .feed import Ahead, Feed
 from .loss import PairLoss
 from .measure import Measure
 from .meter import Meter
+from .optimizers import build_optimizer, set_rate
+from .portions import Portions
+from .schedules import learning_rate
 from .team import Alone, Team, identity_of
+from .validation import Validation
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -30,7 +36,6 @@ Reason = Literal["finished", "stopped"]
 
 # A share of the base's error by which the chosen pictures may get worse before the artist is told.
 _WORSE = 0.1
-_FUSED_ON_CPU = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
 
 
 @dataclass(frozen=True)
@@ -39,21 +44,6 @@ class Outcome:
 
     reason: Reason
     step: int
-
-
-def learning_rate(step: int, settings: OptimSettings) -> float:
-    """The learning rate of a step, counted from 0.
-
-    It rises in a straight line over the warm-up and then falls along half a cosine, in a straight
-    line, or not at all. It is never 0, neither in the first step nor in the last.
-    """
-    total = settings.max_train_steps
-    rising = round(settings.warmup * total)
-    if step < rising:
-        return settings.lr * (step + 1) / (rising + 1)
-    gone = (step - rising) / (total - rising)
-    falls = {"constant": 1.0, "linear": 1 - gone, "cosine": 0.5 * (1 + math.cos(math.pi * gone))}
-    return settings.lr * falls[settings.schedule]
 
 
 class Trainer:
@@ -74,6 +64,8 @@ class Trainer:
         emit: Callable[[Event], None],
         should_stop: Callable[[], bool] = lambda: False,
         on_sample: Callable[[int], None] | None = None,
+        words: Callable[[PairBatch], PairBatch] | None = None,
+        held_out: Sequence[PairBatch] = (),
         dataset_hash: str = "",
         team: Team | None = None,
     ) -> None:
@@ -88,6 +80,8 @@ class Trainer:
             emit: is told what happens.
             should_stop: asked once a step; when it says yes, the loop saves and ends.
             on_sample: called with the step whenever samples are due in the middle of training.
+            words: gives batches the words of text encoders that train along, see `attaching.live_words`.
+            held_out: pairs to try the LoRA on every `validation_every` steps and at the end.
             dataset_hash: goes into checkpoints, so that a resumed run notices other pairs.
             team: the processes that train together; None: this one alone.
         """
@@ -97,15 +91,8 @@ class Trainer:
         optim = settings.optim
         self._parameters = list(adapter.parameters())
         on_gpu = model.device.type == "cuda"
-        self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
-            # One kernel for all weights, which also knows how to skip a step of a gradient scaler
-            # without asking the GPU. Its version for CPUs came with torch 2.4.
-            fused=True if on_gpu or (model.device.type == "cpu" and _FUSED_ON_CPU) else None,
-        )
+        self._optimizer = build_optimizer(adapter, optim, model.device)
+        self._ema = Ema(self._parameters, optim.ema) if optim.ema else None
         self._loss = PairLoss(
             settings.objective,
             steps=optim.max_train_steps,
@@ -117,7 +104,9 @@ class Trainer:
         )
         # On a CPU there is nobody who would have time for it.
         self._ahead = Ahead(feed, optim.max_train_steps * optim.accumulation) if on_gpu else None
-        self._measure = Measure(model, adapter, self._ahead or feed, settings.objective, self._team)
+        self._measure = Measure(model, adapter, self._ahead or feed, settings.objective, self._team, words)
+        self._validation = Validation(model, adapter, held_out, settings, emit, self._team, words)
+        self._portions = Portions(settings, model.device, emit, self._team)
         self._meter = Meter(model.device)
         self._rising = 0
         self.step = 0
@@ -133,6 +122,10 @@ class Trainer:
             self._adapter.load_state(dict(state.adapter))
             self._optimizer.load_state_dict(dict(state.optimizer))
             self._loss.load_state(dict(state.extra["loss"]))
+            self._validation.patience.load_state(state.extra["patience"])
+            self._portions.size = int(state.extra["portion"])
+            if self._ema is not None:
+                self._ema.load_state(state.extra["ema"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ScdpoError(
                 f"The checkpoint of step {state.step} does not fit this model ({error}). "
@@ -153,10 +146,14 @@ class Trainer:
         self._model.denoiser.train()
         began, first = time.monotonic(), self.step
         stopped = self._team.anyone(self._should_stop())
-        while self.step < total and not stopped:
+        patience = self._validation.patience
+        while self.step < total and not stopped and not patience.is_over:
             self.advance()
             stopped = self._team.anyone(self._should_stop())
-            last = stopped or self.step == total
+            if self.step == total or self.step % self._settings.validation.validation_every == 0:
+                with self.averaged():
+                    self._validation.look(self.step)
+            last = stopped or self.step == total or patience.is_over
             if last or self.step % output.log_every == 0:
                 self._report(time.monotonic() - began, self.step - first)
             if last or self.step % output.checkpoint_every == 0:
@@ -167,7 +164,8 @@ class Trainer:
         self._model.denoiser.eval()
         if self._ahead is not None:
             self._ahead.close()
-        return Outcome("stopped" if self.step < total else "finished", self.step)
+        ended = self.step == total or patience.is_over
+        return Outcome("finished" if ended else "stopped", self.step)
 
     def advance(self) -> None:
         """Train one step, and nothing else: no report, no checkpoint, no sample."""
@@ -176,15 +174,11 @@ class Trainer:
 
     def _one_step(self) -> None:
         settings = self._settings.optim
-        rate = learning_rate(self.step, settings)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, learning_rate(self.step, settings))
         if self._settings.lora.dropout > 0:
             # Dropout draws from the global generator, which a resumed run finds in another state.
             torch.manual_seed(settings.seed * 1_000_003 + self.step + self._team.rank * 2**40)
-        for index in range(settings.accumulation):
-            loss = self._forward(self.step * settings.accumulation + index)
-            self._scaler.scale(loss / settings.accumulation).backward()
+        self._gradients()
         self._team.sum_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         limit = settings.max_grad_norm or math.inf
@@ -192,11 +186,46 @@ class Trainer:
         self._meter.add("grad_norm", norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._ema is not None:
+            self._ema.update()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _forward(self, index: int) -> Tensor:
-        """Mean loss of a batch."""
-        seen = self._measure(index)
+    def _gradients(self) -> None:
+        """Add up the gradients of a step's batches, in smaller portions if memory runs out."""
+        before = self._loss.state(), self._meter.state()
+
+        def undo() -> None:
+            self._optimizer.zero_grad(set_to_none=True)
+            self._loss.load_state(before[0])
+            self._meter.load_state(before[1])
+
+        self._portions.attempt(self._accumulate, undo)
+
+    def _accumulate(self) -> None:
+        settings = self._settings.optim
+        for index in range(settings.accumulation):
+            for places in self._portions.slices(settings.batch_size):
+                loss = self._forward(self.step * settings.accumulation + index, places)
+                self._scaler.scale(loss / settings.accumulation).backward()
+
+    def rehearse(self) -> float:
+        """Seconds that a step's gradients take; they are thrown away, and nothing else changes."""
+        self._model.denoiser.train()
+        before, took = (self._loss.state(), self._meter.state()), 0.0
+        for _ in range(2):  # the first warms up
+            began = time.monotonic()
+            self._gradients()
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)
+            took = time.monotonic() - began
+            self._optimizer.zero_grad(set_to_none=True)
+            self._loss.load_state(before[0])
+            self._meter.load_state(before[1])
+        return took
+
+    def _forward(self, index: int, places: slice | None = None) -> Tensor:
+        """Mean loss of a batch, or what the pairs at some places of it contribute to that."""
+        seen = self._measure(index, places)
         output = self._loss(seen, self.step)
         loss = output.per_pair.mean()
         self._meter.add("loss", loss)
@@ -205,7 +234,9 @@ class Trainer:
             self._meter.add(name, value)
         for side, name in enumerate(("chosen_cost", "rejected_cost")):
             self._meter.add_known(name, seen.cost[:, side])
-        return loss
+        if places is None:
+            return loss
+        return loss * (len(seen.weight) / (self._settings.optim.batch_size * self._team.size))
 
     def _report(self, seconds: float, steps: int) -> None:
         total, speed = self._settings.optim.max_train_steps, steps / max(seconds, 1e-9)
@@ -247,7 +278,13 @@ class Trainer:
             step=self.step,
             adapter=self._adapter.state(),
             optimizer=self._optimizer.state_dict(),
-            extra={"loss": self._loss.state(), "scaler": self._scaler.state_dict()},
+            extra={
+                "loss": self._loss.state(),
+                "scaler": self._scaler.state_dict(),
+                "patience": self._validation.patience.state(),
+                "portion": self._portions.size,
+                "ema": None if self._ema is None else self._ema.state(),
+            },
             identity=identity_of(self._settings, self._team),
             dataset_hash=self._dataset_hash,
         )
@@ -256,5 +293,10 @@ class Trainer:
 
     def _sample(self, on_sample: Callable[[int], None]) -> None:
         self._model.denoiser.eval()
-        on_sample(self.step)
+        with self.averaged():
+            on_sample(self.step)
         self._model.denoiser.train()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The LoRA as it is to be used: its average over the steps, if one is kept."""
+        return nullcontext() if self._ema is None else self._ema.applied()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ..config import ObjectiveSettings
 from ..objectives import duo_prior, sdpo_loser_scale
-from ..types import PairErrors
-from .feed import Feed, Portion
+from ..types import PairBatch, PairErrors
+from .feed import Feed, Portion, weighting_of
+from .portions import portion_of
 from .reference import autocast_for, mean_squares, noise_residuals, policy_residuals, reference_residuals
 from .team import Alone, Team
 
@@ -58,18 +60,33 @@ class Measure:
         feed: Feed,
         settings: ObjectiveSettings,
         team: Team | None = None,
+        words: Callable[[PairBatch], PairBatch] | None = None,
     ) -> None:
-        """Measure what `feed` deals, with `adapter` in the denoiser of `model`."""
-        self._model, self._adapter, self._feed, self._settings = model, adapter, feed, settings
-        self._team = team or Alone()
+        """Measure what `feed` deals, with `adapter` in the denoiser of `model`.
 
-    def __call__(self, index: int) -> Measured:
-        """Policy and, where its errors are not known, reference on the batch of that index."""
-        portion = self._feed(index)
+        `words` gives batches the words of text encoders that train along, see `attaching.live_words`.
+        """
+        self._model, self._adapter, self._feed, self._settings = model, adapter, feed, settings
+        self._team, self._words = team or Alone(), words
+        self._weighting = weighting_of(settings)
+        self._latest: tuple[int, Portion] | None = None
+
+    def __call__(self, index: int, places: slice | None = None) -> Measured:
+        """Policy and, where its errors are not known, reference on the batch of that index.
+
+        Args:
+            index: of the batch.
+            places: of the pairs to measure; None: all of them.
+        """
+        if self._latest is None or self._latest[0] != index:
+            self._latest = (index, self._feed(index))
+        portion = self._latest[1] if places is None else portion_of(self._latest[1], places)
+        if self._words is not None:
+            portion = replace(portion, batch=self._words(portion.batch))
         batch, chance, own = portion.batch, portion.chance, self._settings
         with autocast_for(self._model):
             reference = self._reference(portion)
-            policy = policy_residuals(self._model, batch, chance, own.weighting)
+            policy = policy_residuals(self._model, batch, chance, self._weighting)
             noise = None
             if wants_prior(own):
                 noise = noise_residuals(self._model, self._adapter, batch, chance)
@@ -87,9 +104,8 @@ class Measure:
     def _reference(self, portion: Portion) -> Tensor:
         if portion.reference is not None:
             return portion.reference
-        weighting = self._settings.weighting
         return mean_squares(
-            reference_residuals(self._model, self._adapter, portion.batch, portion.chance, weighting)
+            reference_residuals(self._model, self._adapter, portion.batch, portion.chance, self._weighting)
         )
 
     def _together(self, own: Measured) -> Measured:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..types import PairBatch, PairErrors
+from ..types import Conditioning, PairBatch, PairErrors
 
 if TYPE_CHECKING:
-    from ..families.base import LoadedModel, Weighting
+    from ..families.base import LoadedModel
+    from ..families.parameterisation import Weighting
     from ..families.timesteps import TimestepLaw, Timesteps
     from ..lora.adapter import LoraAdapter
 
@@ -91,14 +92,20 @@ def reference_residuals(
 ) -> Tensor:
     """Prediction minus target without the LoRA, [2B, C, h, w], chosen first; without gradient."""
     with torch.no_grad(), adapter.disabled():
-        return policy_residuals(model, batch, chance, weighting)
+        return _residuals(model, batch, chance, weighting, batch.conditioning)
 
 
 def policy_residuals(model: LoadedModel, batch: PairBatch, chance: Draw, weighting: Weighting) -> Tensor:
     """Prediction minus target with the LoRA, [2B, C, h, w], chosen first: one forward pass of 2B pictures."""
+    return _residuals(model, batch, chance, weighting, batch.policy_conditioning or batch.conditioning)
+
+
+def _residuals(
+    model: LoadedModel, batch: PairBatch, chance: Draw, weighting: Weighting, conditioning: Conditioning
+) -> Tensor:
     latents = batch.latents.transpose(0, 1).flatten(0, 1)
     noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
-    words = batch.conditioning.map(lambda part: torch.cat([part] * 2))
+    words = conditioning.map(lambda part: torch.cat([part] * 2))
     return model.residuals(latents, noise, timesteps, words, weighting)
 
 
@@ -124,4 +131,5 @@ def noise_residuals(
     empty = torch.zeros_like(chance.noise)
     with torch.no_grad(), adapter.disabled():
         reference = model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native")
-    return model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native"), reference
+    words = batch.policy_conditioning or batch.conditioning
+    return model.residuals(empty, chance.noise, timesteps, words, "native"), reference

@@ -26,7 +26,8 @@ from ..types import ScdpoError
 from .reference import Draw
 
 if TYPE_CHECKING:
-    from ..families.base import LoadedModel, Weighting
+    from ..families.base import LoadedModel
+    from ..families.parameterisation import Weighting
 
 # Part of every key: raise it when draws or errors come out differently.
 _FORMAT = "scdpo-reference-1"
@@ -88,7 +89,7 @@ def measured_by(model: LoadedModel, network: str, weighting: Weighting, dice: Di
         at_once: draws in a forward pass; how many there are decides how sums are rounded.
     """
     facts = [
-        _FORMAT, model.family, network, str(model.dtype), model.device.type, weighting,
+        _FORMAT, model.family, network, str(model.dtype), model.device.type, str(weighting),
         dice.seed, asdict(dice.law), dice.timesteps.count, at_once, dice_id(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
