@@ -135,7 +135,7 @@ def synchronise(device: torch.device) -> None:
 
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""'cpu' is what this process computes, in all its threads; it means something on a machine that others use too."""
+"""'cpu' is what this process computes, in all its threads; for a machine that others use too."""
 
 
 def seconds_for(variant: Variant, steps: int, device: torch.device, clock: Callable[[], float]) -> float:

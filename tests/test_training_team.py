@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from scdpo_core.training.feed import FreshDraws, timestep_law
 from scdpo_core.training.job import run_job
 from scdpo_core.training.labelling import from_rows, to_rows
 from scdpo_core.training.loop import Trainer
-from scdpo_core.training.team import Alone, Crew, Team, share_of
+from scdpo_core.training.team import Alone, Crew, Team, assemble, share_of
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
 from tests.test_train_lora_cli import PROGRAM
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings
@@ -107,6 +106,14 @@ def test_two_processes_have_the_gradient_of_one_with_the_double_batch(base: Path
                 torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_deepspeed_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(assemble(), Alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ScdpoError, match="choose FSDP"):
+        assemble()
+
+
 def test_labels_travel_as_plain_values() -> None:
     first, second = (PreferencePair(name, "p", Path(f"{name}1"), Path(f"{name}2")) for name in "ab")
     turned = PreferencePair("b", "p", Path("b2"), Path("b1"))
@@ -154,12 +161,13 @@ def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: P
     settings = tiny_settings(base, pairs, folder, batch_size=2, **changes)
     job = tmp_path / "job.toml"
     job.write_text(to_toml(settings), "utf-8")
-    half = launch("--multi_gpu", job=job, extra=("--max-train-steps", "3"))
+    gpus = ("--config_file", str(PROGRAM.parent / "accelerate" / "gpus.yaml"))
+    half = launch(*gpus, job=job, extra=("--max-train-steps", "3"))
     assert half.returncode == 0, half.stderr
     assert half.stdout.count("The LoRA is") == 1
     assert figures(folder) == pytest.approx(figures(alone)[:3], rel=1e-4)
 
-    whole = launch("--multi_gpu", job=job, extra=("--resume",))
+    whole = launch(*gpus, job=job, extra=("--resume",))
     assert whole.returncode == 0, whole.stderr
     assert figures(folder) == pytest.approx(figures(alone), rel=1e-3)
     seen = [record.event for record in read_events(folder / "events.jsonl")]
@@ -170,7 +178,7 @@ def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: P
     # Alone, each batch would be half of what it was.
     with pytest.raises(ScdpoError, match="processes: 2 -> not set"):
         run_job(settings, resume=True)
-    missing = launch("--multi_gpu", job=job, extra=("--output", str(tmp_path / "x"), "--pairs", "none"))
+    missing = launch(*gpus, job=job, extra=("--output", str(tmp_path / "x"), "--pairs", "none"))
     assert missing.returncode != 0
     assert "none" in missing.stderr
     assert not (tmp_path / "x").exists()
@@ -182,19 +190,13 @@ def test_fsdp_spreads_the_frozen_weights_and_trains_the_same(tmp_path: Path) -> 
     base = tiny_folder("flux", tmp_path / "flux")
     pairs = tiny_pairs(tmp_path / "pairs")
     size = {"width": 32, "height": 32}
-    changes: dict[str, Any] = {
-        "log_every": 1,
-        "save_dtype": "fp32",
-        "max_train_steps": 3,
-        "reference_draws": 1,
-    }
+    # FLUX's own preset lies under the settings file, and what is not set there would come from it.
+    kept = {"log_every": 1, "save_dtype": "fp32", "reference_draws": 1}
+    changes: dict[str, Any] = kept | {"max_train_steps": 3, "beta": 2000.0}
     alone = run_job(tiny_settings(base, pairs, tmp_path / "one" / "lora", batch_size=4, **size, **changes))
     job, folder = tmp_path / "job.toml", tmp_path / "two" / "lora"
     job.write_text(to_toml(tiny_settings(base, pairs, folder, batch_size=2, **size, **changes)), "utf-8")
-    done = launch("--use_fsdp", "--fsdp_version", "2", job=job)
+    done = launch("--config_file", str(PROGRAM.parent / "accelerate" / "fsdp.yaml"), job=job)
     assert done.returncode == 0, done.stderr
     assert figures(folder) == pytest.approx(figures(alone.folder), rel=1e-3)
     assert close(folder / "lora.safetensors", alone.folder / "lora.safetensors")
-    shutil.rmtree(folder)
-    refused = launch("--use_deepspeed", job=job)
-    assert refused.returncode != 0

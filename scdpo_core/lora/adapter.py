@@ -144,6 +144,7 @@ class LoraAdapter:
         self.rank = rank
         self.kind = kind
         self._layers = tuple(layers.values())
+        self._flags = tuple(vars(layer) for layer in self._layers)
         self._on = True
         self._strength = 1.0
 
@@ -185,15 +186,12 @@ class LoraAdapter:
         recomputed without the LoRA.
         """
         was_on = self._on
-        wanted = [weight.requires_grad for weight in self.parameters()]
         self._switch(False)
         try:
             yield
         finally:
             if was_on:
                 self._switch(True)
-            for weight, gradient in zip(self.parameters(), wanted, strict=True):
-                weight.requires_grad_(gradient)
 
     @contextmanager
     def scale(self, strength: float) -> Iterator[None]:
@@ -267,8 +265,10 @@ class LoraAdapter:
         return part == "alpha" and f"{module}.lokr_w1" in state and f"{module}.lokr_w2" in state
 
     def _switch(self, on: bool) -> None:
-        for layer in self._layers:
-            layer.enable_adapters(on)
+        # peft's own enable_adapters also walks through the weights of every layer to set what takes a
+        # gradient; what a forward pass does not use takes none anyhow.
+        for flags in self._flags:
+            flags["_disable_adapters"] = not on
         self._on = on
 
     def _rescale(self, strength: float) -> None:

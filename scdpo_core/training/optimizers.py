@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Groups = list[dict[str, Any]]
 """What torch calls parameter groups; `share` is by what its learning rate differs from the step's."""
+_FUSED_ON_CPU = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
 
 
 def _adamw(groups: Groups, settings: OptimSettings, device: torch.device) -> torch.optim.Optimizer:
@@ -26,8 +27,9 @@ def _adamw(groups: Groups, settings: OptimSettings, device: torch.device) -> tor
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
         weight_decay=settings.weight_decay,
-        # The fused kernel also knows how to skip a step of a gradient scaler without asking the GPU.
-        fused=True if device.type == "cuda" else None,
+        # One kernel for all weights, which also knows how to skip a step of a gradient scaler without
+        # asking the GPU. Its version for CPUs came with torch 2.4.
+        fused=True if device.type == "cuda" or (device.type == "cpu" and _FUSED_ON_CPU) else None,
     )
 
 
