@@ -33,6 +33,7 @@ PICTURE_SUFFIXES = frozenset(
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
+_OPAQUE = 254  # Forge hides a text in the lowest bit of an opaque picture's alpha
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -250,8 +251,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _from_deep(image)
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         colours = image.convert("RGBA")
+        alpha = colours.getchannel("A")
+        if not any(alpha.histogram()[:_OPAQUE]):
+            return colours.convert("RGB")
         canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(colours, mask=colours.getchannel("A"))
+        canvas.paste(colours, mask=alpha)
         return canvas
     return image.convert("RGB")
 
