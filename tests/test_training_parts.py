@@ -28,8 +28,8 @@ from scdpo_core.types import PreferencePair, ScdpoError
             PermissionError(errno.EACCES, "Permission denied", "some/file"),
             r"\(some/file\): Permission denied",
         ),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "--batch-size"),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "--batch-size"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "--vae-tiling"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "--vae-tiling"),
         (KeyboardInterrupt(), "--resume"),
     ],
 )

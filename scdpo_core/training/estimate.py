@@ -38,8 +38,8 @@ def estimate(
         trainer: ready for its next step.
         team: the processes that train together.
     """
-    wanted = settings.output.estimate
-    if team.size > 1 or wanted == "off" or (wanted == "auto" and model.device.type != "cuda"):
+    wanted, left = settings.output.estimate, settings.optim.max_train_steps - trainer.step
+    if left <= 0 or team.size > 1 or wanted == "off" or (wanted == "auto" and model.device.type != "cuda"):
         return
     needed = memory_of(model, adapter, settings, batch)
     free = free_memory(model.device)
@@ -51,5 +51,5 @@ def estimate(
             f"{available / 2**30:.1f}; batches will go through the network in portions. Better: "
             f"{advice(settings)}."
         )
-    seconds = trainer.rehearse() * (settings.optim.max_train_steps - trainer.step)
+    seconds = trainer.rehearse() * left
     yield Estimated(needed.total, available, seconds)
