@@ -67,7 +67,7 @@ def settings_of(draws: int, seed: int, folder: Path, cost_model: str, steps: int
 def gaps_on_new_draws(settings: TrainSettings, model: LatentModel, adapter: LoraAdapter) -> dict[str, float]:
     """Winner and loser gap (policy minus reference error) of the training pairs, on unseen draws."""
     assert settings.data.pairs is not None and settings.output.output is not None
-    labelled = unscored(read_folder(settings.data.pairs))
+    labelled = unscored(read_folder(settings.data.pairs)[0])
     cache = PairCache(settings.data.cache or settings.output.output / "cache")
     cached = build_cache(labelled, model, None, cache, lambda done, total: None)
     batch = settings.optim.batch_size
