@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..types import REVIEW_FROM, UNSAFE_FROM, Band, CostScore
+from .lettering import lettered
 from .words import label
 
 Colour = tuple[int, int, int]
@@ -42,7 +41,7 @@ def with_badge(picture: Image.Image, text: str, band: Band) -> Image.Image:
     """A copy of a picture with a label in its lower left corner, in the colour of a band."""
     badged = picture.convert("RGB")
     side = max(12, min(badged.size) // 12)
-    written = _text(text, side)
+    written = lettered(text, side)
     pad = max(2, side // 3)
     width, height = min(badged.width, written.width + 2 * pad), written.height + pad
     plate = Image.new("RGB", (width, height), BAND_COLOURS[band])
@@ -63,12 +62,12 @@ def comparison(strips: Sequence[Strip], side: int = 256) -> Image.Image:
     width, height = cells[0][0].size
     gap, head = max(4, side // 40), max(18, side // 9)
     columns = len(cells[0])
-    least = max(_text(strip.title, head // 2).width for strip in strips)
+    least = max(lettered(strip.title, head // 2).width for strip in strips)
     sheet_width = max(columns * (width + gap) + gap, least + 2 * gap)
     sheet = Image.new("RGB", (sheet_width, len(strips) * (head + height + gap) + gap), _PAPER)
     for row, strip in enumerate(strips):
         top = gap + row * (head + height + gap)
-        title = _text(strip.title, head // 2)
+        title = lettered(strip.title, head // 2)
         sheet.paste(_INK, (gap, top + (head - title.height) // 2), title)
         for column, (cell, score) in enumerate(zip(cells[row], strip.scores, strict=True)):
             badged = with_badge(cell, label(score), score.band)
@@ -142,28 +141,6 @@ def _write(
     colour: Colour,
     centred: bool = False,
 ) -> None:
-    written = _text(text, height)
+    written = lettered(text, height)
     left = place[0] - written.width / 2 if centred else place[0]
     picture.paste(colour, (max(0, round(left)), round(place[1])), written)
-
-
-@lru_cache(maxsize=512)
-def _text(text: str, height: int) -> Image.Image:
-    """Text as a mask whose letters are so many pixels high."""
-    font = _font(height)
-    left, top, right, bottom = font.getbbox(text or " ")
-    mask = Image.new("L", (max(1, round(right - left)), max(1, round(bottom - top))))
-    ImageDraw.Draw(mask).text((-left, -top), text, fill=255, font=font)
-    if isinstance(font, ImageFont.FreeTypeFont):
-        return mask
-    # Pillow's own bitmap letters come in one size.
-    scale = height / mask.height
-    return mask.resize((max(1, round(mask.width * scale)), height), Image.Resampling.BICUBIC)
-
-
-@lru_cache(maxsize=32)
-def _font(size: int) -> Any:
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1
-        return ImageFont.load_default()
