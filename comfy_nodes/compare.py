@@ -68,9 +68,9 @@ class CompareBeforeAfter(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **others: Any) -> int:
-        """Changes with the file."""
-        path = folder_paths.get_full_path("loras", lora_name)
+    def fingerprint_inputs(cls, lora_name: str | None, **others: Any) -> int:
+        """Changes with the file; a node that is connected tells of its own changes."""
+        path = None if lora_name is None else folder_paths.get_full_path("loras", lora_name)
         return 0 if path is None else Path(path).stat().st_mtime_ns
 
     @classmethod

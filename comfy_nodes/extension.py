@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
-from . import compare, cost, gate, lora, metadata
+from . import compare, cost, gate, lora, metadata, pairs, preferences, train, train_cost
 from .shared import COST_FOLDER
 
 NODES: list[type[io.ComfyNode]] = [
@@ -19,6 +19,10 @@ NODES: list[type[io.ComfyNode]] = [
     gate.SafetyGate,
     gate.SafetySwitch,
     compare.CompareBeforeAfter,
+    preferences.PreferenceFolder,
+    pairs.MakePreferencePairs,
+    train_cost.TrainCostModel,
+    train.TrainSafetyLora,
 ]
 """Every node of the pack, in the order of the menu."""
 

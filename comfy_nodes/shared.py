@@ -21,6 +21,19 @@ CostModelType = io.Custom("SAFETY_COST_MODEL")
 ScoresType = io.Custom("SAFETY_SCORES")
 """Carries a list of one `CostScore` for each image of a batch, in its order."""
 
+
+class _Any(str):
+    """A type on a wire that fits every input; ComfyUI compares types by `!=`."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+AnyMenuType = io.Custom(_Any("*"))
+"""Carries a file's name that any node with a menu of such files takes, those of ComfyUI itself included."""
+
 _ENGLISH = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
 _KNOWN_TO_SCHEMA = frozenset(field.name for field in fields(io.Schema))
 

@@ -97,6 +97,11 @@ def stamp(*folders: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def stamp_of_pairs(folder: Path) -> str:
+    """The same for the pictures and prompts of a preference folder, whatever else lies in it."""
+    return stamp(folder / "chosen", folder / "rejected")
+
+
 def find(*roots: Path) -> list[Path]:
     """The preference folders in some folders and in the folders of those, sorted."""
     found: set[Path] = set()
