@@ -22,6 +22,7 @@ from .shared import COST_FOLDER, AnyMenuType, say, schema
 
 MICRO = "micro"
 """The embedded model, to try the training with."""
+DIFFUSERS = "diffusers"
 NO_COSTS = "none"
 
 
@@ -77,7 +78,7 @@ class TrainSafetyLora(io.ComfyNode):
             raise ScdpoError("Say where the pairs are: connect Preference Folder, or type a folder.")
         job = LoraJob(
             pairs=_place(pairs),
-            base=checkpoint if checkpoint == MICRO else _full("checkpoints", checkpoint),
+            base=_base(checkpoint),
             output=runs_root(),
             name=output_name.strip(),
             quality=quality,
@@ -96,9 +97,26 @@ class TrainSafetyLora(io.ComfyNode):
 
 
 def bases() -> list[str]:
-    """The checkpoints that can be trained on (a .ckpt may hold a program), and the embedded model."""
+    """What can be trained on; a .ckpt may hold a program, and is left out."""
     names = folder_paths.get_filename_list("checkpoints")
-    return [*(name for name in names if name.lower().endswith(".safetensors")), MICRO]
+    files = [name for name in names if name.lower().endswith(".safetensors")]
+    return [*files, *_diffusers(), MICRO]
+
+
+def _base(name: str) -> str:
+    if name == MICRO:
+        return MICRO
+    folders = _diffusers()
+    return str(folders[name]) if name in folders else _full("checkpoints", name)
+
+
+def _diffusers() -> dict[str, Path]:
+    """Names for the menu: the models that ComfyUI's own DiffusersLoader lists."""
+    return {
+        f"{DIFFUSERS}/{mark.parent.relative_to(root).as_posix()}": mark.parent
+        for root in map(Path, folder_paths.get_folder_paths(DIFFUSERS))
+        for mark in sorted(root.glob("*/model_index.json"))
+    }
 
 
 def _place(pairs: str) -> Path:
