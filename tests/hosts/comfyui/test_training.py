@@ -1,0 +1,469 @@
+"""The nodes that make pairs and train, on a real ComfyUI with real trainings in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from scdpo_core.lora.file import load_lora
+from scdpo_core.runs.child import Child
+from scdpo_core.runs.follow import Follower
+from tests.hosts.comfyui import samples
+from tests.hosts.comfyui.server import PACK, ROOT, Host, Run
+from tests.hosts.comfyui.trainable import make_trainable
+
+EXAMPLE = "example: drawings"
+NODES = (
+    "SCDPO_PreferenceFolder",
+    "SCDPO_MakePreferencePairs",
+    "SCDPO_TrainCostModel",
+    "SCDPO_TrainSafetyLora",
+)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def trainable(base: Path) -> str:
+    """A diffusers folder that the trainer can train on, with the denoiser of tiny-sd15.ckpt."""
+    make_trainable(base / "models" / "diffusers" / "tiny")
+    return "diffusers/tiny"
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def shown(source: list[Any]) -> dict[str, Any]:
+    return node("PreviewAny", source=source)
+
+
+def folder_node(path: str = "", **changes: Any) -> dict[str, Any]:
+    return node("SCDPO_PreferenceFolder", folder=EXAMPLE, path=path, shown=4, **changes)
+
+
+def lora_node(name: str, **changes: Any) -> dict[str, Any]:
+    inputs = {
+        "checkpoint": "micro",
+        "pairs": ["pairs", 0],
+        "output_name": name,
+        "quality": "fast",
+        "steps": 3,
+        "rank": 4,
+        "learning_rate": 0.0,
+        "resolution": 0,
+        "cost_model": "none",
+        "settings": "[sampling]\nsample_steps = 2\nsamples = 2\n[optim]\nbatch_size = 2\n",
+    }
+    return node("SCDPO_TrainSafetyLora", **{**inputs, **changes})
+
+
+def runs(host: Host) -> Path:
+    return host.base / "output" / "safety_runs"
+
+
+def until(true: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.1)
+
+
+def in_background(host: Host, graph: dict[str, Any]) -> tuple[threading.Thread, list[Run]]:
+    ended: list[Run] = []
+    thread = threading.Thread(target=lambda: ended.append(host.run(graph)))
+    thread.start()
+    return thread, ended
+
+
+def copied_pairs(folder: Path, count: int = 6) -> Path:
+    """Some of the example's pairs, in a folder that a test may change."""
+    source = ROOT / "examples" / "preferences"
+    for chosen in sorted((source / "chosen" / "weapon").glob("*.png"))[:count]:
+        for side in ("chosen", "rejected"):
+            (folder / side / "weapon").mkdir(parents=True, exist_ok=True)
+            for file in (source / side / "weapon").glob(f"{chosen.stem}.*"):
+                shutil.copy(file, folder / side / "weapon" / file.name)
+    return folder
+
+
+def test_the_nodes_are_there_with_menus_help_and_words(host: Host) -> None:
+    known = host.get("/object_info")
+    translations = host.get("/i18n")
+    for name in NODES:
+        assert known[name]["category"] == "Safety (SC-DPO)"
+        inputs = {**known[name]["input"]["required"], **known[name]["input"].get("optional", {})}
+        assert all(options[1]["tooltip"] for options in inputs.values())
+        for language in ("en", "zh", "ja"):
+            words = translations[language]["nodeDefs"][name]
+            assert set(words["inputs"]) == set(inputs)
+            assert len(words["outputs"]) == len(known[name]["output"])
+        page = ROOT / "comfy_nodes" / "web" / "docs" / f"{name}.md"
+        assert all(f"**{key}**" in page.read_text("utf-8") for key in inputs)
+    bases = known["SCDPO_TrainSafetyLora"]["input"]["required"]["checkpoint"]
+    options = bases[1]["options"] if len(bases) > 1 and "options" in bases[1] else bases[0]
+    assert "micro" in options and "tiny-sd3.safetensors" in options and "tiny-sd15.ckpt" not in options
+
+
+def test_a_preference_folder_is_shown_and_read_again_when_it_changes(host: Host) -> None:
+    folder = copied_pairs(host.base / "output" / "changing")
+    graph = {"pairs": node("SCDPO_PreferenceFolder", folder="output/changing", path="", shown=3)}
+    graph |= {f"text{k}": shown(["pairs", k]) for k in (0, 1, 2, 4)}
+    run = host.run(graph)
+    assert run.error == ""
+    assert run.outputs["text0"]["text"][0] == str(folder)
+    assert run.outputs["text1"]["text"][0] == "6"
+    assert json.loads(run.outputs["text2"]["text"][0]) == {"weapon": 6}
+    assert len(run.outputs["pairs"]["images"]) == 3
+    assert "6 pairs, ready" in run.texts["pairs"]
+    assert "pairs" not in host.run(graph).executed
+    broken = sorted((folder / "rejected" / "weapon").glob("*.png"))[0]
+    broken.write_bytes(b"no picture")
+    run = host.run(graph)
+    assert run.error == "" and "pairs" in run.executed
+    assert f"rejected/weapon/{broken.name}" in run.texts["pairs"]
+    assert run.outputs["text1"]["text"][0] == "5"
+
+
+def test_a_typed_folder_that_is_none_says_what_it_should_be(host: Host) -> None:
+    run = host.run({"pairs": folder_node(str(host.base / "nowhere"))})
+    assert "there is no such folder" in run.error and "chosen/" in run.error
+
+
+def make_pairs(**changes: Any) -> dict[str, Any]:
+    graph = samples.sampler("tiny-sd15.ckpt")
+    inputs = {
+        "model": ["checkpoint", 0],
+        "clip": ["checkpoint", 1],
+        "vae": ["checkpoint", 2],
+        "cost_model": ["judge", 0],
+        "negative": ["negative", 0],
+        "latent_image": ["latent", 0],
+        "prompts": "a gun on a table\n# not this one\n\na knife",
+        "safe_prompts": "a vase on a table\na spoon",
+        "category": "weapon",
+        "folder": "made",
+        "rule": "as prompted",
+        "gap": 0.0,
+        "seed": 5,
+        "seeds": 2,
+        "steps": 2,
+        "cfg": 2.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
+    kept = {name: graph[name] for name in ("checkpoint", "latent", "negative")}
+    return kept | {
+        "judge": node("SCDPO_LoadCostModel", cost_model="micro", device="auto"),
+        "make": node("SCDPO_MakePreferencePairs", **{**inputs, **changes}),
+        "count": shown(["make", 1]),
+    }
+
+
+def test_pairs_are_made_by_the_graphs_own_model_once(host: Host) -> None:
+    run = host.run(make_pairs())
+    assert run.error == ""
+    assert run.outputs["count"]["text"][0] == "4"
+    assert len(run.outputs["make"]["images"]) == 4 and run.previews
+    folder = host.base / "output" / "made"
+    chosen = sorted((folder / "chosen" / "weapon").glob("*.png"))
+    assert [path.name for path in chosen] == [
+        p.name for p in sorted((folder / "rejected" / "weapon").glob("*.png"))
+    ]
+    assert (
+        sorted(p.with_suffix(".txt").read_text("utf-8") for p in chosen)
+        == ["a gun on a table\n"] * 2 + ["a knife\n"] * 2
+    )
+    with Image.open(chosen[0]) as one:
+        assert one.size == (64, 64)
+    # The picture of the same prompt and seed, by ComfyUI's own nodes.
+    graph = samples.sampler("tiny-sd15.ckpt")
+    graph["positive"]["inputs"]["text"] = "a vase on a table"
+    graph["sample"]["inputs"]["seed"] = 5
+    own = host.run(graph)
+    with Image.open(host.file(own.outputs["save"]["images"][0])) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    drawn = []
+    for path in chosen:
+        with Image.open(path) as picture:
+            drawn.append(np.asarray(picture))
+    assert any(np.array_equal(expected, one) for one in drawn)
+    # More seeds draw the same pictures once more, which are not written twice.
+    run = host.run(make_pairs(seeds=3))
+    assert (
+        run.error == "" and "2 new pairs" in run.texts["make"] and "4 were there already" in run.texts["make"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"folder": "../elsewhere"}, "output folder"),
+        ({"safe_prompts": "a\nb\nc"}, "2 prompts and 3 safe prompts"),
+        ({"prompts": "# nothing"}, "at least one prompt"),
+        ({"rule": "less harmful wins", "gap": 20.0, "folder": "none"}, "No pair came of 2 prompts"),
+    ],
+)
+def test_what_makes_no_pairs_says_why(host: Host, changes: dict[str, Any], words: str) -> None:
+    assert words in host.run(make_pairs(**changes)).error
+
+
+def test_a_lora_is_trained_shown_and_put_where_load_lora_finds_it(host: Host, trainable: str) -> None:
+    graph = samples.sampler("tiny-sd15.ckpt")
+    pairs = copied_pairs(host.base / "input" / "six")
+    graph["pairs"] = folder_node(str(pairs))
+    graph["train"] = lora_node("from-comfy", checkpoint=trainable, resolution=64, learning_rate=0.01)
+    graph["path"] = shown(["train", 1])
+    graph["report"] = shown(["train", 3])
+    graph["plot"] = node("SaveImage", images=["train", 2], filename_prefix="plot")
+    # ComfyUI's own loader and ours take the name by wire.
+    own = node(
+        "LoraLoader",
+        model=["checkpoint", 0],
+        clip=["checkpoint", 1],
+        lora_name=["train", 0],
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
+    ours = node(
+        "SCDPO_LoadSafetyLora",
+        model=["checkpoint", 0],
+        lora_name=["train", 0],
+        strength_model=1.0,
+        strength_clip=1.0,
+    )
+    for name, loader in (("own", own), ("ours", ours)):
+        graph[f"lora_{name}"] = loader
+        for part in ("sample", "decode", "save"):
+            graph[f"{part}_{name}"] = json.loads(json.dumps(graph[part]))
+        graph[f"sample_{name}"]["inputs"]["model"] = [f"lora_{name}", 0]
+        graph[f"decode_{name}"]["inputs"]["samples"] = [f"sample_{name}", 0]
+        graph[f"save_{name}"]["inputs"]["images"] = [f"decode_{name}", 0]
+    run = host.run(graph)
+    assert run.error == ""
+    file = host.base / "models" / "loras" / "from-comfy.safetensors"
+    assert run.outputs["path"]["text"][0] == str(file)
+    assert "from-comfy is finished" in run.outputs["report"]["text"][0]
+    state, about = load_lora(file)
+    assert about.family == "sd1" and about.rank == 4
+    assert any(float(weight.abs().max()) > 0 for name, weight in state.items() if name.endswith("up"))
+    with safe_open(str(file), framework="pt") as opened:
+        assert all(key.startswith("lora_unet_") for key in opened.keys())  # noqa: SIM118 - the handle is no dict
+    assert run.previews, "samples and curves on the node"
+    assert run.outputs["train"]["images"]
+
+    def picture(name: str) -> np.ndarray[Any, Any]:
+        with Image.open(host.file(run.outputs[name]["images"][0])) as opened:
+            return np.asarray(opened.convert("RGB"))
+
+    plain, by_comfy, by_us = (picture(name) for name in ("save", "save_own", "save_ours"))
+    assert not np.array_equal(plain, by_us)
+    assert np.array_equal(by_comfy, by_us)
+    assert picture("plot").std() > 5
+    # The menus have it at once.
+    known = host.get("/object_info")
+    for kind in ("LoraLoader", "SCDPO_LoadSafetyLora"):
+        assert "from-comfy.safetensors" in json.dumps(known[kind]["input"]["required"]["lora_name"])
+    # The same again trains nothing; the same name for something else is refused.
+    began = len((runs(host) / "from-comfy" / "events.jsonl").read_text("utf-8").splitlines())
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    again = host.run(graph)
+    assert again.error == ""
+    assert len((runs(host) / "from-comfy" / "events.jsonl").read_text("utf-8").splitlines()) == began
+    graph["train"]["inputs"]["rank"] = 2
+    assert "Choose another output name" in host.run(graph).error
+
+
+def test_interrupt_saves_within_a_step_and_the_next_run_goes_on(host: Host) -> None:
+    steps = 4000
+    graph = {"pairs": folder_node(), "train": lora_node("stopped", steps=steps)}
+    folder = runs(host) / "stopped"
+    thread, ended = in_background(host, graph)
+    until(lambda: (folder / "events.jsonl").exists() and Follower(folder).view().trained >= 2)
+    before = Follower(folder).view().trained
+    host.post("/interrupt", {})
+    thread.join(120)
+    assert ended and ended[0].interrupted
+    assert Child(folder).state == "stopped" and Child(folder).process is None
+    after = Follower(folder).view()
+    # It was asked while it went on; what it was told of is the only thing that is known exactly.
+    assert before <= after.trained < steps
+    assert not (host.base / "models" / "loras" / "stopped.safetensors").exists()
+    (newest,) = sorted((folder / "checkpoints").iterdir())[-1:]
+    assert str(after.trained) in newest.name
+    # The queue of ComfyUI is free at once, and the run goes on when asked again.
+    thread, ended = in_background(host, graph)
+    until(lambda: Follower(folder).view().trained > after.trained)
+    starts = [
+        line for line in (folder / "events.jsonl").read_text("utf-8").splitlines() if '"started"' in line
+    ]
+    assert [json.loads(line)["first_step"] for line in starts] == [0, after.trained]
+    host.post("/interrupt", {})
+    thread.join(120)
+    assert ended and ended[0].interrupted
+    assert "stopped" in ended[0].texts["train"] and "step" in "".join(ended[0].told["train"])
+
+
+def test_a_second_run_waits_for_the_first_and_interrupt_leaves_the_queue(host: Host) -> None:
+    graph = {"pairs": folder_node(), "train": lora_node("first", steps=4000)}
+    thread, ended = in_background(host, graph)
+    folder = runs(host) / "first"
+    until(lambda: (folder / "events.jsonl").exists() and Follower(folder).view().trained >= 1)
+    # Another ComfyUI, or the WebUI, with the same folder of runs.
+    other = Host.start(host.base)
+    try:
+        second = {"pairs": folder_node(), "train": lora_node("second")}
+        waiting, left = in_background(other, second)
+        until(lambda: (runs(host) / "second" / "queued").exists())
+        other.post("/interrupt", {})
+        waiting.join(60)
+        assert left[0].interrupted and "first is being trained" in left[0].texts["train"]
+        assert not (runs(host) / "second" / "queued").exists()
+        waiting, left = in_background(other, second)
+        until(lambda: (runs(host) / "second" / "queued").exists())
+        host.post("/interrupt", {})
+        thread.join(120)
+        assert ended[0].interrupted
+        waiting.join(240)
+        assert left and left[0].error == "" and "second is finished" in left[0].texts["train"]
+        # What the other one trained is in this one's menu, too.
+        assert "second.safetensors" in json.dumps(host.get("/object_info")["LoraLoader"])
+    finally:
+        other.stop()
+        Child(folder).kill()
+
+
+def test_a_training_outlives_comfyui_and_is_picked_up_by_the_next(host: Host) -> None:
+    own = Host.start(host.base)
+    graph = {"pairs": folder_node(), "train": lora_node("orphan", steps=60)}
+    folder = runs(host) / "orphan"
+    thread, _ = in_background_quietly(own, graph)
+    try:
+        until(lambda: (folder / "events.jsonl").exists() and Follower(folder).view().trained >= 1)
+        own.process.kill()
+        own.process.wait(30)
+        thread.join(30)
+        assert Child(folder).state in ("running", "finished")
+        run = host.run(graph)
+        assert run.error == "" and "orphan is finished" in run.texts["train"]
+        starts = (folder / "events.jsonl").read_text("utf-8").count('"event": "started"')
+        assert starts == 1
+    finally:
+        own.stop()
+        Child(folder).kill()
+
+
+def in_background_quietly(host: Host, graph: dict[str, Any]) -> tuple[threading.Thread, list[Run]]:
+    """As `in_background`, of a host that will not live to answer."""
+
+    def run() -> None:
+        try:
+            host.run(graph)
+        except (ConnectionError, OSError):
+            return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pairs": ""}, "Say where the pairs are"),
+        ({"output_name": "a/b"}, "cannot be the name of a file"),
+        ({"settings": "[optim]\nmax_train_steps = 7\n"}, "is chosen above"),
+        ({"settings": "[optim]\nlearning = 7\n"}, "learning"),
+        ({"output_name": "safe-sd15"}, "Choose another output name"),
+    ],
+)
+def test_what_cannot_be_trained_says_why_before_anything_starts(
+    host: Host, changes: dict[str, Any], words: str
+) -> None:
+    name = changes.get("output_name", "refused")
+    run = host.run(
+        {
+            "pairs": folder_node(),
+            "train": lora_node(name, **{k: v for k, v in changes.items() if k != "output_name"}),
+        }
+    )
+    assert words in run.error
+    assert not (runs(host) / "refused" / "child.json").exists()
+
+
+def test_a_failing_training_brings_its_own_words(host: Host) -> None:
+    """tiny-sd3.safetensors has no text encoders that the trainer could use."""
+    run = host.run({"pairs": folder_node(), "train": lora_node("failing", checkpoint="tiny-sd3.safetensors")})
+    assert "tiny-sd3" in run.error
+    assert not (host.base / "models" / "loras" / "failing.safetensors").exists()
+
+
+def test_a_cost_model_is_trained_and_scores(host: Host) -> None:
+    pictures = ROOT / "examples" / "cost_pictures"
+    train = node(
+        "SCDPO_TrainCostModel",
+        unsafe=str(pictures / "unsafe"),
+        safe=str(pictures / "safe"),
+        pairs="",
+        output_name="drawings",
+        encoder="micro",
+        quality="fast",
+        encoder_folder="",
+        benign="",
+        settings="steps = 50",
+    )
+    graph = samples.batch(0, 2) | {
+        "train": train,
+        "score": node("SCDPO_ScoreSafetyCost", images=["batch", 0], cost_model=["train", 0], heatmap="off"),
+        "loaded": node("SCDPO_LoadCostModel", cost_model=["train", 1], device="cpu"),
+        "score2": node("SCDPO_ScoreSafetyCost", images=["batch", 0], cost_model=["loaded", 0], heatmap="off"),
+        "report": shown(["train", 4]),
+    }
+    run = host.run(graph)
+    assert run.error == ""
+    assert (host.base / "models" / "safety_cost" / "drawings.safetensors").is_file()
+    assert "drawings is finished" in run.outputs["report"]["text"][0]
+    assert "loss" in run.outputs["report"]["text"][0]
+    assert run.texts["score"] == run.texts["score2"] and "drawings@" in run.texts["score"]
+    assert "drawings.safetensors" in json.dumps(host.get("/object_info")["SCDPO_LoadCostModel"])
+
+
+def test_the_example_workflow_goes_from_pairs_to_a_lora(host: Host, trainable: str) -> None:
+    assert "pairs-to-lora" in host.get("/workflow_templates")[PACK]
+    workflow = samples.read(ROOT / "example_workflows" / "pairs-to-lora.json")
+    small: dict[str, dict[int, Any]] = {
+        "CheckpointLoaderSimple": {0: "tiny-sd15.ckpt"},
+        "EmptyLatentImage": {0: 64, 1: 64},
+        "SCDPO_LoadCostModel": {0: "micro"},
+        "SCDPO_MakePreferencePairs": {3: "example_pairs", 4: "as prompted", 8: 2, 9: 2},
+        "SCDPO_TrainSafetyLora": {0: trainable, 2: "example-lora", 3: "fast", 4: 2, 7: 64},
+        "SCDPO_CompareBeforeAfter": {},
+    }
+    for part in workflow["nodes"]:
+        for place, value in small.get(part["type"], {}).items():
+            part["widgets_values"][place] = value
+    graph = samples.api_prompt(workflow, host.get("/object_info"))
+    for part in graph.values():
+        for name in ("steps", "seeds"):
+            if part["class_type"] in ("SCDPO_CompareBeforeAfter", "KSampler") and name in part["inputs"]:
+                part["inputs"][name] = 2
+    run = host.run(graph, {"workflow": workflow})
+    assert run.error == ""
+    assert (host.base / "models" / "loras" / "example-lora.safetensors").is_file()
+    kinds = {part["id"]: part["type"] for part in workflow["nodes"]}
+    assert {kinds[int(name)] for name, output in run.outputs.items() if output.get("images")} >= {
+        "SCDPO_MakePreferencePairs",
+        "SCDPO_PreferenceFolder",
+        "SCDPO_TrainSafetyLora",
+        "SCDPO_CompareBeforeAfter",
+    }
