@@ -15,7 +15,7 @@ from scdpo_core.training.events import Sample
 
 RISING: Curve = tuple((step, step / 100) for step in range(1, 101))
 FALLING: Curve = tuple((step, 1.0 - step / 100) for step in range(1, 101))
-BLUE = (20, 110, 190)
+BLUE, RED, GREEN = (20, 110, 190), (183, 28, 28), (27, 120, 55)
 
 
 def view(tmp_path: Path, **changes: object) -> RunView:
@@ -64,9 +64,11 @@ def test_a_falling_loss_falls_in_the_picture(tmp_path: Path) -> None:
     assert last > 380
 
 
-def test_a_run_that_is_a_quarter_done_has_its_curve_in_the_left_quarter(tmp_path: Path) -> None:
-    picture = curves(view(tmp_path, curves={"loss": FALLING}), (400, 200))
-    assert max(x for x, rows in columns_of(picture, BLUE).items() if max(rows) > 50) < 120
+def test_what_is_above_zero_stands_above_what_is_below(tmp_path: Path) -> None:
+    gaps = {"winner_gap": tuple((k, -v) for k, v in RISING), "loser_gap": RISING}
+    picture = curves(view(tmp_path, curves=gaps), (400, 200))
+    chosen, rejected = ({x: rows[-1] for x, rows in columns_of(picture, c).items()} for c in (GREEN, RED))
+    assert chosen[max(chosen)] > rejected[max(rejected)] + 60
 
 
 def test_a_run_without_a_step_says_so(tmp_path: Path) -> None:

@@ -16,15 +16,15 @@ Colour = tuple[int, int, int]
 Line = tuple[str, Colour, Curve]
 
 _PAPER, _INK, _SOFT, _FAINT = (250, 250, 248), (30, 34, 40), (96, 102, 110), (212, 215, 219)
-_BLUE, _RED, _GREEN, _GREY = (20, 110, 190), (183, 28, 28), (27, 120, 55), (130, 136, 145)
+_BLUE, _RED, _GREEN = (20, 110, 190), (183, 28, 28), (27, 120, 55)
 # Title of each panel, and its curves: figure, name, colour. A panel without any curve is left out.
 _PANELS: tuple[tuple[str, tuple[tuple[str, str, Colour], ...]], ...] = (
-    ("loss", (("preference_loss", "preference", _GREY), ("loss", "minimised", _BLUE))),
+    ("loss that is minimised", (("loss", "loss", _BLUE),)),
+    ("preference loss (0.693 at the start)", (("preference_loss", "loss", _BLUE),)),
     (
-        "error against the base model (below 0: learnt)",
+        "error against the base (below 0: learnt)",
         (("winner_gap", "chosen", _GREEN), ("loser_gap", "rejected", _RED)),
     ),
-    ("pairs told apart (share of u > 0)", (("implicit_accuracy", "accuracy", _BLUE),)),
 )
 _SHOWN = 4
 
@@ -112,13 +112,18 @@ def _panel(
     lines: Sequence[Line],
     steps: int,
 ) -> None:
-    left, top, right, bottom = box[0] + letter, box[1] + 3.8 * letter, box[2] - letter, box[3] - 2 * letter
+    small = max(8, letter * 3 // 4)
     low, high = _range([value for _, _, curve in lines for _, value in curve])
-    last = max(steps, *(curve[-1][0] for _, _, curve in lines), 1)
+    ends = [f"{high:.3g}", f"{low:.3g}"]
+    gutter = max(lettered(text, small).width for text in ends) + small
+    left, top, right, bottom = box[0] + gutter, box[1] + 3.8 * letter, box[2] - letter, box[3] - 2 * letter
+    first = min(curve[0][0] for _, _, curve in lines)
+    last = max(curve[-1][0] for _, _, curve in lines)
     draw = ImageDraw.Draw(picture)
 
     def at(step: int, value: float) -> tuple[float, float]:
-        return left + (right - left) * step / last, bottom - (bottom - top) * (value - low) / (high - low)
+        across = (step - first) / max(1, last - first)
+        return left + (right - left) * across, bottom - (bottom - top) * (value - low) / (high - low)
 
     _write(picture, title, (left, box[1] + letter * 0.6), letter, _INK)
     place = left
@@ -128,17 +133,16 @@ def _panel(
         place += lettered(text, letter).width + letter
     draw.rectangle((left, top, right, bottom), outline=_FAINT)
     if low < 0 < high:
-        draw.line((*at(0, 0.0), *at(last, 0.0)), fill=_SOFT)
+        draw.line((*at(first, 0.0), *at(last, 0.0)), fill=_SOFT)
     for _, colour, curve in lines:
-        points = [at(step, value) for step, value in curve]
+        points = [at(step, value) for step, value in curve if math.isfinite(value)]
         if len(points) > 1:
             draw.line(points, fill=colour, width=2)
-        x, y = points[-1]
-        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-    small = max(8, letter * 3 // 4)
-    _write(picture, f"{high:.3g}", (left + 3, top + 3), small, _SOFT)
-    _write(picture, f"{low:.3g}", (left + 3, bottom - small - 3), small, _SOFT)
-    end = f"step {last}"
+        for x, y in points[-1:]:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+    for text, height in zip(ends, (top, bottom - small), strict=True):
+        _write(picture, text, (left - lettered(text, small).width - small / 2, height), small, _SOFT)
+    end = f"step {last} of {max(steps, last)}"
     _write(picture, end, (right - lettered(end, small).width, bottom + letter / 2), small, _SOFT)
 
 
