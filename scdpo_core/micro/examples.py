@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(options.target / name, ignore_errors=True)
     pairs = build_preferences(model, Judge.load(JUDGE), options.target / "preferences")
     sprites = art.fetch(options.work / "art")
-    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_TRAINED, 8, 4)
+    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_OF_COST, 7, 7)
     pictures += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 2, 1)
     sys.stderr.write(f"{pairs} pairs and {pictures} cost pictures under {options.target}, from {WEIGHTS}\n")
     return 0
