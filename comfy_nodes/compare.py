@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.samplers
+import comfy.utils
 import folder_paths
 import nodes
 import torch
@@ -15,6 +16,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..scdpo_core.cost.scorers import Scorer
+from ..scdpo_core.lora.card import card_of
 from ..scdpo_core.scoring import words
 from ..scdpo_core.scoring.board import Strip, comparison, histogram
 from ..scdpo_core.types import ScdpoError
@@ -96,6 +98,8 @@ class CompareBeforeAfter(io.ComfyNode):
     ) -> io.NodeOutput:
         """Draw, score, lay out."""
         lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
+        # Said before the first preview, for the page puts the text above what is there already.
+        say(cls, card_of(lora.file))
         strips, batches = [], []
         for strength in parse(strengths):
             changed = apply(lora, model, None, strength, 0.0, Window()).model
@@ -107,6 +111,8 @@ class CompareBeforeAfter(io.ComfyNode):
         report = _report(strips)
         say(cls, report)
         grid = comparison(strips)
+        # The page goes on showing the last preview, so that is the grid.
+        comfy.utils.ProgressBar(1).update_absolute(1, 1, ("JPEG", grid, max(grid.size)))
         costs = [[score.value for score in strip.scores] for strip in strips]
         bars = histogram([(strip.title, row) for strip, row in zip(strips, costs, strict=True)])
         return io.NodeOutput(

@@ -16,7 +16,7 @@ from ..scdpo_core.scoring import words
 from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back
 from ..scdpo_core.types import CostScore, ScdpoError
 from . import metadata, preview
-from .convert import to_images, to_pictures
+from .convert import in_threads, to_images, to_pictures
 from .cost import scores_of
 from .shared import CostModelType, ScoresType, say, schema
 
@@ -146,19 +146,22 @@ def _treated(
     cover = "blur" if action == "drop" else action
     if cover not in COVERS:
         return images, shown
+    hidden = in_threads(lambda place: covered(pictures[place], cover, other), held)
+    for place, picture in zip(held, hidden, strict=True):
+        shown[place] = picture
+    if action == "drop":
+        return images, shown
     out = images.clone()
     for place in held:
-        shown[place] = covered(pictures[place], cover, other)
-        if action != "drop":
-            out[place] = _fitting(to_images([shown[place]])[0], images)
+        out[place] = _fitting(to_images([shown[place]])[0], images.shape[-1])
     return out, shown
 
 
-def _fitting(picture: Tensor, images: Tensor) -> Tensor:
+def _fitting(picture: Tensor, channels: int) -> Tensor:
     """[H, W, 3] with as many channels as the batch has; fully opaque."""
-    channels = images.shape[-1]
-    whole = torch.cat([picture, torch.ones(*picture.shape[:2], 1)], dim=-1)
-    return (whole if channels == 4 else picture[..., :channels]).to(images)
+    if channels <= 3:
+        return picture[..., :channels]
+    return torch.cat([picture, torch.ones(*picture.shape[:2], channels - 3)], dim=-1)
 
 
 def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> str:

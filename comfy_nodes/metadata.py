@@ -2,7 +2,7 @@
 
 Save Image writes each entry of the prompt's `extra_pnginfo` into its file, so a node that scores adds one.
 A node whose result ComfyUI reuses does not run, however, and each prompt comes with an `extra_pnginfo` of its
-own: so what was found last is kept, by the node and all that it depends on, and put into each new prompt.
+own: so what was found last is kept, by what the node depends on, and put into each new prompt.
 """
 
 from __future__ import annotations
@@ -82,19 +82,14 @@ def _put(info: dict[str, Any], node: str, value: dict[str, Any]) -> None:
     info[own] = {**value, "node": node}
 
 
-def _lineage(prompt: Mapping[str, Any], node: str) -> str:
-    """A hash of a node and all that it depends on."""
-    seen: dict[str, Any] = {}
-
-    def look(name: str) -> None:
-        what = prompt.get(name)
-        if name in seen or not isinstance(what, Mapping):
-            return
-        inputs = what.get("inputs", {})
-        seen[name] = [what.get("class_type"), inputs]
-        for value in inputs.values():
-            if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
-                look(value[0])
-
-    look(node)
-    return hashlib.sha256(json.dumps([node, seen], sort_keys=True, default=str).encode()).hexdigest()
+def _lineage(prompt: Mapping[str, Any], node: str, above: frozenset[str] = frozenset()) -> str:
+    """A hash of a node and all that it depends on; like ComfyUI's own, whatever the nodes' numbers are."""
+    what = prompt.get(node)
+    if not isinstance(what, Mapping) or node in above:
+        return ""
+    inputs = {}
+    for name, value in what.get("inputs", {}).items():
+        linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+        inputs[name] = [_lineage(prompt, value[0], above | {node}), value[1]] if linked else value
+    told = json.dumps([what.get("class_type"), inputs], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()

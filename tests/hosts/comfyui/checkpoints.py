@@ -1,8 +1,8 @@
-"""The smallest checkpoints that a real ComfyUI samples from, with random weights; run by ComfyUI's own Python.
+"""The smallest checkpoints that a real ComfyUI samples from, with random weights; run by its own Python.
 
     python tests/hosts/comfyui/checkpoints.py COMFYUI_DIR OUT_DIR
 
-writes `tiny-sd15.ckpt` and `tiny-sd3.safetensors`. The names of the weights are those of ComfyUI's own classes.
+writes `tiny-sd15.ckpt` and `tiny-sd3.safetensors`. The names of the weights are those of ComfyUI's classes.
 An SD 1 checkpoint cannot shrink its text encoder, so its tensors are views of one small buffer, which a .ckpt
 keeps as such: some megabytes on the disk.
 """
@@ -82,7 +82,11 @@ def sd15() -> dict[str, torch.Tensor]:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
     from comfy.taesd.taesd import TAESD
 
-    how: dict[str, Any] = {"device": "meta", "dtype": torch.float32, "operations": comfy.ops.disable_weight_init}
+    how: dict[str, Any] = {
+        "device": "meta",
+        "dtype": torch.float32,
+        "operations": comfy.ops.disable_weight_init,
+    }
     unet = UNetModel(**{k: list(v) if isinstance(v, list) else v for k, v in UNET.items()}, **how)
     clip = comfy.clip_model.CLIPTextModel(
         {

@@ -32,7 +32,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nodes = folder / "custom_nodes"
     nodes.mkdir()
     (nodes / PACK).symlink_to(ROOT, target_is_directory=True)
-    command = [python(), HERE / "checkpoints.py", os.environ["COMFYUI_DIR"], folder / "models" / "checkpoints"]
+    command = [
+        python(),
+        HERE / "checkpoints.py",
+        os.environ["COMFYUI_DIR"],
+        folder / "models" / "checkpoints",
+    ]
     made = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert made.returncode == 0, made.stderr
     samples.make_loras(folder / "models" / "loras")

@@ -55,7 +55,8 @@ def state_of(network: nn.Module, size: float) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in adapter.parameters():
-            weight.copy_(size * torch.randn(weight.shape, generator=generator))
+            # Rounded to float16, so that a float16 file loses nothing.
+            weight.copy_((size * torch.randn(weight.shape, generator=generator)).half())
     return adapter.state()
 
 
@@ -137,7 +138,10 @@ def sampler(checkpoint: str, lora: dict[str, Any] | None = None, steps: int = 2)
             "denoise": 1.0,
         },
     }
-    graph["decode"] = {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["checkpoint", 2]}}
+    graph["decode"] = {
+        "class_type": "VAEDecode",
+        "inputs": {"samples": ["sample", 0], "vae": ["checkpoint", 2]},
+    }
     graph["save"] = {
         "class_type": "SaveImage",
         "inputs": {"images": ["decode", 0], "filename_prefix": "test"},
