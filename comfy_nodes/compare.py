@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import comfy.samplers
-import comfy.utils
 import folder_paths
-import nodes
 import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..scdpo_core.cost.scorers import Scorer
 from ..scdpo_core.lora.card import card_of
@@ -23,6 +19,7 @@ from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images, to_pictures
 from .patching import apply, read
+from .sampling import draw
 from .schedule import Window
 from .shared import CostModelType, say, schema
 
@@ -103,7 +100,7 @@ class CompareBeforeAfter(io.ComfyNode):
         strips, batches = [], []
         for strength in parse(strengths):
             changed = apply(lora, model, None, strength, 0.0, Window()).model
-            images = torch.cat([_draw(changed, vae, seed + k, **sampling) for k in range(seeds)])
+            images = torch.cat([draw(changed, vae, seed + k, **sampling) for k in range(seeds)])
             pictures = to_pictures(images)
             title = "without the LoRA" if strength == 0 else f"strength {strength:g}"
             strips.append(Strip(title, pictures, cost_model.score(pictures)))
@@ -111,8 +108,7 @@ class CompareBeforeAfter(io.ComfyNode):
         report = _report(strips)
         say(cls, report)
         grid = comparison(strips)
-        # The page goes on showing the last preview, so that is the grid.
-        comfy.utils.ProgressBar(1).update_absolute(1, 1, ("JPEG", grid, max(grid.size)))
+        preview.keep(grid)
         costs = [[score.value for score in strip.scores] for strip in strips]
         bars = histogram([(strip.title, row) for strip, row in zip(strips, costs, strict=True)])
         return io.NodeOutput(
@@ -141,29 +137,6 @@ def parse(strengths: str) -> list[float]:
             "0, 0.5, 1"
         )
     return values
-
-
-def _draw(
-    model: Any,
-    vae: Any,
-    seed: int,
-    *,
-    positive: Any,
-    negative: Any,
-    latent_image: Any,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    denoise: float,
-) -> Tensor:
-    """[B, H, W, 3], by ComfyUI's own sampler, with its previews."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
-    latent = nodes.common_ksampler(
-        model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
-    )[0]
-    images = vae.decode(latent["samples"])
-    return images.reshape(-1, *images.shape[-3:])
 
 
 def _report(strips: Sequence[Strip]) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..scdpo_core.cost.scorers import Scorer
 from ..scdpo_core.preferences.build import RULES, Drawn, Match, match, prompts_of, with_safe, write_pair
-from ..scdpo_core.preferences.survey import twins
+from ..scdpo_core.preferences.survey import grid, twins
 from ..scdpo_core.scoring.words import spoken
 from ..scdpo_core.types import ScdpoError
 from . import preview
@@ -22,7 +22,7 @@ from .convert import to_images, to_pictures
 from .sampling import draw
 from .shared import CostModelType, say, schema
 
-_SHOWN = 24
+_SHOWN = 12
 
 
 class MakePreferencePairs(io.ComfyNode):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import comfy.utils
 import folder_paths
 from PIL import Image
 
@@ -45,6 +46,11 @@ def show(pictures: Sequence[Image.Image]) -> dict[str, Any]:
         "images": [{"filename": file, "subfolder": "", "type": "temp"} for file in files],
         "animated": (False,),
     }
+
+
+def keep(picture: Image.Image) -> None:
+    """End a node's live previews with this picture: the page goes on showing the last one."""
+    comfy.utils.ProgressBar(1).update_absolute(1, 1, ("JPEG", picture, max(picture.size)))
 
 
 def _sized(picture: Image.Image) -> Image.Image:

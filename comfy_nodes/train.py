@@ -91,8 +91,10 @@ class TrainSafetyLora(io.ComfyNode):
         if checkpoint == MICRO:
             told += "\nIt is for the embedded model of the demo, which ComfyUI itself cannot run."
         say(cls, told)
+        shown = board(view)
+        preview.keep(shown)
         return io.NodeOutput(
-            there.name, str(there), to_images([curves(view)]), told, ui=preview.show([board(view)])
+            there.name, str(there), to_images([curves(view)]), told, ui=preview.show([shown])
         )
 
 

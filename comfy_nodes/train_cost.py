@@ -94,6 +94,7 @@ class TrainCostModel(io.ComfyNode):
         told = f"{report(view)}\nCost model: {there}"
         say(cls, told)
         plot = curves(view)
+        preview.keep(plot)
         return io.NodeOutput(
             load_scorer(str(there), "cpu"),
             there.name,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from scdpo_core.preferences.survey import card, find, spread, stamp, stamp_of_pairs, survey
+from scdpo_core.preferences.survey import card, find, grid, spread, stamp, stamp_of_pairs, survey, twins
 from tests.tiny import tiny_pairs
 
 
@@ -81,11 +81,21 @@ def test_what_is_shown_comes_from_all_over_the_folder(tmp_path: Path) -> None:
     assert spread(pairs, 0) == []
 
 
-def test_titles_may_say_more(tmp_path: Path) -> None:
-    from scdpo_core.preferences.survey import twins
-
+def test_titles_may_say_more() -> None:
     black, white = Image.new("RGB", (4, 8)), Image.new("RGB", (8, 4), (255, 255, 255))
     plain = twins(black, white, "a prompt", 64)
     assert (
         plain.tobytes() != twins(black, white, "a prompt", 64, ("chosen -1.00", "rejected +2.00")).tobytes()
     )
+
+
+def test_cards_stand_in_rows() -> None:
+    cards = [Image.new("RGB", (10, 6), (k, 0, 0)) for k in (1, 2, 3)]
+    sheet = grid(cards)
+    assert sheet.size == (28, 20)
+    assert [sheet.getpixel(place) for place in ((0, 0), (18, 0), (0, 14))] == [
+        (1, 0, 0),
+        (2, 0, 0),
+        (3, 0, 0),
+    ]
+    assert grid(cards[:1]).size == (10, 6)

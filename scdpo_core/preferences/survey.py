@@ -153,6 +153,21 @@ def twins(
     return sheet
 
 
+def grid(cards: Sequence[Image.Image], columns: int = 2) -> Image.Image:
+    """Cards of one size in rows.
+
+    Args:
+        cards: at least one.
+        columns: at most.
+    """
+    columns, (width, height) = min(columns, len(cards)), cards[0].size
+    rows = -(-len(cards) // columns)
+    sheet = Image.new("RGB", (columns * (width + 8) - 8, rows * (height + 8) - 8), _PAPER)
+    for number, one in enumerate(cards):
+        sheet.paste(one, (number % columns * (width + 8), number // columns * (height + 8)))
+    return sheet
+
+
 def _folders(places: Iterable[Path]) -> list[Path]:
     found = []
     for place in places:

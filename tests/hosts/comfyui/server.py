@@ -30,7 +30,9 @@ class Run:
         error: of the run, '' when all went well.
         executed: nodes that ran (not those whose result was reused).
         previews: JPEG or PNG bytes that came over the websocket while it ran.
-        texts: node -> text that came over the websocket.
+        texts: node -> text that came over the websocket last.
+        told: node -> all such texts.
+        interrupted: whether somebody has interrupted it.
     """
 
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -38,6 +40,8 @@ class Run:
     executed: list[str] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
+    told: dict[str, list[str]] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 class Socket:
@@ -183,6 +187,7 @@ class Host:
                 run.outputs[data["node"]] = data["output"] or {}
             elif event["type"] == "execution_error":
                 run.error = f"{data['exception_type']}: {data['exception_message']}"
+            run.interrupted = run.interrupted or event["type"] == "execution_interrupted"
             if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
                 break
         events.close()
@@ -203,7 +208,9 @@ def _binary(message: bytes, run: Run) -> None:
         run.previews.append(message[8:])
     elif kind == 3:  # length of the node's id, the id, text
         length = struct.unpack(">I", message[4:8])[0]
-        run.texts[message[8 : 8 + length].decode()] = message[8 + length :].decode()
+        name = message[8 : 8 + length].decode()
+        run.texts[name] = message[8 + length :].decode()
+        run.told.setdefault(name, []).append(run.texts[name])
     elif kind == 4:  # length of the JSON about it, the JSON, the picture
         length = struct.unpack(">I", message[4:8])[0]
         run.previews.append(message[8 + length :])
