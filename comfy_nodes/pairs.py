@@ -114,6 +114,7 @@ class MakePreferencePairs(io.ComfyNode):
                 f"No pair came of {len(asked)} prompts.\n{report}\n"
                 "Try more seeds, other prompts, a smaller gap or another rule."
             )
+        preview.keep(grid(cards[:_SHOWN]))
         return io.NodeOutput(str(place), new + old, to_images(cards), report, ui=preview.show(cards[:_SHOWN]))
 
 

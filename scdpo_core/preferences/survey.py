@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -169,10 +170,14 @@ def grid(cards: Sequence[Image.Image], columns: int = 2) -> Image.Image:
 
 
 def _folders(places: Iterable[Path]) -> list[Path]:
+    """The folders in some folders. Output folders hold thousands of files, so that none is looked at."""
     found = []
     for place in places:
         try:
-            found += [entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+            with os.scandir(place) as entries:
+                found += [
+                    Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+                ]
         except OSError:
             continue
     return found

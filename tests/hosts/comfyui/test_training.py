@@ -21,6 +21,7 @@ from scdpo_core.runs.follow import Follower
 from tests.hosts.comfyui import samples
 from tests.hosts.comfyui.server import PACK, ROOT, Host, Run
 from tests.hosts.comfyui.trainable import make_trainable
+from tests.original_files import write_full_sd15
 
 EXAMPLE = "example: drawings"
 NODES = (
@@ -436,6 +437,35 @@ def test_a_cost_model_is_trained_and_scores(host: Host) -> None:
     assert "loss" in run.outputs["report"]["text"][0]
     assert run.texts["score"] == run.texts["score2"] and "drawings@" in run.texts["score"]
     assert "drawings.safetensors" in json.dumps(host.get("/object_info")["SCDPO_LoadCostModel"])
+
+
+def test_a_checkpoint_of_full_size_is_trained_by_its_name(host: Host) -> None:
+    """One step at 64x64 on a random Stable Diffusion 1.5 in one file, and its LoRA applied to it."""
+    name = "full-sd15.safetensors"
+    file = write_full_sd15(host.base / "models" / "checkpoints" / name)
+    try:
+        pairs = copied_pairs(host.base / "input" / "two", 2)
+        settings = "[optim]\nbatch_size = 1\naccumulation = 1\n[sampling]\nsamples = 0\n"
+        graph = {
+            "pairs": folder_node(str(pairs)),
+            "train": lora_node("full", checkpoint=name, steps=1, resolution=64, settings=settings),
+            "checkpoint": node("CheckpointLoaderSimple", ckpt_name=name),
+            "lora": node(
+                "SCDPO_LoadSafetyLora",
+                model=["checkpoint", 0],
+                lora_name=["train", 0],
+                strength_model=1.0,
+                strength_clip=1.0,
+            ),
+            "info": shown(["lora", 2]),
+        }
+        run = host.run(graph)
+        assert run.error == ""
+        # 16 transformers with two attentions of four matrices each.
+        assert "128 weights of the model are changed" in run.outputs["info"]["text"][0]
+        assert "Stable Diffusion 1" in run.outputs["info"]["text"][0]
+    finally:
+        file.unlink()
 
 
 def test_the_example_workflow_goes_from_pairs_to_a_lora(host: Host, trainable: str) -> None:
