@@ -12,6 +12,7 @@ import pytest
 
 from tests.hosts.comfyui import samples
 from tests.hosts.comfyui.server import PACK, ROOT, Host, python
+from tests.hosts.comfyui.trainable import make_trainable
 
 HERE = Path(__file__).parent
 
@@ -52,3 +53,10 @@ def host(base: Path) -> Iterator[Host]:
     yield running
     running.stop()
     sys.stderr.write(f"\nComfyUI said: {running.log}\n")
+
+
+@pytest.fixture(scope="session")
+def trainable(base: Path) -> str:
+    """A diffusers folder that the trainer can train on, with the denoiser of tiny-sd15.ckpt."""
+    make_trainable(base / "models" / "diffusers" / "tiny")
+    return "diffusers/tiny"
