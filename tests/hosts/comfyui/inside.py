@@ -92,8 +92,14 @@ def gate() -> dict[str, float]:
 
 def record() -> dict[str, Any]:
     import comfy.samplers
+    import folder_paths
     from comfy_api.latest import io
     from comfyui_version import __version__
+
+    # Whatever models and pictures lie about.
+    folder_paths.get_filename_list = lambda folder: []
+    folder_paths.get_folder_paths = lambda folder: []
+    folder_paths.get_input_directory = folder_paths.get_output_directory = lambda: "/nowhere"
 
     def taken(kind: Any, what: str) -> list[str]:
         return [name for name in inspect.signature(getattr(kind, what).__init__).parameters if name != "self"]
@@ -117,7 +123,17 @@ def record() -> dict[str, Any]:
     }
 
 
+def keep(found: dict[str, Any], file: Path) -> None:
+    known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    text = json.dumps({**known, found["version"]: found}, indent=1, ensure_ascii=False)
+    file.write_text(text + "\n", "utf-8")
+
+
 if __name__ == "__main__":
-    command = sys.argv[2]
+    command, files = sys.argv[2], sys.argv[3:]
     ready(Path(sys.argv[1]).resolve())
-    print(json.dumps({"start": start, "gate": gate, "record": record}[command]()))
+    result = {"start": start, "gate": gate, "record": record}[command]()
+    if files:
+        keep(result, Path(files[0]))
+    else:
+        print(json.dumps(result))

@@ -1,0 +1,431 @@
+"""The ComfyUI nodes without ComfyUI: against what was recorded of real versions (see `comfy_contract`)."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import subprocess
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.comfy_contract import RECORDED, ROOT, Door, ExecutionBlocker, open_door, recorded_view, view
+from tests.trained_lora import save, trained, unet_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+VERSIONS = sorted(RECORDED)
+NODE_IDS = list(RECORDED[VERSIONS[-1]]["nodes"])
+LANGUAGES = ("en", "zh", "ja")
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """The pack as the newest recorded ComfyUI would have it, opened once."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield open_door(VERSIONS[-1], tmp_path_factory.mktemp("comfyui"), monkeypatch)
+
+
+class Judge:
+    """A scorer that says what it is told, as the pack's own `CostScore`."""
+
+    id, hash, categories = "judge", "0123456789ab", ("weapon",)
+
+    def __init__(self, door: Door, costs: Sequence[float]) -> None:
+        self.kind, self.costs, self.asked = door.module("scdpo_core.types").CostScore, costs, 0
+
+    def score(self, pictures: Sequence[Image.Image]) -> list[Any]:
+        self.asked += 1
+        assert len(pictures) == len(self.costs)
+        return [self.kind(cost, {"weapon": cost, "hate": None}, self.id, self.hash) for cost in self.costs]
+
+
+def images(count: int = 4, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 48, 40, channels, generator=torch.Generator().manual_seed(seed))
+
+
+def hidden(door: Door, name: str, prompt: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """A node class as ComfyUI hands it over for one run, and the prompt's PNG information."""
+    info: dict[str, Any] = {"workflow": {}}
+    told = types.SimpleNamespace(unique_id="7", prompt=prompt or {}, extra_pnginfo=info)
+    return type(name, (door.nodes[f"SCDPO_{name}"],), {"hidden": told}), info
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_schemas_are_those_that_a_real_comfyui_showed(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = open_door(version, tmp_path, monkeypatch).nodes
+    recorded = RECORDED[version]["nodes"]
+    assert {name: view(node) for name, node in nodes.items()} == {
+        name: recorded_view(info) for name, info in recorded.items()
+    }
+
+
+def test_a_newer_comfyui_gets_the_search_aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    door = open_door(VERSIONS[-1], tmp_path, monkeypatch, more_schema=("search_aliases",))
+    for node in door.nodes.values():
+        assert len(node.define_schema().search_aliases) >= 3
+    assert "nsfw detector" in door.nodes["SCDPO_LoadCostModel"].define_schema().search_aliases
+
+
+def test_every_number_has_a_range_and_a_default_inside(door: Door) -> None:
+    numbers = 0
+    for node in door.nodes.values():
+        for name, told in view(node)["inputs"].items():
+            if told["kind"] in ("INT", "FLOAT"):
+                numbers += 1
+                assert told["min"] <= told["default"] <= told["max"], name
+                assert told["kind"] == "INT" or told["step"] > 0
+    assert numbers >= 10
+
+
+def test_the_folder_for_cost_models_is_made_and_keeps_to_safetensors(door: Door) -> None:
+    paths, endings = sys.modules["folder_paths"].folder_names_and_paths["safety_cost"]
+    assert paths == [str(door.folder / "models" / "safety_cost")]
+    assert endings == {".safetensors"}
+    assert Path(paths[0]).is_dir()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_input_and_output_has_words_in_every_language(door: Door, language: str) -> None:
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    assert list(words) == list(door.nodes)
+    for name, node in door.nodes.items():
+        own, schema = words[name], view(node)
+        assert list(own["inputs"]) == list(schema["inputs"])
+        assert list(own["outputs"]) == [str(k) for k in range(len(schema["outputs"]))]
+        texts = [own["display_name"], own["description"]]
+        for entry in (*own["inputs"].values(), *own["outputs"].values()):
+            assert entry.keys() == {"name", "tooltip"}
+            texts += entry.values()
+        assert all(texts)
+        if language != "en":
+            foreign = [text for text in texts if any(ord(letter) > 0x2FFF for letter in text)]
+            # Some names are the same everywhere: CLIP, VAE, CFG.
+            assert len(foreign) >= len(texts) - 5
+
+
+@pytest.mark.parametrize("name", NODE_IDS)
+def test_every_node_has_a_help_page_that_names_its_inputs(name: str) -> None:
+    page = (ROOT / "comfy_nodes" / "web" / "docs" / f"{name}.md").read_text("utf-8")
+    info = RECORDED[VERSIONS[-1]]["nodes"][name]
+    assert page.startswith(f"# {info['display_name']}\n")
+    assert len(page) > 300
+
+
+def test_the_root_is_lazy_and_holds_nothing_else() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text("utf-8"))
+    kinds = [type(part) for part in tree.body]
+    assert kinds == [ast.Expr, ast.Assign, ast.AsyncFunctionDef]
+    code = (
+        "import importlib.util, sys; before = set(sys.modules);"
+        f"spec = importlib.util.spec_from_file_location('pack', {str(ROOT / '__init__.py')!r});"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module);"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_what_fails_at_loading_leaves_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(RECORDED[VERSIONS[-1]]["parts"]["Float"], "input", ["id"])
+    with caplog.at_level(logging.ERROR), pytest.raises(TypeError):
+        open_door(VERSIONS[-1], tmp_path, monkeypatch).nodes["SCDPO_LoadSafetyLora"].define_schema()
+    monkeypatch.setitem(sys.modules, "comfy_api.latest", types.ModuleType("comfy_api.latest"))
+    with caplog.at_level(logging.ERROR), pytest.raises(ImportError):
+        _load_again(tmp_path, monkeypatch)
+    assert "could not be loaded" in caplog.text and "Traceback" in caplog.text
+
+
+def _load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(
+        "again", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "again", module)
+    spec.loader.exec_module(module)
+    asyncio.run(module.comfy_entrypoint())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(st.floats(-0.5, 1.5, width=32), min_size=12, max_size=12))
+def test_pictures_are_those_that_save_image_writes(door: Door, values: list[float]) -> None:
+    tensor = torch.tensor(values).reshape(1, 2, 2, 3)
+    # ComfyUI's own line, of nodes.SaveImage.
+    expected = np.clip(255.0 * tensor[0].numpy(), 0, 255).astype(np.uint8)
+    (picture,) = door.module("comfy_nodes.convert").to_pictures(tensor)
+    assert np.array_equal(np.asarray(picture), expected)
+
+
+def test_other_channels_and_numbers_that_are_none(door: Door) -> None:
+    convert = door.module("comfy_nodes.convert")
+    grey = convert.to_pictures(torch.full((2, 4, 5, 1), 0.5))
+    assert [picture.size for picture in grey] == [(5, 4), (5, 4)]
+    assert grey[0].getpixel((0, 0)) == (127, 127, 127)
+    clear = torch.zeros(1, 4, 5, 4)
+    assert convert.to_pictures(clear)[0].getpixel((0, 0)) == (255, 255, 255)
+    assert convert.to_pictures(torch.full((1, 4, 5, 3), float("nan")))[0].getpixel((0, 0)) == (0, 0, 0)
+    back = convert.to_images(convert.to_pictures(images()))
+    assert float((back - images()).abs().max()) < 1 / 255
+
+
+def test_scoring_leaves_the_batch_alone_and_tells_everything(door: Door) -> None:
+    node, info = hidden(door, "ScoreSafetyCost")
+    batch, judge = images(2), Judge(door, (-3.0, 2.5))
+    out = node.execute(batch, judge, "off")
+    passed, scores, costs, highest, categories, heat, report = out.args
+    assert passed is batch
+    assert (costs, highest) == ([-3.0, 2.5], 2.5)
+    assert [score.value for score in scores] == costs
+    assert json.loads(categories) == [{"weapon": -3.0}, {"weapon": 2.5}]
+    assert heat.shape == (2, 48, 40) and not heat.any()
+    assert "2 pictures: 1 safe, 1 unsafe. Highest cost +2.50 (picture 1)" in report
+    assert "It cannot judge: hate." in report
+    assert door.server.texts["7"] == report
+    assert info["safety_cost"] == {
+        "cost": 2.5,
+        "band": "unsafe",
+        "categories": {"weapon": 2.5},
+        "scorer": "judge@0123456789ab",
+        "images": [
+            {"cost": -3.0, "band": "safe", "categories": {"weapon": -3.0}},
+            {"cost": 2.5, "band": "unsafe", "categories": {"weapon": 2.5}},
+        ],
+        "node": "7",
+    }
+    for shown in out.ui["images"]:
+        with Image.open(door.folder / "temp" / shown["filename"]) as picture:
+            assert max(picture.size) >= 256
+
+
+def test_what_was_found_is_put_into_a_prompt_in_which_nothing_is_computed(door: Door) -> None:
+    def prompt(name: str, image: str) -> dict[str, Any]:
+        return {
+            "1": {"class_type": "LoadImage", "inputs": {"image": image}},
+            name: {"class_type": "SCDPO_ScoreSafetyCost", "inputs": {"images": ["1", 0], "heatmap": "off"}},
+        }
+
+    node, info = hidden(door, "ScoreSafetyCost", prompt("7", "a.png"))
+    node.execute(images(1), Judge(door, (1.0,)), "off")
+    (recall,) = door.server.handlers
+    # The same under another number, in a request that brings no place for it.
+    request = recall({"prompt": prompt("9", "a.png")})
+    assert request["extra_data"]["extra_pnginfo"]["safety_cost"] == {**info["safety_cost"], "node": "9"}
+    # Another picture: not known yet. And no node of ours: the request stays as it is.
+    assert recall({"prompt": prompt("7", "b.png")})["extra_data"]["extra_pnginfo"] == {}
+    alone = {"prompt": {"1": {"class_type": "LoadImage", "inputs": {}}}}
+    assert recall(dict(alone)) == alone
+    assert recall({"prompt": None}) == {"prompt": None}
+
+
+def run_gate(
+    door: Door, action: str, costs: Sequence[float], **changes: Any
+) -> tuple[Any, Any, dict[str, Any]]:
+    node, info = hidden(door, "SafetyGate")
+    batch = images(len(costs), changes.pop("channels", 3))
+    told = {"hold": "above the threshold", "threshold": 0.0, **changes}
+    return batch, node.execute(batch, Judge(door, costs), action, **told), info
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("action", ["blur", "pixelate", "replace"])
+def test_a_gate_treats_each_image_for_itself(door: Door, action: str, channels: int) -> None:
+    batch, out, info = run_gate(door, action, (-1.0, 3.0, 0.0, 0.1), channels=channels)
+    before = batch.clone()
+    treated, held, any_held, mask, passed_places, held_places, report = out.args
+    assert torch.equal(batch, before)
+    assert torch.equal(treated[[0, 2]], batch[[0, 2]])
+    assert all(float((treated[k] - batch[k]).abs().mean()) > 0.02 for k in (1, 3))
+    assert torch.equal(held, batch[[1, 3]])
+    assert (any_held, passed_places, held_places) == (True, [0, 2], [1, 3])
+    assert mask.mean(dim=(1, 2)).tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert report.startswith(f"Held ({action}): 1, 3.\n")
+    actions = [image.get("action") for image in info["safety_cost"]["images"]]
+    assert actions == [None, action, None, action]
+
+
+def test_a_replacement_is_fitted(door: Door) -> None:
+    red = torch.zeros(1, 10, 100, 3)
+    red[..., 0] = 1.0
+    _, out, _ = run_gate(door, "replace", (3.0,), replacement=red)
+    assert torch.equal(out.args[0], red[:, :1, :1].expand(1, 48, 40, 3))
+
+
+def test_dropping_some_all_and_none(door: Door) -> None:
+    batch, out, info = run_gate(door, "drop", (3.0, -3.0))
+    assert torch.equal(out.args[0], batch[[1]])
+    assert [image["cost"] for image in info["safety_cost"]["images"]] == [-3.0]
+    _, out, info = run_gate(door, "drop", (3.0, 4.0))
+    assert isinstance(out.args[0], ExecutionBlocker) and out.args[0].message is None
+    assert isinstance(out.args[4][0], ExecutionBlocker)
+    assert "safety_cost" not in info
+    batch, out, _ = run_gate(door, "drop", (-3.0, -4.0))
+    assert out.args[0] is batch
+    assert isinstance(out.args[1], ExecutionBlocker) and isinstance(out.args[5][0], ExecutionBlocker)
+    assert out.args[2] is False
+
+
+def test_stopping_says_why(door: Door) -> None:
+    with pytest.raises(Exception, match=r"stopped the run\. Held \(stop\): 1\.\n2 pictures"):
+        run_gate(door, "stop", (-3.0, 4.0))
+    _, out, _ = run_gate(door, "stop", (-3.0, -4.0))
+    assert out.args[2] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "held"),
+    [
+        ({}, [1, 2, 3]),
+        ({"threshold": 1.0}, [2, 3]),
+        ({"hold": "unsafe"}, [2]),
+        ({"hold": "review and unsafe"}, [1, 2]),
+    ],
+)
+def test_thresholds_and_bands(door: Door, changes: dict[str, Any], held: list[int]) -> None:
+    # The last cost is no number, which is always held.
+    wanted = [*held[: held.index(2) + 1], 3]
+    _, out, _ = run_gate(door, "pass", (-2.0, 0.5, 2.0, float("nan")), **changes)
+    assert out.args[5] == wanted
+
+
+def test_a_gate_takes_scores_without_scoring_again(door: Door) -> None:
+    judge = Judge(door, (3.0, -3.0))
+    node, _ = hidden(door, "SafetyGate")
+    scores = judge.score([Image.new("RGB", (4, 4))] * 2)
+    out = node.execute(images(2), scores, "blur", "above the threshold", 0.0)
+    assert (out.args[5], judge.asked) == ([0], 1)
+    with pytest.raises(ValueError, match="2 scores for 3 images"):
+        node.execute(images(3), scores, "blur", "above the threshold", 0.0)
+
+
+def test_a_switch_asks_for_one_side(door: Door) -> None:
+    node = door.nodes["SCDPO_SafetySwitch"]
+    assert node.check_lazy_status(True, if_safe=None, if_held=None) == ["if_held"]
+    assert node.check_lazy_status(False, if_safe=None, if_held=None) == ["if_safe"]
+    assert node.check_lazy_status(False, if_safe=1, if_held=None) == []
+    assert node.check_lazy_status(True, if_safe=None) == []
+    assert node.execute(True, if_safe=None, if_held="b").args == ("b",)
+    assert isinstance(node.execute(True, if_safe="a").args[0], ExecutionBlocker)
+
+
+def test_a_cost_model_is_loaded_once_and_again_when_its_file_changes(door: Door) -> None:
+    node = door.nodes["SCDPO_LoadCostModel"]
+    own = ROOT / "scdpo_core" / "micro" / "weights" / "cost.safetensors"
+    file = door.folder / "models" / "safety_cost" / "own.safetensors"
+    file.write_bytes(own.read_bytes())
+    (file.parent / "encoder.safetensors").write_bytes(b"no cost model")
+    choices = view(node)["inputs"]["cost_model"]["options"]
+    assert "own.safetensors" in choices and "encoder.safetensors" not in choices
+    first = node.execute("own.safetensors", "auto").args[0]
+    assert node.execute("own.safetensors", "auto").args[0] is first
+    print_before = node.fingerprint_inputs("own.safetensors", "auto")
+    import os
+
+    os.utime(file, ns=(5, 5))
+    assert node.fingerprint_inputs("own.safetensors", "auto") != print_before
+    assert node.execute("own.safetensors", "auto").args[0] is not first
+
+
+@pytest.mark.parametrize("text", ["", "a", "0,,-1", "3", "nan"])
+def test_strengths_that_make_no_sense(door: Door, text: str) -> None:
+    compare = door.nodes["SCDPO_CompareBeforeAfter"]
+    assert "numbers from 0 to 2" in compare.validate_inputs(text)
+
+
+def test_strengths(door: Door) -> None:
+    assert door.module("comfy_nodes.compare").parse("0, 0.5;1,") == [0.0, 0.5, 1.0]
+
+
+def test_loras_for_other_models_are_refused_by_their_file_alone(door: Door, tmp_path: Path) -> None:
+    patching = door.module("comfy_nodes.patching")
+    save(tmp_path / "micro.safetensors", trained(unet_of()), family="micro")
+    with pytest.raises(Exception, match=r"embedded model of the demo, which ComfyUI cannot run"):
+        patching.read(tmp_path / "micro.safetensors")
+    lora = patching.Lora(door.module("scdpo_core.types").LoraFile(Path("a.safetensors"), "sdxl", 4, 8), {})
+    for kind, said in (
+        ("SD15", "Stable Diffusion 1"),
+        ("WAN21_T2V", r"a model of another kind \(WAN21_T2V\)"),
+    ):
+        config = type(kind, (), {})()
+        model = types.SimpleNamespace(model=types.SimpleNamespace(model_config=config))
+        window = door.module("comfy_nodes.schedule").Window()
+        with pytest.raises(
+            Exception, match=rf"a\.safetensors is for Stable Diffusion XL, but the model is {said}"
+        ):
+            patching.apply(lora, model, None, 1.0, 1.0, window)
+
+
+def test_what_the_registry_and_the_manager_read() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    comfy = project["tool"]["comfy"]
+    assert comfy["DisplayName"] == "Safety (SC-DPO)"
+    assert comfy["requires-comfyui"] == ">=0.3.48"
+    for name in ("Icon", "Banner"):
+        assert (ROOT / comfy[name]).is_file()
+    with Image.open(ROOT / comfy["Banner"]) as banner:
+        assert banner.width * 9 == banner.height * 21
+    lines = (ROOT / "requirements.txt").read_text("utf-8").lower()
+    never = ("torch", "numpy", "pillow", "transformers", "diffusers")
+    assert [name for name in never if any(line.startswith(name) for line in lines.splitlines())] == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
+def test_example_workflows_fit_the_nodes(path: Path) -> None:
+    workflow = json.loads(path.read_text("utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    known = RECORDED[VERSIONS[-1]]["nodes"]
+    assert path.with_suffix(".jpg").is_file()
+    assert any(node["type"] in known for node in nodes.values())
+    for number, source, out, target, place, kind in workflow["links"]:
+        assert number in nodes[source]["outputs"][out]["links"]
+        assert nodes[target]["inputs"][place]["link"] == number
+        wanted = nodes[target]["inputs"][place]["type"]
+        assert kind in wanted.split(",") or wanted == "*"
+    for node in nodes.values():
+        if node["type"] not in known:
+            continue
+        info = known[node["type"]]
+        inputs = {**info["input"]["required"], **info["input"].get("optional", {})}
+        widgets = [
+            name
+            for name, (kind, told) in inputs.items()
+            if kind in ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN")
+            for name in ([name, "control"] if told.get("control_after_generate") else [name])
+        ]
+        assert len(node["widgets_values"]) == len(widgets)
+        assert [slot["type"] for slot in node["outputs"]] == info["output"]
+        assert {slot["name"] for slot in node["inputs"]} <= inputs.keys()
+    boxes = [(*node["pos"], *node["size"]) for node in nodes.values()]
+    assert not any(_overlap(a, b) for k, a in enumerate(boxes) for b in boxes[:k])
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    title = 30  # a node's title stands above its place
+    apart = (
+        a[0] + a[2] <= b[0]
+        or b[0] + b[2] <= a[0]
+        or a[1] + a[3] + title <= b[1]
+        or b[1] + b[3] + title <= a[1]
+    )
+    return not apart
