@@ -123,6 +123,8 @@ def _follow(cls: type[io.ComfyNode], child: Child) -> None:
     display = Display(Follower(child.folder), lambda text: say(cls, text))
     child.wait(display.interrupted, tick=display.tick, every=_LOOK)
     if display.asked:
+        # Which also makes ComfyUI forget it; it may have done so already.
+        comfy.model_management.throw_exception_if_processing_interrupted()
         raise InterruptProcessingException()
 
 
