@@ -19,6 +19,7 @@ NODES = (
     "SCDPO_TrainCostModel",
     "SCDPO_TrainSafetyLora",
 )
+QUICK = "[sampling]\nsample_steps = 2\nsamples = 1\n"
 pytestmark = pytest.mark.slow
 
 
@@ -152,7 +153,7 @@ def test_the_example_workflow_goes_from_pairs_to_a_lora(host: Host, trainable: s
         "EmptyLatentImage": {0: 64, 1: 64},
         "SCDPO_LoadCostModel": {0: "micro"},
         "SCDPO_MakePreferencePairs": {3: "example_pairs", 4: "as prompted", 8: 2, 9: 2},
-        "SCDPO_TrainSafetyLora": {0: trainable, 2: "example-lora", 3: "fast", 4: 2, 7: 64},
+        "SCDPO_TrainSafetyLora": {0: trainable, 2: "example-lora", 3: "fast", 4: 2, 7: 64, 9: QUICK},
         "SCDPO_CompareBeforeAfter": {},
     }
     for part in workflow["nodes"]:
