@@ -27,7 +27,7 @@ def view(tmp_path: Path, **changes: object) -> RunView:
         "steps": 400,
         "pairs": 60,
         "device": "cpu",
-        "curves": {"loss": FALLING, "winner_gap": FALLING, "loser_gap": RISING},
+        "curves": {"loss": FALLING, "implicit_accuracy": RISING, "winner_gap": FALLING, "loser_gap": RISING},
         **changes,
     }
     return RunView("my lora", values.pop("state", "running"), **values)  # type: ignore[arg-type]
@@ -109,7 +109,8 @@ def test_words_while_it_trains(tmp_path: Path) -> None:
     running = view(tmp_path, ends=time.time() + 125.4, warnings=("old", "A picture is odd."))
     assert now(running) == (
         "my lora: training: step 100 of 400, 2 min 5 s left\n"
-        "loss 0, chosen gap 0, rejected gap 1\n"
+        "loss 0, accuracy 1\n"
+        "chosen gap 0, rejected gap 1\n"
         "Note: A picture is odd."
     )
     assert "saving, then leaving" in now(view(tmp_path, state="stopping"))
@@ -130,7 +131,7 @@ def test_words_at_the_end(tmp_path: Path) -> None:
     assert report(done).splitlines() == [
         "my lora is finished.",
         "Steps: 100 of 400, from 60 examples, on cpu.",
-        "At the end: loss 0, chosen gap 0, rejected gap 1.",
+        "At the end: loss 0, accuracy 1, chosen gap 0, rejected gap 1.",
         "Note: A picture is odd.",
         "Report: relabel.json",
     ]

@@ -17,9 +17,9 @@ PHASES: Mapping[str, str] = {
 }
 _FIGURES = (
     ("loss", "loss"),
+    ("implicit_accuracy", "accuracy"),
     ("winner_gap", "chosen gap"),
     ("loser_gap", "rejected gap"),
-    ("implicit_accuracy", "accuracy"),
     ("rejected_cost", "cost of rejected"),
 )
 _ENDINGS: Mapping[str, str] = {
@@ -32,7 +32,7 @@ _ENDINGS: Mapping[str, str] = {
 
 
 def now(view: RunView) -> str:
-    """What a run is doing, in two or three short lines."""
+    """What a run is doing, in a few short lines."""
     if view.state in _ENDINGS:
         return f"{view.run} {_ENDINGS[view.state]}."
     title = PHASES.get(view.phase, view.phase)
@@ -43,8 +43,9 @@ def now(view: RunView) -> str:
         doing = f"{doing}; saving, then leaving"
     left = view.seconds_left()
     lines = [f"{view.run}: {doing}{'' if left is None else f', {spell(left)} left'}"]
-    if figures := latest(view):
-        lines.append(figures)
+    # A node or a pane is narrow.
+    figures = latest(view).split(", ")
+    lines += [", ".join(figures[k : k + 2]) for k in range(0, len(figures), 2) if figures[0]]
     if view.warnings:
         lines.append(f"Note: {view.warnings[-1]}")
     return "\n".join(lines)
