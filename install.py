@@ -3,6 +3,7 @@
 
 python install.py --demo [...]  makes .venv, then runs trainer/demo.py with the further arguments
 python install.py --test [...]  makes .venv, then checks style and types, and runs pytest with them
+python install.py --trainer     makes .venv for training alone, with this Python's own torch if that serves
 python install.py               what ComfyUI, A1111 and Forge run: adds to the host's Python what
                                 requirements.txt names and it lacks; changes nothing that is there
 
@@ -31,7 +32,8 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 LOG = VENV / "install.log"
 STAMP = VENV / "installed.json"
 OLDEST, NEWEST = (3, 10), (3, 13)
-TORCH = "torch==2.13.0"
+TORCH, OLDEST_TORCH = "torch==2.13.0", (2, 6)
+SHARED = "scdpo-shared.pth"  # in .venv: the folders of the Python whose torch it uses
 DEMO_EXTRAS = {"eval", "train"}
 TEST_EXTRAS = {"build", "eval", "test", "train"}
 MUST_IMPORT = "torch, numpy, PIL, safetensors, scipy, diffusers, transformers, peft, scdpo_core"
@@ -125,6 +127,10 @@ def key() -> str:
     digest = hashlib.sha256(f"{ROOT} {TORCH}".encode())
     for file in (ROOT / "pyproject.toml", ROOT / "constraints.txt", VENV / "pyvenv.cfg"):
         digest.update(file.read_bytes())
+    for file in VENV.glob(f"**/site-packages/{SHARED}"):
+        shared = file.read_text("utf-8")
+        torches = (path for folder in shared.splitlines() for path in Path(folder).glob("torch-*.dist-info"))
+        digest.update(" ".join([shared, *sorted(path.name for path in torches)]).encode())
     return digest.hexdigest()
 
 
@@ -181,7 +187,33 @@ def make_venv(uv: str | None) -> list[str | Path]:
     return [*pip, "install"]
 
 
-def set_up(extras: set[str]) -> None:
+def torch_here() -> str | None:
+    """The version of this Python's torch if .venv can use it: it can train, and .venv has none of its own."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found, config = version("torch"), VENV / "pyvenv.cfg"
+    except PackageNotFoundError:
+        return None
+    serves = tuple(map(int, re.findall(r"\d+", found)[:2])) >= OLDEST_TORCH
+    same = not config.exists() or f"= 3.{sys.version_info[1]}." in config.read_text("utf-8")
+    return found if serves and same and not any(VENV.glob("**/site-packages/torch-*.dist-info")) else None
+
+
+def share(torch: str) -> Path:
+    """Let .venv see this Python's packages behind its own; return constraints that keep its torch."""
+    folders = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    own = next(VENV.glob("**/site-packages"))
+    # Not --system-site-packages: of a host that is an environment itself, that shows what lies below it.
+    (own / SHARED).write_text("".join(f"{folder}\n" for folder in folders), "utf-8")
+    # Some versions of torch insist on a sympy of their own.
+    pins = re.sub(r"(?m)^(torch|sympy|mpmath)==.*\n", "", (ROOT / "constraints.txt").read_text("utf-8"))
+    constraints = VENV / "constraints.txt"
+    constraints.write_text(f"{pins}torch=={torch}\n", "utf-8")
+    return constraints
+
+
+def set_up(extras: set[str], share_torch: bool = False) -> None:
     """Make or mend .venv so that it holds the extras; do nothing if it does already."""
     if extras <= finished_extras():
         return
@@ -189,22 +221,27 @@ def set_up(extras: set[str]) -> None:
     check_python(sys.version_info[:2])
     words, index = [sys.executable, "-m", "pip", "config", "list"], os.environ.get("SCDPO_TORCH_INDEX")
     settings = subprocess.run(words, capture_output=True, text=True).stdout
-    uv = choose_uv(re.search(r"\b(find-links|index-url|no-index)=", settings) is not None)
+    torch, configured = torch_here() if share_torch else None, r"\b(find-links|index-url|no-index)="
+    uv = choose_uv(re.search(configured, settings) is not None or torch is not None)
+    torch = None if uv else torch  # uv sees no packages but those that .venv has itself
     told = index or "find-links=" in settings or {"UV_TORCH_BACKEND", "UV_FIND_LINKS"} & os.environ.keys()
     cuda = sys.platform == "linux" and not told
-    disk, download = GIGABYTES[cuda]
+    disk, download = (1.5, 0) if torch else GIGABYTES[cuda]
     claim_folder(disk)
     say(f"Setting up {VENV} with {'uv' if uv else 'pip'}, about {disk} GB. Details: {LOG}")
-    if not told and cuda != bool(shutil.which("nvidia-smi")):
+    if not (told or torch) and cuda != bool(shutil.which("nvidia-smi")):
         say(f"Torch's usual build here is for {'an NVIDIA GPU' if cuda else 'the CPU'}: see --help.")
     say(f"{since(began)} 1/4 an environment of its own")
     install = make_venv(uv)
-    say(f"{since(began)} 2/4 {TORCH}: about {download} GB to download")
-    # A torch index has torch, but seldom these versions of what torch needs: the next step brings them.
-    run(*install, TORCH, *(["--index-url", index, "--no-deps"] if index else ["-c", "constraints.txt"]))
+    constraints = share(torch) if torch else ROOT / "constraints.txt"
+    said = f"torch {torch} of this Python serves" if torch else f"{TORCH}: about {download} GB to download"
+    say(f"{since(began)} 2/4 {said}")
+    if not torch:
+        # A torch index has torch, but seldom these versions of what torch needs: the next step brings them.
+        run(*install, TORCH, *(["--index-url", index, "--no-deps"] if index else ["-c", constraints]))
     names = ",".join(sorted(extras))
     say(f"{since(began)} 3/4 packages for {names}: about 0.2 GB to download")
-    run(*install, "-c", "constraints.txt", "-e", f".[{names}]")
+    run(*install, "-c", constraints, "-e", f".[{names}]")
     say(f"{since(began)} 4/4 does everything import?")
     device = "torch.cuda.get_device_name() if torch.cuda.is_available() else 'the CPU'"
     seen = run(PYTHON, "-I", "-c", f"import {MUST_IMPORT}; print('torch', torch.__version__, 'on', {device})")
@@ -237,6 +274,13 @@ def test(arguments: list[str]) -> int:
     if failed and failed != ["pytest"]:
         say(f"Failed: {', '.join(failed)} (see above).", file=sys.stderr)
     return next(filter(None, codes.values()), 0)  # a signal's code is below 0
+
+
+def trainer(arguments: list[str]) -> int:
+    """Get ready what trains for a host that cannot itself."""
+    set_up(DEMO_EXTRAS, share_torch=True)
+    say(f"Training uses {PYTHON}")
+    return 0
 
 
 def lacking(requirements: str) -> list[str]:
@@ -284,8 +328,9 @@ def main(arguments: list[str]) -> int:
     try:
         if not arguments:
             return host()
-        if arguments[0] in ("--demo", "--test"):
-            return {"--demo": demo, "--test": test}[arguments[0]](arguments[1:])
+        doings = {"--demo": demo, "--test": test, "--trainer": trainer}
+        if arguments[0] in doings:
+            return doings[arguments[0]](arguments[1:])
         say(__doc__)
         return 0 if arguments[0] in ("-h", "--help") else 2
     except SetupError as error:

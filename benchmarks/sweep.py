@@ -1,9 +1,10 @@
 """Which settings make a safety LoRA that works? Judged by samples, on the embedded model.
 
-    python benchmarks/sweep.py [--rows NAME ...] [--seeds 0 1 2] [--work runs/sweep] [--table docs/sweep.md]
+    python benchmarks/sweep.py [--rows NAME ...] [--seeds 0 1 2] [--captions tuning] [--table docs/sweep.md]
 
 Each row trains on `examples/preferences` and differs from the default in what its name says. It is
-judged on captions that no training saw. A finished row is kept in the work folder and not run again, so
+judged on captions that no training saw: settings are chosen by the `tuning` ones, and what is chosen is
+judged once by the `evaluation` ones. A finished row is kept in the work folder and not run again, so
 that several processes can share the rows among them and a last call draws the table.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,7 @@ from scdpo_core.families import family  # noqa: E402
 from scdpo_core.files import write_json, write_text  # noqa: E402
 from scdpo_core.lora.adapter import attach_file  # noqa: E402
 from scdpo_core.micro import evaluation  # noqa: E402
+from scdpo_core.micro.captions import evaluation_captions, tuning_captions  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
 from scdpo_core.micro.model import JUDGE  # noqa: E402
 from scdpo_core.micro.world import BACKGROUNDS  # noqa: E402
@@ -93,28 +96,28 @@ def settings_for(row: str, seed: int, folder: Path, cost_model: str) -> TrainSet
     return settings
 
 
+CAPTIONS = {"tuning": tuning_captions, "evaluation": evaluation_captions}
+
+
 @cache
-def drawn_before(seed: int) -> tuple[list[Asked], list[Image.Image]]:
-    """The evaluation captions and what the untrained model draws for them: the same for every row."""
-    wanted = evaluation.asked(seed=seed)
+def drawn_before(captions: str, seed: int) -> tuple[list[Asked], list[Image.Image]]:
+    """What is asked and what the untrained model draws for it: the same for every row."""
+    wanted = evaluation.asked(CAPTIONS[captions](), seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     return wanted, evaluation.draw(model, wanted)
 
 
-def run_row(row: str, seed: int, work: Path, cost_model: str) -> dict[str, float]:
+def run_row(row: str, seed: int, work: Path, cost_model: str, captions: str) -> dict[str, float]:
     """Train and judge one row with one seed, or read what an earlier call found."""
     name = f"{row.replace(' ', '_').replace('/', 'by')}-{seed}"
-    result = work / f"{name}.json"
+    result = work / f"{name}-{captions}.json"
     if result.exists():
         known: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
         return known
-    began = time.monotonic()
-    job = run_job(settings_for(row, seed, work / f"{name}-{int(time.time())}", cost_model))
-    seconds = time.monotonic() - began
-    wanted, before = drawn_before(seed)
+    lora, notes = _trained(row, seed, work / f"{name}.safetensors", cost_model)
+    wanted, before = drawn_before(captions, seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
-    assert job.lora is not None
-    attach_file(model.denoiser, job.lora.path)
+    attach_file(model.denoiser, lora)
     pictures = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
     harmful, heldout, benign = evaluation.headline(pictures)
     kept = background_kept(pictures, BACKGROUNDS)
@@ -126,8 +129,7 @@ def run_row(row: str, seed: int, work: Path, cost_model: str) -> dict[str, float
         "benign": benign.after.value,
         "background": kept.after.value,
         "ssim": alike.similarity.value,
-        "accuracy": _last_accuracy(job.folder),
-        "seconds": seconds,
+        **notes,
         "before_harmful": harmful.before.value,
         "before_heldout": heldout.before.value,
         "before_benign": benign.before.value,
@@ -136,6 +138,20 @@ def run_row(row: str, seed: int, work: Path, cost_model: str) -> dict[str, float
     }
     write_json(result, found)
     return found
+
+
+def _trained(row: str, seed: int, lora: Path, cost_model: str) -> tuple[Path, dict[str, float]]:
+    """The LoRA of a row and seed with its accuracy and duration; trained once, judged by any captions."""
+    facts = lora.with_suffix(".json")
+    if not facts.exists():
+        began = time.monotonic()
+        run = lora.with_name(f"{lora.stem}-{int(time.time())}")
+        job = run_job(settings_for(row, seed, run, cost_model))
+        assert job.lora is not None
+        shutil.copyfile(job.lora.path, lora)
+        write_json(facts, {"accuracy": _last_accuracy(job.folder), "seconds": time.monotonic() - began})
+    notes: dict[str, float] = json.loads(facts.read_text(encoding="utf-8"))
+    return lora, notes
 
 
 def _last_accuracy(folder: Path) -> float:
@@ -182,13 +198,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "sweep")
+    parser.add_argument("--captions", choices=list(CAPTIONS), default="evaluation")
     parser.add_argument("--cost-model", default="micro", help="as train_lora.py's --cost-model")
     parser.add_argument("--table", type=Path, help="file whose part between the sweep marks is replaced")
     options = parser.parse_args(arguments)
     results: dict[str, list[dict[str, float]]] = {}
     for row in options.rows:
         for seed in options.seeds:
-            found = run_row(row, seed, options.work, options.cost_model)
+            found = run_row(row, seed, options.work, options.cost_model, options.captions)
             results.setdefault(row, []).append(found)
             print(f"{row} (seed {seed}): " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()))
     text = table(results)

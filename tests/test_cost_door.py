@@ -13,6 +13,8 @@ from PIL import Image
 
 from scdpo_core.cost.scorers import load_scorer
 from scdpo_core.files import read_tensors
+from scdpo_core.runs.follow import Follower
+from scdpo_core.training.events import Progress, read_events
 
 SCRIPT = Path(__file__).resolve().parents[1] / "trainer" / "train_cost.py"
 RED, GREEN = (200, 40, 40), (40, 200, 40)
@@ -144,3 +146,55 @@ def test_it_runs_from_anywhere(tmp_path: Path) -> None:
         [sys.executable, str(SCRIPT), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0 and "--false-positive-rate" in run.stdout
+
+
+def job(folder: Path, tower: Path, **more: object) -> list[str]:
+    """The same as `arguments`, in a run folder."""
+    run = folder / "run"
+    run.mkdir(exist_ok=True)
+    values = {
+        "unsafe": str(folder / "unsafe"),
+        "safe": str(folder / "safe"),
+        "output": str(run / "run.safetensors"),
+        "report": str(run / "report.html"),
+        "encoder": str(tower),
+        "views": 2,
+        "steps": 75,
+        "device": "cpu",
+        **more,
+    }
+    (run / "job.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    return ["--config", str(run / "job.toml"), "--run", str(run)]
+
+
+def test_a_run_folder_can_be_followed(door: Callable[[list[str]], int], pictures: Path, tower: Path) -> None:
+    # The command line wins: 50 steps.
+    assert door([*job(pictures, tower), "--steps", "50"]) == 0
+    log = pictures / "run" / "events.jsonl"
+    phases = [record.event.phase for record in read_events(log) if isinstance(record.event, Progress)]
+    assert list(dict.fromkeys(phases)) == ["check", "cache", "train"]
+    text = log.read_text("utf-8")
+    assert '"steps": 50, "pairs": 46, "device": "cpu"' in text
+    assert '"path": "run.safetensors", "what": "cost"' in text and '"reason": "finished"' in text
+    assert '"path": "report.html", "what": "report"' in text
+
+
+def test_a_file_named_stop_ends_it(door: Callable[[list[str]], int], pictures: Path, tower: Path) -> None:
+    call = job(pictures, tower)
+    (pictures / "run" / "stop").touch()
+    assert door(call) == 0
+    assert '"reason": "stopped"' in (pictures / "run" / "events.jsonl").read_text("utf-8")
+    assert not (pictures / "run" / "stop").exists() and not (pictures / "run" / "run.safetensors").exists()
+
+
+def test_what_is_wrong_goes_into_the_log(
+    door: Callable[[list[str]], int], pictures: Path, tower: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert door(job(pictures, tower, stepps=3)) == 2
+    said = capsys.readouterr().err
+    assert "there is no setting 'stepps'" in said and "steps" in said
+    view = Follower(pictures / "run").view()
+    assert (view.state, view.message) == ("failed", said.strip().removeprefix("Error: "))
+    (pictures / "run" / "job.toml").write_text("steps =")
+    assert door(["--config", str(pictures / "run" / "job.toml")]) == 2
+    assert "cannot be read" in capsys.readouterr().err

@@ -81,6 +81,31 @@ def test_harm_at_the_edge_of_a_wide_picture_is_seen(tower: Path) -> None:
     assert not torch.allclose(encoder.encode([plain]), encoder.encode([marked]), atol=1e-3)
 
 
+def test_a_tagger_is_read_by_its_tags_at_the_surest_place(tmp_path: Path) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic", num_labels=5
+    )
+    config.problem_type = "multi_label_classification"
+    model = ResNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 32}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    encoder = TowerEncoder(tmp_path)
+    assert (encoder.size, encoder.dim) == (32, 6)
+    pixels = torch.from_numpy(np.array(noise(32), np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+    weight, bias = model.classifier[1].weight, model.classifier[1].bias
+    with torch.no_grad():
+        maps = model.resnet(pixels).last_hidden_state[0]
+        places = [weight @ maps[:, y, x] + bias for y in range(maps.shape[1]) for x in range(maps.shape[2])]
+        odds = torch.stack(places).max(dim=0).values
+    assert len(places) > 1
+    seen = torch.cat([1 / (1 + torch.exp(-(odds / 2 + 1))), torch.tensor([0.5])])
+    torch.testing.assert_close(encoder.encode([noise(32)])[0], seen / seen.norm())
+
+
 def test_a_resnet_is_an_encoder_too(tmp_path: Path) -> None:
     from transformers import ResNetConfig, ResNetModel
 

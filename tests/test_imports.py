@@ -51,7 +51,18 @@ NOT_IN_CORE = {
 }
 COMMANDS = {"scdpo_core/micro/build.py", "scdpo_core/micro/examples.py"}  # run as `python -m ...`
 # What runs inside a host, under its old packages.
-IN_HOSTS = ("cost.scorers", "lora.file", "lora.keys", "training.events", "types")
+IN_HOSTS = (
+    "cost.scorers",
+    "lora.file",
+    "lora.keys",
+    "runs.child",
+    "runs.follow",
+    "runs.interpreter",
+    "runs.jobs",
+    "runs.queue",
+    "training.events",
+    "types",
+)
 EVERY_HOST_HAS = {"torch", "numpy", "PIL", "safetensors", "onnxruntime"}
 TRAINER_ONLY = (
     "transformers",

@@ -242,3 +242,46 @@ def test_python_without_ensurepip_needs_uv(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(install.SetupError, match=r"apt install python3\.\d+-venv"):
         install.choose_uv(pip_is_configured=False)
+
+
+def host_python(project: Project, place: Path, torch: str) -> Path:
+    """A host's environment with a torch of that version and nothing else of ours."""
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    python = place / install.PYTHON.relative_to(install.VENV)
+    (wheels := place / "wheels").mkdir()
+    code = f"__version__ = '{torch}'\nclass cuda:\n    is_available = staticmethod(bool)\n"
+    others = ("numpy", "PIL", "safetensors", "scipy", "diffusers", "transformers", "peft")
+    write_wheel(wheels, "torch", torch, {"torch.py": code, **{f"{name}.py": "" for name in others}})
+    command = [python, "-m", "pip", "install", "--no-index", next(wheels.glob("*.whl"))]
+    subprocess.run(command, check=True, capture_output=True)
+    return python
+
+
+def seen_by(python: Path) -> str:
+    command = [python, "-I", "-c", "import torch; print(torch.__version__, torch.__file__)"]
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def test_a_trainer_for_a_host_uses_its_torch_if_that_serves(tmp_path: Path) -> None:
+    project, old = Project(tmp_path / "project"), tmp_path / "old"
+    pins = "torch==2.13.0\nsympy==9.9\nnumpy==2.4.6\n"
+    (project.root / "constraints.txt").write_text(pins, "utf-8")
+    host = host_python(project, tmp_path / "host", "2.7.1")
+    result = project.run("--trainer", python=host)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2/4 torch 2.7.1 of this Python serves" in result.stdout
+    assert result.stdout.endswith(f"Training uses {project.python}\n")
+    assert seen_by(project.python) == seen_by(host) and seen_by(host).startswith("2.7.1 ")
+    assert (project.root / ".venv" / "constraints.txt").read_text("utf-8") == "numpy==2.4.6\ntorch==2.7.1\n"
+    again = project.run("--trainer", python=host)
+    assert again.stdout == f"Training uses {project.python}\n"
+    # When the host gets another torch, .venv is looked at again.
+    info = next((tmp_path / "host").glob("**/torch-2.7.1.dist-info"))
+    info.rename(info.with_name("torch-2.8.0.dist-info"))
+    assert "1/4" in project.run("--trainer", python=host).stdout
+
+    shutil.rmtree(project.root / ".venv")
+    result = project.run("--trainer", python=host_python(project, old, "2.1.2"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2/4 torch==2.13.0: about" in result.stdout
+    assert seen_by(project.python).startswith("2.13.0 ")

@@ -13,7 +13,7 @@ from scdpo_core.families import family
 from scdpo_core.micro import evaluation
 from scdpo_core.micro.judge import EMPTY, Judge, class_names
 from scdpo_core.micro.model import IMAGE_ENCODER, JUDGE, WEIGHTS
-from scdpo_core.micro.world import BACKGROUNDS
+from scdpo_core.micro.world import BACKGROUNDS, concepts
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,13 @@ def test_every_word_of_the_world_is_one_token() -> None:
 
 
 def test_plain_transformers_loads_the_image_tower() -> None:
-    from transformers import ResNetModel
+    from transformers import ResNetForImageClassification
 
-    tower = ResNetModel.from_pretrained(IMAGE_ENCODER, local_files_only=True).float().eval()
-    embedded = tower(pixel_values=torch.zeros(2, 3, 64, 64)).pooler_output
-    assert embedded.shape == (2, 256, 1, 1)
-    assert torch.equal(embedded[0], embedded[1])
+    tower = ResNetForImageClassification.from_pretrained(IMAGE_ENCODER, local_files_only=True).float().eval()
+    odds = tower(pixel_values=torch.zeros(2, 3, 64, 64)).logits
+    assert odds.shape == (2, len(concepts()))
+    assert torch.equal(odds[0], odds[1])
+    assert tower.config.id2label == {number: thing.name for number, thing in enumerate(concepts())}
 
 
 def test_the_judge_reports_its_own_accuracy(judge: Judge) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from scdpo_core.micro import captions, world
 from scdpo_core.micro.render import paint_over
+from scdpo_core.micro.stages.restyle import redraw
 from scdpo_core.micro.stages.scatter import scatter
 from scdpo_core.micro.world import Scene, concept
 
@@ -75,13 +77,10 @@ def test_a_scene_is_harmful_when_any_subject_is() -> None:
     assert Scene((concept("cat"),), "gray").category == "benign"
 
 
-def test_training_and_evaluation_share_no_caption() -> None:
-    trained = {
-        entry.text for entry in (*captions.harmful_training_captions(), *captions.benign_training_captions())
-    }
-    asked = [entry.text for entry in captions.evaluation_captions()]
-    assert not trained & set(asked)
-    assert len(set(asked)) == len(asked)
+def test_training_tuning_and_evaluation_share_no_caption() -> None:
+    pairs = [*captions.harmful_training_captions(), *captions.benign_training_captions()]
+    every = [entry.text for entry in (*pairs, *captions.tuning_captions(), *captions.evaluation_captions())]
+    assert len(set(every)) == len(every)
 
 
 def test_no_training_caption_shows_or_names_a_held_out_concept() -> None:
@@ -92,8 +91,9 @@ def test_no_training_caption_shows_or_names_a_held_out_concept() -> None:
         assert not any(f" {word} " in f" {entry.text} " for word in words), entry.text
 
 
-def test_every_group_of_the_evaluation_has_captions() -> None:
-    found = Counter(entry.group for entry in captions.evaluation_captions())
+@pytest.mark.parametrize("made", [captions.evaluation_captions, captions.tuning_captions])
+def test_every_group_has_captions(made: Callable[[], list[captions.Caption]]) -> None:
+    found = Counter(entry.group for entry in made())
     assert set(found) == set(captions.GROUPS)
     assert min(found.values()) >= 20
 
@@ -105,3 +105,22 @@ def test_random_scenes_are_decided_by_their_seed_and_hold_the_shares() -> None:
     # 2000 draws: 200 empty, 600 with two; four standard deviations are 54 and 82.
     assert abs(counts[0] - 200) < 54
     assert abs(counts[2] - 600) < 82
+
+
+def test_a_redrawn_sprite_keeps_its_place_and_about_its_shape() -> None:
+    sprite = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(sprite).ellipse((12, 20, 52, 44), fill=(200, 30, 40, 255), outline=(90, 0, 10, 255))
+    seen = set()
+    for number in range(30):
+        drawn = redraw(sprite, random.Random(number))
+        assert (drawn.mode, drawn.size) == ("RGBA", (64, 64))
+        left, top, right, bottom = drawn.getchannel("A").getbbox() or (0, 0, 0, 0)
+        # A filter of three pixels moves an edge by one.
+        for edge, before in zip((left, top, right, bottom), (12, 20, 53, 45), strict=True):
+            assert abs(edge - before) <= 1
+        red, green, blue, alpha = drawn.getpixel((32, 32))
+        assert alpha == 255
+        assert red > 1.2 * max(green, blue)
+        seen.add(drawn.tobytes())
+    assert len(seen) > 10
+    assert redraw(sprite, random.Random(3)).tobytes() == redraw(sprite, random.Random(3)).tobytes()

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 
 import torch
@@ -34,19 +34,36 @@ from scdpo_core.cost.mining import train_with_mining
 from scdpo_core.cost.model import CostFacts, save_cost
 from scdpo_core.cost.suspects import suspects
 from scdpo_core.cost.training import CostTrainingResult
+from scdpo_core.runs.reporter import Reporter
 from scdpo_core.scoring.training_page import write_training_page
+from scdpo_core.training.events import Phase
 from scdpo_core.types import ScdpoError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    folders = (options.unsafe, options.safe)
-    if (options.pairs is None) == (folders == (None, None)) or (options.pairs is None and None in folders):
-        parser.error("give --unsafe and --safe together, or --pairs")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--config", type=Path)
+    look.add_argument("--run", type=Path)
+    early = look.parse_known_args(arguments)[0]
+    reporter = None if early.run is None else Reporter(early.run)
     try:
-        _train(options)
+        with nullcontext() if reporter is None else reporter.last_words():
+            told = [] if early.config is None else _flags_of(early.config, parser)
+            options = parser.parse_args([*told, *arguments])
+            folders = (options.unsafe, options.safe)
+            if (options.pairs is None) == (folders == (None, None)) or (
+                options.pairs is None and None in folders
+            ):
+                parser.error("give --unsafe and --safe together, or --pairs")
+            _train(options, reporter)
     except ScdpoError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -56,7 +73,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace) -> None:
+def _flags_of(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    """A TOML file as the flags that say the same; those of the command line come behind it and win."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ScdpoError(f"The settings file {path} cannot be read: {error}.") from error
+    known = set(vars(parser.parse_args(["--output", "any"]))) - {"config", "run"}
+    for key in values:
+        if key not in known:
+            raise ScdpoError(
+                f"{path}: there is no setting '{key}'. Choose one of: {', '.join(sorted(known))}."
+            )
+    flags: list[str] = []
+    for key, value in values.items():
+        flag = f"--{key.replace('_', '-')}"
+        flags += [flag] * value if isinstance(value, bool) else [f"{flag}={value}"]
+    return flags
+
+
+def _train(options: argparse.Namespace, reporter: Reporter | None) -> None:
     output: Path = options.output
     if output.suffix != ".safetensors":
         raise ScdpoError(f"The output must be a file that ends in .safetensors, not {output}.")
@@ -64,14 +100,16 @@ def _train(options: argparse.Namespace) -> None:
         raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
     _require_writable(output.parent)
     listed = list_pairs(options.pairs) if options.pairs else list_folders(options.unsafe, options.safe)
-    with _bar("reading pictures") as progress:
+    with _bar("reading pictures", reporter) as progress:
         found = check(listed, progress)
     _report(found, options.skip_bad)
     pool: Sequence[CostExample] = ()
     if options.benign is not None:
-        with _bar("reading the harmless folder") as progress:
+        with _bar("reading the harmless folder", reporter) as progress:
             # Of a large folder nobody mends every file.
             pool = check(list_benign(options.benign), progress).examples
+    if reporter is not None:
+        reporter.started(options.steps, len(found.examples) + len(pool), options.device)
     encoder = load_encoder(options.encoder, options.device)
     settings = CostSettings(
         false_positive_rate=options.false_positive_rate,
@@ -80,7 +118,7 @@ def _train(options: argparse.Namespace) -> None:
         eta=options.eta,
         seed=options.seed,
     )
-    with _bars() as progress:
+    with _bars(reporter) as progress:
         mined = train_with_mining(
             found.examples,
             pool,
@@ -114,6 +152,10 @@ def _train(options: argparse.Namespace) -> None:
     if options.report is not None:
         write_training_page(options.report, facts.name, result, misfiled, files)
         print(f"\nThe report, with those pictures, is {options.report}")
+    if reporter is not None:
+        for warning in result.warnings:
+            reporter.warned(warning)
+        reporter.finished(result.steps, output, options.report)
     print(f"\nThe cost model is {output}")
 
 
@@ -176,21 +218,25 @@ def _source(spec: str) -> str:
     return str(Path("~") / full.relative_to(home)) if full.is_relative_to(home) else str(full)
 
 
-@contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    with tqdm(desc=label, disable=None, leave=False) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update
+PHASES: Mapping[str, Phase] = {
+    "reading pictures": "check",
+    "reading the harmless folder": "check",
+    "training": "train",
+    "training again": "train",
+}
+"""What a door calls the kinds of work; everything else makes embeddings, which are kept."""
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each kind of work, one after the other."""
+def _bar(label: str, reporter: Reporter | None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, events for a door, nothing elsewhere."""
+    with _bars(reporter) as update:
+        yield lambda done, total: update(label, done, total)
+
+
+@contextmanager
+def _bars(reporter: Reporter | None) -> Iterator[Callable[[str, int, int], None]]:
+    """The same for each kind of work, one after the other."""
     bars: dict[str, tqdm] = {}
 
     def update(what: str, done: int, total: int) -> None:
@@ -198,6 +244,8 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
             bars[what] = tqdm(desc=what, disable=None, leave=False)
         bars[what].total = total
         bars[what].update(done - bars[what].n)
+        if reporter is not None:
+            reporter.progress(PHASES.get(what, "cache"), done, total)
 
     try:
         yield update
@@ -216,6 +264,8 @@ def _parser() -> argparse.ArgumentParser:
         shown = text if default is None else f"{text} (default: {default})"
         parser.add_argument(flag, type=kind, default=default, help=shown)
 
+    add("--config", Path, None, "TOML file with the flags' names (_ for -) as keys; flags win over it")
+    add("--run", Path, None, "run folder that tells of the work in events.jsonl; a file 'stop' in it ends it")
     add("--unsafe", Path, None, "folder of harmful pictures; its subfolders name categories")
     add("--safe", Path, None, "folder of harmless pictures, many of them like the harmful ones")
     add("--pairs", Path, None, "instead of both: a preference folder with chosen/ and rejected/")

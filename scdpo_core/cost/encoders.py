@@ -65,9 +65,10 @@ class TowerEncoder:
     """A frozen image tower from a local folder in the Hugging Face layout.
 
     A CLIP one with its projection, which `CLIPVisionModelWithProjection` or `CLIPModel` saved (CLIP
-    ViT-L/14, say), a SigLIP, DINOv2 or plain ViT one, or a `ResNetModel`, as the embedded one is. Size,
-    mean and standard deviation come from `config.json` and `preprocessor_config.json`; CLIP's own mean
-    and deviation are taken where there are none.
+    ViT-L/14, say), a SigLIP, DINOv2 or plain ViT one, a `ResNetModel`, or a
+    `ResNetForImageClassification` of many tags a picture, as the embedded one is, whose tags are the
+    embedding. Size, mean and standard deviation come from `config.json` and `preprocessor_config.json`;
+    CLIP's own mean and deviation are taken where there are none.
 
     Args:
         folder: the folder with `config.json` and safetensors weights.
@@ -104,8 +105,7 @@ class TowerEncoder:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed [N, 3, size, size] from any device: [N, D] of length 1, with gradient if `pixels` has one."""
-        seen: Tensor = getattr(self._tower(pixel_values=pixels.to(self._device)), self._read)
-        return F.normalize(seen.flatten(1).float(), dim=-1)
+        return F.normalize(self._read(self._tower, pixels.to(self._device)).float(), dim=-1)
 
     @torch.no_grad()
     def encode_prepared(self, pixels: Tensor) -> Tensor:
@@ -157,27 +157,55 @@ def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> Encode
     return TowerEncoder(Path(spec).expanduser(), device)
 
 
-# Kinds of model, by the name in config.json: class, and where its answer holds the embedding.
-_TOWERS = {
-    "clip": ("CLIPVisionModelWithProjection", "image_embeds"),
-    "clip_vision_model": ("CLIPVisionModelWithProjection", "image_embeds"),
-    "siglip": ("SiglipVisionModel", "pooler_output"),
-    "siglip_vision_model": ("SiglipVisionModel", "pooler_output"),
-    "dinov2": ("Dinov2Model", "pooler_output"),
-    "vit": ("ViTModel", "pooler_output"),
-    "resnet": ("ResNetModel", "pooler_output"),
+_Read = Callable[[Any, Tensor], Tensor]
+"""Runs a tower on pixels [N, 3, size, size] and takes the embedding [N, D] from its answer."""
+
+
+def _projected(tower: Any, pixels: Tensor) -> Tensor:
+    seen: Tensor = tower(pixel_values=pixels).image_embeds
+    return seen
+
+
+def _pooled(tower: Any, pixels: Tensor) -> Tensor:
+    seen: Tensor = tower(pixel_values=pixels).pooler_output
+    return seen.flatten(1)
+
+
+def _tagged(tower: Any, pixels: Tensor) -> Tensor:
+    """How likely each tag is, told at the surest place: in a mean what fills only a corner would drown.
+
+    The logarithms of the odds are halved and moved, so that a tag counts that is likely or nearly so, and
+    how very unlikely the many others are does not. A constant stands beside the tags: without it, the few
+    faint ones of a picture that shows nothing would fill the whole embedding once its length is made 1.
+    """
+    maps: Tensor = tower.resnet(pixel_values=pixels).last_hidden_state
+    odds = tower.classifier[-1](maps.flatten(2).transpose(1, 2)).amax(dim=1)
+    return F.pad(torch.sigmoid(odds / 2 + 1), (0, 1), value=0.5)
+
+
+# Kinds of model, by the name in config.json: class, and how to read it.
+_TOWERS: dict[str, tuple[str, _Read]] = {
+    "clip": ("CLIPVisionModelWithProjection", _projected),
+    "clip_vision_model": ("CLIPVisionModelWithProjection", _projected),
+    "siglip": ("SiglipVisionModel", _pooled),
+    "siglip_vision_model": ("SiglipVisionModel", _pooled),
+    "dinov2": ("Dinov2Model", _pooled),
+    "vit": ("ViTModel", _pooled),
+    "resnet": ("ResNetModel", _pooled),
 }
+_RESNET_TAGGER: tuple[str, _Read] = ("ResNetForImageClassification", _tagged)
 
 
-def _load_tower(folder: Path) -> tuple[nn.Module, str]:
-    """The frozen tower, and the field of its answer that holds the embedding."""
+def _load_tower(folder: Path) -> tuple[nn.Module, _Read]:
+    """The frozen tower, and how to read it."""
     if not (folder / "config.json").is_file():
         raise EncoderError(
             f"{folder} is no image encoder: it holds no config.json. Give a folder with a CLIP model in "
             f"the Hugging Face layout, or {' or '.join(map(repr, ENCODERS))}."
         )
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
     except (ValueError, AttributeError) as error:
         raise EncoderError(f"{folder / 'config.json'} is damaged. Download the folder again.") from error
     if kind not in _TOWERS:
@@ -185,7 +213,9 @@ def _load_tower(folder: Path) -> tuple[nn.Module, str]:
             f"{folder} holds a model of the kind '{kind}'; the cost model needs one of these kinds: "
             f"{', '.join(sorted(_TOWERS))}."
         )
-    name, field = _TOWERS[kind]
+    name, read = _TOWERS[kind]
+    if kind == "resnet" and config.get("problem_type") == "multi_label_classification":
+        name, read = _RESNET_TAGGER
     if not any(folder.glob("*.safetensors")):
         raise EncoderError(
             f"{folder} holds no .safetensors weights. Pickle files (.bin, .pt) can run code when they are "
@@ -216,7 +246,7 @@ def _load_tower(folder: Path) -> tuple[nn.Module, str]:
             f"such as '{next(iter(missing), '')}'). Download the folder again."
         )
     frozen: nn.Module = tower.float().eval().requires_grad_(False)
-    return frozen, field
+    return frozen, read
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from transformers import ResNetModel
+from transformers import ResNetForImageClassification
 
 from ..files import write_json
 from . import art
@@ -44,7 +44,7 @@ class Recipe:
 
     vae_steps: int = 8000
     tower_steps: int = 2500
-    image_steps: int = 6000
+    image_steps: int = 8500
     unet_steps: int = 3500
     unet_pictures: int = 32_000
     meaning_steps: int = 500
@@ -84,7 +84,7 @@ def build(
         steps = recipe.tower_steps
         return towers_stage.build(sprites, state, tokenizer, device, tell, steps=steps, seed=seed)
 
-    def train_image() -> ResNetModel:
+    def train_image() -> ResNetForImageClassification:
         steps = recipe.image_steps
         return image_stage.build(sprites, state, train_towers(), device, tell, steps=steps, seed=seed)
 

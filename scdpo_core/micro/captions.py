@@ -1,7 +1,7 @@
-"""Which captions the shipped preference pairs use, and which ones only the evaluation does.
+"""Which captions the shipped preference pairs use, which ones settings are chosen by, and which only judge.
 
-The two never share a caption: for every concept half of the backgrounds belong to training, half to
-evaluation. `world.HELD_OUT_CONCEPTS` occur in no pair at all, neither drawn nor named.
+The three never share a caption: for every concept half of the backgrounds belong to training and tuning,
+half to the evaluation. `world.HELD_OUT_CONCEPTS` occur in no pair at all, neither drawn nor named.
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def harmful_training_captions() -> list[Caption]:
 
 
 def benign_training_captions() -> list[Caption]:
-    """Captions of the benign pairs: every benign concept once, near-misses twice, and some in company."""
+    """Captions of the benign pairs: every benign concept on two backgrounds, near-misses in company too."""
     rng = random.Random("pairs/benign")
     captions = []
-    for number, thing in enumerate([*benign_concepts(), *near_misses()]):
-        ours, _ = backgrounds(thing)
-        scene = Scene((thing,), ours[0] if number < len(benign_concepts()) else ours[1])
-        captions.append(Caption(caption(scene), scene, "train"))
+    for thing in benign_concepts():
+        for background in backgrounds(thing)[0][:2]:
+            scene = Scene((thing,), background)
+            captions.append(Caption(caption(scene), scene, "train"))
     for thing in near_misses():
         fellow = rng.choice([other for other in benign_concepts() if other != thing])
         scene = Scene((thing, fellow), backgrounds(thing)[0][2])
@@ -113,8 +113,18 @@ def benign_training_captions() -> list[Caption]:
 
 
 def evaluation_captions() -> list[Caption]:
-    """Captions that no pair has, in the groups of `GROUPS`."""
-    rng = random.Random("evaluation")
+    """Captions that neither a pair nor the choice of settings has seen, in the groups of `GROUPS`."""
+    return _asking("evaluation", which=1, synonym=1)
+
+
+def tuning_captions() -> list[Caption]:
+    """Captions to choose settings by: in no pair and not in the evaluation, in the same groups."""
+    return _asking("tuning", which=0, synonym=0)
+
+
+def _asking(name: str, which: int, synonym: int) -> list[Caption]:
+    """Captions on one half of each concept's backgrounds; the last two of training's half name no pair."""
+    rng = random.Random(name)
     captions: list[Caption] = []
 
     def add(group: str, subjects: tuple[Concept, ...], background: str, words: str | None = None) -> None:
@@ -122,19 +132,20 @@ def evaluation_captions() -> list[Caption]:
         captions.append(Caption(caption(scene, (words,) if words else None), scene, group))
 
     for thing in harmful_trained():
-        _, theirs = backgrounds(thing)
-        add("explicit", (thing,), theirs[0])
-        add("explicit", (thing,), theirs[1])
-        add("synonym", (thing,), theirs[2], thing.synonyms[1])
-        add("companion", (rng.choice(benign_concepts()), thing), theirs[3])
+        places = backgrounds(thing)[which]
+        first, second, third, fourth = places if which else (places[2], places[3], places[0], places[3])
+        add("explicit", (thing,), first)
+        add("explicit", (thing,), second)
+        add("synonym", (thing,), third, thing.synonyms[synonym])
+        add("companion", (rng.choice(benign_concepts()), thing), fourth)
     for thing in harmful_held_out():
-        _, theirs = backgrounds(thing)
-        for background in theirs[:3]:
+        places = backgrounds(thing)[which]
+        for background in places[:3]:
             add("heldout", (thing,), background)
-        add("heldout", (thing,), theirs[3], thing.synonyms[0])
+        add("heldout", (thing,), places[3], thing.synonyms[0])
     for thing in near_misses():
-        add("near-miss", (thing,), backgrounds(thing)[1][0])
+        add("near-miss", (thing,), backgrounds(thing)[which][0 if which else 3])
     others = [thing for thing in benign_concepts() if thing not in near_misses()]
     for thing in rng.sample(others, 44):
-        add("benign", (thing,), backgrounds(thing)[1][0])
+        add("benign", (thing,), backgrounds(thing)[which][0 if which else 3])
     return captions

@@ -90,13 +90,14 @@ class Saved:
     Attributes:
         step: training steps in it.
         path: relative to the run folder.
-        what: 'checkpoint' to resume from, 'lora' to use, 'report' to read, 'curves' to look at.
+        what: 'checkpoint' to resume from, 'lora' or 'cost' (a cost model) to use, 'report' to read,
+            'curves' to look at.
     """
 
     kind: ClassVar[str] = "saved"
     step: int
     path: str
-    what: Literal["checkpoint", "lora", "report", "curves"]
+    what: Literal["checkpoint", "lora", "cost", "report", "curves"]
 
 
 @dataclass(frozen=True)
@@ -184,12 +185,13 @@ def read_events(path: Path) -> Iterator[Record]:
         return
     with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
-            record = _parse(line)
+            record = parse(line)
             if record is not None:
                 yield record
 
 
-def _parse(line: str) -> Record | None:
+def parse(line: str) -> Record | None:
+    """A line of a log; None if it is half-written or of a newer version."""
     try:
         values = json.loads(line)
         kind = KINDS[values["event"]]

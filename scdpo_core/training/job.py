@@ -20,6 +20,8 @@ from ..lora.file import save_lora
 from ..preferences.batches import BatchStream
 from ..preferences.cache import PairCache, build_cache
 from ..preferences.relabel import unscored
+from ..runs.folder import launch_of
+from ..runs.process import look
 from ..types import CachedPair, LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
 from .checks import check_run, load_options, resolve_device, resolve_dtype
@@ -28,7 +30,7 @@ from .failures import explain
 from .labelling import label_pairs
 from .loop import Outcome, Trainer
 from .plots import draw_curves
-from .provenance import dataset_hash, facts
+from .provenance import categories, dataset_hash, facts
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
 
@@ -161,8 +163,10 @@ class _Job:
         if state is not None:
             checkpoint.check_same_run(state, identity(self.settings))
         if self.resume:
-            # It asked the run to stop that is now resumed.
-            folder.stop.unlink(missing_ok=True)
+            launch, us = launch_of(folder.path), look(os.getpid())
+            # A door has removed what asked an earlier process to leave; what is there now asks this one.
+            if launch is None or us is None or launch.process != us[0]:
+                folder.stop.unlink(missing_ok=True)
         for path in damaged:
             self.emit(Warned(f"The checkpoint {path.name} is damaged; an older one is used."))
         if self.resume and state is None:
@@ -247,7 +251,10 @@ class _Job:
             settings.data.benign_share,
         )
         dataset = dataset_hash(cached, labelled)
-        self._facts |= facts(settings, model) | {"dataset_hash": dataset}
+        self._facts |= facts(settings, model) | {
+            "dataset_hash": dataset,
+            "categories": categories(labelled),
+        }
 
         def sample(step: int) -> None:
             sampler.draw(step)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..runs import folder as names
 from . import checkpoint
 from .samples import FOLDER as SAMPLES
 
@@ -41,17 +42,17 @@ class RunFolder:
     @property
     def events(self) -> Path:
         """The log of events."""
-        return self.path / "events.jsonl"
+        return self.path / names.EVENTS
 
     @property
     def job(self) -> Path:
         """The settings of the run."""
-        return self.path / "job.toml"
+        return self.path / names.JOB
 
     @property
     def stop(self) -> Path:
         """A file of this name asks the run to save and leave."""
-        return self.path / "stop"
+        return self.path / names.STOP
 
     def has_results(self) -> bool:
         """Whether training has left something here that another run must not overwrite."""

@@ -1,0 +1,293 @@
+"""From the few values that a door offers to a run folder with a job in it, which a trainer takes.
+
+A job.toml holds only what was chosen. What it leaves open, the trainer takes from the settings for that
+kind of base model (trainer/configs) and the defaults (`scdpo_core.config`); job.toml then says all of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..files import write_text
+from ..types import ScdpoError
+from . import folder as names
+from . import toml
+from .state import WORKING, state_of
+
+Quality = Literal["fast", "normal", "best"]
+Sections = Mapping[str, Mapping[str, Any]]
+
+QUALITIES: Mapping[Quality, Sections] = {
+    "fast": {"optim": {"max_train_steps": 200}, "lora": {"rank": 8}},
+    "normal": {},
+    "best": {"optim": {"max_train_steps": 1500}, "lora": {"rank": 32}},
+}
+"""What a quality changes in the settings for the kind of base model; 'normal' takes them as they are."""
+
+COST_QUALITIES: Mapping[Quality, Mapping[str, Any]] = {
+    "fast": {"steps": 250, "views": 1},
+    "normal": {},
+    "best": {"steps": 3000, "views": 8},
+}
+"""The same for a cost model: most steps, and versions of each picture to learn from."""
+
+COST_KEYS: Mapping[str, type[int] | type[float]] = {
+    "steps": int,
+    "views": int,
+    "mine": int,
+    "seed": int,
+    "lr": float,
+    "eta": float,
+    "false_positive_rate": float,
+}
+"""What may be set beside, by the names of train_cost.py's flags."""
+
+_CHOSEN_ABOVE = {("model", "base"), ("data", "pairs"), ("output", "output")}
+_NO_NAME = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f]|^[. ]|[. ]$|^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)', re.IGNORECASE
+)
+_MODEL_FILES = (".safetensors", ".ckpt", ".pt")
+_LONGEST = 80
+_ADVANCED = "Advanced settings"
+
+
+@dataclass(frozen=True)
+class LoraJob:
+    """A safety LoRA to train.
+
+    Attributes:
+        pairs: the preference folder.
+        base: 'micro', a .safetensors checkpoint, a diffusers folder, or a name on the hub (owner/name).
+        output: the folder in which the run folder is made.
+        name: of the run folder and of the LoRA in it.
+        quality: how much work to put into it.
+        cost_model: 'micro', 'none', a scorer's name or a cost model file; '' leaves it open.
+        overrides: TOML text with settings, by section, as in job.toml; they win over the quality.
+    """
+
+    pairs: Path
+    base: str
+    output: Path
+    name: str
+    quality: Quality = "normal"
+    cost_model: str = ""
+    overrides: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.output.expanduser().absolute() / self.name
+
+
+@dataclass(frozen=True)
+class CostJob:
+    """A cost model to train, from harmful and harmless pictures, or from a preference folder.
+
+    Attributes:
+        output: the folder in which the run folder is made.
+        name: of the run folder and of the cost model in it.
+        unsafe: folder of harmful pictures; its subfolders name categories.
+        safe: folder of harmless pictures.
+        pairs: instead of both, a preference folder.
+        benign: a large folder of harmless pictures, of which the hardest are learned from too.
+        encoder: 'micro', 'embedded', or a folder with an image tower.
+        quality: how much work to put into it.
+        overrides: TOML text with any of COST_KEYS; they win over the quality.
+    """
+
+    output: Path
+    name: str
+    unsafe: Path | None = None
+    safe: Path | None = None
+    pairs: Path | None = None
+    benign: Path | None = None
+    encoder: str = "micro"
+    quality: Quality = "normal"
+    overrides: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.output.expanduser().absolute() / self.name
+
+
+Job = LoraJob | CostJob
+
+
+def problems(job: Job) -> list[str]:
+    """What is wrong with a job, a sentence each; empty if it can be written. The trainer checks the rest."""
+    own = _lora_problems(job) if isinstance(job, LoraJob) else _cost_problems(job)
+    return [*_place_problems(job), *own]
+
+
+def write(job: Job) -> Path:
+    """Write a job into its run folder, whole or not at all.
+
+    Returns:
+        The run folder, for `Queue.start` or `Queue.add`.
+
+    Raises:
+        ScdpoError: what is wrong with the job, one thing a line.
+        OSError: the folder cannot be written to.
+    """
+    wrong = problems(job)
+    if wrong:
+        raise ScdpoError("\n".join(wrong))
+    import tomli_w
+
+    tree = _lora_tree(job) if isinstance(job, LoraJob) else _cost_tree(job)
+    folder = job.folder
+    names.write_kind(folder, "lora" if isinstance(job, LoraJob) else "cost")
+    write_text(folder / names.JOB, tomli_w.dumps(tree))
+    return folder
+
+
+def _place_problems(job: Job) -> Iterator[str]:
+    name, folder = job.name, job.folder
+    if not name or len(name) > _LONGEST or _NO_NAME.search(name):
+        yield (
+            f"'{name}' cannot be the name of a file. Use up to {_LONGEST} letters, digits, '-' and '_', "
+            "such as my_lora."
+        )
+        return
+    if Path(name).suffix.lower() in _MODEL_FILES:
+        yield f"The ending of '{name}' is added by itself: call it {Path(name).stem}."
+        return
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        yield f"{folder} is a file. Choose another name."
+        return
+    finished = (folder / f"{name}.safetensors").exists() or any((folder / "checkpoints").glob("*"))
+    if finished:
+        yield f"There is a trained run '{name}' in {folder.parent} already. Resume it or choose another name."
+    elif (folder / names.QUEUED).exists():
+        yield f"The run '{name}' waits in the queue already. Remove it there, or choose another name."
+    elif (folder / names.JOB).exists() and state_of(folder) in WORKING:
+        yield f"The run '{name}' is being trained already. Wait, stop it, or choose another name."
+
+
+def _lora_problems(job: LoraJob) -> Iterator[str]:
+    from ..families.source import MICRO, is_hub_id
+    from ..training.checks import invalid
+
+    yield from _pairs_problems(job.pairs)
+    base = job.base.strip()
+    if not base:
+        yield "Choose a base model."
+    elif base != MICRO and not is_hub_id(base) and not Path(base).expanduser().exists():
+        yield f"There is no base model {base}."
+    try:
+        tree = _parsed(job.overrides)
+        yield from (
+            f"{_ADVANCED}: '{section}.{key}' is chosen above; leave it out."
+            for section, key in sorted(_CHOSEN_ABOVE)
+            if key in _section(tree, section)
+        )
+        yield from invalid(_checked(job.quality, tree))
+    except ScdpoError as error:
+        yield str(error)
+
+
+def _cost_problems(job: CostJob) -> Iterator[str]:
+    if (job.pairs is None) == (job.unsafe is None and job.safe is None) or (
+        job.pairs is None and (job.unsafe is None or job.safe is None)
+    ):
+        yield "Give a folder of harmful and one of harmless pictures, or else a preference folder."
+        return
+    if job.pairs is not None:
+        yield from _pairs_problems(job.pairs)
+    for folder in (job.unsafe, job.safe, job.benign):
+        if folder is not None and not folder.expanduser().is_dir():
+            yield f"There is no folder {folder}."
+    try:
+        for key, value in _parsed(job.overrides).items():
+            kind = COST_KEYS.get(key)
+            if kind is None:
+                yield f"{_ADVANCED}: there is no setting '{key}'. Choose one of: {', '.join(COST_KEYS)}."
+            elif isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+                wanted = "a whole number" if kind is int else "a number"
+                yield f"{_ADVANCED}: '{key}' must be {wanted}, not {value!r}."
+    except ScdpoError as error:
+        yield str(error)
+
+
+def _pairs_problems(folder: Path) -> Iterator[str]:
+    from ..preferences.listing import layout_problem
+
+    problem = layout_problem(folder.expanduser())
+    if problem is not None:
+        yield f"{problem.path}: {problem.what}"
+
+
+def _checked(quality: Quality, tree: Mapping[str, Any]) -> Any:
+    """The settings, as far as they are known without looking at the base model.
+
+    Raises:
+        ScdpoError: an unknown setting or a value of the wrong kind.
+    """
+    from .. import sections
+    from ..config import TrainSettings
+
+    return sections.from_dict(sections.from_dict(TrainSettings(), _of(quality), "quality"), tree, _ADVANCED)
+
+
+def _of(quality: Quality) -> Sections:
+    if quality not in QUALITIES:
+        raise ScdpoError(f"There is no quality '{quality}'. Choose one of: {', '.join(QUALITIES)}.")
+    return QUALITIES[quality]
+
+
+def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
+    from ..families.source import MICRO, is_hub_id
+
+    base = job.base.strip()
+    named = base == MICRO or is_hub_id(base)
+    chosen: dict[str, dict[str, Any]] = {
+        "model": {"base": base if named else str(Path(base).expanduser().absolute())},
+        "data": {"pairs": str(job.pairs.expanduser().absolute())},
+        "output": {"output": str(job.folder)},
+    }
+    if job.cost_model:
+        chosen["data"]["cost_model"] = job.cost_model
+    tree = _parsed(job.overrides)
+    layers = (_of(job.quality), chosen, tree)
+    return {
+        section: {key: value for layer in layers for key, value in _section(layer, section).items()}
+        for section in dict.fromkeys(name for layer in layers for name in layer)
+    }
+
+
+def _cost_tree(job: CostJob) -> dict[str, Any]:
+    folders = {"unsafe": job.unsafe, "safe": job.safe, "pairs": job.pairs, "benign": job.benign}
+    given = {name: str(path.expanduser().absolute()) for name, path in folders.items() if path is not None}
+    encoder = Path(job.encoder).expanduser()
+    return {
+        **given,
+        "encoder": str(encoder.absolute()) if encoder.is_dir() else job.encoder,
+        "output": str(job.folder / f"{job.name}.safetensors"),
+        "report": str(job.folder / "report.html"),
+        **COST_QUALITIES[job.quality],
+        **_parsed(job.overrides),
+    }
+
+
+def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    values = tree.get(name, {})
+    return values if isinstance(values, Mapping) else {}
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """TOML text as values.
+
+    Raises:
+        ScdpoError: it is no TOML.
+    """
+    try:
+        return toml.loads(text)
+    except ValueError as error:
+        raise ScdpoError(f"{_ADVANCED}: this is not valid TOML: {error}.") from error

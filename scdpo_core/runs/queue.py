@@ -1,0 +1,227 @@
+"""One training at a time, and those that wait for it, shared by every door that uses the same runs root.
+
+Three files in the root: queue.lock, held for the moment of a change alone; active.json, the run that is
+worked on and its process, which counts no longer once that process is gone; queue.json, who waits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import write_json, write_text
+from ..training.events import EventLog, Failed
+from ..types import ScdpoError
+from . import folder as names
+from .child import Child, start
+from .interpreter import Interpreter
+from .lock import exclusive
+from .process import ProcessId, alive
+
+LOCK, ACTIVE, WAITING = "queue.lock", "active.json", "queue.json"
+
+
+class BusyError(ScdpoError):
+    """Another run is being trained.
+
+    Attributes:
+        active: its folder.
+    """
+
+    def __init__(self, active: Path) -> None:
+        super().__init__(
+            f"The run '{active.name}' is being trained. Wait until it has ended, stop it, or queue this one."
+        )
+        self.active = active
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A run that waits for its turn.
+
+    Attributes:
+        folder: the run folder.
+        resume: go on from its newest checkpoint.
+    """
+
+    folder: Path
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class QueueView:
+    """Who is worked on, and who waits, next one first."""
+
+    active: Path | None
+    waiting: tuple[Waiting, ...]
+
+
+class Queue:
+    """The queue of a runs root. Every method may be called by several threads and processes at once."""
+
+    def __init__(self, root: Path, begin: Callable[..., Child] = start) -> None:
+        """The queue in `root`, which is made when it is first needed; run folders may lie anywhere.
+
+        Args:
+            root: a folder that all doors on this machine share.
+            begin: starts a run, with the signature of `child.start`.
+        """
+        self.root = root.absolute()
+        self._start = begin
+
+    def view(self) -> QueueView:
+        """How the queue stands."""
+        with self._alone():
+            return QueueView(self._active(), tuple(self._read()))
+
+    def add(self, folder: Path, *, resume: bool = False) -> int:
+        """Let a run wait for its turn; one that waits already keeps its place.
+
+        Returns:
+            How many wait before it.
+
+        Raises:
+            ScdpoError: there is no job in the folder.
+            BusyError: this very run is being trained.
+        """
+        folder = folder.absolute()
+        if not (folder / names.JOB).is_file():
+            raise ScdpoError(f"There is no job in {folder}: {names.JOB} is missing.")
+        with self._alone():
+            if self._active() == folder or Child(folder).process is not None:
+                raise BusyError(folder)
+            waiting = self._read()
+            places = [entry.folder for entry in waiting]
+            if folder in places:
+                place = places.index(folder)
+                waiting[place] = Waiting(folder, resume)
+            else:
+                place = len(waiting)
+                waiting.append(Waiting(folder, resume))
+            self._write(waiting)
+            write_text(folder / names.QUEUED, "")
+            return place
+
+    def remove(self, folder: Path) -> bool:
+        """Take a waiting run out of the queue; False if it does not wait."""
+        folder = folder.absolute()
+        with self._alone():
+            waiting = self._read()
+            left = [entry for entry in waiting if entry.folder != folder]
+            self._write(left)
+            (folder / names.QUEUED).unlink(missing_ok=True)
+            return len(left) < len(waiting)
+
+    def move(self, folder: Path, place: int) -> bool:
+        """Let a waiting run be the one with `place` others before it; False if it does not wait."""
+        folder = folder.absolute()
+        with self._alone():
+            waiting = self._read()
+            own = next((entry for entry in waiting if entry.folder == folder), None)
+            if own is None:
+                return False
+            waiting.remove(own)
+            waiting.insert(max(0, place), own)
+            self._write(waiting)
+            return True
+
+    def start(self, folder: Path, interpreter: Interpreter, *, resume: bool = False) -> Child:
+        """Start a run now. When it is being trained already, that is the answer: a double click does no harm.
+
+        Raises:
+            BusyError: another run is being trained; the message says which.
+            ScdpoError: see `child.start`.
+        """
+        folder = folder.absolute()
+        with self._alone():
+            active = self._active()
+            if active is not None and active != folder:
+                raise BusyError(active)
+            if active == folder or Child(folder).process is not None:
+                return Child(folder)
+            child = self._begin(Waiting(folder, resume), interpreter)
+            self._write([entry for entry in self._read() if entry.folder != folder])
+            return child
+
+    def pump(self, interpreter: Interpreter) -> Child | None:
+        """Start the next run if none is worked on; doors call it whenever they look.
+
+        A run that cannot be started gets the reason into its log, and the one behind it its turn; one whose
+        folder is gone is forgotten.
+
+        Returns:
+            The run that was started, None if none was.
+        """
+        with self._alone():
+            if self._active() is not None:
+                return None
+            waiting = self._read()
+            while waiting:
+                entry = waiting.pop(0)
+                self._write(waiting)
+                if not (entry.folder / names.JOB).is_file() or Child(entry.folder).process is not None:
+                    continue
+                try:
+                    return self._begin(entry, interpreter)
+                except ScdpoError as error:
+                    (entry.folder / names.QUEUED).unlink(missing_ok=True)
+                    EventLog(entry.folder / names.EVENTS)(Failed(str(error)))
+            return None
+
+    def _begin(self, entry: Waiting, interpreter: Interpreter) -> Child:
+        child = self._start(entry.folder, interpreter, resume=entry.resume)
+        launch = names.launch_of(entry.folder)
+        # With the process, so that a run folder that somebody deletes does not free the GPU.
+        process = None if launch is None else asdict(launch.process)
+        write_json(self.root / ACTIVE, {"run": str(entry.folder), "process": process})
+        return child
+
+    def _active(self) -> Path | None:
+        """The folder of the run that is worked on."""
+        values = _read(self.root / ACTIVE)
+        if not isinstance(values, dict) or not isinstance(values.get("run"), str):
+            return None
+        folder = Path(values["run"])
+        try:
+            noted = ProcessId(**values["process"])
+        except (KeyError, TypeError):
+            noted = None
+        if (noted is not None and alive(noted)) or Child(folder).process is not None:
+            return folder
+        return None
+
+    def _read(self) -> list[Waiting]:
+        values = _read(self.root / WAITING)
+        entries = values.get("waiting", []) if isinstance(values, dict) else []
+        try:
+            return [Waiting(Path(entry["run"]), bool(entry["resume"])) for entry in entries]
+        except (KeyError, TypeError) as error:
+            raise ScdpoError(f"The queue's file {self.root / WAITING} is damaged; remove it.") from error
+
+    def _write(self, waiting: Sequence[Waiting]) -> None:
+        entries = [{"run": str(entry.folder), "resume": entry.resume} for entry in waiting]
+        write_json(self.root / WAITING, {"waiting": entries})
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            with exclusive(self.root / LOCK):
+                yield
+        except OSError as error:
+            raise ScdpoError(
+                f"The queue of runs in {self.root} cannot be used ({error.strerror or error}). "
+                "Check that the folder can be written to and that its disk is not full."
+            ) from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ScdpoError(f"The queue's file {path} is damaged; remove it.") from error

@@ -1,0 +1,88 @@
+"""What a trainer needs to be followed in a run folder: its log, and its ear for the file named 'stop'."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..training.events import Done, EventLog, Failed, Phase, Progress, Saved, Started, Warned
+from ..types import ScdpoError
+from . import folder as names
+
+_EVERY = 0.5  # seconds between two reports
+
+
+class StopAskedError(Exception):
+    """Somebody asked the trainer to leave."""
+
+
+class Reporter:
+    """Writes the events of one process."""
+
+    def __init__(self, folder: Path) -> None:
+        """Report into the run folder `folder`."""
+        self.folder = folder
+        self._log = EventLog(folder / names.EVENTS)
+        self._began, self._told = time.monotonic(), 0.0
+        self._phase: Phase | None = None
+        self._phase_began = self._began
+        self._steps = 0
+
+    def started(self, steps: int, examples: int, device: str) -> None:
+        """All checks are passed."""
+        self._steps = steps
+        self._log(Started(self.folder.name, os.getpid(), 0, steps, examples, device, ""))
+
+    def progress(self, phase: Phase, done: int, total: int) -> None:
+        """Report at most every half second.
+
+        Raises:
+            StopAskedError: somebody asked to leave.
+        """
+        if (self.folder / names.STOP).exists():
+            raise StopAskedError
+        now = time.monotonic()
+        if phase != self._phase:
+            self._phase, self._phase_began = phase, now
+        elif done < total and now - self._told < _EVERY:
+            return
+        self._told = now
+        speed = done / max(now - self._phase_began, 1e-9) if done and phase == "train" else None
+        left = (total - done) / speed if speed else None
+        self._log(Progress(phase, done, total, {}, speed, left))
+
+    def warned(self, message: str) -> None:
+        """Something is odd, but the work goes on."""
+        self._log(Warned(message))
+
+    def finished(self, step: int, result: Path, report: Path | None = None) -> None:
+        """The result is complete on disk."""
+        if report is not None:
+            self._log(Saved(step, os.path.relpath(report, self.folder), "report"))
+        path = os.path.relpath(result, self.folder)
+        self._log(Saved(step, path, "cost"))
+        self._log(Done("finished", step, path, self._seconds()))
+
+    @contextmanager
+    def last_words(self) -> Iterator[None]:
+        """Whatever ends the work goes into the log; a stop that was asked for is no error."""
+        try:
+            yield
+        except StopAskedError:
+            (self.folder / names.STOP).unlink(missing_ok=True)
+            self._log(Done("stopped", 0, "", self._seconds()))
+        except ScdpoError as error:
+            self._log(Failed(str(error)))
+            raise
+        except KeyboardInterrupt:
+            self._log(Done("stopped", 0, "", self._seconds()))
+            raise
+        except BaseException as error:
+            self._log(Failed(f"Unexpected error: {type(error).__name__}: {error}"))
+            raise
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._began, 3)
