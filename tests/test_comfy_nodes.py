@@ -130,6 +130,19 @@ def test_what_was_found_is_put_into_a_prompt_in_which_nothing_is_computed(door: 
     assert recall({"prompt": None}) == {"prompt": None}
 
 
+def test_a_deep_graph_of_many_ways_is_looked_through_once(door: Door) -> None:
+    lineage = door.module("comfy_nodes.metadata")._lineage
+    # 2 ** 200 ways lead from the last node to the first.
+    prompt = {"0": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
+    for k in range(200):
+        prompt[str(k + 1)] = {"class_type": "ImageBatch", "inputs": {"a": [str(k), 0], "b": [str(k), 0]}}
+    before = lineage(prompt, "200")
+    prompt["0"]["inputs"]["image"] = "b.png"
+    assert lineage(prompt, "200") != before
+    prompt["0"]["inputs"]["image"] = ["200", 0]
+    assert len(lineage(prompt, "200")) == 64
+
+
 def run_gate(
     door: Door, action: str, costs: Sequence[float], **changes: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
