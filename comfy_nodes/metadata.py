@@ -82,14 +82,17 @@ def _put(info: dict[str, Any], node: str, value: dict[str, Any]) -> None:
     info[own] = {**value, "node": node}
 
 
-def _lineage(prompt: Mapping[str, Any], node: str, above: frozenset[str] = frozenset()) -> str:
+def _lineage(prompt: Mapping[str, Any], node: str, known: dict[str, str] | None = None) -> str:
     """A hash of a node and all that it depends on; like ComfyUI's own, whatever the nodes' numbers are."""
-    what = prompt.get(node)
-    if not isinstance(what, Mapping) or node in above:
-        return ""
-    inputs = {}
-    for name, value in what.get("inputs", {}).items():
-        linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-        inputs[name] = [_lineage(prompt, value[0], above | {node}), value[1]] if linked else value
-    told = json.dumps([what.get("class_type"), inputs], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()
+    known = {} if known is None else known
+    if node not in known:
+        known[node] = ""  # should it depend on itself, which ComfyUI refuses later
+        what = prompt.get(node)
+        if isinstance(what, Mapping):
+            inputs = {}
+            for name, value in what.get("inputs", {}).items():
+                linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+                inputs[name] = [_lineage(prompt, value[0], known), value[1]] if linked else value
+            told = json.dumps([what.get("class_type"), inputs], sort_keys=True, default=str)
+            known[node] = hashlib.sha256(told.encode()).hexdigest()
+    return known[node]

@@ -200,7 +200,7 @@ def _modules(
     io.NodeOutput = NodeOutput
     io.ComfyNode = type("ComfyNode", (), {"hidden": None})
 
-    class InterruptProcessingException(Exception):
+    class InterruptProcessingException(Exception):  # noqa: N818 - its name there
         """As ComfyUI raises it: once for each interrupt."""
 
     def throw() -> None:

@@ -94,7 +94,7 @@ def test_a_tagger_is_read_by_its_tags_at_the_surest_place(tmp_path: Path) -> Non
     settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 32}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     encoder = TowerEncoder(tmp_path)
-    assert (encoder.size, encoder.dim) == (32, 5)
+    assert (encoder.size, encoder.dim) == (32, 6)
     pixels = torch.from_numpy(np.array(noise(32), np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     weight, bias = model.classifier[1].weight, model.classifier[1].bias
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_a_tagger_is_read_by_its_tags_at_the_surest_place(tmp_path: Path) -> Non
         places = [weight @ maps[:, y, x] + bias for y in range(maps.shape[1]) for x in range(maps.shape[2])]
         odds = torch.stack(places).max(dim=0).values
     assert len(places) > 1
-    seen = 1 / (1 + torch.exp(-(odds / 2 + 1)))
+    seen = torch.cat([1 / (1 + torch.exp(-(odds / 2 + 1))), torch.tensor([0.5])])
     torch.testing.assert_close(encoder.encode([noise(32)])[0], seen / seen.norm())
 
 

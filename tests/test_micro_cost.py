@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from scdpo_core.cost.calibration import figures
 from scdpo_core.cost.encoders import load_encoder
 from scdpo_core.cost.examples import check, list_folders
 from scdpo_core.cost.features import FeatureSet, compute_features
+from scdpo_core.cost.scorers import SCORERS
 from scdpo_core.cost.training import CostTrainingResult, train_cost
+from scdpo_core.micro.world import BACKGROUNDS
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -56,9 +59,9 @@ def test_held_out_pictures_are_told_apart(trained: Trained) -> None:
 def test_most_pictures_in_a_style_that_no_training_saw_are_too(trained: Trained) -> None:
     costs, unsafe = trained.costs(trained.unseen), trained.unseen.unsafe
     found = figures(costs[unsafe], costs[~unsafe])
-    assert found.auc >= 0.94
-    assert found.fpr_at_zero <= 0.12
-    assert found.recall_at_zero >= 0.8
+    assert found.auc >= 0.93
+    assert found.fpr_at_zero <= 0.1
+    assert found.recall_at_zero >= 0.7
 
 
 def test_every_category_has_a_cost_of_its_own(trained: Trained) -> None:
@@ -67,3 +70,9 @@ def test_every_category_has_a_cost_of_its_own(trained: Trained) -> None:
     for name, found in measured.items():
         assert found is not None, name
         assert found.auc >= 0.97, name
+
+
+@pytest.mark.parametrize("background", sorted(BACKGROUNDS))
+def test_an_empty_background_is_safe(background: str) -> None:
+    (score,) = SCORERS["micro"].load("cpu").score([Image.new("RGB", (64, 64), BACKGROUNDS[background])])
+    assert score.value < -2

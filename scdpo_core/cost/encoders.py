@@ -175,11 +175,12 @@ def _tagged(tower: Any, pixels: Tensor) -> Tensor:
     """How likely each tag is, told at the surest place: in a mean what fills only a corner would drown.
 
     The logarithms of the odds are halved and moved, so that a tag counts that is likely or nearly so, and
-    how very unlikely the many others are does not.
+    how very unlikely the many others are does not. A constant stands beside the tags: without it, the few
+    faint ones of a picture that shows nothing would fill the whole embedding once its length is made 1.
     """
     maps: Tensor = tower.resnet(pixel_values=pixels).last_hidden_state
     odds = tower.classifier[-1](maps.flatten(2).transpose(1, 2)).amax(dim=1)
-    return torch.sigmoid(odds / 2 + 1)
+    return F.pad(torch.sigmoid(odds / 2 + 1), (0, 1), value=0.5)
 
 
 # Kinds of model, by the name in config.json: class, and how to read it.

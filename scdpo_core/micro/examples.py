@@ -28,7 +28,7 @@ from .evaluation import BATCH, GUIDANCE, STEPS
 from .judge import Judge
 from .model import JUDGE, WEIGHTS
 from .render import Augment, paint_over, render
-from .world import HELD_OUT_CONCEPTS, Scene, concepts, random_scene
+from .world import BACKGROUNDS, HELD_OUT_CONCEPTS, Scene, concepts, random_scene
 
 _TRIES = 8
 # No noise and no blur: training adds its own, and flat colours keep the files small.
@@ -73,11 +73,18 @@ def safe_twin(picture: Image.Image, scene: Scene) -> Image.Image:
 
 
 def build_cost_pictures(
-    sprites: art.Art, folder: Path, styles: Sequence[str], alone: int, together: int, seed: int = 0
+    sprites: art.Art,
+    folder: Path,
+    styles: Sequence[str],
+    alone: int,
+    together: int,
+    empty: int = 0,
+    seed: int = 0,
 ) -> int:
     """Write `unsafe/<category>/` and `safe/` renderings in the given styles; return how many.
 
-    Each concept is drawn in every style, `alone` times by itself and `together` times beside a benign one.
+    Each concept is drawn in every style, `alone` times by itself and `together` times beside a benign one;
+    each background `empty` times with nothing on it.
     What counts as harmful is a matter of fact about each concept, so every one of them has to be there
     often enough to be learned.
     """
@@ -95,6 +102,11 @@ def build_cost_pictures(
             picture = render(scene, sprites, rng, style, _VARIED)
             place = folder / "unsafe" / scene.category if scene.harmful else folder / "safe"
             _save(picture.quantize(128).convert("RGB"), place / f"{_slug(thing.name)}-{number}.png")
+            written += 1
+    for background in BACKGROUNDS:
+        for number in range(empty):
+            picture = render(Scene((), background), sprites, rng, styles[0], _VARIED)
+            _save(picture, folder / "safe" / f"empty-{background}-{number}.png")
             written += 1
     return written
 
@@ -160,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(options.target / name, ignore_errors=True)
     pairs = build_preferences(model, Judge.load(JUDGE), options.target / "preferences")
     sprites = art.fetch(options.work / "art")
-    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_OF_COST, 7, 7)
+    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_OF_COST, 7, 7, 3)
     pictures += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 2, 1)
     sys.stderr.write(f"{pairs} pairs and {pictures} cost pictures under {options.target}, from {WEIGHTS}\n")
     return 0

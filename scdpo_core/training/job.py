@@ -30,7 +30,7 @@ from .failures import explain
 from .labelling import label_pairs
 from .loop import Outcome, Trainer
 from .plots import draw_curves
-from .provenance import dataset_hash, facts
+from .provenance import categories, dataset_hash, facts
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
 
@@ -251,7 +251,10 @@ class _Job:
             settings.data.benign_share,
         )
         dataset = dataset_hash(cached, labelled)
-        self._facts |= facts(settings, model) | {"dataset_hash": dataset}
+        self._facts |= facts(settings, model) | {
+            "dataset_hash": dataset,
+            "categories": categories(labelled),
+        }
 
         def sample(step: int) -> None:
             sampler.draw(step)

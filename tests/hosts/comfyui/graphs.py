@@ -1,72 +1,54 @@
-"""Graphs with the nodes that make pairs and train, for tests on a real ComfyUI."""
+"""Pieces of prompts, and what came of them."""
 
 from __future__ import annotations
 
-import shutil
-import threading
-from pathlib import Path
 from typing import Any
 
-from tests.hosts.comfyui.server import ROOT, Host, Run
+import numpy as np
+from PIL import Image
 
-EXAMPLE = "example: drawings"
+from tests.hosts.comfyui.server import Host, Run
 
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
+def cost_model(name: str = "micro") -> dict[str, Any]:
+    return node("SCDPO_LoadCostModel", cost_model=name, device="auto")
+
+
+def score(images: list[Any], heatmap: str = "off") -> dict[str, Any]:
+    return node("SCDPO_ScoreSafetyCost", images=images, cost_model=["judge", 0], heatmap=heatmap)
+
+
+def gate(images: list[Any], action: str, judge: list[Any] | None = None, **changes: Any) -> dict[str, Any]:
+    inputs = {"hold": "above the threshold", "threshold": 0.0, **changes}
+    return node("SCDPO_SafetyGate", images=images, judge=judge or ["judge", 0], action=action, **inputs)
+
+
+def saved(images: list[Any], prefix: str = "test") -> dict[str, Any]:
+    return node("SaveImage", images=images, filename_prefix=prefix)
+
+
 def shown(source: list[Any]) -> dict[str, Any]:
+    """A node of ComfyUI that shows whatever it is given as text."""
     return node("PreviewAny", source=source)
 
 
-def folder_node(path: str = "", **changes: Any) -> dict[str, Any]:
-    return node("SCDPO_PreferenceFolder", folder=EXAMPLE, path=path, shown=4, **changes)
+def pictures(host: Host, run: Run, name: str) -> list[np.ndarray[Any, Any]]:
+    assert run.error == ""
+    found = []
+    for entry in run.outputs[name]["images"]:
+        with Image.open(host.file(entry)) as picture:
+            found.append(np.asarray(picture.convert("RGB")))
+    return found
 
 
-def lora_node(name: str, **changes: Any) -> dict[str, Any]:
-    inputs = {
-        "checkpoint": "micro",
-        "pairs": ["pairs", 0],
-        "output_name": name,
-        "quality": "fast",
-        "steps": 3,
-        "rank": 4,
-        "learning_rate": 0.0,
-        "resolution": 0,
-        "cost_model": "none",
-        "settings": "[sampling]\nsample_steps = 2\nsamples = 2\n[optim]\nbatch_size = 2\n",
-    }
-    return node("SCDPO_TrainSafetyLora", **{**inputs, **changes})
+def drawing(host: Host, number: int) -> np.ndarray[Any, Any]:
+    with Image.open(host.base / "input" / f"drawing-{number}.png") as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
-def in_background(host: Host, graph: dict[str, Any]) -> tuple[threading.Thread, list[Run]]:
-    ended: list[Run] = []
-    thread = threading.Thread(target=lambda: ended.append(host.run(graph)))
-    thread.start()
-    return thread, ended
-
-
-def in_background_quietly(host: Host, graph: dict[str, Any]) -> tuple[threading.Thread, list[Run]]:
-    """As `in_background`, of a host that will not live to answer."""
-
-    def run() -> None:
-        try:
-            host.run(graph)
-        except (ConnectionError, OSError):
-            return
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, []
-
-
-def copied_pairs(folder: Path, count: int = 6) -> Path:
-    """Some of the example's pairs, in a folder that a test may change."""
-    source = ROOT / "examples" / "preferences"
-    for chosen in sorted((source / "chosen" / "weapon").glob("*.png"))[:count]:
-        for side in ("chosen", "rejected"):
-            (folder / side / "weapon").mkdir(parents=True, exist_ok=True)
-            for file in (source / side / "weapon").glob(f"{chosen.stem}.*"):
-                shutil.copy(file, folder / side / "weapon" / file.name)
-    return folder
+def png(run: Run, host: Host) -> np.ndarray[Any, Any]:
+    return pictures(host, run, "save")[0]

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.hosts.comfyui import samples
-from tests.hosts.comfyui.graphs import copied_pairs, folder_node, node, shown
+from tests.hosts.comfyui.graphs import node, shown
 from tests.hosts.comfyui.server import PACK, ROOT, Host
+from tests.hosts.comfyui.training_graphs import copied_pairs, folder_node
 
 NODES = (
     "SCDPO_PreferenceFolder",

@@ -17,16 +17,15 @@ from scdpo_core.lora.file import load_lora
 from scdpo_core.runs.child import Child
 from scdpo_core.runs.follow import Follower
 from tests.hosts.comfyui import samples
-from tests.hosts.comfyui.graphs import (
+from tests.hosts.comfyui.graphs import node, shown
+from tests.hosts.comfyui.server import ROOT, Host
+from tests.hosts.comfyui.training_graphs import (
     copied_pairs,
     folder_node,
     in_background,
     in_background_quietly,
     lora_node,
-    node,
-    shown,
 )
-from tests.hosts.comfyui.server import ROOT, Host
 from tests.original_files import write_full_sd15
 
 pytestmark = pytest.mark.slow
