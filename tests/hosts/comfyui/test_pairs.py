@@ -20,7 +20,7 @@ NODES = (
     "SCDPO_TrainCostModel",
     "SCDPO_TrainSafetyLora",
 )
-QUICK = "[sampling]\nsample_steps = 2\nsamples = 1\n"
+QUICK = "[sampling]\nsample_steps = 2\nsamples = 1\n[optim]\nbatch_size = 1\naccumulation = 1\n"
 pytestmark = pytest.mark.slow
 
 
