@@ -53,7 +53,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "exact weighting": {"objective.weighting": "exact"},
     "no DFM": {"objective.dfm_gamma": 0.0},
     "margin 1": {"objective.margin": 1.0},
-    "lr / 3": {"optim.lr": 1 / 3},
+    "lr / 2": {"optim.lr": 0.5},
     "lr x 2": {"optim.lr": 2.0},
     "rank 4": {"lora.rank": 4},
     "rank 32": {"lora.rank": 32},

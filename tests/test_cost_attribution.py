@@ -115,7 +115,7 @@ def test_gradients_add_up_to_the_difference_in_cost(
     parts: list[torch.Tensor] = []
     pool = torch.nn.functional.avg_pool2d
     monkeypatch.setattr(
-        "scdpo_core.cost.attribution.F.avg_pool2d", lambda x, *a, **k: (parts.append(x), pool(x, *a, **k))[1]
+        "scdpo_core.cost.gradients.F.avg_pool2d", lambda x, *a, **k: (parts.append(x), pool(x, *a, **k))[1]
     )
     picture = two_spots()
     found = gradients(trained, picture, "weapon")
@@ -133,12 +133,107 @@ def test_gradients_in_a_hosts_inference_mode(trained: TrainedScorer) -> None:
         assert explain(trained, two_spots(), method="gradients").heat.shape == (28, 28)
 
 
-def test_scorers_without_gradients_say_so(tmp_path: Path) -> None:
+def test_tokens_by_hand(trained: TrainedScorer) -> None:
+    # Class token and 2 x 2 patches, two layers: row 0 of (1 + A2)(1 + A1) - 1, times the class token's slope.
+    picture = two_spots()
+    found = explain(trained, picture, category="weapon", method="tokens")
+    assert isinstance(trained.encoder, TowerEncoder)
+    pixels = trained.encoder.prepare(picture)[None].requires_grad_()
+    embedding, (one, two), last = trained.encoder.attend(pixels)
+    cost = trained.model(embedding)[0, 1]
+    slope_one, slope_two, slope = torch.autograd.grad(cost, [one, two, last])
+    first = (one * slope_one).clamp(min=0).mean(1)[0].detach()
+    second = (two * slope_two).clamp(min=0).mean(1)[0].detach()
+    read = (first + second + second @ first)[0, 1:] * slope[0, 0].norm()
+    torch.testing.assert_close(found.heat, read.reshape(2, 2))
+    assert found.size == picture.size and found.method == "tokens" and found.mask().size == picture.size
+    with torch.inference_mode():
+        assert torch.equal(explain(trained, picture, category="weapon", method="tokens").heat, found.heat)
+    with pytest.raises(ScorerError, match="no cost for 'drug'"):
+        explain(trained, picture, category="drug", method="tokens")
+
+
+def test_looking_at_attention_changes_nothing_afterwards(trained: TrainedScorer) -> None:
+    before = trained.score([two_spots()])
+    explain(trained, two_spots(), method="tokens")
+    assert trained.score([two_spots()]) == before
+
+
+@pytest.mark.parametrize("method", ["gradients", "tokens"])
+def test_scorers_without_slopes_say_so(tmp_path: Path, method: Method) -> None:
     encoder = ColourEncoder()
     save_cost(tmp_path / "c.safetensors", CostModel(encoder.dim), CostFacts("c", encoder.id, encoder.hash))
     for scorer in (RedCorner(), TrainedScorer(tmp_path / "c.safetensors", encoder=encoder)):
-        with pytest.raises(ScorerError, match="no gradients"):
-            explain(scorer, two_spots(), method="gradients")
+        with pytest.raises(ScorerError, match=f"no {method}"):
+            explain(scorer, two_spots(), method=method)
+
+
+def test_a_residual_network_has_gradients_but_no_tokens(tmp_path: Path) -> None:
+    encoder = load_encoder("micro")
+    save_cost(tmp_path / "c.safetensors", CostModel(encoder.dim), CostFacts("c", encoder.id, encoder.hash))
+    scorer = TrainedScorer(tmp_path / "c.safetensors", encoder=encoder)
+    assert explain(scorer, two_spots(), method="gradients").heat.shape == (encoder.size, encoder.size)
+    with pytest.raises(ScorerError, match="no tokens"):
+        explain(scorer, two_spots(), method="tokens")
+
+
+RED, SIDE = torch.tensor([0.9, 0.1, 0.1]), 4
+
+
+def patchwork(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels [N, 3, 4, 4] of dull patches, every other picture with a red one; its place or -1."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = 0.3 + 0.4 * torch.rand(count, 3, SIDE, SIDE, generator=generator)
+    place = torch.randint(SIDE * SIDE, (count,), generator=generator)
+    place[::2] = -1
+    for number in range(1, count, 2):
+        pixels[number, :, place[number] // SIDE, place[number] % SIDE] = RED
+    return pixels, place
+
+
+def sees_red(folder: Path, kind: str) -> TrainedScorer:
+    """A small vision transformer that was trained, tower and all, to tell whether there is a red patch."""
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = f"{kind}Vision" if kind in ("CLIP", "Siglip") else kind
+    more = {"projection_dim": 32} if kind == "CLIP" else {}
+    config = getattr(transformers, f"{vision}Config")(image_size=4 * SIDE, patch_size=4, **shape, **more)
+    model = f"{vision}Model{'WithProjection' if kind == 'CLIP' else ''}"
+    getattr(transformers, model)(config).save_pretrained(folder / kind)
+    encoder = TowerEncoder(folder / kind)
+    cost = CostModel(encoder.dim, ("red",), bottleneck=16, dropout=0.0)
+    learned = [*encoder._tower.parameters(), *cost.parameters()]
+    optimizer = torch.optim.AdamW([one.requires_grad_() for one in learned], 3e-3)
+    for step in range(250):
+        pixels, place = patchwork(64, step)
+        large = torch.nn.functional.interpolate((pixels - 0.45) / 0.27, scale_factor=4)
+        costs = cost.raw(encoder.embed(large))[:, 0]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(costs, (place >= 0).float())
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    for one in learned:
+        one.requires_grad_(False)
+    file = folder / f"{kind}.safetensors"
+    save_cost(file, cost, CostFacts("red", encoder.id, encoder.hash))
+    return TrainedScorer(file, encoder=encoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip", "ViT"])
+def test_tokens_point_at_the_patch_that_decides(tmp_path: Path, kind: str) -> None:
+    scorer = sees_red(tmp_path, kind)
+    pixels, place = patchwork(60, 1000)
+    hits = []
+    for number in range(1, 60, 2):
+        small = (pixels[number].permute(1, 2, 0) * 255).byte().numpy()
+        picture = Image.fromarray(small).resize((40, 40), Image.Resampling.NEAREST)
+        found = explain(scorer, picture, method="tokens")
+        assert found.heat.shape == (SIDE, SIDE) and found.size == (40, 40) and found.method == "tokens"
+        hits.append(int(found.heat.argmax()) == int(place[number]))
+    assert sum(hits) / len(hits) >= 0.8
 
 
 def cut_out(path: Path) -> Image.Image:

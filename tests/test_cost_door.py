@@ -108,7 +108,7 @@ def test_an_earlier_model_is_not_overwritten_unasked(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (["--encoder", "no-such-folder"], "no config.json"),
+        (["--encoder", "no-such-folder"], "There is no image encoder no-such-folder"),
         (["--output", "cost.ckpt"], ".safetensors"),
         (["--safe", "no-such-folder"], "There is no folder no-such-folder"),
     ],

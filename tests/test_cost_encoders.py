@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from cost_helpers import DIM, normalisation, tiny_tower
 from PIL import Image
 
 from scdpo_core.cost.encoders import EncoderError, TowerEncoder, load_encoder
+from scdpo_core.cost.model import CostFacts, CostModel, save_cost
+from scdpo_core.cost.trained import TrainedScorer
 from scdpo_core.micro.model import IMAGE_ENCODER
 
 
@@ -195,19 +198,63 @@ def test_the_embedded_encoder_loads() -> None:
     assert encoder.encode([noise(64)]).shape == (1, encoder.dim)
 
 
-@pytest.mark.parametrize("kind", ["Siglip", "Dinov2", "ViT"])
-def test_other_kinds_of_tower(tmp_path: Path, kind: str) -> None:
+_VIT = {
+    "patch_size": 14,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+_CONVNEXT = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 4}
+_SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 7, "patch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "small"),
+    [
+        *((kind, _VIT) for kind in ("Siglip", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT", "ViT", "Beit")),
+        ("Swin", _SWIN),
+        ("ConvNext", _CONVNEXT),
+        ("ConvNextV2", _CONVNEXT),
+    ],
+)
+def test_other_kinds_of_tower(tmp_path: Path, kind: str, small: dict[str, Any]) -> None:
     import transformers
 
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     name = f"{kind}Vision" if kind == "Siglip" else kind
-    config = getattr(transformers, f"{name}Config")(image_size=28, patch_size=14, **small)
+    config = getattr(transformers, f"{name}Config")(image_size=28, **small)
     torch.manual_seed(0)
     getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path / kind)
     encoder = TowerEncoder(tmp_path / kind)
     assert (encoder.size, encoder.dim) == (28, 16)
     first, second = encoder.encode([noise(), Image.new("RGB", (9, 9), "red")])
     assert float(first @ second) < 0.9999
+    assert encoder.grid == (2 if small is _VIT else 0)
+    if encoder.grid:
+        embedding, attentions, tokens = encoder.attend(encoder.prepare(noise())[None])
+        torch.testing.assert_close(embedding[0].detach(), first, atol=1e-5, rtol=1e-4)
+        assert len(attentions) == 1 and attentions[0].shape[-1] == tokens.shape[1] >= 4
+
+
+def test_a_name_on_the_hub_means_its_cache(
+    tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(EncoderError, match="hf download openai/clip-vit-large-patch14"):
+        load_encoder("openai/clip-vit-large-patch14")
+    folder = tmp_path / "models--openai--clip-vit-large-patch14"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123abc", encoding="utf-8")
+    shutil.copytree(tower, folder / "snapshots" / "0123abc")
+    encoder = load_encoder("openai/clip-vit-large-patch14")
+    assert (encoder.id, encoder.hash) == ("openai/clip-vit-large-patch14", TowerEncoder(tower).hash)
+    # A cost model finds it there again.
+    file = tmp_path / "c.safetensors"
+    facts = CostFacts("c", encoder.id, encoder.hash, encoder_source="openai/clip-vit-large-patch14")
+    save_cost(file, CostModel(encoder.dim), facts)
+    assert TrainedScorer(file).encoder.id == encoder.id
+    with pytest.raises(EncoderError, match="There is no image encoder"):
+        load_encoder("nowhere")
 
 
 def test_the_embedded_scorers_feature_is_an_encoder() -> None:

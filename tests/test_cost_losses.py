@@ -37,6 +37,14 @@ def test_total_adds_up() -> None:
     assert value.item() == pytest.approx(math.log(10 / 9) + math.log(4 / 3) + 0.1 * LN3**2, abs=1e-6)
 
 
+def test_each_half_of_the_loss_alone() -> None:
+    unsafe, safe = torch.tensor([LN3]), torch.tensor([-LN3])
+    anchor = total(unsafe, safe, contrast=0.0, eta=1.0, regularisation=0.0)
+    order = total(unsafe, safe, contrast=2.0, eta=0.0, regularisation=0.0)
+    assert anchor.item() == pytest.approx(2 * math.log(4 / 3), abs=1e-6)
+    assert order.item() == pytest.approx(2 * math.log(10 / 9), abs=1e-6)
+
+
 def test_total_with_twins_compares_only_twins() -> None:
     unsafe, safe = torch.tensor([LN3, 0.0]), torch.tensor([5.0])
     # differences to the twins: ln 3 and ln 3

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from scdpo_core.cost import open_nsfw
 from scdpo_core.cost.open_nsfw import EmbeddedScorer, OpenNsfwEncoder, cost_of, find_weights
-from scdpo_core.cost.protocol import HARM_CATEGORIES, ScorerError, provenance
+from scdpo_core.cost.protocol import HARM_CATEGORIES, ScorerError, SideBySide, provenance
 from scdpo_core.cost.scorers import load_scorer
 from scdpo_core.types import REVIEW_FROM, UNSAFE_FROM, CostScore
 
@@ -52,6 +54,38 @@ def test_it_gives_what_the_packages_own_code_gives() -> None:
     chances = Classifier().score_images(pictures).astype(np.float64)
     expected = np.log(chances / (1 - chances))
     assert [score.value for score in EmbeddedScorer().score(pictures)] == pytest.approx(expected, abs=1e-3)
+
+
+@given(st.integers(1, 1500), st.integers(1, 1500), st.sampled_from([2, 4]))
+@settings(max_examples=40, deadline=None)
+def test_bands_change_no_pixel(width: int, height: int, bands: int) -> None:
+    picture = noise(width, height)
+    whole = picture.resize((256, 256), Image.Resampling.BILINEAR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_nsfw, "_WORTH_BANDS", 0)
+        assert open_nsfw.resized(picture, bands).tobytes() == whole.tobytes()
+
+
+def test_a_large_picture_costs_the_same_from_a_host_and_from_a_folder() -> None:
+    scorer, picture = EmbeddedScorer(), noise(1000, 900)
+    (host,), (folder,) = scorer.score([picture]), scorer.score_prepared([scorer.prepare(picture)])
+    assert host.value == folder.value
+
+
+def test_one_thread_gives_the_same_costs() -> None:
+    scorer = EmbeddedScorer()
+    assert isinstance(scorer, SideBySide)
+    alone = scorer.one_thread()
+    assert alone is not None and provenance(alone) == provenance(scorer)
+    pictures = [noise(seed=seed) for seed in range(4)]
+    expected = [score.value for score in scorer.score(pictures)]
+    assert [score.value for score in alone.score(pictures)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_graphics_card_gets_whole_batches_from_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(open_nsfw, "network", lambda device, threads=0: asked.append((device, threads)))
+    assert EmbeddedScorer("cuda:1").one_thread() is None and asked == [("cuda:1", 0)]
 
 
 def test_a_batch_scores_as_its_pictures_do() -> None:

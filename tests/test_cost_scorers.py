@@ -15,11 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scdpo_core.cost import hub
+from scdpo_core.cost.attribution import explain
 from scdpo_core.cost.classifiers import Eva02, VisionTransformer
 from scdpo_core.cost.ensemble import EnsembleScorer
 from scdpo_core.cost.hub import PRESETS, HubScorer, log_odds
 from scdpo_core.cost.protocol import ScorerError
-from scdpo_core.cost.scorers import SCORERS, load_scorer, names_a_scorer
+from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer, names_a_scorer
 from scdpo_core.types import CostScore, ScdpoError
 
 PICTURES = [Image.new("RGB", (30, 20), colour) for colour in ("red", "white")]
@@ -81,6 +82,11 @@ def test_every_choice_says_what_one_should_know() -> None:
     for name, choice in SCORERS.items():
         assert names_a_scorer(name) and choice.about and choice.licence and choice.megabytes > 0
         assert bool(choice.download) == (name in PRESETS)
+
+
+def test_which_scorers_come_from_the_hub() -> None:
+    assert hub_names("embedded") == [] and hub_names("marqo") == ["marqo"]
+    assert hub_names("embedded + marqo=/models/m + falconsai") == ["marqo", "falconsai"]
 
 
 def test_a_preset_that_is_not_here_says_how_to_get_it(
@@ -226,6 +232,10 @@ def test_a_preset_loads_from_a_folder_and_scores(name: str, tmp_path: Path) -> N
     assert all(score.categories["sexual"] == score.value for score in scores)
     assert all(score.categories["violence"] is None for score in scores)
     assert scorer.score_prepared([scorer.prepare(picture) for picture in PICTURES]) == scores
+    heat = explain(scorer, PICTURES[0].resize((60, 40)), category="sexual", method="gradients")
+    assert heat.cost == pytest.approx(scores[0].value, abs=1e-3) and bool(torch.isfinite(heat.heat).all())
+    with pytest.raises(ScorerError, match="no cost for 'violence'"):
+        explain(scorer, PICTURES[0], category="violence", method="gradients")
 
 
 def test_marqos_cost_is_the_log_odds_of_its_class(tmp_path: Path) -> None:

@@ -52,6 +52,33 @@ def test_anchoring_is_what_gives_zero_its_meaning(start: float) -> None:
     assert found[1.0].fpr_at_zero < 0.05 and found[1.0].recall_at_zero > 0.95
 
 
+@pytest.mark.parametrize(("contrast", "eta"), [(0.0, 1.0), (1.0, 0.0)])
+def test_each_half_of_the_loss_alone_learns_and_is_calibrated(contrast: float, eta: float) -> None:
+    # The heads' biases start the same, so contrasting alone would leave zero where LayerNorm put it.
+    result = train_cost(made_up(120, 120, gap=8.0), replace(QUICK, contrast=contrast, eta=eta))
+    assert result.figures.auc > 0.99
+    assert result.figures.fpr_at_zero <= 0.03 and result.figures.recall_at_zero > 0.9
+    assert result.steps > QUICK.check_every
+
+
+@pytest.mark.parametrize(("contrast", "eta"), [(0.0, 0.0), (-1.0, 1.0)])
+def test_a_loss_of_nothing_is_refused(contrast: float, eta: float) -> None:
+    with pytest.raises(ScdpoError, match="nothing to train with"):
+        train_cost(made_up(), replace(QUICK, contrast=contrast, eta=eta))
+
+
+def test_without_anchoring_the_held_out_loss_knows_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A constant on every cost must change neither the number of steps nor the calibrated costs.
+    settings, made = replace(QUICK, eta=0.0, regularisation=0.0), made_up()
+    raw = CostModel.raw
+    monkeypatch.setattr(CostModel, "raw", lambda self, z: raw(self, z) + 50.0)
+    moved = train_cost(made, settings)
+    monkeypatch.undo()
+    plain = train_cost(made, settings)
+    assert moved.steps == plain.steps
+    assert torch.allclose(moved.held_out, plain.held_out, atol=0.1)
+
+
 def test_the_same_seed_gives_the_same_model_and_leaves_the_hosts_randomness() -> None:
     data = made_up()
     torch.manual_seed(5)

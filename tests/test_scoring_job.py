@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 from scoring_helpers import Redness, noisy, plain
 
+from scdpo_core.cost.scorers import load_scorer
 from scdpo_core.scoring import filing
 from scdpo_core.scoring.filing import file_away
 from scdpo_core.scoring.gallery import write_gallery
 from scdpo_core.scoring.job import JobResult, ScoreJob, check, explain, finish, gather, score_files
 from scdpo_core.scoring.rows import Row, RowFile
+from scdpo_core.scoring.run import FolderRun
 from scdpo_core.types import ScdpoError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "trainer" / "score.py"
@@ -119,14 +121,37 @@ def test_another_file_is_never_taken_for_the_memory(pictures: Path, tmp_path: Pa
 def test_several_processes_make_one_result(pictures: Path, tmp_path: Path) -> None:
     jobs = [ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", rank=k, processes=3) for k in range(3)]
     parts = [score_files(job, Redness()) for job in jobs]
-    assert sorted(len(part.rows) for part in parts) == [1, 1, 2]
+    paths = sorted(row.path for part in parts for row in part.rows)
+    assert paths == sorted(map(str, pictures.rglob("*.png")))  # each file exactly once
     result = finish(jobs[0], gather(jobs[0]))
     alone = do(ScoreJob([pictures], jsonl=tmp_path / "alone.jsonl"))
     assert result.rows == alone.rows
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.jsonl", "pictures", "s.jsonl"]
-    assert [score_files(job, Redness()).reused for job in jobs].count(0) <= 1
+    assert sum(score_files(job, Redness()).reused for job in jobs) == 3
     with pytest.raises(ScdpoError, match="meet in a JSONL file"):
         check(ScoreJob([pictures], processes=2))
+
+
+def test_the_number_of_processes_may_change_after_an_interruption(pictures: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "s.jsonl"
+    for rank in range(3):
+        score_files(ScoreJob([pictures], jsonl=memory, rank=rank, processes=3), Redness())
+    (pictures / "red.png").unlink()  # and what is gone meanwhile has no row
+    jobs = [ScoreJob([pictures], jsonl=memory, rank=k, processes=2) for k in range(2)]
+    assert sum(score_files(job, Redness()).reused for job in jobs) == 2
+    gathered = gather(jobs[0])
+    assert [Path(row.path).name for row in gathered.rows] == ["broken.png", "dark red.png", "lime.png"]
+    # Until the rows of all are written, those of each are kept.
+    assert len(list(tmp_path.glob("*.part*"))) == 3
+    assert do(ScoreJob([pictures], jsonl=memory)).reused == 2
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_process_whose_rows_are_missing_is_named(pictures: Path, tmp_path: Path) -> None:
+    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", processes=2)
+    score_files(job, Redness())
+    with pytest.raises(ScdpoError, match="scores of process 1 are missing"):
+        gather(job)
 
 
 def test_moving_keeps_the_place_and_the_memory(pictures: Path, tmp_path: Path) -> None:
@@ -206,6 +231,24 @@ def test_heatmaps(pictures: Path, tmp_path: Path) -> None:
     (pictures / "red.png").unlink()
     job = ScoreJob([pictures], over=3.0, heatmaps=tmp_path / "heat2")
     assert explain(job, result, Redness()).problems[0].path.name == "red.png"
+
+
+def test_another_way_to_explain(door: Callable[[list[str]], int], tmp_path: Path) -> None:
+    plain(tmp_path / "p" / "red.png", size=64)
+    heat = tmp_path / "heat"
+    call = [
+        str(tmp_path / "p"),
+        "--scorer",
+        "micro",
+        "--device",
+        "cpu",
+        "--over",
+        "-99",
+        "--heatmaps",
+        str(heat),
+    ]
+    assert door([*call, "--explain", "gradients"]) == 0 and len(list(heat.iterdir())) == 2
+    assert door([*call, "--scorer", "embedded", "--explain", "tokens"]) == 2  # a sentence, not a crash
 
 
 def test_the_gallery_shows_the_costliest_first(tmp_path: Path) -> None:
@@ -297,4 +340,10 @@ def test_accelerate_shares_the_work(pictures: Path, tmp_path: Path) -> None:
     command = [*launch, str(SCRIPT), str(pictures), "--jsonl", str(rows), "--device", "cpu"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
-    assert len(read(rows)) == 24 and [path.name for path in tmp_path.glob("s.jsonl*")] == ["s.jsonl"]
+    assert [path.name for path in tmp_path.glob("s.jsonl*")] == ["s.jsonl"]
+    assert run.stderr.count("23 scored") == 1  # one process tells, of all of them
+    shared = [(row.path, row.sha256, row.cost, row.error) for row in read(rows).values()]
+    alone = list(FolderRun(load_scorer("embedded")).rows(sorted(pictures.rglob("*.png"))))
+    assert len(shared) == 24 and sorted(path for path, *_ in shared) == [path for path, *_ in shared]
+    costs = {path: cost for path, _, cost, _ in shared}
+    assert {row.path: row.cost for row in alone} == pytest.approx(costs, abs=1e-3)

@@ -8,6 +8,7 @@ import shutil
 import struct
 import threading
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from scdpo_core.scoring import decode
 from scdpo_core.scoring.rows import Row
 from scdpo_core.scoring.run import FolderRun
 from scdpo_core.scoring.walk import find_pictures
+from scdpo_core.types import CostScore
 
 
 def run(*files: Path, **settings: object) -> dict[str, Row]:
@@ -214,6 +216,33 @@ def test_batches_are_full(tmp_path: Path) -> None:
     assert scorer.batches == [4, 4, 2]
 
 
+class Beside(Redness):
+    """A scorer that several threads call at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+
+    def one_thread(self) -> Beside:
+        return self
+
+    def score_prepared(self, prepared: Sequence[np.ndarray]) -> list[CostScore]:
+        self.threads.add(threading.current_thread().name)
+        return super().score_prepared(prepared)
+
+
+def test_a_scorer_that_likes_company_is_called_from_the_decoders_threads(tmp_path: Path) -> None:
+    scorer = Beside()
+    files = [plain(tmp_path / f"{k:02}.png", (k, 0, 0)) for k in range(30)]
+    files.append(plain(tmp_path / "copy.png", (7, 0, 0)))
+    (tmp_path / "bad.png").touch()
+    rows = list(FolderRun(scorer, workers=2).rows([*files, tmp_path / "bad.png"]))
+    alone = list(FolderRun(Redness()).rows([*files, tmp_path / "bad.png"]))
+    assert sorted(rows, key=lambda row: row.path) == sorted(alone, key=lambda row: row.path)
+    assert all(name.startswith("decode") for name in scorer.threads)
+    assert sorted(scorer.batches) == [2, *[4] * 7]
+
+
 def test_same_content_is_scored_once(tmp_path: Path) -> None:
     files = [plain(tmp_path / f"{k}.png") for k in range(6)]
     scorer = Redness()
@@ -264,7 +293,8 @@ def test_stopping_in_the_middle_leaves_no_thread(tmp_path: Path) -> None:
     rows = FolderRun(Redness(), batch=2).rows(files)
     next(rows)
     rows.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("decode", "score"))]
 
 
 def test_folders_are_walked_to_the_bottom(tmp_path: Path) -> None:

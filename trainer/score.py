@@ -16,12 +16,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from scdpo_core.cost.scorers import SCORERS, load_scorer
+from scdpo_core.cost.attribution import METHODS
+from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer
 from scdpo_core.scoring.job import JobResult, ScoreJob, check, explain, finish, gather, score_files
 from scdpo_core.scoring.rows import Row, printable
 from scdpo_core.scoring.run import BATCH
@@ -57,16 +59,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    job = _job(options)
+    job, device = _job(options), options.device
     wait_for_all: Callable[[], None] = lambda: None  # noqa: E731 - one process waits for nobody
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
-        state = PartialState(cpu=options.device == "cpu")
+        # A process that is done early may wait for days; the library's half an hour would end the run.
+        state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))
         job = replace(job, rank=state.process_index, processes=state.num_processes)
         wait_for_all = state.wait_for_everyone
+        # Each process has a graphics card of its own.
+        device = str(state.device) if device == "cuda" else device
     check(job)
-    scorer = load_scorer(options.scorer, options.device)
+    scorer = load_scorer(options.scorer, device)
+    for name in hub_names(options.scorer) if job.rank == 0 else ():
+        choice = SCORERS[name]
+        print(f"{name}: {choice.download}, {choice.licence}, {choice.megabytes} MB", file=sys.stderr)
     with _bars(quiet=job.rank > 0) as progress:
         result = score_files(job, scorer, progress)
         wait_for_all()
@@ -148,6 +156,7 @@ def _job(options: argparse.Namespace) -> ScoreJob:
         copy_to=options.copy_over,
         write_back=options.write_back,
         heatmaps=options.heatmaps,
+        method=options.explain,
         anew=options.anew,
     )
 
@@ -176,6 +185,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--move-over", Path, None, "move pictures above --over into this folder, never onto an existing file")
     add("--copy-over", Path, None, "copy them instead")
     add("--heatmaps", Path, None, "for pictures above --over: show in this folder what raises the cost")
+    parser.add_argument(
+        "--explain",
+        choices=METHODS,
+        default="occlusion",
+        help="how --heatmaps finds it: cover places (any scorer), slopes by pixel, or a transformer's tokens "
+        "(default: occlusion)",
+    )
     parser.add_argument(
         "--write-back",
         choices=sorted(STAMPS),

@@ -29,6 +29,7 @@ from scdpo_core.cost.examples import (
 )
 from scdpo_core.cost.feature_cache import FeatureCache
 from scdpo_core.cost.features import VIEWS
+from scdpo_core.cost.hub_cache import is_hub_name
 from scdpo_core.cost.learner import CostSettings
 from scdpo_core.cost.mining import train_with_mining
 from scdpo_core.cost.model import CostFacts, save_cost
@@ -115,6 +116,7 @@ def _train(options: argparse.Namespace, reporter: Reporter | None) -> None:
         false_positive_rate=options.false_positive_rate,
         steps=options.steps,
         lr=options.lr,
+        contrast=options.contrast,
         eta=options.eta,
         seed=options.seed,
     )
@@ -211,7 +213,7 @@ def _nested(heads: Mapping[str, Any]) -> dict[str, object]:
 
 def _source(spec: str) -> str:
     """Where the encoder lies, for the file; a home folder is written '~', for it names a person."""
-    if spec in ENCODERS:
+    if spec in ENCODERS or (is_hub_name(spec) and not Path(spec).exists()):
         return spec
     full = Path(spec).expanduser().resolve()
     home = Path.home().resolve()
@@ -272,7 +274,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if there is one")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used")
-    add("--encoder", str, "micro", f"{', '.join(ENCODERS)}, or a folder with a CLIP model such as ViT-L/14")
+    encoder = (
+        f"{', '.join(ENCODERS)}, a folder with a CLIP model such as ViT-L/14, or its name in the hub's cache"
+    )
+    add("--encoder", str, "micro", encoder)
     rate = "share of harmless pictures that may cost more than zero"
     add("--false-positive-rate", _share, defaults.false_positive_rate, rate)
     add(
@@ -287,6 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--views", _count, VIEWS, "versions of each picture to learn from, 1 for just the picture")
     add("--steps", _count, defaults.steps, "at most; held-out pictures decide when to stop")
     add("--lr", float, defaults.lr, "learning rate")
+    add("--contrast", float, defaults.contrast, "weight of putting harmful above harmless")
     add("--eta", float, defaults.eta, "weight of the anchoring, without which zero means nothing")
     add("--seed", int, defaults.seed, "of everything random")
     add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the image encoder runs")

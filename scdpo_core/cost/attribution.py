@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from torch import Tensor
-from torch.nn import functional as F
 
-from ..types import CostScore
-from .encoders import TowerEncoder
-from .protocol import Scorer, ScorerError
-from .trained import TrainedScorer
+from .gradients import gradients, tokens
+from .heatmap import METHODS, Heatmap, Method
+from .protocol import Scorer, cost_in
 
-Method = Literal["occlusion", "gradients"]
+__all__ = ["METHODS", "Heatmap", "Method", "explain", "gradients", "occlusion", "tokens"]
 
 WINDOWS = (0.2, 0.4)
 """Sides of the covered squares, as shares of the picture's sides; they move by a third of their side."""
@@ -25,61 +21,7 @@ LONGEST = 448
 """Pictures are shrunk to this many pixels a side before they are looked into."""
 
 _BATCH = 16
-_STEPS = 24
 _RING = 0.08
-_HOT = (255, 64, 32)
-
-
-@dataclass(frozen=True)
-class Heatmap:
-    """What raises the cost of a picture.
-
-    Attributes:
-        heat: [h, w] float32, at least 0: log-odds per area that go when this place is covered (occlusion),
-            or its share of the cost (gradients). Only the proportions matter.
-        size: (width, height) of the picture, pixels.
-        cost: the picture's cost, of the category if one was asked for.
-        method: how it was found.
-    """
-
-    heat: Tensor
-    size: tuple[int, int]
-    cost: float
-    method: Method
-
-    def share(self, region: Tensor) -> float:
-        """The part of all heat that lies in a region, 0..1; NaN when there is no heat.
-
-        Args:
-            region: [h, w] bool.
-        """
-        return float(self.heat[region].sum() / self.heat.sum())
-
-    def picture(self) -> Image.Image:
-        """The heat as a grey picture of the original's size; white is the hottest place."""
-        top = float(self.heat.max())
-        levels = (self.heat / top * 255).round() if top > 0 else self.heat
-        grey = Image.fromarray(levels.to(torch.uint8).numpy())
-        return grey.resize(self.size, Image.Resampling.BICUBIC)
-
-    def overlay(self, picture: Image.Image) -> Image.Image:
-        """The picture in grey, with red where the cost comes from; RGB, of the picture's size."""
-        base = picture.convert("L").convert("RGB")
-        heat = self.picture().resize(picture.size)
-        return Image.composite(
-            Image.new("RGB", picture.size, _HOT),
-            base,
-            heat.point([int(level * 0.75) for level in range(256)]),
-        )
-
-    def mask(self, at_least: float = 0.5) -> Image.Image:
-        """Where the heat is at least this share of the highest: an L picture, 255 there and 0 elsewhere.
-
-        Args:
-            at_least: 0..1. Without any heat the mask is empty.
-        """
-        bound = max(1, round(255 * at_least))
-        return self.picture().point([255 * (level >= bound) for level in range(256)])
 
 
 def explain(
@@ -91,14 +33,17 @@ def explain(
         scorer: any.
         picture: RGB, upright.
         category: of this kind of harm; of the overall cost when None.
-        method: 'occlusion' works with any scorer; 'gradients' with trained ones whose encoder is a tower.
-            By default occlusion, which shows what the scorer does rather than how it is inclined.
+        method: 'occlusion' works with any scorer; 'gradients' with trained ones on an image tower and with
+            classifiers of the hub; 'tokens' with trained ones on a vision transformer. By default occlusion,
+            which shows what the scorer does rather than how it is inclined.
 
     Raises:
-        ScorerError: the scorer has no cost for that category, or no gradients.
+        ScorerError: the scorer has no cost for that category, no gradients or no tokens.
     """
     if method == "gradients":
         return gradients(scorer, picture, category)
+    if method == "tokens":
+        return tokens(scorer, picture, category)
     return occlusion(scorer, picture, category)
 
 
@@ -128,7 +73,7 @@ def occlusion(
         for left in _starts(window)
         if (cover := _Cover.place(small.size, left, top, window)) is not None
     ]
-    base = _cost(scorer.score([small])[0], category)
+    base = cost_in(scorer.score([small])[0], category)
     total, weight = np.zeros(small.size[::-1], np.float32), np.full(small.size[::-1], 1e-6, np.float32)
     for start in range(0, len(covers), _BATCH):
         some = covers[start : start + _BATCH]
@@ -136,49 +81,9 @@ def occlusion(
         for cover, score in zip(some, scores, strict=True):
             alpha = np.asarray(cover.alpha, np.float32) / 255
             # The same fall says more of each place in it, the smaller the square is.
-            total += alpha * (max(0.0, base - _cost(score, category)) / alpha.mean())
+            total += alpha * (max(0.0, base - cost_in(score, category)) / alpha.mean())
             weight += alpha
     return Heatmap(torch.from_numpy(total / weight), picture.size, base, "occlusion")
-
-
-def gradients(scorer: Scorer, picture: Image.Image, category: str | None = None) -> Heatmap:
-    """Integrated gradients (arXiv 1703.01365) from the picture's mean colour to the picture.
-
-    Each pixel's part of the difference in cost between the two; what lowers the cost counts as cold.
-
-    Args:
-        scorer: a trained one.
-        picture: RGB, upright.
-        category: as `explain`.
-
-    Raises:
-        ScorerError: the scorer or its encoder has no gradients, or there is no cost for that category.
-    """
-    encoder = scorer.encoder if isinstance(scorer, TrainedScorer) else None
-    if not isinstance(scorer, TrainedScorer) or not isinstance(encoder, TowerEncoder):
-        raise ScorerError(f"The scorer '{scorer.id}' has no gradients. Use occlusion.")
-    names = scorer.model.categories
-    if category is not None and category not in names:
-        raise ScorerError(f"The scorer '{scorer.id}' has no cost for '{category}'.")
-    column = 0 if category is None else 1 + names.index(category)
-    base, score = _cost(scorer.score([picture])[0], category), scorer.model.forward
-    # A host may be in inference mode, where nothing has a gradient.
-    with torch.inference_mode(False), torch.enable_grad():
-        pixels = encoder.prepare(picture).clone()[None]
-        plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
-        slopes = torch.zeros_like(pixels)
-        for start in range(0, _STEPS, _BATCH // 2):
-            steps = torch.arange(start, min(start + _BATCH // 2, _STEPS))
-            way = ((steps + 0.5) / _STEPS)[:, None, None, None]
-            between = (plain + way * (pixels - plain)).requires_grad_()
-            cost = score(encoder.embed(between).cpu())[:, column].sum()
-            (slope,) = torch.autograd.grad(cost, between)
-            slopes += slope.sum(dim=0, keepdim=True) / _STEPS
-        parts = (slopes * (pixels - plain)).sum(dim=1, keepdim=True)
-    # A pixel alone says little, and its neighbour often the opposite.
-    radius = max(1, pixels.shape[-1] // 16)
-    smooth = F.avg_pool2d(parts, 2 * radius + 1, 1, radius, count_include_pad=False)[0, 0]
-    return Heatmap(smooth.clamp(min=0).detach(), picture.size, base, "gradients")
 
 
 @dataclass(frozen=True)
@@ -228,12 +133,3 @@ class _Cover:
 def _starts(window: float) -> list[float]:
     count = max(1, round((1 - window) / (window / 3)))
     return [(1 - window) * k / count for k in range(count + 1)]
-
-
-def _cost(score: CostScore, category: str | None) -> float:
-    if category is None:
-        return score.value
-    cost = score.categories.get(category)
-    if cost is None:
-        raise ScorerError(f"The scorer '{score.scorer}' has no cost for '{category}'.")
-    return cost

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from ..files import read_tensors, sha256_of
 from ..types import CostScore
 from .classifiers import Eva02, VisionTransformer
+from .hub_cache import cached_snapshot
 from .open_nsfw import LEAST_CHANCE
 from .protocol import HARM_CATEGORIES, ScorerError
 
@@ -137,6 +137,12 @@ class HubScorer:
             for start in range(0, len(pictures), _BATCH)
             for score in self.score_prepared([self.prepare(p) for p in pictures[start : start + _BATCH]])
         ]
+
+    def differentiable(self, category: str | None) -> Callable[[Tensor], Tensor] | None:
+        """As `protocol.Differentiable`."""
+        if category not in (None, "sexual"):
+            raise ScorerError(f"The scorer '{self.id}' has no cost for '{category}'.")
+        return lambda pixels: self._cost(pixels.to(self._device)).float().cpu()
 
     def _score(self, cost: float) -> CostScore:
         known = {"sexual": cost}
@@ -271,14 +277,9 @@ def _cached(name: str, preset: HubPreset) -> Path:
     Raises:
         ScorerError: the model is not there; says licence, size and how to get it.
     """
-    home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
-    folder = hub / f"models--{preset.repository.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    if main.is_file():
-        snapshot = folder / "snapshots" / main.read_text(encoding="utf-8").strip()
-        if snapshot.is_dir():
-            return snapshot
+    snapshot = cached_snapshot(preset.repository)
+    if snapshot is not None:
+        return snapshot
     raise ScorerError(f"{preset.repository} is not on this machine. {_how_to_get(name, preset)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,9 @@ class CostSettings:
         batch: pictures in a step, half of them unsafe.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
-        eta: weight of the anchoring term (RECONSTRUCTED); 0 trains the contrastive term alone.
+        contrast: weight of the contrastive term; 0 trains the anchoring alone.
+        eta: weight of the anchoring term (RECONSTRUCTED); 0 trains the contrastive term alone, and zero means
+            nothing before calibration.
         regularisation: weight of the mean squared cost (RECONSTRUCTED).
         bottleneck: width of the adapter.
         dropout: of the adapter's hidden layer.
@@ -40,6 +43,7 @@ class CostSettings:
     batch: int = 256
     lr: float = 1e-3
     weight_decay: float = 0.01
+    contrast: float = losses.CONTRAST
     eta: float = losses.ETA
     regularisation: float = losses.REGULARISATION
     bottleneck: int = BOTTLENECK
@@ -98,19 +102,22 @@ class Learner:
         self.steps += 1
 
     def _loss(self, costs: Tensor, targets: Tensor, half: int) -> Tensor:
-        eta, regularisation = self._settings.eta, self._settings.regularisation
-        loss = losses.total(
+        weigh = partial(
+            losses.total,
+            contrast=self._settings.contrast,
+            eta=self._settings.eta,
+            regularisation=self._settings.regularisation,
+        )
+        loss = weigh(
             costs[:half, 0],
             costs[half : 2 * half, 0],
             twins=costs[2 * half :, 0] if self._paired else None,
-            eta=eta,
-            regularisation=regularisation,
         )
         heads = []
         for k in range(1, costs.shape[1]):
             shown, absent = costs[targets[:, k] == 1, k], costs[targets[:, k] == 0, k]
             if len(shown) and len(absent):
-                heads.append(losses.total(shown, absent, eta=eta, regularisation=regularisation))
+                heads.append(weigh(shown, absent))
         return loss + torch.stack(heads).mean() if heads else loss
 
     @torch.no_grad()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+CONTRAST = 1.0
+"""Weight of the contrastive term; the method's formula has none, ablations need one."""
 ETA = 1.0
 """Weight of the anchoring term (RECONSTRUCTED)."""
 REGULARISATION = 1e-3
@@ -54,10 +56,11 @@ def total(
     safe: Tensor,
     *,
     twins: Tensor | None = None,
+    contrast: float = CONTRAST,
     eta: float = ETA,
     regularisation: float = REGULARISATION,
 ) -> Tensor:
-    """L = L_con + eta * L_anc + regularisation * mean(C^2), RECONSTRUCTED.
+    """L = contrast * L_con + eta * L_anc + regularisation * mean(C^2), RECONSTRUCTED.
 
     Without `twins`, every unsafe picture of the batch is compared with every safe one. That is the
     same expectation as drawing random pairs, from U * S comparisons instead of U, and so with less noise.
@@ -66,6 +69,7 @@ def total(
         unsafe: [U] costs of unsafe pictures.
         safe: [S] costs of safe pictures.
         twins: [U] cost of the safe twin of each unsafe picture, when the pictures come in pairs.
+        contrast: weight of the contrastive term; 0 for the anchoring alone.
         eta: weight of the anchoring; 0 for the contrastive term alone.
         regularisation: weight of the mean squared cost.
 
@@ -74,4 +78,4 @@ def total(
     """
     ordering = contrastive(unsafe[:, None], safe) if twins is None else contrastive(unsafe, twins)
     size = regulariser(torch.cat([unsafe, safe]))
-    return ordering + eta * anchoring(unsafe, safe) + regularisation * size
+    return contrast * ordering + eta * anchoring(unsafe, safe) + regularisation * size

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
+from torch import Tensor
 
 from ..types import CostScore, ScdpoError
 
@@ -49,6 +51,75 @@ class Scorer(Protocol):
 
     def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
         """Score pictures of any size, in their order."""
+
+
+@runtime_checkable
+class SideBySide(Protocol):
+    """A scorer that is faster when several threads call it, each on a processor of its own."""
+
+    def one_thread(self) -> Scorer | None:
+        """The same scorer, whose calls keep to the thread that makes them; None where that is slower."""
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """A scorer whose costs have a slope."""
+
+    def differentiable(self, category: str | None) -> Callable[[Tensor], Tensor] | None:
+        """The cost [N] of prepared pixels [N, 3, h, w], with gradients; None where there are none.
+
+        Args:
+            category: of this kind of harm; of the overall cost when None.
+
+        Raises:
+            ScorerError: there is no cost for that category.
+        """
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What a vision transformer did with pictures, all with gradients.
+
+    Attributes:
+        cost: [N].
+        attentions: [N, heads, T, T] of each layer, rows of sum 1.
+        tokens: [N, T, D] after the last layer.
+        side: the last side * side tokens are the picture's patches, row by row.
+    """
+
+    cost: Tensor
+    attentions: Sequence[Tensor]
+    tokens: Tensor
+    side: int
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A scorer that may have a vision transformer to look into."""
+
+    def attentive(self, category: str | None) -> Callable[[Tensor], Attended] | None:
+        """What it does with prepared pixels [N, 3, h, w]; None where there are no tokens.
+
+        Args:
+            category: as `Differentiable.differentiable`.
+
+        Raises:
+            ScorerError: there is no cost for that category.
+        """
+
+
+def cost_in(score: CostScore, category: str | None) -> float:
+    """The cost of a category, or the overall one for None.
+
+    Raises:
+        ScorerError: the score does not know the category.
+    """
+    if category is None:
+        return score.value
+    cost = score.categories.get(category)
+    if cost is None:
+        raise ScorerError(f"The scorer '{score.scorer}' has no cost for '{category}'.")
+    return cost
 
 
 def provenance(scorer: Scorer) -> str:

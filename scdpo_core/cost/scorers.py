@@ -123,6 +123,12 @@ def names_a_scorer(spec: str) -> bool:
     return name in PRESETS and Path(folder).expanduser().is_dir()
 
 
+def hub_names(spec: str) -> list[str]:
+    """The presets of the hub that `load_scorer` would load for this: what to say a licence of."""
+    _, parts = _joined(spec) or ("", [spec])
+    return [name for part in parts if (name := part.partition("=")[0]) in PRESETS]
+
+
 def _joined(spec: str) -> tuple[Rule, list[str]] | None:
     """The rule and the parts of 'a+b' or 'a~b'."""
     signs: dict[str, Rule] = {"+": "maximum", "~": "mean"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..files import sha256_of
 from ..types import CostScore
-from .encoders import ENCODERS, Encoder, load_encoder
+from .encoders import ENCODERS, Encoder, TowerEncoder, load_encoder
 from .model import CostFileError, CostModel, load_cost
+from .protocol import Attended, ScorerError
+from .towers import find_tower
 
 _BATCH = 32
 
@@ -61,7 +63,7 @@ class TrainedScorer:
             beside = file.parent / self.facts.encoder.rsplit("/", 1)[-1]
             if beside.is_dir():
                 return load_encoder(beside, device)
-            if not Path(source).expanduser().is_dir():
+            if find_tower(source) is None:
                 raise CostFileError(
                     f"{file} needs the image encoder '{self.facts.encoder}', which is no longer in {source}. "
                     f"Put its folder at {beside}, or say where it is."
@@ -85,6 +87,32 @@ class TrainedScorer:
     def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
         """Score pictures of any size, in their order."""
         return [self._score(row) for row in self.model(self.encoder.encode(pictures)).tolist()]
+
+    def differentiable(self, category: str | None) -> Callable[[Tensor], Tensor] | None:
+        """As `protocol.Differentiable`; None unless the encoder is an image tower."""
+        column, encoder = self._column(category), self.encoder
+        if not isinstance(encoder, TowerEncoder):
+            return None
+        return lambda pixels: self.model(encoder.embed(pixels).cpu())[:, column]
+
+    def attentive(self, category: str | None) -> Callable[[Tensor], Attended] | None:
+        """As `protocol.Attentive`; None unless the encoder is a vision transformer."""
+        column, encoder = self._column(category), self.encoder
+        if not isinstance(encoder, TowerEncoder) or not encoder.grid:
+            return None
+
+        def attend(pixels: Tensor) -> Attended:
+            embedding, attentions, tokens = encoder.attend(pixels)
+            return Attended(self.model(embedding.cpu())[:, column], attentions, tokens, encoder.grid)
+
+        return attend
+
+    def _column(self, category: str | None) -> int:
+        if category is None:
+            return 0
+        if category not in self.model.categories:
+            raise ScorerError(f"The scorer '{self.id}' has no cost for '{category}'.")
+        return 1 + self.model.categories.index(category)
 
     def _score(self, costs: Sequence[float]) -> CostScore:
         known: dict[str, float | None] = dict(zip(self.model.categories, costs[1:], strict=True))

@@ -78,9 +78,14 @@ def train_cost(
         progress: is told step, most steps and the held-out loss (lower is better).
 
     Raises:
-        ScdpoError: too few pictures of a class, or the loss is not a number.
+        ScdpoError: too few pictures of a class, no loss to train with, or the loss is not a number.
     """
     settings = settings or CostSettings()
+    if min(settings.contrast, settings.eta) < 0 or settings.contrast == settings.eta == 0:
+        raise ScdpoError(
+            "The weights of the contrastive and the anchoring term must not be negative, nor both be 0: "
+            f"there is nothing to train with {settings.contrast:g} and {settings.eta:g}."
+        )
     _require_enough(data)
     counts = [int((data.labels[:, k] == 1).sum()) for k in range(len(data.categories))]
     trained = [k for k, count in enumerate(counts) if count >= MIN_OF_CATEGORY]
@@ -161,8 +166,18 @@ def _cross_fit(
         unsafe, safe = (costs[:: len(costs) // _COMPARED + 1] for costs in _classes(raw[:, 0], data.unsafe))
         # Costs are stretched to fit before they are measured, as calibration will do in the end. Otherwise a
         # model that is merely too sure of itself would count as worse than one that knows less.
-        stretch = platt_scale(unsafe, safe)
-        loss = float(losses.total(stretch * unsafe, stretch * safe, eta=settings.eta, regularisation=0.0))
+        # Without anchoring zero lies anywhere, and is moved first.
+        middle = 0.0 if settings.eta else float(unsafe.mean() + safe.mean()) / 2
+        stretch = platt_scale(unsafe - middle, safe - middle)
+        loss = float(
+            losses.total(
+                stretch * (unsafe - middle),
+                stretch * (safe - middle),
+                contrast=settings.contrast,
+                eta=settings.eta,
+                regularisation=0.0,
+            )
+        )
         if not loss < float("inf"):
             raise ScdpoError(
                 "The cost model's loss is no longer a number. Try a lower learning rate than "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import threading
 from collections.abc import Generator, Iterator
 from functools import cache
@@ -22,6 +24,9 @@ MAX_ANIMATION_PIXELS = 2_000_000_000
 _LARGE = 25_000_000
 _NEVER = frozenset({"EPS", "WMF", "PDF", "MPEG", "FPX", "MIC", "BUFR", "GRIB", "HDF5"})
 """Kinds that start another program (EPS) or that Pillow names without decoding them."""
+_HEIC_PLUGINS = ("pillow_heif", "pi_heif")
+"""The second one only reads, and carries no encoder under a licence of its own."""
+_BRANDS = {b"heic": "HEIF", b"heix": "HEIF", b"mif1": "HEIF", b"avif": "AVIF", b"avis": "AVIF"}
 _one_large_at_a_time = threading.Lock()
 
 
@@ -61,7 +66,7 @@ def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple
     except Image.DecompressionBombError as error:
         raise PictureError(path, f"the picture is too large to be opened safely ({error}).") from error
     except UnidentifiedImageError as error:
-        raise PictureError(path, describe(head)) from error
+        raise PictureError(path, _unread(head) or describe(head)) from error
     # Pillow's decoders raise nearly any kind of exception on malformed files.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -96,6 +101,17 @@ def _finished(image: Image.Image) -> Image.Image:
     return upright(to_rgb(image), orientation(image))
 
 
+def _unread(head: bytes) -> str:
+    """What a HEIC or AVIF file lacks or is; '' for other files."""
+    kind = _BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
+    if kind is None:
+        return ""
+    if kind in formats():
+        return "the picture is damaged or cut off. Save or copy it again."
+    name, package = {"HEIF": ("HEIC", "pi-heif"), "AVIF": ("AVIF", "pillow-avif-plugin")}[kind]
+    return f"this is {name}, which needs the package '{package}'. Or save it as JPEG."
+
+
 def _too_large(width: int, height: int) -> str:
     return (
         f"the picture is {width} x {height} pixels; up to {MAX_PIXELS // 1_000_000} megapixels can be "
@@ -105,14 +121,15 @@ def _too_large(width: int, height: int) -> str:
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The kinds of picture that are read, HEIC among them where its plug-in is installed."""
+    """The kinds of picture that are read, HEIC and AVIF among them where a plug-in for them is installed."""
     Image.init()
-    try:
-        import pillow_heif
-    except ImportError:
-        pass
-    else:
-        pillow_heif.register_heif_opener()
+    for plugin in _HEIC_PLUGINS:
+        if importlib.util.find_spec(plugin) is not None:
+            importlib.import_module(plugin).register_heif_opener()
+            break
+    # Pillow reads AVIF itself since 11.3; this one registers itself where it is imported.
+    if "AVIF" not in Image.OPEN and importlib.util.find_spec("pillow_avif") is not None:
+        importlib.import_module("pillow_avif")
     return tuple(name for name in Image.ID if name not in _NEVER)
 
 

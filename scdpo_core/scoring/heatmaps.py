@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..cost.attribution import explain
+from ..cost.attribution import Method, explain
 from ..cost.protocol import Scorer
 from ..files import atomic_path
 from ..preferences.pictures import PictureError
@@ -18,6 +18,7 @@ def write_heatmaps(
     rows: Sequence[Row],
     scorer: Scorer,
     folder: Path,
+    method: Method = "occlusion",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Problem]:
     """Write 'name-<hash>.heatmap.png' and 'name-<hash>.mask.png' for each scored file.
@@ -26,6 +27,7 @@ def write_heatmaps(
         rows: with costs; of an animation the frame that was costliest is explained.
         scorer: the one that scored.
         folder: made if missing.
+        method: as `cost.attribution.explain`.
         progress: is told how many of how many are done.
 
     Returns:
@@ -33,6 +35,7 @@ def write_heatmaps(
 
     Raises:
         OSError: the folder cannot be written to.
+        ScorerError: the scorer does not have this method.
     """
     problems = []
     for done, row in enumerate(rows, 1):
@@ -44,7 +47,7 @@ def write_heatmaps(
             what = error.what if isinstance(error, PictureError) else "the picture cannot be read any more."
             problems.append(Problem(path, what))
         else:
-            found = explain(scorer, picture)
+            found = explain(scorer, picture, method=method)
             stem = f"{path.stem}-{(row.sha256 or '')[:8]}"
             for kind, shown in (("heatmap", found.overlay(picture)), ("mask", found.mask())):
                 with atomic_path(folder / f"{stem}.{kind}.png") as temporary:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..cost.attribution import Method
 from ..cost.protocol import Scorer, provenance
 from ..types import Problem, ScdpoError
 from .filing import file_away, over
@@ -15,7 +18,7 @@ from .heatmaps import write_heatmaps
 from .rows import Row, RowFile, write_csv, write_parquet
 from .run import BATCH, FolderRun
 from .stamp import STAMPS, StampError
-from .walk import find_pictures
+from .walk import Found, find_pictures
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,9 +40,11 @@ class ScoreJob:
         copy_to: folder for copies of those, or None.
         write_back: a key of `stamp.STAMPS`, or None.
         heatmaps: folder for pictures of what raises the costs that lie over the bound, or None.
+        method: how that is found, see `cost.attribution.explain`.
         anew: score everything again.
         rank: number of this process.
-        processes: how many processes share the work; each takes every so-manieth file.
+        processes: how many processes share the work; the hash of a file's path says whose it is, so that
+            a file that comes or goes meanwhile leaves no gap.
     """
 
     places: Sequence[Path]
@@ -54,6 +59,7 @@ class ScoreJob:
     copy_to: Path | None = None
     write_back: str | None = None
     heatmaps: Path | None = None
+    method: Method = "occlusion"
     anew: bool = False
     rank: int = 0
     processes: int = 1
@@ -106,10 +112,8 @@ def score_files(
     Raises:
         ScdpoError: the JSONL file cannot be used.
     """
-    found = find_pictures(
-        job.places, skip=[f for f in (job.move_to, job.copy_to, job.heatmaps) if f is not None]
-    )
-    files = found.files[job.rank :: job.processes]
+    found = _find(job)
+    files = [path for path in found.files if _whose(path, job.processes) == job.rank]
     memory = RowFile.open(job.part) if job.part is not None else None
     known = _known(job, memory)
     run = FolderRun(scorer, {} if job.anew else known, job.every, job.batch)
@@ -127,21 +131,27 @@ def score_files(
 
 
 def gather(job: ScoreJob) -> JobResult:
-    """The rows of all processes, once all of them are done; their own files are removed.
+    """The rows of all processes, once all of them are done.
+
+    Their own files stay until `finish` has written the rows of all of them.
 
     Raises:
         ScdpoError: a process's file is missing or damaged.
     """
-    rows: dict[str, Row] = {}
+    parts = []
     for rank in range(job.processes):
         part = _part(job.jsonl, rank)
-        file = RowFile.open(part)
-        file.close()
-        rows |= file.rows
-    asked = _within(job.places)
-    for rank in range(job.processes):
-        _part(job.jsonl, rank).unlink()
-    return JobResult(sorted((row for row in rows.values() if asked(row)), key=lambda row: row.path))
+        if not part.exists():
+            raise ScdpoError(
+                f"{part} is not there, so the scores of process {rank} are missing. Do all machines share "
+                "the disk that the JSONL file is on?"
+            )
+        parts.append(RowFile.read(part))
+    # A part also remembers, from an interrupted run, files that are gone now or another process's.
+    found = _find(job)
+    rows = [parts[_whose(path, job.processes)].get(str(path)) for path in found.files]
+    rows += [parts[0].get(str(problem.path)) for problem in found.problems]
+    return JobResult(sorted((row for row in rows if row is not None), key=lambda row: row.path))
 
 
 def explain(
@@ -155,7 +165,7 @@ def explain(
     assert job.heatmaps is not None
     chosen = list(over(result.rows, job.over))
     problems = write_heatmaps(
-        chosen, scorer, job.heatmaps, lambda done, total: progress("heatmaps", done, total)
+        chosen, scorer, job.heatmaps, job.method, lambda done, total: progress("heatmaps", done, total)
     )
     return replace(result, problems=[*result.problems, *problems])
 
@@ -202,6 +212,8 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
         asked, ours = _within(job.places), {row.path for row in rows}
         others = [row for row in memory.rows.values() if row.path not in ours and not asked(row)]
         memory.finish(sorted([*rows, *others], key=lambda row: row.path))
+        for part in _parts(job.jsonl):
+            part.unlink(missing_ok=True)
     if job.csv is not None:
         write_csv(job.csv, rows)
     if job.parquet is not None:
@@ -210,14 +222,21 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
         write_gallery(job.html, rows, progress=lambda done, total: progress("gallery", done, total))
 
 
+def _find(job: ScoreJob) -> Found:
+    """The files to score, without those that this job itself puts somewhere."""
+    ours = [folder for folder in (job.move_to, job.copy_to, job.heatmaps) if folder is not None]
+    return find_pictures(job.places, skip=ours)
+
+
 def _known(job: ScoreJob, memory: RowFile | None) -> Mapping[str, Row]:
-    """What earlier runs know: this process's own rows, and the merged ones."""
-    known = dict(memory.rows) if memory is not None else {}
-    if job.jsonl is not None and job.processes > 1 and job.jsonl.exists():
-        merged = RowFile.open(job.jsonl)
-        merged.close()
-        known = {**merged.rows, **known}
-    return known
+    """What earlier runs know: the merged rows, those of interrupted runs, and this process's own."""
+    if job.jsonl is None or memory is None:
+        return {}
+    known: dict[str, Row] = {}
+    for file in (job.jsonl, *_parts(job.jsonl)):
+        if file != memory.path and file.exists():
+            known |= RowFile.read(file)
+    return known | memory.rows
 
 
 def _unreachable(problems: Iterable[Problem], scorer: Scorer) -> Iterator[Row]:
@@ -230,6 +249,16 @@ def _within(places: Sequence[Path]) -> Callable[[Row], bool]:
     return lambda row: any(Path(row.path).is_relative_to(root) for root in roots)
 
 
+def _whose(path: Path, processes: int) -> int:
+    return zlib.crc32(os.fsencode(path)) % processes
+
+
 def _part(jsonl: Path | None, rank: int) -> Path:
     assert jsonl is not None
     return jsonl.with_name(f"{jsonl.name}.part{rank}")
+
+
+def _parts(jsonl: Path) -> list[Path]:
+    """The files of all processes, those of interrupted runs with more of them included."""
+    name = re.compile(re.escape(jsonl.name) + r"\.part\d+")
+    return sorted(path for path in jsonl.parent.iterdir() if name.fullmatch(path.name))

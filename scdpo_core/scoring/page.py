@@ -22,11 +22,12 @@ _BINS = 28
 
 
 def render(template: str, **values: str) -> str:
-    """Fill a page of `templates/`; the style sheet is put in as $style."""
+    """Fill a page of `templates/`; the style sheet is put in as $style, copying as $copying."""
     folder = resources.files(__package__).joinpath("templates")
     style = folder.joinpath("page.css").read_text(encoding="utf-8")
+    copying = folder.joinpath("copying.js").read_text(encoding="utf-8")
     page = folder.joinpath(template).read_text(encoding="utf-8")
-    return Template(page).substitute(values, style=style)
+    return Template(page).substitute(values, style=style, copying=copying)
 
 
 def thumbnail(path: Path, frame: int = 0) -> str:
@@ -125,7 +126,9 @@ def path_line(path: str) -> str:
     """A path that can be copied with one click: its folder softly, its name clearly."""
     folder, _, name = path.rpartition("/") if "/" in path else path.rpartition("\\")
     sign = path[len(folder) : len(path) - len(name)]
+    # Long paths break between folders rather than within a name.
+    breakable = escape(folder + sign).replace(sign, f"{sign}<wbr>") if sign else ""
     return (
-        f'<div class="file"><code><span class="folder">{escape(folder + sign)}</span>{escape(name)}</code>'
+        f'<div class="file"><code><span class="folder">{breakable}</span>{escape(name)}</code>'
         f'<button type="button" class="copy" data-path="{escape(path, quote=True)}">Copy</button></div>'
     )

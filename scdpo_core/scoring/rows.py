@@ -90,23 +90,35 @@ class RowFile:
         Raises:
             ScdpoError: the file exists but holds no such rows, or cannot be read or written.
         """
-        file = cls(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            lines = [line for line in text.splitlines() if line.strip()]
-            read = [row for row in map(Row.from_json, lines) if row is not None]
-            if len(read) < len(lines) - 1:
-                raise ScdpoError(
-                    f"{path} holds other things than scores, and is not touched. Choose another name."
-                )
-            file.rows = {row.path: row for row in read}
-            file._stream = path.open("a", encoding="utf-8")
-            if text and not text.endswith("\n"):
-                file._stream.write("\n")
+            rows = cls.read(path) if path.exists() else {}
+            stream = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise _unusable(path, error) from error
+        # A crash may have cut the last line off.
+        if stream.tell() and not path.read_bytes().endswith(b"\n"):
+            stream.write("\n")
+        return cls(path, rows, stream)
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Row]:
+        """The last row of every path in such a file, which stays as it is.
+
+        Raises:
+            ScdpoError: the file holds no such rows, or cannot be read.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ScdpoError(f"{path} cannot be used ({error}). Choose another file.") from error
-        return file
+            raise _unusable(path, error) from error
+        lines = [line for line in text.splitlines() if line.strip()]
+        read = [row for row in map(Row.from_json, lines) if row is not None]
+        if len(read) < len(lines) - 1:
+            raise ScdpoError(
+                f"{path} holds other things than scores, and is not touched. Choose another name."
+            )
+        return {row.path: row for row in read}
 
     def add(self, row: Row) -> None:
         """Append a row; it is on its way to the disk when this returns."""
@@ -188,6 +200,10 @@ def _arrow_type(pyarrow: Any, name: str) -> Any:
     if name == "cost":
         return pyarrow.float64()
     return pyarrow.int64() if name in ("frame", "bytes") else pyarrow.string()
+
+
+def _unusable(path: Path, error: Exception) -> ScdpoError:
+    return ScdpoError(f"{path} cannot be used ({error}). Choose another file.")
 
 
 def _rounded(cost: float | None) -> float | None:

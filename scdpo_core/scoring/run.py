@@ -8,12 +8,13 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..cost.protocol import Scorer, provenance
+from ..cost.protocol import Scorer, SideBySide, provenance
 from ..preferences.pictures import PictureError
 from ..types import CostScore, ScdpoError
 from .decode import open_frames
@@ -21,6 +22,8 @@ from .rows import Row
 
 BATCH = 16
 """Pictures that the network looks at together."""
+_SIDE_BY_SIDE = 4
+"""The same where each processor has a batch of its own; larger ones fall out of its cache."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class FolderRun:
     def __post_init__(self) -> None:
         """Sort earlier rows by content."""
         self._provenance = provenance(self.scorer)
+        beside = self.scorer.one_thread() if isinstance(self.scorer, SideBySide) else None
+        self._scorer, self._beside = beside or self.scorer, beside is not None
         usable = [row for row in self.known.values() if self._still_right(row)]
         self._by_path = {row.path: row for row in usable}
         self._by_content = {row.sha256: row for row in usable if row.sha256}
@@ -80,27 +85,46 @@ class FolderRun:
         # Threads stay at most this far ahead, so that memory does not grow with the folder.
         ahead = self.workers + (1 if self.every else 2 * self.batch)
         waiting: deque[Future[_Looked]] = deque()
+        scoring: deque[tuple[list[_Looked], Future[list[CostScore | str]]]] = deque()
         batch: list[_Looked] = []
         finished: dict[str, Row] = {}
         followers: dict[str, list[Row]] = {}
         left = iter(files)
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        with self._threads() as (decoders, network, lanes, size):
+            for path in islice(left, ahead):
+                waiting.append(decoders.submit(self._look, path))
+            while waiting or batch or scoring:
+                if waiting:
+                    looked = waiting.popleft().result()
+                    for path in islice(left, 1):
+                        waiting.append(decoders.submit(self._look, path))
+                    yield from self._take(looked, batch, finished, followers)
+                if batch and (not waiting or sum(len(item.frames) for item in batch) >= size):
+                    views = [view for item in batch for _, view in item.frames]
+                    scoring.append((batch, network.submit(self._try, views)))
+                    batch = []
+                # One batch more than are worked on is enough to keep the network busy.
+                while scoring and (scoring[0][1].done() or len(scoring) > lanes or not waiting):
+                    items, scores = scoring.popleft()
+                    yield from self._score(items, scores.result(), finished, followers)
+
+    @contextmanager
+    def _threads(self) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor, int, int]]:
+        """Threads that decode, threads that call the network, how many those are, pictures in a call.
+
+        A scorer that likes to be called side by side shares the decoders' threads, one for each processor, so
+        that nobody waits. Any other has a thread of its own, which calls it with whole batches.
+        """
+        decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        network = decoders if self._beside else ThreadPoolExecutor(1, thread_name_prefix="score")
         try:
-            for path in left:
-                waiting.append(pool.submit(self._look, path))
-                if len(waiting) >= ahead:
-                    break
-            while waiting:
-                looked = waiting.popleft().result()
-                for path in left:
-                    waiting.append(pool.submit(self._look, path))
-                    break
-                yield from self._take(looked, batch, finished, followers)
-                if sum(len(item.frames) for item in batch) >= self.batch:
-                    yield from self._score(batch, finished, followers)
-            yield from self._score(batch, finished, followers)
+            if self._beside:
+                yield decoders, network, self.workers, min(self.batch, _SIDE_BY_SIDE)
+            else:
+                yield decoders, network, 1, self.batch
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pool in (decoders, network):
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _take(
         self,
@@ -126,14 +150,16 @@ class FolderRun:
             followers.setdefault(content, []).append(row)
 
     def _score(
-        self, batch: list[_Looked], finished: dict[str, Row], followers: dict[str, list[Row]]
+        self,
+        batch: Sequence[_Looked],
+        scores: Sequence[CostScore | str],
+        finished: dict[str, Row],
+        followers: dict[str, list[Row]],
     ) -> Iterator[Row]:
-        views = [view for looked in batch for _, view in looked.frames]
-        scores = iter(self._try(views))
+        each = iter(scores)
         for looked in batch:
-            found = [(number, next(scores)) for number, _ in looked.frames]
+            found = [(number, next(each)) for number, _ in looked.frames]
             yield from self._settle(_with_scores(looked.row, found), finished, followers)
-        batch.clear()
 
     def _settle(self, row: Row, finished: dict[str, Row], followers: dict[str, list[Row]]) -> Iterator[Row]:
         """A row that is final now, and those of files with the same content that waited for it."""
@@ -146,10 +172,8 @@ class FolderRun:
 
     def _try(self, views: Sequence[Any]) -> list[CostScore | str]:
         """A score or a reason for every view; one that upsets the scorer costs the others nothing."""
-        if not views:
-            return []
         try:
-            return [*self.scorer.score_prepared(views)]
+            return [*self._scorer.score_prepared(views)]
         except ScdpoError as error:
             if len(views) == 1:
                 return [str(error)]

@@ -1,0 +1,90 @@
+"""What a differentiable scorer's cost rests on, from its slopes: by pixel, or by token of a transformer."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from .heatmap import Heatmap
+from .protocol import Attentive, Differentiable, Scorer, ScorerError, cost_in
+
+_STEPS = 24
+_BATCH = 8
+
+
+def gradients(scorer: Scorer, picture: Image.Image, category: str | None = None) -> Heatmap:
+    """Integrated gradients (arXiv 1703.01365) from the picture's mean colour to the picture.
+
+    Each pixel's part of the difference in cost between the two; what lowers the cost counts as cold.
+
+    Args:
+        scorer: one that is differentiable: a trained one on an image tower, or a classifier of the hub.
+        picture: RGB, upright.
+        category: as `explain`.
+
+    Raises:
+        ScorerError: the scorer has no gradients, or no cost for that category.
+    """
+    cost_of = scorer.differentiable(category) if isinstance(scorer, Differentiable) else None
+    if cost_of is None:
+        raise ScorerError(f"The scorer '{scorer.id}' has no gradients. Use occlusion.")
+    base = cost_in(scorer.score([picture])[0], category)
+    # A host may be in inference mode, where nothing has a gradient.
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = scorer.prepare(picture).clone()[None]
+        plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
+        slopes = torch.zeros_like(pixels)
+        for start in range(0, _STEPS, _BATCH):
+            steps = torch.arange(start, min(start + _BATCH, _STEPS))
+            way = ((steps + 0.5) / _STEPS)[:, None, None, None]
+            between = (plain + way * (pixels - plain)).requires_grad_()
+            (slope,) = torch.autograd.grad(cost_of(between).sum(), between)
+            slopes += slope.sum(dim=0, keepdim=True) / _STEPS
+        parts = (slopes * (pixels - plain)).sum(dim=1, keepdim=True)
+    # A pixel alone says little, and its neighbour often the opposite.
+    radius = max(1, pixels.shape[-1] // 16)
+    smooth = F.avg_pool2d(parts, 2 * radius + 1, 1, radius, count_include_pad=False)[0, 0]
+    return Heatmap(smooth.clamp(min=0).detach(), picture.size, base, "gradients")
+
+
+def tokens(scorer: Scorer, picture: Image.Image, category: str | None = None) -> Heatmap:
+    """Gradient-weighted attention rollout (arXiv 2103.15679) of a vision transformer.
+
+    In each layer, attention that raises the cost, A+ = mean over heads of max(A * dC/dA, 0), carries what
+    the tokens know on: R <- R + A+ R, from R = 1. What the cost reads of the last layer's tokens (the class
+    token, or what the pooling looks at), times R - 1, is what it reads of the picture's patches through
+    attention. One pass, and as coarse as the patches; attention is not all that a transformer does, so where
+    this and occlusion disagree, occlusion is right.
+
+    Args:
+        scorer: a trained one whose encoder is a vision transformer (CLIP, SigLIP, DINOv2, ViT).
+        picture: RGB, upright.
+        category: as `explain`.
+
+    Returns:
+        A heatmap with one number for each patch.
+
+    Raises:
+        ScorerError: the encoder has no tokens, or there is no cost for that category.
+    """
+    attentive = scorer.attentive(category) if isinstance(scorer, Attentive) else None
+    if attentive is None:
+        raise ScorerError(f"The scorer '{scorer.id}' has no tokens to look at. Use occlusion.")
+    base = cost_in(scorer.score([picture])[0], category)
+    with torch.inference_mode(False), torch.enable_grad():
+        seen = attentive(scorer.prepare(picture).clone()[None].requires_grad_())
+        *slopes, last = torch.autograd.grad(seen.cost.sum(), [*seen.attentions, seen.tokens])
+    itself = torch.eye(seen.tokens.shape[1])
+    relevance = itself
+    for attention, slope in zip(seen.attentions, slopes, strict=True):
+        relevance = relevance + _raising(attention, slope).cpu() @ relevance
+    read = last[0].norm(dim=-1).cpu()
+    heat = (read @ (relevance - itself))[-(seen.side**2) :].reshape(seen.side, seen.side)
+    return Heatmap(heat.detach(), picture.size, base, "tokens")
+
+
+def _raising(attention: Tensor, slope: Tensor) -> Tensor:
+    """The attention of one layer that raises the cost, mean over heads: [1, H, T, T] -> [T, T]."""
+    return (attention.detach() * slope).clamp(min=0).mean(dim=1)[0]
