@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
 
 from scdpo_core.runs.drawing import board, curves, samples
 from scdpo_core.runs.follow import Curve, RunView
-from scdpo_core.runs.telling import latest, now, report, spell
-from scdpo_core.training.events import Sample
+from scdpo_core.runs.telling import PHASES, latest, now, report, spell
+from scdpo_core.training.events import Phase, Sample
 
 RISING: Curve = tuple((step, step / 100) for step in range(1, 101))
 FALLING: Curve = tuple((step, 1.0 - step / 100) for step in range(1, 101))
@@ -143,3 +144,7 @@ def test_words_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "words"), [(3.6, "4 s"), (125, "2 min 5 s"), (7260, "2 h 1 min")])
 def test_times_are_spelt(seconds: float, words: str) -> None:
     assert spell(seconds) == words
+
+
+def test_every_phase_has_words() -> None:
+    assert set(PHASES) == {"start", *get_args(Phase)}

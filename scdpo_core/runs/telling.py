@@ -12,6 +12,7 @@ PHASES: Mapping[str, str] = {
     "score": "scoring the pictures",
     "load": "loading the model",
     "cache": "encoding the pictures",
+    "reference": "measuring the base model",
     "sample": "drawing samples",
     "train": "training",
 }
