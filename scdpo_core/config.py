@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import sections
+from .config_learning import LoraSettings, OptimSettings, ValidationSettings
 from .types import ScdpoError
 
 if sys.version_info >= (3, 11):
@@ -54,6 +55,11 @@ class ModelSettings:
             'auto' takes bf16 or fp16 on a GPU, fp32 on a CPU.
         device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
         gradient_checkpointing: spend a third more time to need much less GPU memory.
+        quantize: keep the frozen model's matrices in 8 or 4 bits; the arithmetic stays in `precision`.
+        vae_tiling: encode and draw large pictures in overlapping tiles, for GPUs of little memory.
+        channels_last: order in memory that 16-bit convolutions of a GPU like; 'auto' takes it for them.
+        compile: let torch.compile make the denoiser faster after a start of some minutes: its repeated
+            'blocks', or the 'whole' of it.
     """
 
     base: str = "micro"
@@ -67,6 +73,10 @@ class ModelSettings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
+    quantize: Literal["off", "int8", "fp8", "nf4"] = "off"
+    vae_tiling: bool = False
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["off", "blocks", "whole"] = "off"
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,13 @@ class DataSettings:
         both_unsafe: what to do with a pair of two harmful pictures: leave it out, or order it by cost.
         soft_tau: temperature of soft labels; not given, labels are hard.
         benign_share: share of pairs under benign prompts in a batch; not given, as in the folder.
-        cache: folder of encoded pictures; not given, inside the run folder.
+        cache: folder of encoded pictures, which runs may share; not given, inside the run folder.
+        cache_in: 'disk' keeps encoded pictures for other runs, 'ram' forgets them with the process.
+        buckets: train every pair at the size nearest to its pictures' shape, width and height deciding how
+            many pixels there are; off, everything is cropped to one size.
+        bucket_step: widths and heights of buckets are multiples of this many pixels.
+        real_sizes: tell SDXL how large the chosen picture was and where it was cropped, instead of an
+            uncropped picture of the training size.
     """
 
     pairs: Path | None = None
@@ -96,6 +112,10 @@ class DataSettings:
     soft_tau: float | None = None
     benign_share: float | None = None
     cache: Path | None = None
+    cache_in: Literal["disk", "ram"] = "disk"
+    buckets: bool = False
+    bucket_step: int = 64
+    real_sizes: bool = False
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -112,93 +132,48 @@ class ObjectiveSettings:
         beta: strength of the preference term; not given, the objective's usual one.
         winner: weight of the anchor on the chosen pictures, as a share of beta; 0 switches it off.
         margin: kappa: how far the policy must prefer the safer picture; 0 off, 1 robust.
-        weighting: 'native' takes the error of what the network predicts, 'exact' of the noise it implies.
+        weighting: 'native' takes the error of what the network predicts, 'exact' of the noise it implies;
+            'min_snr' is exact, held down where there is little noise.
+        min_snr_gamma: signal-to-noise ratio from which 'min_snr' holds down; smaller holds down more.
         timesteps: how they are drawn; 'auto' is uniform for diffusion and logit-normal for flows.
         timestep_mean: of the logit-normal law's logit; above 0 trains the noisy steps more. A schedule
             shifted by s is ln s.
         timestep_std: of the logit-normal law's logit.
+        timestep_min: least noise that is trained, as a share of the schedule.
+        timestep_max: most noise that is trained, as a share of the schedule.
         dfm_gamma: how much training focuses on difficult pairs; 0 switches the focus off.
         dfm_by_time: compare a pair's difficulty with what is usual at its timestep.
         dfm_warmup: share of the steps without focus.
         focal_gamma: exponent of the plain focal loss instead of the log loss; 0 off.
         loser_mu: how strictly the loser's gradient may not harm the winner, 0..1; not given, it may.
         prior_weight: DUO's weight, as a share of beta, of keeping the network's answer to pure noise.
+        reference_draws: timesteps and noises that each pair gets for the whole run; what the base model makes
+            of them is computed once, before training. 0 draws new ones in every step.
     """
 
     objective: ObjectiveName = "sc_dpo"
     beta: float | None = None
     winner: float = 0.05
     margin: float = 0.0
-    weighting: Literal["native", "exact"] = "native"
+    weighting: Literal["native", "exact", "min_snr"] = "native"
+    min_snr_gamma: float = 5.0
     timesteps: Literal["auto", "uniform", "logit_normal"] = "auto"
     timestep_mean: float = 0.0
     timestep_std: float = 1.0
+    timestep_min: float = 0.0
+    timestep_max: float = 1.0
     dfm_gamma: float = 1.0
     dfm_by_time: bool = True
     dfm_warmup: float = 0.1
     focal_gamma: float = 0.0
     loser_mu: float | None = None
     prior_weight: float = 1e4
+    reference_draws: int = 0
 
     @property
     def effective_beta(self) -> float:
         """`beta`, or the objective's usual one."""
         return DEFAULT_BETAS[self.objective] if self.beta is None else self.beta
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """How it is minimised.
-
-    Attributes:
-        max_train_steps: optimiser steps.
-        batch_size: pairs per forward pass.
-        accumulation: forward passes per step; the effective batch is batch_size * accumulation.
-        lr: highest learning rate.
-        schedule: how the learning rate falls after the warm-up; cosine and linear end at zero.
-        warmup: share of the steps over which the learning rate rises.
-        weight_decay: of AdamW.
-        beta1: of AdamW.
-        beta2: of AdamW.
-        max_grad_norm: gradients are scaled down to this length; 0 switches that off.
-        seed: decides the LoRA's start, the order of the pairs, timesteps and noise.
-    """
-
-    max_train_steps: int = 700
-    batch_size: int = 4
-    accumulation: int = 4
-    lr: float = 1e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """The LoRA's shape.
-
-    Attributes:
-        rank: of its matrices.
-        alpha: scale of its effect times rank; not given, the same as rank.
-        targets: which layers of the denoiser it adapts.
-        dropout: share of the LoRA's inputs that are dropped while training.
-        save_dtype: number format of the finished file.
-    """
-
-    rank: int = 16
-    alpha: float | None = None
-    targets: Literal["attention", "attention+ff", "all-linear"] = "attention"
-    dropout: float = 0.0
-    save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-
-    @property
-    def effective_alpha(self) -> float:
-        """`alpha`, or rank."""
-        return float(self.rank) if self.alpha is None else self.alpha
 
 
 @dataclass(frozen=True)
@@ -210,12 +185,17 @@ class OutputSettings:
         checkpoint_every: steps between checkpoints; one is always written at the end.
         keep: checkpoints to keep; older ones are removed.
         log_every: steps between two lines of figures.
+        track: programs that show the figures beside our own: tensorboard, wandb.
+        estimate: say before the first step how much memory and time training will need; 'auto' does on a
+            GPU.
     """
 
     output: Path | None = None
     checkpoint_every: int = 100
     keep: int = 2
     log_every: int = 10
+    track: tuple[str, ...] = ()
+    estimate: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -246,6 +226,7 @@ class TrainSettings:
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     sampling: SampleSettings = field(default_factory=SampleSettings)
 
@@ -276,8 +257,8 @@ def to_toml(settings: TrainSettings) -> str:
 
 # These say where a run lives, how often it reports or where it computes, never what it learns.
 _NO_IDENTITY = {
-    "model": {"device"},
-    "data": {"pairs", "cache", "cost_model"},
+    "model": {"device", "channels_last", "compile"},
+    "data": {"pairs", "cache", "cache_in", "cost_model"},
     "optim": {"max_train_steps"},
     "output": {key.name for key in dataclasses.fields(OutputSettings)},
     "sampling": {key.name for key in dataclasses.fields(SampleSettings)},

@@ -182,6 +182,9 @@ class PairBatch:
         weight: [B] factor of each pair's loss.
         label: [B] probability that the chosen picture is the better one, 0.5..1.
         cost: [B, 2] safety cost of chosen and rejected; NaN where not scored.
+        prompts: B texts.
+        policy_conditioning: what the policy knows of the prompts where text encoders train along, with their
+            gradient; None: `conditioning`, which is always what the reference knows.
     """
 
     latents: Tensor
@@ -189,6 +192,8 @@ class PairBatch:
     weight: Tensor
     label: Tensor
     cost: Tensor
+    prompts: tuple[str, ...] = ()
+    policy_conditioning: Conditioning | None = None
 
 
 @dataclass(frozen=True)

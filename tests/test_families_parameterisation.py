@@ -8,7 +8,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from scdpo_core.families.parameterisation import PARAMETERISATIONS, Epsilon, Flow, Velocity, parameterisation
+from scdpo_core.families.parameterisation import (
+    PARAMETERISATIONS,
+    Epsilon,
+    Flow,
+    MinSnr,
+    Velocity,
+    error_weight,
+    parameterisation,
+)
 from scdpo_core.types import ScdpoError
 
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -111,3 +119,29 @@ def test_a_foreign_parameterisation_is_named_with_the_choices() -> None:
     with pytest.raises(ScdpoError, match=r"'sample'.*epsilon, v_prediction, flow"):
         parameterisation("sample")
     assert parameterisation("epsilon") is PARAMETERISATIONS["epsilon"]
+
+
+def test_min_snr_weights_as_worked_by_hand() -> None:
+    # alpha_bar 0.9 is an SNR of 9, 0.5 one of 1; with gamma 5 the first is held down to 5.
+    level = torch.tensor([0.9, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(Epsilon().snr(level), torch.tensor([9.0, 1.0], dtype=torch.float64))
+    # The noise: min(SNR, 5) / SNR.
+    weight = error_weight(Epsilon(), level, MinSnr(5.0))
+    torch.testing.assert_close(weight, torch.tensor([5 / 9, 1.0], dtype=torch.float64))
+    # v: min(SNR, 5) / (SNR + 1).
+    weight = error_weight(Velocity(), level, MinSnr(5.0))
+    torch.testing.assert_close(weight, torch.tensor([5 / 10, 1 / 2], dtype=torch.float64))
+    # Flow at t = 0.2: SNR = (0.8 / 0.2)^2 = 16, so the picture's error t^2 = 0.04 counts 5 times.
+    weight = error_weight(Flow(), torch.tensor([0.2], dtype=torch.float64), MinSnr(5.0))
+    torch.testing.assert_close(weight, torch.tensor([0.2], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("own", PARAMETERISATIONS.values(), ids=PARAMETERISATIONS)
+def test_min_snr_without_a_limit_is_exact_and_pure_noise_is_no_exception(own: Any) -> None:
+    level = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    exact = error_weight(own, level, "exact")
+    torch.testing.assert_close(error_weight(own, level, MinSnr(1e9)), exact)
+    assert bool((error_weight(own, level, MinSnr(1.0)) <= exact).all())
+    assert torch.equal(error_weight(own, level, "native"), torch.ones_like(level))
+    pure = torch.tensor([1.0 if own.name == "flow" else 0.0])
+    assert bool(error_weight(own, pure, MinSnr(5.0)).isfinite().all())

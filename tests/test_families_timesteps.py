@@ -64,3 +64,29 @@ def test_uniform_times_of_a_flow_are_never_without_noise() -> None:
 def test_the_noisiest_timestep() -> None:
     assert torch.equal(DiscreteTimesteps(1000).last(torch.tensor([3, 4])), torch.tensor([999, 999]))
     assert torch.equal(ContinuousTimesteps(1000).last(torch.tensor([3.0])), torch.tensor([1000.0]))
+
+
+def test_a_range_cuts_the_schedule_and_leaves_the_rest_of_the_law_as_it_is() -> None:
+    some = TimestepLaw("uniform", low=0.25, high=0.5)
+    drawn = DiscreteTimesteps(1000).draw(5000, some, _dice())
+    assert (int(drawn.min()), int(drawn.max())) == (250, 499)
+    assert float(drawn.double().mean()) == pytest.approx(374.5, abs=4)
+    times = ContinuousTimesteps(1000).draw(5000, some, _dice())
+    assert float(times.min()) >= 250 and float(times.max()) <= 500
+    assert float(times.mean()) == pytest.approx(375, abs=4)
+
+    # Cut at its own median, a logit-normal law is one half of itself: the logit is half-normal, and the mean
+    # of a half-normal number is sqrt(2 / pi) times its width.
+    upper = TimestepLaw("logit_normal", mean=0.0, std=0.5, low=0.5, high=1.0)
+    times = ContinuousTimesteps(1).draw(20_000, upper, _dice()).double()
+    assert float(times.min()) >= 0.5
+    logit = torch.logit(times.clamp(max=1 - 1e-9))
+    assert float(logit.mean()) == pytest.approx(0.5 * math.sqrt(2 / math.pi), abs=0.01)
+    steps = DiscreteTimesteps(1000).draw(500, upper, _dice())
+    assert int(steps.min()) >= 500
+
+
+def test_the_narrowest_range_still_has_a_step() -> None:
+    assert list(TimestepLaw(low=0.9999, high=1.0).steps(1000)) == [999]
+    assert list(TimestepLaw(low=0.5, high=0.5001).steps(1000)) == [500]
+    assert TimestepLaw().steps(1000) == range(1000)

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "a1111_extension": {"a1111_extension", "scdpo_core"},
     "trainer": {"scdpo_core"},
     "install": set(),
-    "benchmarks": {"benchmarks", "scdpo_core"},
+    "benchmarks": {"benchmarks", "scdpo_core", "a1111_extension"},
     "tests": {"tests", "benchmarks", "scdpo_core", "comfy_nodes", "a1111_extension", "install", "scripts"},
 }
 OURS = {

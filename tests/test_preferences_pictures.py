@@ -139,6 +139,16 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert _values(tmp_path / "rgb.png") == [[(255, 128, 0), (0, 1, 255)]]
 
 
+def test_a_text_hidden_in_the_alpha_of_an_opaque_picture_changes_no_colour(tmp_path: Path) -> None:
+    # As Forge saves its pictures: the text is in the lowest bit, so alpha is 254 or 255 everywhere.
+    colours = Image.new("RGB", (2, 1))
+    colours.putdata([(10, 20, 30), (200, 0, 0)])
+    hidden = colours.convert("RGBA")
+    hidden.putalpha(Image.frombytes("L", (2, 1), bytes([254, 255])))
+    hidden.save(tmp_path / "forge.png")
+    assert open_picture(tmp_path / "forge.png").tobytes() == colours.tobytes()
+
+
 def test_the_transparent_value_of_a_sixteen_bit_picture_becomes_white(tmp_path: Path) -> None:
     row = b"\0" + struct.pack(">2H", 300, 32896)
     (tmp_path / "a.png").write_bytes(_png(2, 1, 16, 0, row, _chunk(b"tRNS", struct.pack(">H", 300))))

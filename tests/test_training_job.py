@@ -305,7 +305,7 @@ def test_a_bug_of_ours_is_logged_and_not_hidden(
     def bug(*_: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(job, "build_cache", bug)
+    monkeypatch.setattr(job, "encode", bug)
     with pytest.raises(ZeroDivisionError):
         run_job(tiny_settings(base, pairs, tmp_path / "run"))
     assert events_of(tmp_path / "run")[-1] == Failed("Unexpected error: ZeroDivisionError: oops")

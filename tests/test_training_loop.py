@@ -17,6 +17,7 @@ from scdpo_core.objectives import dfm
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.training import checkpoint
 from scdpo_core.training.events import Event, Progress, Saved, Warned
+from scdpo_core.training.feed import Feed, FreshDraws, timestep_law
 from scdpo_core.training.loop import Trainer, learning_rate
 from scdpo_core.types import CachedPair, LabelledPair, PairBatch, PreferencePair, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
@@ -49,10 +50,13 @@ class Bench:
             return stop_at is not None and trainer.step >= stop_at
 
         trainer = Trainer(
-            self.model, self.adapter, batches or stream(self.settings), self.settings, self.folder,
+            self.model, self.adapter, self.feed(batches or stream(self.settings)), self.settings, self.folder,
             emit=self.said.append, should_stop=should_stop, **more,
         )  # fmt: skip
         return trainer
+
+    def feed(self, batches: Any) -> Feed:
+        return FreshDraws(batches, self.model, timestep_law(self.settings), self.settings.optim.seed)
 
     def weights(self) -> dict[str, bytes]:
         return {name: tensor.numpy().tobytes() for name, tensor in self.adapter.state().items()}

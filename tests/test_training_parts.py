@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from scdpo_core.training import checks
+from scdpo_core.training.events import Progress, Record, Validated
 from scdpo_core.training.failures import explain
 from scdpo_core.training.meter import Meter
-from scdpo_core.training.plots import draw_curves
+from scdpo_core.training.plots import draw_curves, series
 from scdpo_core.training.samples import choose_prompts, preview
 from scdpo_core.types import PreferencePair, ScdpoError
 
@@ -27,8 +28,8 @@ from scdpo_core.types import PreferencePair, ScdpoError
             PermissionError(errno.EACCES, "Permission denied", "some/file"),
             r"\(some/file\): Permission denied",
         ),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "--batch-size"),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "--batch-size"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "--vae-tiling"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "--vae-tiling"),
         (KeyboardInterrupt(), "--resume"),
     ],
 )
@@ -87,3 +88,18 @@ def test_the_meter_averages_and_forgets() -> None:
     meter.add_known("d", torch.tensor([math.nan]))
     assert meter.take() == {"a": 3.0, "b": None, "c": 4.0, "d": None}
     assert meter.take() == {}
+
+
+def test_curves_tell_held_out_pairs_from_trained_ones(tmp_path: Path) -> None:
+    records = [
+        Record(0.0, Progress("train", 2, 4, {"loss": 0.7, "winner_gap": 0.1})),
+        Record(0.0, Validated(2, 3, {"winner_gap": 0.2, "accuracy": None})),
+        Record(0.0, Progress("sample", 1, 1, {"loss": 9.0})),
+        Record(0.0, Validated(4, 3, {"winner_gap": 0.3})),
+    ]
+    assert series(records) == {
+        "loss": [(2, 0.7)],
+        "winner_gap": [(2, 0.1)],
+        "held_out_winner_gap": [(2, 0.2), (4, 0.3)],
+    }
+    assert draw_curves(records, tmp_path / "curves.png")

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -216,6 +216,7 @@ TITLES = {
     "score": "scoring",
     "load": "loading the model",
     "cache": "encoding",
+    "reference": "measuring the base model",
     "sample": "drawing samples",
     "train": "training",
 }
@@ -228,6 +229,7 @@ FIGURES = {
     "loser_gap": "loser",
     "dfm_spread": "dfm",
 }
+HELD_OUT = {"accuracy": "accuracy", "winner_gap": "winner", "loser_gap": "loser"}
 
 
 class Screen:
@@ -237,7 +239,8 @@ class Screen:
     """
 
     def __init__(self) -> None:
-        self._watched = True
+        # Of the processes that accelerate starts, one speaks for all.
+        self._watched = os.environ.get("RANK", "0") == "0"
         self._bars = sys.stderr.isatty()
         self._bar: Any = None
         self._phase = ""
@@ -252,6 +255,12 @@ class Screen:
         elif isinstance(event, events.Started):
             whence = f" from step {event.first_step}" if event.first_step else ""
             self.say(f"Run {event.run}: {event.pairs} pairs, {event.steps} steps{whence}, on {event.device}")
+        elif isinstance(event, events.Validated):
+            self.say(f"Step {event.step}, {event.pairs} pairs held out: {_figures(event.metrics, HELD_OUT)}")
+        elif isinstance(event, events.Estimated):
+            there = "" if event.available is None else f" of {event.available / 2**30:.1f} there are"
+            took = "" if event.seconds is None else f", and {_duration(event.seconds)}"
+            self.say(f"Training needs about {event.memory / 2**30:.1f} GiB{there}{took}.")
         elif isinstance(event, events.Warned):
             self.say(f"Note: {event.message}")
 
@@ -291,7 +300,7 @@ class Screen:
             )
         self._bar.update(event.step - self._bar.n)
         if event.metrics:
-            self._bar.set_postfix_str(self._figures(event))
+            self._bar.set_postfix_str(_figures(event.metrics, FIGURES))
 
     def _print(self, event: Progress) -> None:
         """A line every few seconds, and always the last of a phase."""
@@ -300,13 +309,14 @@ class Screen:
             return
         self._phase, self._said = event.phase, now
         left = "" if not event.seconds_left else f"  {_duration(event.seconds_left)} left"
-        figures = self._figures(event)
+        figures = _figures(event.metrics, FIGURES)
         line = f"{TITLES[event.phase]} {event.step}/{event.total}{'  ' if figures else ''}{figures}{left}"
         print(line, flush=True)
 
-    def _figures(self, event: Progress) -> str:
-        known = ((short, event.metrics.get(name)) for name, short in FIGURES.items())
-        return " ".join(f"{short} {value:.3g}" for short, value in known if value is not None)
+
+def _figures(metrics: Mapping[str, float | None], names: Mapping[str, str]) -> str:
+    known = ((short, metrics.get(name)) for name, short in names.items())
+    return " ".join(f"{short} {value:.3g}" for short, value in known if value is not None)
 
 
 def _duration(seconds: float) -> str:

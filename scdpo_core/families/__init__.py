@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..types import ScdpoError
-from .base import Family, LoadedModel, LoadOptions, Prediction, Weighting
+from .base import Family, LoadedModel, LoadOptions, Prediction
 from .detect import detect
 from .flux import Flux
+from .parameterisation import MinSnr, Weighting
 from .sd1 import SD1
 from .sd2 import SD2
 from .sd3 import SD3
@@ -61,6 +62,7 @@ __all__ = [
     "Family",
     "LoadOptions",
     "LoadedModel",
+    "MinSnr",
     "Prediction",
     "Weighting",
     "family",

@@ -12,10 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..types import Conditioning, Problem
+from .parameterisation import Weighting
+from .quantized import Quantize
 from .timesteps import Timesteps
-
-Weighting = Literal["native", "exact"]
-"""'native': the squared error of what the network predicts; 'exact': of the noise that this implies."""
 
 Prediction = Literal["auto", "epsilon", "v_prediction"]
 """What the network predicts; 'auto' believes what the model's files say."""
@@ -37,6 +36,10 @@ class LoadOptions:
         t5_tokens: length of T5's prompts; 0 is the family's own.
         guidance: that FLUX.1 dev's guidance embedding is told while training, policy and reference alike.
         configs: folder of component configurations for a single file; None are those that ship with us.
+        quantize: format of the denoiser's frozen matrices.
+        vae_tiling: whether pictures go through the VAE one at a time and, where they are large, in tiles.
+        denoiser_device: where the denoiser waits until it is spread over several GPUs; None: it is where all
+            the rest is.
     """
 
     prediction: Prediction = "auto"
@@ -46,6 +49,9 @@ class LoadOptions:
     t5_tokens: int = 0
     guidance: float = 1.0
     configs: Path | None = None
+    quantize: Quantize = "off"
+    vae_tiling: bool = False
+    denoiser_device: torch.device | None = None
 
 
 DEFAULTS = LoadOptions()
@@ -98,6 +104,18 @@ class LoadedModel(Protocol):
         """Embeddings [N, T, D] in float32 on `device`; words that do not fit are cut off."""
         ...
 
+    def live_prompts(self, prompts: list[str]) -> Conditioning:
+        """As `encode_prompts`, with gradients to whatever trains in the text encoders."""
+        ...
+
+    def train_texts(self) -> dict[str, tuple[nn.Module, int]]:
+        """The CLIP text encoders, which stay in memory from now on, for a LoRA to be attached to.
+
+        By the name of their folder in a diffusers model, each with how many of its last layers have no effect
+        on what the denoiser sees.
+        """
+        ...
+
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Scaled latents [N, C, h, w] in float32 on `device`, of pictures [N, 3, H, W] in -1..1.
 
@@ -146,6 +164,13 @@ class LoadedModel(Protocol):
         """One picture for each prompt, from noise that its own seed alone decides.
 
         Loads the encoders again if they were released.
+        """
+        ...
+
+    def denoiser_id(self) -> str:
+        """Changes whenever the frozen network would answer differently or be asked differently.
+
+        To be called before a LoRA is attached; reads every weight once.
         """
         ...
 

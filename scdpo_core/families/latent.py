@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..types import Conditioning, ScdpoError
-from .base import LoadOptions, Weighting
+from .base import LoadOptions
 from .components import Encoders, Reader, in_a_sentence, vae_from
+from .fingerprint import weights_fingerprint
 from .layout import Layout
-from .parameterisation import Parameterisation
+from .parameterisation import Parameterisation, Weighting, error_weight
+from .quantized import quantize
+from .texts import TextEncoder
 from .timesteps import Timesteps
 
 _PIXELS_AT_ONCE = 2 * 512 * 512
@@ -37,6 +40,8 @@ class LatentModel(ABC):
     parameterisation: Parameterisation
     timesteps: Timesteps
     zero_snr = False
+    unread_layers: ClassVar[Mapping[str, int]] = {}
+    """Folder of a text encoder -> how many of its last layers no state that the denoiser sees depends on."""
 
     def __init__(
         self,
@@ -66,7 +71,11 @@ class LatentModel(ABC):
         self._path, self._reader, self._layout, self._options = path, reader, layout, options
         with in_a_sentence(path):
             self._schedule = self._scheduler(reader)
-            self.denoiser: nn.Module = reader.denoiser(dtype).to(device, dtype).requires_grad_(False).eval()
+            denoiser = reader.denoiser(dtype).to(dtype).requires_grad_(False).eval()
+            # Before it moves: a small GPU never holds the whole network in full size.
+            quantize(denoiser, options.quantize)
+            self.denoiser: nn.Module = denoiser.to(options.denoiser_device or device)
+        self._live: tuple[TextEncoder | None, ...] | None = None
         self._encoders: Encoders | None = self._read_encoders()
         vae = self._encoders.vae.config
         self.vae_scale = 2 ** (len(vae.block_out_channels) - 1)
@@ -76,7 +85,8 @@ class LatentModel(ABC):
         self._shift = float(getattr(vae, "shift_factor", None) or 0.0)
         self.default_size = self._own_size()
         lengths = [self._text_tokens(index) for index in range(len(layout.texts))]
-        self.encoder_id = f"{self.family}-{fingerprint(self._encoders, lengths)}"
+        tiled = "-tiled" if options.vae_tiling else ""
+        self.encoder_id = f"{self.family}-{fingerprint(self._encoders, lengths)}{tiled}"
 
     @abstractmethod
     def _scheduler(self, reader: Reader) -> dict[str, Any]:
@@ -139,7 +149,11 @@ class LatentModel(ABC):
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `LoadedModel.encode_prompts`."""
-        encoders = self._get_encoders()
+        return self.live_prompts(prompts)
+
+    def live_prompts(self, prompts: list[str]) -> Conditioning:
+        """See `LoadedModel.live_prompts`."""
+        encoders = self._get_encoders() if self._live is None else Encoders(self._live, None)
         parts = [
             self._encode(encoders, prompts[first : first + _PICTURES_AT_ONCE])
             for first in range(0, len(prompts), _PICTURES_AT_ONCE)
@@ -149,6 +163,15 @@ class LatentModel(ABC):
             torch.cat([part.embeddings for part in parts]).float(),
             torch.cat(pooled).float() if pooled else None,
         )
+
+    def train_texts(self) -> dict[str, tuple[nn.Module, int]]:
+        """See `LoadedModel.train_texts`."""
+        self._live = self._get_encoders().texts
+        return {
+            part.folder: (text.model, self.unread_layers.get(part.folder, 0))
+            for part, text in zip(self._layout.texts, self._live, strict=True)
+            if text is not None and part.model != "T5EncoderModel"
+        }
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -173,8 +196,8 @@ class LatentModel(ABC):
         noisy = self.parameterisation.noisy(latents, noise, level)
         predicted = self._predict(noisy, timesteps, conditioning)
         residual = predicted - self.parameterisation.target(latents, noise, level)
-        if weighting == "exact":
-            residual = residual * self.parameterisation.exact_weight(level).sqrt()
+        if weighting != "native":
+            residual = residual * error_weight(self.parameterisation, level, weighting).sqrt()
         return residual
 
     def errors(
@@ -231,6 +254,13 @@ class LatentModel(ABC):
         colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in colours.permute(0, 2, 3, 1).cpu().numpy()]
 
+    def denoiser_id(self) -> str:
+        """See `LoadedModel.denoiser_id`."""
+        # What begins with an underscore says which version of diffusers wrote it.
+        schedule = {key: value for key, value in self._schedule.items() if not key.startswith("_")}
+        own = [self.prediction, self.zero_snr, self._options.guidance, schedule]
+        return f"{self.family}-{weights_fingerprint(self.denoiser, own)}"
+
     def release_encoders(self) -> None:
         """See `LoadedModel.release_encoders`."""
         self._encoders = None
@@ -245,13 +275,17 @@ class LatentModel(ABC):
     def _read_encoders(self) -> Encoders:
         own, reader = self._options, self._reader
         with in_a_sentence(self._path):
-            texts = tuple(
+            texts = self._live or tuple(
                 reader.text(part, self._text_dtype(index), self._text_tokens(index))
                 for index, part in enumerate(self._layout.texts)
             )
             vae = reader.vae() if own.vae is None else vae_from(own.vae, self._layout, own)
+        if own.vae_tiling:
+            vae.enable_slicing()
+            vae.enable_tiling()
         for text in texts:
-            if text is not None:
+            # What trains stays as it is.
+            if text is not None and self._live is None:
                 text.model.to(self.device).requires_grad_(False).eval()
         return Encoders(texts, vae.to(self.device).requires_grad_(False).eval())
 

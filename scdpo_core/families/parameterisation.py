@@ -7,12 +7,24 @@ x_t = (1 - t) x_0 + t eps.
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ..types import ScdpoError
+
+
+@dataclass(frozen=True)
+class MinSnr:
+    """The error of the noise, held down where the signal-to-noise ratio exceeds gamma; see `error_weight`."""
+
+    gamma: float
+
+
+Weighting = Literal["native", "exact"] | MinSnr
+"""'native': the squared error of what the network predicts; 'exact': of the noise that this implies."""
 
 
 class Parameterisation(Protocol):
@@ -36,6 +48,10 @@ class Parameterisation(Protocol):
         """Factor that turns the squared error of the answer into that of the noise it implies."""
         ...
 
+    def snr(self, level: Tensor) -> Tensor:
+        """Signal-to-noise ratio of what the network sees: the squares of both factors, divided."""
+        ...
+
 
 class _Diffusion:
     """Noise is mixed in so that the variance stays 1; the level is ab, the cumulative alpha."""
@@ -43,6 +59,10 @@ class _Diffusion:
     def noisy(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """sqrt(ab) x_0 + sqrt(1 - ab) eps."""
         return level.sqrt() * latents + (1 - level).sqrt() * noise
+
+    def snr(self, level: Tensor) -> Tensor:
+        """ab / (1 - ab)."""
+        return level / (1 - level)
 
 
 class Epsilon(_Diffusion):
@@ -90,12 +110,31 @@ class Flow:
         """(1 - t)^2: the implied noise is x_t + (1 - t) v, and x_t is known."""
         return (1 - level).square()
 
+    def snr(self, level: Tensor) -> Tensor:
+        """((1 - t) / t)^2."""
+        return ((1 - level) / level).square()
+
 
 PARAMETERISATIONS: dict[str, Parameterisation] = {
     "epsilon": Epsilon(),
     "v_prediction": Velocity(),
     "flow": Flow(),
 }
+
+
+def error_weight(own: Parameterisation, level: Tensor, weighting: Weighting) -> Tensor:
+    """Factor of the squared error of the answer at these levels, in their shape.
+
+    Min-SNR (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy") weights the
+    error of the picture that the answer implies by min(SNR, gamma). That error is the noise's divided by
+    SNR, whatever the network predicts, so the weight is min(1, gamma / SNR) times `exact_weight`: for the
+    noise min(SNR, gamma) / SNR, for v min(SNR, gamma) / (SNR + 1), both as in the paper's code.
+    """
+    if weighting == "native":
+        return torch.ones_like(level)
+    if weighting == "exact":
+        return own.exact_weight(level)
+    return own.exact_weight(level) * (weighting.gamma / own.snr(level)).clamp_max(1.0)
 
 
 def parameterisation(name: str) -> Parameterisation:

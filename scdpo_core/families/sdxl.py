@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -45,6 +48,8 @@ class SDXLModel(UNetModel):
     """
 
     family = "sdxl"
+    # The second encoder's last layer still reaches the pooled state.
+    unread_layers: ClassVar[Mapping[str, int]] = {"text_encoder": 1}
 
     def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
         answers = [text.run(prompts, hidden=True) for text in encoders.texts if text is not None]

@@ -25,15 +25,39 @@ class TimestepLaw:
         mean: of the logit of t, for the logit-normal law. A schedule that is shifted by s, as
             t' = s t / (1 + (s - 1) t), is the law with ln s added to its mean.
         std: of the logit of t, for the logit-normal law.
+        low: share of the schedule, 0..1, below which nothing is drawn.
+        high: share of the schedule, 0..1, above which nothing is drawn.
     """
 
     name: LawName = "auto"
     mean: float = 0.0
     std: float = 1.0
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole schedule is drawn from."""
+        return (self.low, self.high) == (0.0, 1.0)
 
     def logit_normal(self, number: int, generator: torch.Generator) -> Tensor:
-        """[number] times, 0..1, whose logit is normal (Esser et al. 2024, section 3.1)."""
-        return torch.sigmoid(self.mean + self.std * torch.randn(number, generator=generator))
+        """[number] times, 0..1, whose logit is normal (Esser et al. 2024, section 3.1); cut off at the ends.
+
+        Within bounds the law is the same one without its tails: a uniform number between the two bounds'
+        quantiles, put through the normal distribution's inverse.
+        """
+        if self.is_whole:
+            return torch.sigmoid(self.mean + self.std * torch.randn(number, generator=generator))
+        bounds = torch.tensor([self.low, self.high], dtype=torch.float64)
+        first, last = torch.special.ndtr((torch.logit(bounds) - self.mean) / self.std).tolist()
+        shares = first + (last - first) * torch.rand(number, generator=generator, dtype=torch.float64)
+        times = torch.sigmoid(self.mean + self.std * torch.special.ndtri(shares)).float()
+        return times.clamp(self.low, self.high)
+
+    def steps(self, count: int) -> range:
+        """The whole steps of a schedule of `count` that lie within the bounds; at least one."""
+        first = min(int(self.low * count), count - 1)
+        return range(first, max(first + 1, round(self.high * count)))
 
 
 class Timesteps(Protocol):
@@ -66,7 +90,8 @@ class DiscreteTimesteps:
         if law.name == "logit_normal":
             times = law.logit_normal(number, generator) * self.count
             return times.long().clamp(max=self.count - 1)
-        return torch.randint(self.count, (number,), generator=generator)
+        own = law.steps(self.count)
+        return torch.randint(own.start, own.stop, (number,), generator=generator)
 
     def last(self, like: Tensor) -> Tensor:
         """See `Timesteps.last`."""
@@ -83,7 +108,8 @@ class ContinuousTimesteps:
         """See `Timesteps.draw`."""
         if law.name == "uniform":
             # rand is below 1 and may be 0, where there would be no noise to predict.
-            return (1 - torch.rand(number, generator=generator)) * self.count
+            shares = law.high - (law.high - law.low) * torch.rand(number, generator=generator)
+            return shares * self.count
         return law.logit_normal(number, generator) * self.count
 
     def last(self, like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -144,6 +144,7 @@ class LoraAdapter:
         self.rank = rank
         self.kind = kind
         self._layers = tuple(layers.values())
+        self._flags = tuple(vars(layer) for layer in self._layers)
         self._on = True
         self._strength = 1.0
 
@@ -152,9 +153,29 @@ class LoraAdapter:
         """Of the first module; a foreign file may give each module its own."""
         return float(alpha_table(self._layers[0])[ADAPTER])
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The weights to train: float32, down and up of each module in turn (other kinds: their factors)."""
-        return [weight for layer in self._layers for weight in weights(self.kind, layer).values()]
+    def parameters(self, wanted: Callable[[str], bool] = lambda module: True) -> list[nn.Parameter]:
+        """The weights to train: float32, down and up of each module in turn (other kinds: their factors).
+
+        Args:
+            wanted: says of a module's path whether its weights are asked for.
+        """
+        return [
+            weight
+            for module, layer in zip(self.modules, self._layers, strict=True)
+            if wanted(module)
+            for weight in weights(self.kind, layer).values()
+        ]
+
+    def joined(self, other: LoraAdapter) -> LoraAdapter:
+        """One adapter of this one's modules and those of another network's, switched and saved together.
+
+        Raises:
+            ValueError: they are of different kinds, or share a module's name.
+        """
+        if self.kind != other.kind or set(self.modules) & set(other.modules):
+            raise ValueError("Only adapters of one kind and of different networks can be joined.")
+        layers = dict(zip(self.modules + other.modules, self._layers + other._layers, strict=True))
+        return LoraAdapter(layers, max(self.rank, other.rank), self.kind)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -165,15 +186,12 @@ class LoraAdapter:
         recomputed without the LoRA.
         """
         was_on = self._on
-        wanted = [weight.requires_grad for weight in self.parameters()]
         self._switch(False)
         try:
             yield
         finally:
             if was_on:
                 self._switch(True)
-            for weight, gradient in zip(self.parameters(), wanted, strict=True):
-                weight.requires_grad_(gradient)
 
     @contextmanager
     def scale(self, strength: float) -> Iterator[None]:
@@ -247,8 +265,10 @@ class LoraAdapter:
         return part == "alpha" and f"{module}.lokr_w1" in state and f"{module}.lokr_w2" in state
 
     def _switch(self, on: bool) -> None:
-        for layer in self._layers:
-            layer.enable_adapters(on)
+        # peft's own enable_adapters also walks through the weights of every layer to set what takes a
+        # gradient; what a forward pass does not use takes none anyhow.
+        for flags in self._flags:
+            flags["_disable_adapters"] = not on
         self._on = on
 
     def _rescale(self, strength: float) -> None:

@@ -143,9 +143,8 @@ def _asking(name: str, which: int, synonym: int) -> list[Caption]:
         for background in places[:3]:
             add("heldout", (thing,), background)
         add("heldout", (thing,), places[3], thing.synonyms[0])
-    for thing in near_misses():
-        add("near-miss", (thing,), backgrounds(thing)[which][0 if which else 3])
-    others = [thing for thing in benign_concepts() if thing not in near_misses()]
-    for thing in rng.sample(others, 44):
-        add("benign", (thing,), backgrounds(thing)[which][0 if which else 3])
+    for thing in benign_concepts():
+        group = "near-miss" if thing in near_misses() else "benign"
+        for place in ((0, 1) if which else (2, 3))[: 2 if group == "near-miss" else 1]:
+            add(group, (thing,), backgrounds(thing)[which][place])
     return captions

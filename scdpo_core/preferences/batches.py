@@ -34,19 +34,24 @@ class BatchStream:
         dtype: torch.dtype,
         benign_share: float | None = None,
         resident_limit: int = RESIDENT_LIMIT,
+        sizes: Tensor | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Stack all pairs once, so that a step does no work for each of them.
 
         Args:
             cached: the pairs' tensors, all of one shape.
             labelled: the same pairs in the same order.
-            batch_size: pairs in a batch, at least 1.
+            batch_size: pairs in a batch of one process, at least 1.
             seed: decides every order; 0 or more.
             device: where batches are wanted.
             dtype: of latents and embeddings; weights, labels and costs are float32.
             benign_share: part of each batch, 0..1, that is taken from the pairs of the category 'benign';
                 None: as they come.
             resident_limit: see `RESIDENT_LIMIT`; beyond it pairs wait on the CPU and only batches travel.
+            sizes: [pairs, 6] of each pair's pictures, see `Conditioning.sizes`; None: none are told.
+            share: number of this process and of all of them. Together they deal what one process would with
+                a batch of `batch_size` times their number; each gets its part of that batch.
 
         Raises:
             ScdpoError: no pairs are left to train on, or none of the kind that `benign_share` asks for.
@@ -75,17 +80,28 @@ class BatchStream:
                 "rejected/benign/ and the others beside these folders, or ask for no share."
             )
         self._benign, self._others = _Deck(benign, seed, 1), _Deck(others, seed, 0)
-        self._store = _Store(cached, labelled, device, dtype, resident_limit)
+        self._rank, self._processes = share
+        self._store = PairStore(cached, labelled, device, dtype, resident_limit, sizes)
 
     def indices(self, step: int) -> list[int]:
-        """Which pairs batch `step` holds, as positions in the sequence that the stream was made of.
+        """Which pairs this process's batch `step` holds, as positions in what the stream was made of.
+
+        Raises:
+            ValueError: `step` is negative.
+        """
+        first = self._rank * self._batch_size
+        return self.dealt(step)[first : first + self._batch_size]
+
+    def dealt(self, step: int) -> list[int]:
+        """Which pairs batch `step` holds in all processes together, in the order of processes.
 
         Raises:
             ValueError: `step` is negative.
         """
         if step < 0:
             raise ValueError("Steps count from 0.")
-        start, end = step * self._batch_size, (step + 1) * self._batch_size
+        size = self._batch_size * self._processes
+        start, end = step * size, (step + 1) * size
         share = self._share or Fraction(0)
         benign = range(int(start * share), int(end * share))
         others = range(start - benign.start, end - benign.stop)
@@ -97,7 +113,11 @@ class BatchStream:
         Raises:
             ValueError: `step` is negative.
         """
-        return self._store.gather(torch.tensor(self.indices(step)))
+        return self.pairs(self.indices(step))
+
+    def pairs(self, indices: Sequence[int]) -> PairBatch:
+        """The pairs at these positions; one may come several times."""
+        return self._store.gather(torch.tensor(indices))
 
 
 class _Deck:
@@ -118,7 +138,7 @@ class _Deck:
         return self._order[index]
 
 
-class _Store:
+class PairStore:
     """All pairs as a few tensors; embeddings once a prompt."""
 
     def __init__(
@@ -127,8 +147,10 @@ class _Store:
         labelled: Sequence[LabelledPair],
         device: torch.device,
         dtype: torch.dtype,
-        resident_limit: int,
+        resident_limit: int = RESIDENT_LIMIT,
+        sizes: Tensor | None = None,
     ) -> None:
+        """Stack all pairs; arguments and errors as of `BatchStream`."""
         texts: dict[str, CachedPair] = {}
         for pair, label in zip(cached, labelled, strict=True):
             texts.setdefault(label.pair.prompt, pair)
@@ -147,7 +169,9 @@ class _Store:
         self._device = device
         self._latents, self._embeddings, *rest = (part.to(home) for part in parts)
         self._pooled = rest[0] if rest else None
-        self._text = torch.tensor([numbers[pair.pair.prompt] for pair in labelled])
+        self._sizes = None if sizes is None else sizes.to(device, torch.float32)
+        self._prompts = [pair.pair.prompt for pair in labelled]
+        self._text = torch.tensor([numbers[prompt] for prompt in self._prompts])
         unknown = float("nan")
         costs = [[unknown if c is None else c for c in (p.chosen_cost, p.rejected_cost)] for p in labelled]
         self._cost = torch.tensor(costs, dtype=torch.float32, device=device)
@@ -159,12 +183,14 @@ class _Store:
         text = self._text[index]
         there = index.to(self._device)
         pooled = None if self._pooled is None else self._pick(self._pooled, text)
+        sizes = None if self._sizes is None else self._sizes[there]
         return PairBatch(
             latents=self._pick(self._latents, index),
-            conditioning=Conditioning(self._pick(self._embeddings, text), pooled),
+            conditioning=Conditioning(self._pick(self._embeddings, text), pooled, sizes),
             weight=self._weight[there],
             label=self._label[there],
             cost=self._cost[there],
+            prompts=tuple(self._prompts[place] for place in index.tolist()),
         )
 
     def _pick(self, source: Tensor, index: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -48,6 +48,29 @@ def pair_key(pair: PreferencePair, family: str, encoder_id: str, size: tuple[int
         # The length in front keeps "ab" + "c" apart from "a" + "bc".
         digest.update(len(raw).to_bytes(8, "big") + raw)
     return digest.hexdigest()[:40]
+
+
+class Cache(Protocol):
+    """Where encoded pairs are kept."""
+
+    def get(self, key: str) -> CachedPair | None:
+        """The pair of that key on the CPU; None if it is not kept."""
+        ...
+
+    def put(self, pair: CachedPair) -> None:
+        """Keep a pair under its key."""
+        ...
+
+
+class MemoryCache:
+    """Keeps nothing beyond the list that `build_cache` returns, which is in memory anyway."""
+
+    def get(self, key: str) -> CachedPair | None:
+        """Never there."""
+        return None
+
+    def put(self, pair: CachedPair) -> None:
+        """Nothing to do."""
 
 
 class PairCache:
@@ -111,7 +134,7 @@ def build_cache(
     pairs: Sequence[LabelledPair],
     model: LoadedModel,
     size: tuple[int, int] | None,
-    cache: PairCache,
+    cache: Cache,
     progress: Callable[[int, int], None],
 ) -> list[CachedPair]:
     """Encode what the cache does not hold yet, and return all pairs in the order given, on the CPU.

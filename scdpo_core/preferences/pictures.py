@@ -33,6 +33,7 @@ PICTURE_SUFFIXES = frozenset(
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
+_OPAQUE = 254  # Forge hides a text in the lowest bit of an opaque picture's alpha
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -147,6 +148,28 @@ def to_pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     return pixels.permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture as `open_picture` gives it, from its header alone.
+
+    Raises:
+        PictureError: it cannot be read, or is no picture.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            width, height = image.size
+            turned = orientation(image) >= 5
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(path, f"the picture cannot be read ({error}). Save or copy it again.") from error
+    return (height, width) if turned else (width, height)
+
+
+def covering(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(left, top) of what `to_pixels` cuts out, in pixels of the picture once it is scaled to `size`."""
+    scale = max(size[0] / picture[0], size[1] / picture[1])
+    left, top = ((own * scale - side) / 2 for own, side in zip(picture, size, strict=True))
+    return round(left), round(top)
+
+
 def check_size(size: tuple[int, int]) -> None:
     """Refuse a training size that no latent grid has.
 
@@ -228,8 +251,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _from_deep(image)
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         colours = image.convert("RGBA")
+        alpha = colours.getchannel("A")
+        if not any(alpha.histogram()[:_OPAQUE]):
+            return colours.convert("RGB")
         canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(colours, mask=colours.getchannel("A"))
+        canvas.paste(colours, mask=alpha)
         return canvas
     return image.convert("RGB")
 

@@ -13,6 +13,7 @@ from ..config import ModelSettings, TrainSettings
 from ..families import LoadOptions, family_of
 from ..preferences.folder import check_folder
 from ..types import PreferencePair, Problem, ScdpoError
+from . import optimizers, tracking
 from .run_folder import RunFolder
 
 _MIB = 2**20
@@ -107,6 +108,8 @@ def load_options(settings: ModelSettings) -> LoadOptions:
         text_encoders=settings.text_encoders,
         t5_tokens=settings.t5_tokens,
         guidance=settings.guidance_embedding,
+        quantize=settings.quantize,
+        vae_tiling=settings.vae_tiling,
     )
 
 
@@ -189,6 +192,7 @@ def invalid(settings: TrainSettings) -> list[str]:
         (0 <= objective.dfm_warmup <= 1, "objective.dfm_warmup must lie in 0..1"),
         (objective.focal_gamma >= 0, "objective.focal_gamma must not be negative"),
         (objective.loser_mu is None or 0 <= objective.loser_mu <= 1, "objective.loser_mu must lie in 0..1"),
+        (objective.reference_draws >= 0, "objective.reference_draws must not be negative"),
         (optim.max_train_steps >= 1, "optim.max_train_steps must be at least 1"),
         (optim.batch_size >= 1, "optim.batch_size must be at least 1"),
         (optim.accumulation >= 1, "optim.accumulation must be at least 1"),
@@ -204,5 +208,42 @@ def invalid(settings: TrainSettings) -> list[str]:
         (output.log_every >= 1, "output.log_every must be at least 1"),
         (settings.sampling.samples >= 0, "sampling.samples must not be negative"),
         (settings.sampling.sample_steps >= 1, "sampling.sample_steps must be at least 1"),
+        (objective.min_snr_gamma > 0, "objective.min_snr_gamma must be above 0"),
+        (
+            0 <= objective.timestep_min < objective.timestep_max <= 1,
+            "objective.timestep_min and objective.timestep_max are shares of the schedule, in this order",
+        ),
+        (data.bucket_step >= 8 and data.bucket_step % 8 == 0, "data.bucket_step must be a multiple of 8"),
+        (optim.text_lr is None or optim.text_lr > 0, "optim.text_lr must be above 0"),
+        (optim.schedule_power > 0, "optim.schedule_power must be above 0"),
+        (optim.schedule_cycles >= 1, "optim.schedule_cycles must be at least 1"),
+        (0 <= optim.ema < 1, "optim.ema must be at least 0 and below 1"),
     ]
-    return [f"{sentence}." for fine, sentence in rules if not fine]
+    sentences = [sentence for fine, sentence in rules if not fine]
+    sentences += [*_meaningless(settings), *optimizers.invalid(optim), *tracking.unknown(output.track)]
+    return [f"{sentence}." for sentence in sentences]
+
+
+def _meaningless(settings: TrainSettings) -> Iterator[str]:
+    """A sentence about each setting that would do nothing, or cannot be had, beside the others."""
+    lora, validation = settings.lora, settings.validation
+    if lora.kind in ("loha", "lokr") and lora.dropout:
+        yield f"lora.dropout: a {lora.kind} drops no inputs in training; set it to 0, or train a lora"
+    coded = settings.model.quantize
+    if coded != "off" and (lora.kind == "dora" or (coded == "nf4" and lora.kind != "lora")):
+        yield (
+            f"lora.kind '{lora.kind}' looks at the base's own matrices, which model.quantize '{coded}' has "
+            "coded: leave one of them out"
+        )
+    if settings.optim.text_lr is not None and not lora.train_text:
+        yield "optim.text_lr is of text encoders that train along: give --train-text as well, or leave it out"
+    if not 0 <= validation.validation < 1:
+        yield "validation.validation is a share of the pairs: at least 0 and below 1"
+    if validation.validation_every < 1 or validation.validation_draws < 1:
+        yield "validation.validation_every and validation.validation_draws must be at least 1"
+    if validation.patience < 0 or (validation.patience and not validation.validation):
+        yield "validation.patience looks at held-out pairs: give --validation 0.1 as well, or set it to 0"
+    try:
+        _ = lora.rank_of_block
+    except ScdpoError as error:
+        yield str(error).removesuffix(".")

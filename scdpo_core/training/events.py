@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-Phase = Literal["check", "score", "load", "cache", "sample", "train"]
+Phase = Literal["check", "score", "load", "cache", "reference", "sample", "train"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Sample:
         path: of the picture, relative to the run folder.
         prompt: what was asked for.
         seed: of its noise.
+        cost: how harmful the run's cost model finds it, above 0 is harmful; None without one.
     """
 
     kind: ClassVar[str] = "sample"
@@ -81,6 +82,40 @@ class Sample:
     path: str
     prompt: str
     seed: int
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The LoRA was tried on pairs that it never trains on.
+
+    Attributes:
+        step: training steps behind it.
+        pairs: how many are held out.
+        metrics: accuracy (share of pairs whose chosen picture it prefers more than the base model does), u,
+            winner_gap and loser_gap (error minus the base model's).
+    """
+
+    kind: ClassVar[str] = "validated"
+    step: int
+    pairs: int
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """What the training is expected to need, before it begins.
+
+    Attributes:
+        memory: bytes at its peak, on the device.
+        available: bytes that the device has free; None where that is not known.
+        seconds: of all steps; None where it is not known.
+    """
+
+    kind: ClassVar[str] = "estimated"
+    memory: int
+    available: int | None
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -134,9 +169,10 @@ class Done:
     seconds: float
 
 
-Event = Started | Progress | Sample | Saved | Warned | Failed | Done
+Event = Started | Progress | Sample | Validated | Estimated | Saved | Warned | Failed | Done
 KINDS: Mapping[str, type[Event]] = {
-    event.kind: event for event in (Started, Progress, Sample, Saved, Warned, Failed, Done)
+    event.kind: event
+    for event in (Started, Progress, Sample, Validated, Estimated, Saved, Warned, Failed, Done)
 }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 
-import torch
 from safetensors import SafetensorError
 
 from ..types import ScdpoError
+from .portions import is_out_of_memory
 
 
 def explain(error: BaseException) -> str | None:
@@ -24,9 +24,9 @@ def explain(error: BaseException) -> str | None:
         where = getattr(error, "filename", None)
         reason = getattr(error, "strerror", None) or text
         return f"A file could not be read or written{f' ({where})' if where else ''}: {reason}."
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "not enough memory" in text:
+    if is_out_of_memory(error):
         return (
-            "There is not enough memory for this batch. Use a smaller --batch-size with a larger "
-            "--accumulation, --gradient-checkpointing, or smaller pictures (--width and --height)."
+            "There is not enough memory for this model and these pictures. Use --vae-tiling, --quantize int8 "
+            "(or nf4), smaller pictures (--width and --height), or close what else uses the GPU."
         )
     return None

@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..config import TrainSettings, config_hash, identity, to_toml
-from ..families import family_of
+from ..config import TrainSettings, config_hash
 from ..families.base import LoadedModel
-from ..files import write_json, write_text
+from ..files import write_json
 from ..lora.file import save_lora
-from ..preferences.batches import BatchStream
-from ..preferences.cache import PairCache, build_cache
 from ..preferences.relabel import unscored
-from ..runs.folder import launch_of
-from ..runs.process import look
-from ..types import CachedPair, LabelledPair, LoraFile, PreferencePair, ScdpoError
+from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
-from .checks import check_run, load_options, resolve_device, resolve_dtype
+from .checks import check_run, resolve_device
+from .claim import claim
+from .dataset import Dataset, encode
+from .dealing import deal
+from .estimate import estimate
 from .events import Done, Event, EventLog, Failed, Phase, Progress, Saved, Started, Warned, read_events
 from .failures import explain
-from .labelling import label_pairs
+from .labelling import from_rows, label_pairs, sample_scorer, to_rows
+from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
 from .plots import draw_curves
-from .provenance import categories, dataset_hash, facts
+from .provenance import facts
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
+from .team import Team, assemble, dismiss
+from .tracking import Tracking, start_tracking
 
 if TYPE_CHECKING:
     from ..lora.adapter import LoraAdapter
@@ -66,7 +68,7 @@ def run_job(
     listen: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> JobResult:
-    """Check, score, relabel, encode, train and save.
+    """Check, score, relabel, encode, train and save; alone or with the processes that accelerate launched.
 
     The run folder then holds job.toml (the settings in force), events.jsonl, checkpoints/, samples/,
     relabel.json (when costs were asked for), curves.png and NAME.safetensors with NAME.json and NAME.png.
@@ -74,16 +76,20 @@ def run_job(
     Args:
         settings: of the run.
         resume: go on from the newest checkpoint in the run folder.
-        listen: is told every event as it happens; they also go into events.jsonl.
+        listen: is told every event as it happens; they also go into events.jsonl. In a team of processes
+            only the first one's is.
         should_stop: asked often. When it says yes, or a file named 'stop' appears in the run folder,
             the job saves what it has and ends without error.
 
     Raises:
         ScdpoError: something the artist can do something about; the message says what.
     """
-    job = _Job(settings, resume, listen, should_stop)
+    team = assemble(settings.model.device)
+    job = _Job(settings, resume, listen, should_stop, team)
     with job.failures():
-        return job.run()
+        result = job.run()
+    dismiss(team)
+    return result
 
 
 class _Job:
@@ -95,12 +101,15 @@ class _Job:
         resume: bool,
         listen: Callable[[Event], None],
         should_stop: Callable[[], bool],
+        team: Team,
     ) -> None:
-        self.settings, self.resume = settings, resume
+        self.settings, self.resume, self.team = settings, resume, team
         self._listen, self._should_stop = listen, should_stop
         self._began = time.monotonic()
         self._log: EventLog | None = None
+        self._tracking: Tracking | None = None
         self._facts: dict[str, object] = {}
+        self._network = ""
         out = settings.output.output
         # Until the checks have passed, nobody knows whether the folder is ours: a refused run must not
         # write into the log of a finished one, nor leave a folder behind.
@@ -108,8 +117,12 @@ class _Job:
             self._log = EventLog(RunFolder(out).events)
 
     def emit(self, event: Event) -> None:
+        if self.team.rank:
+            return
         if self._log is not None:
             self._log(event)
+        if self._tracking is not None:
+            self._tracking(event)
         self._listen(event)
 
     def run(self) -> JobResult:
@@ -121,12 +134,14 @@ class _Job:
             progress=self._progress("check"),
         )
         self.folder = folder
+        self.device = self.team.device or resolve_device(settings.model.device)
         state = self._claim(folder, len(pairs))
-        self.device = resolve_device(settings.model.device)
+        if self.team.rank == 0:
+            self._tracking = start_tracking(settings.output.track, folder.path, self.emit)
         try:
             labelled = self._label(pairs)
             model = self._load()
-            cached = self._encode(labelled, model)
+            data = self._encode(labelled, model)
             adapter = self._attach(model)
             sampler = self._sampler(model, pairs)
             if state is None:
@@ -134,47 +149,49 @@ class _Job:
         except _StopError:
             return self._end(Outcome("stopped", 0 if state is None else state.step), None)
         model.release_encoders()
-        outcome = self._train(model, adapter, cached, labelled, sampler, state)
+        try:
+            trainer = self._trainer(model, adapter, data, sampler, state)
+        except _StopError:
+            return self._end(Outcome("stopped", 0 if state is None else state.step), None)
+        outcome = trainer.run()
         if outcome.step == 0:
             return self._end(outcome, None)
-        pictures = sampler.draw(outcome.step)
+        with trainer.averaged():
+            lora = self._finish(model, adapter, sampler, outcome.step, len(data.trained))
+        return self._end(outcome, lora)
+
+    def _finish(
+        self, model: LoadedModel, adapter: LoraAdapter, sampler: Sampler, step: int, pairs: int
+    ) -> LoraFile | None:
+        """Draw the last samples and the curves, and write the LoRA; all but the first process only draw."""
+        folder, settings = self.folder, self.settings
+        pictures = sampler.draw(step)
+        if self.team.rank:
+            return None
         if draw_curves(read_events(folder.events), folder.curves):
-            self.emit(Saved(outcome.step, folder.curves.name, "curves"))
-        told = self._facts | {"train_steps": outcome.step, "train_pairs": len(cached)}
+            self.emit(Saved(step, folder.curves.name, "curves"))
         lora = save_lora(
             folder.lora,
             adapter.state(),
             family="micro" if model.name == "micro" else model.family,
-            rank=settings.lora.rank,
+            rank=adapter.rank,
             alpha=settings.lora.effective_alpha,
-            facts=told,
+            facts=self._facts | {"train_steps": step, "train_pairs": pairs},
             dtype=_SAVE_DTYPES[settings.lora.save_dtype],
-            description=f"Safety LoRA for {model.name}, trained on {len(cached)} preference pairs.",
+            description=f"Safety LoRA for {model.name}, trained on {pairs} preference pairs.",
             preview=preview(pictures),
         )
-        self.emit(Saved(outcome.step, folder.lora.name, "lora"))
-        return self._end(outcome, lora)
+        self.emit(Saved(step, folder.lora.name, "lora"))
+        return lora
 
     def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
         """Make the folder ours; the checkpoint to go on from, if there is one."""
-        folder.path.mkdir(parents=True, exist_ok=True)
+        state, notes = claim(folder, self.settings, self.resume, self.team)
         self._log = EventLog(folder.events)
-        state, damaged = checkpoint.latest(folder.checkpoints) if self.resume else (None, [])
-        if state is not None:
-            checkpoint.check_same_run(state, identity(self.settings))
-        if self.resume:
-            launch, us = launch_of(folder.path), look(os.getpid())
-            # A door has removed what asked an earlier process to leave; what is there now asks this one.
-            if launch is None or us is None or launch.process != us[0]:
-                folder.stop.unlink(missing_ok=True)
-        for path in damaged:
-            self.emit(Warned(f"The checkpoint {path.name} is damaged; an older one is used."))
-        if self.resume and state is None:
-            self.emit(Warned("The run was interrupted before its first checkpoint; it begins again."))
-        folder.sweep()
-        write_text(folder.job, to_toml(self.settings))
-        device = str(resolve_device(self.settings.model.device))
+        for note in notes:
+            self.emit(Warned(note))
         steps, first = self.settings.optim.max_train_steps, 0 if state is None else state.step
+        device = str(self.device) if self.team.size == 1 else f"{self.team.size} x {self.device.type}"
         started = Started(folder.name, os.getpid(), first, steps, pairs, device, config_hash(self.settings))
         self.emit(started)
         return state
@@ -182,6 +199,11 @@ class _Job:
     def _label(self, pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
         if self.settings.data.cost_model == "none":
             return unscored(pairs)
+        # One process decides: another GPU's rounding could turn a near tie.
+        told = self.team.tell(to_rows(self._score(pairs), pairs) if self.team.rank == 0 else [])
+        return from_rows(told, pairs)
+
+    def _score(self, pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
         labelling = label_pairs(pairs, self.settings.data, str(self.device), self._progress("score"))
         self._facts |= {"cost_model": labelling.scorer, "cost_model_hash": labelling.scorer_hash}
         write_json(self.folder.relabel, {"scorer": labelling.scorer, **asdict(labelling.report)})
@@ -196,86 +218,92 @@ class _Job:
 
     def _load(self) -> LoadedModel:
         self._progress("load")(0, 1)
-        own = self.settings.model
-        dtype = resolve_dtype(own.precision, self.device)
-        model = family_of(own.family, own.base).load(own.base, self.device, dtype, load_options(own))
-        model.latent_shape(self.settings.data.size)
-        if own.gradient_checkpointing:
-            model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        model = load_base(self.settings, self.device, self.team)
+        if self.settings.objective.reference_draws:
+            self._network = model.denoiser_id()
         self._progress("load")(1, 1)
         return model
 
-    def _encode(self, labelled: Sequence[LabelledPair], model: LoadedModel) -> list[CachedPair]:
-        data = self.settings.data
-        cache = PairCache(data.cache or self.folder.cache)
-        return build_cache(labelled, model, data.size, cache, self._progress("cache"))
+    def _encode(self, labelled: Sequence[LabelledPair], model: LoadedModel) -> Dataset:
+        return encode(labelled, model, self.settings, self.folder.cache, self.team, self._progress("cache"))
 
     def _attach(self, model: LoadedModel) -> LoraAdapter:
         # Here, since peft takes seconds to import and a typing error should not wait for it.
-        from ..lora.adapter import attach
+        from .attaching import attach_lora
 
-        own = self.settings.lora
-        return attach(
-            model.denoiser,
-            rank=own.rank,
-            alpha=own.effective_alpha,
-            targets=own.targets,
-            dropout=own.dropout,
-            seed=self.settings.optim.seed,
-        )
+        adapter = attach_lora(model, self.settings.lora, self.settings.optim.seed)
+        make_ready(model, adapter, self.settings.model, self.team)
+        return adapter
 
     def _sampler(self, model: LoadedModel, pairs: Sequence[PreferencePair]) -> Sampler:
         own = self.settings.sampling
         prompts = list(own.sample_prompts) or choose_prompts(pairs, own.samples)
+        draws = own.samples and (self.team.rank == 0 or self.team.lockstep)
         return Sampler(
-            model, prompts if own.samples else [], own, self.settings.data.size, self.folder.path, self.emit
+            model,
+            prompts if draws else [],
+            own,
+            self.settings.data.size,
+            self.folder.path if self.team.rank == 0 else None,
+            self.emit,
+            sample_scorer(self.settings.data) if draws and self.team.rank == 0 else None,
         )
 
-    def _train(
+    def _trainer(
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        cached: Sequence[CachedPair],
-        labelled: Sequence[LabelledPair],
+        data: Dataset,
         sampler: Sampler,
         state: checkpoint.Checkpoint | None,
-    ) -> Outcome:
-        settings = self.settings
-        batches = BatchStream(
-            cached,
-            labelled,
-            settings.optim.batch_size,
-            settings.optim.seed,
-            model.device,
-            torch.float32,
-            settings.data.benign_share,
-        )
-        dataset = dataset_hash(cached, labelled)
-        self._facts |= facts(settings, model) | {
-            "dataset_hash": dataset,
-            "categories": categories(labelled),
-        }
+    ) -> Trainer:
+        """The loop, where it is to go on."""
+        from .attaching import live_words
+
+        settings, team = self.settings, self.team
+        team.agree(data.hash, "What the preference folder holds")
+        told: dict[str, object] = {"dataset_hash": data.hash, "categories": data.categories}
+        self._facts |= facts(settings, model) | told
 
         def sample(step: int) -> None:
             sampler.draw(step)
             model.release_encoders()
 
+        stream = data.stream(settings, model.device, team)
+        feed = deal(
+            settings,
+            model,
+            adapter,
+            stream,
+            keys=data.keys,
+            network=self._network,
+            folder=settings.data.cache or self.folder.cache,
+            team=team,
+            progress=self._progress("reference"),
+        )
         trainer = Trainer(
             model,
             adapter,
-            batches,
+            feed,
             settings,
             self.folder.checkpoints,
             emit=self.emit,
             should_stop=self._stop_asked,
             on_sample=sample,
-            dataset_hash=dataset,
+            words=live_words(model, settings.lora),
+            held_out=data.held_out(settings, model.device),
+            dataset_hash=data.hash,
+            team=team,
         )
         if state is not None:
             trainer.resume(state)
-        return trainer.run()
+        for event in estimate(settings, model, adapter, stream.batch(0), trainer, team):
+            self.emit(event)
+        return trainer
 
     def _end(self, outcome: Outcome, lora: LoraFile | None) -> JobResult:
+        if self.team.rank:
+            return JobResult(outcome, lora, self.folder.path)
         self.folder.stop.unlink(missing_ok=True)
         path = "" if lora is None else lora.path.name
         self.emit(Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3)))
@@ -290,7 +318,8 @@ class _Job:
 
         def report(done: int, total: int) -> None:
             nonlocal last
-            if phase != "check" and self._stop_asked():
+            # A process must not leave its team alone: together they stop at the first step.
+            if phase != "check" and self.team.size == 1 and self._stop_asked():
                 raise _StopError
             if done == total or time.monotonic() - last > 0.5:
                 last = time.monotonic()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..config import DataSettings
+from ..cost.protocol import Scorer
 from ..cost.scorers import load_scorer
 from ..preferences.pictures import open_picture
 from ..preferences.relabel import relabel
@@ -63,3 +65,42 @@ def label_pairs(
         soft_tau=settings.soft_tau,
     )
     return Labelling(labelled, report, scorer.id, scorer.hash)
+
+
+def sample_scorer(settings: DataSettings) -> Scorer | None:
+    """The cost model for the samples that are drawn; None where the run has none.
+
+    It stays on the CPU: samples are few, and a GPU's memory is the training's.
+
+    Raises:
+        ScdpoError: it cannot be loaded.
+    """
+    return None if settings.cost_model == "none" else load_scorer(settings.cost_model, "cpu")
+
+
+def to_rows(labelled: Sequence[LabelledPair], pairs: Sequence[PreferencePair]) -> list[list[Any]]:
+    """Labels as plain values, for another process that has the same pairs."""
+    places = {pair.id: place for place, pair in enumerate(pairs)}
+    return [
+        [
+            places[one.pair.id],
+            one.chosen_cost,
+            one.rejected_cost,
+            one.swapped,
+            one.weight,
+            one.label,
+            one.reason,
+        ]
+        for one in labelled
+    ]
+
+
+def from_rows(rows: Sequence[Sequence[Any]], pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
+    """The labels that `to_rows` wrote down."""
+    labelled = []
+    for place, chosen_cost, rejected_cost, swapped, weight, label, reason in rows:
+        pair = pairs[place]
+        if swapped:
+            pair = replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+        labelled.append(LabelledPair(pair, chosen_cost, rejected_cost, swapped, weight, label, reason))
+    return labelled

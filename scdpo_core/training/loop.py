@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 from torch import Tensor
 
-from ..config import OptimSettings, TrainSettings, identity
-from ..families.timesteps import TimestepLaw
+from ..config import TrainSettings
 from ..types import PairBatch, ScdpoError
 from . import checkpoint as checkpoints
+from .ema import Ema
 from .events import Event, Progress, Saved, Warned
+from .feed import Ahead, Feed
 from .loss import PairLoss
+from .measure import Measure
 from .meter import Meter
-from .reference import draw, noise_residuals, pair_residuals
+from .optimizers import build_optimizer, set_rate
+from .portions import Portions
+from .schedules import learning_rate
+from .team import Alone, Team, identity_of
+from .validation import Validation
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -32,35 +38,12 @@ Reason = Literal["finished", "stopped"]
 _WORSE = 0.1
 
 
-class Batches(Protocol):
-    """Where batches come from; `preferences.batches.BatchStream` is one."""
-
-    def batch(self, step: int) -> PairBatch:
-        """The batch of that index, the same whenever it is asked for."""
-        ...
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How training ended: the reason, and how many steps are behind the LoRA."""
 
     reason: Reason
     step: int
-
-
-def learning_rate(step: int, settings: OptimSettings) -> float:
-    """The learning rate of a step, counted from 0.
-
-    It rises in a straight line over the warm-up and then falls along half a cosine, in a straight
-    line, or not at all. It is never 0, neither in the first step nor in the last.
-    """
-    total = settings.max_train_steps
-    rising = round(settings.warmup * total)
-    if step < rising:
-        return settings.lr * (step + 1) / (rising + 1)
-    gone = (step - rising) / (total - rising)
-    falls = {"constant": 1.0, "linear": 1 - gone, "cosine": 0.5 * (1 + math.cos(math.pi * gone))}
-    return settings.lr * falls[settings.schedule]
 
 
 class Trainer:
@@ -74,42 +57,42 @@ class Trainer:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        batches: Batches,
+        feed: Feed,
         settings: TrainSettings,
         folder: Path,
         *,
         emit: Callable[[Event], None],
         should_stop: Callable[[], bool] = lambda: False,
         on_sample: Callable[[int], None] | None = None,
+        words: Callable[[PairBatch], PairBatch] | None = None,
+        held_out: Sequence[PairBatch] = (),
         dataset_hash: str = "",
+        team: Team | None = None,
     ) -> None:
         """Get ready at step 0.
 
         Args:
             model: the frozen base.
             adapter: the LoRA in its denoiser.
-            batches: deals `settings.optim.batch_size` pairs at a time.
+            feed: deals `settings.optim.batch_size` pairs at a time to this process, with their dice.
             settings: of the run.
             folder: for the checkpoints.
             emit: is told what happens.
             should_stop: asked once a step; when it says yes, the loop saves and ends.
             on_sample: called with the step whenever samples are due in the middle of training.
+            words: gives batches the words of text encoders that train along, see `attaching.live_words`.
+            held_out: pairs to try the LoRA on every `validation_every` steps and at the end.
             dataset_hash: goes into checkpoints, so that a resumed run notices other pairs.
+            team: the processes that train together; None: this one alone.
         """
-        self._model, self._adapter, self._batches = model, adapter, batches
+        self._model, self._adapter, self._team = model, adapter, team or Alone()
         self._settings, self._folder, self._dataset_hash = settings, folder, dataset_hash
         self._emit, self._should_stop, self._on_sample = emit, should_stop, on_sample
         optim = settings.optim
         self._parameters = list(adapter.parameters())
         on_gpu = model.device.type == "cuda"
-        self._optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
-            # The fused kernel also knows how to skip a step of a gradient scaler without asking the GPU.
-            fused=True if on_gpu else None,
-        )
+        self._optimizer = build_optimizer(adapter, optim, model.device)
+        self._ema = Ema(self._parameters, optim.ema) if optim.ema else None
         self._loss = PairLoss(
             settings.objective,
             steps=optim.max_train_steps,
@@ -119,8 +102,11 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             model.device.type, enabled=on_gpu and model.dtype == torch.float16
         )
-        own = settings.objective
-        self._law = TimestepLaw(own.timesteps, own.timestep_mean, own.timestep_std)
+        # On a CPU there is nobody who would have time for it.
+        self._ahead = Ahead(feed, optim.max_train_steps * optim.accumulation) if on_gpu else None
+        self._measure = Measure(model, adapter, self._ahead or feed, settings.objective, self._team, words)
+        self._validation = Validation(model, adapter, held_out, settings, emit, self._team, words)
+        self._portions = Portions(settings, model.device, emit, self._team)
         self._meter = Meter(model.device)
         self._rising = 0
         self.step = 0
@@ -131,11 +117,15 @@ class Trainer:
         Raises:
             ScdpoError: it was made with other settings or pairs, or does not fit this model.
         """
-        checkpoints.check_same_run(state, identity(self._settings), self._dataset_hash)
+        checkpoints.check_same_run(state, identity_of(self._settings, self._team), self._dataset_hash)
         try:
             self._adapter.load_state(dict(state.adapter))
             self._optimizer.load_state_dict(dict(state.optimizer))
             self._loss.load_state(dict(state.extra["loss"]))
+            self._validation.patience.load_state(state.extra["patience"])
+            self._portions.size = int(state.extra["portion"])
+            if self._ema is not None:
+                self._ema.load_state(state.extra["ema"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ScdpoError(
                 f"The checkpoint of step {state.step} does not fit this model ({error}). "
@@ -155,12 +145,15 @@ class Trainer:
         output, total = self._settings.output, self._settings.optim.max_train_steps
         self._model.denoiser.train()
         began, first = time.monotonic(), self.step
-        stopped = self._should_stop()
-        while self.step < total and not stopped:
-            self._one_step()
-            self.step += 1
-            stopped = self._should_stop()
-            last = stopped or self.step == total
+        stopped = self._team.anyone(self._should_stop())
+        patience = self._validation.patience
+        while self.step < total and not stopped and not patience.is_over:
+            self.advance()
+            stopped = self._team.anyone(self._should_stop())
+            if self.step == total or self.step % self._settings.validation.validation_every == 0:
+                with self.averaged():
+                    self._validation.look(self.step)
+            last = stopped or self.step == total or patience.is_over
             if last or self.step % output.log_every == 0:
                 self._report(time.monotonic() - began, self.step - first)
             if last or self.step % output.checkpoint_every == 0:
@@ -169,54 +162,81 @@ class Trainer:
             if self._on_sample is not None and every and not last and self.step % every == 0:
                 self._sample(self._on_sample)
         self._model.denoiser.eval()
-        return Outcome("stopped" if self.step < total else "finished", self.step)
+        if self._ahead is not None:
+            self._ahead.close()
+        ended = self.step == total or patience.is_over
+        return Outcome("finished" if ended else "stopped", self.step)
+
+    def advance(self) -> None:
+        """Train one step, and nothing else: no report, no checkpoint, no sample."""
+        self._one_step()
+        self.step += 1
 
     def _one_step(self) -> None:
         settings = self._settings.optim
-        rate = learning_rate(self.step, settings)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, learning_rate(self.step, settings))
         if self._settings.lora.dropout > 0:
             # Dropout draws from the global generator, which a resumed run finds in another state.
-            torch.manual_seed(settings.seed * 1_000_003 + self.step)
-        for index in range(settings.accumulation):
-            loss = self._forward(self.step * settings.accumulation + index)
-            self._scaler.scale(loss / settings.accumulation).backward()
+            torch.manual_seed(settings.seed * 1_000_003 + self.step + self._team.rank * 2**40)
+        self._gradients()
+        self._team.sum_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)
         limit = settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
         self._meter.add("grad_norm", norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._ema is not None:
+            self._ema.update()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _forward(self, index: int) -> Tensor:
-        """Mean loss of a batch."""
-        model, settings = self._model, self._settings
-        batch = self._batches.batch(index)
-        shape = tuple(batch.latents.shape[2:])
-        pairs, seed = len(batch.weight), settings.optim.seed
-        chance = draw(index, seed, pairs, shape, model.timesteps, self._law, model.device)
-        with self._autocast():
-            residuals = pair_residuals(model, self._adapter, batch, chance, settings.objective.weighting)
-            prior = None
-            if self._loss.wants_prior:
-                prior = noise_residuals(model, self._adapter, batch, chance)
-        errors = residuals.errors()
-        output = self._loss(errors, residuals, batch, chance.timesteps, self.step, prior)
+    def _gradients(self) -> None:
+        """Add up the gradients of a step's batches, in smaller portions if memory runs out."""
+        before = self._loss.state(), self._meter.state()
+
+        def undo() -> None:
+            self._optimizer.zero_grad(set_to_none=True)
+            self._loss.load_state(before[0])
+            self._meter.load_state(before[1])
+
+        self._portions.attempt(self._accumulate, undo)
+
+    def _accumulate(self) -> None:
+        settings = self._settings.optim
+        for index in range(settings.accumulation):
+            for places in self._portions.slices(settings.batch_size):
+                loss = self._forward(self.step * settings.accumulation + index, places)
+                self._scaler.scale(loss / settings.accumulation).backward()
+
+    def rehearse(self) -> float:
+        """Seconds that a step's gradients take; they are thrown away, and nothing else changes."""
+        self._model.denoiser.train()
+        before, took = (self._loss.state(), self._meter.state()), 0.0
+        for _ in range(2):  # the first warms up
+            began = time.monotonic()
+            self._gradients()
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)
+            took = time.monotonic() - began
+            self._optimizer.zero_grad(set_to_none=True)
+            self._loss.load_state(before[0])
+            self._meter.load_state(before[1])
+        return took
+
+    def _forward(self, index: int, places: slice | None = None) -> Tensor:
+        """Mean loss of a batch, or what the pairs at some places of it contribute to that."""
+        seen = self._measure(index, places)
+        output = self._loss(seen, self.step)
         loss = output.per_pair.mean()
         self._meter.add("loss", loss)
-        self._meter.add("reference_error", errors.reference[:, 0].mean())
+        self._meter.add("reference_error", seen.errors.reference[:, 0].mean())
         for name, value in output.metrics.items():
             self._meter.add(name, value)
         for side, name in enumerate(("chosen_cost", "rejected_cost")):
-            self._meter.add_known(name, batch.cost[:, side])
-        return loss
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._model.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._model.device.type, self._model.dtype)
+            self._meter.add_known(name, seen.cost[:, side])
+        if places is None:
+            return loss
+        return loss * (len(seen.weight) / (self._settings.optim.batch_size * self._team.size))
 
     def _report(self, seconds: float, steps: int) -> None:
         total, speed = self._settings.optim.max_train_steps, steps / max(seconds, 1e-9)
@@ -252,12 +272,20 @@ class Trainer:
         sound = torch.stack([torch.isfinite(values).all() for values in self._parameters]).all()
         if not bool(sound):
             self._broken()
+        if self._team.rank:
+            return
         state = checkpoints.Checkpoint(
             step=self.step,
             adapter=self._adapter.state(),
             optimizer=self._optimizer.state_dict(),
-            extra={"loss": self._loss.state(), "scaler": self._scaler.state_dict()},
-            identity=identity(self._settings),
+            extra={
+                "loss": self._loss.state(),
+                "scaler": self._scaler.state_dict(),
+                "patience": self._validation.patience.state(),
+                "portion": self._portions.size,
+                "ema": None if self._ema is None else self._ema.state(),
+            },
+            identity=identity_of(self._settings, self._team),
             dataset_hash=self._dataset_hash,
         )
         path = checkpoints.save(self._folder, state, self._settings.output.keep)
@@ -265,5 +293,10 @@ class Trainer:
 
     def _sample(self, on_sample: Callable[[int], None]) -> None:
         self._model.denoiser.eval()
-        on_sample(self.step)
+        with self.averaged():
+            on_sample(self.step)
         self._model.denoiser.train()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The LoRA as it is to be used: its average over the steps, if one is kept."""
+        return nullcontext() if self._ema is None else self._ema.applied()

@@ -29,6 +29,14 @@ class Meter:
         pair = pair.to(self._device, non_blocking=True)
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
+    def state(self) -> dict[str, Tensor]:
+        """What was gathered so far; later figures do not change it."""
+        return dict(self._sums)
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state`, as if nothing had been gathered since."""
+        self._sums = dict(state)
+
     def take(self) -> dict[str, float | None]:
         """The means since the last call, None for those that are unknown or not finite; then start again."""
         if not self._sums:

@@ -5,16 +5,18 @@ The reference is the network with its LoRA switched off, once, as a whole.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..types import PairBatch, PairErrors
+from ..types import Conditioning, PairBatch, PairErrors
 
 if TYPE_CHECKING:
-    from ..families.base import LoadedModel, Weighting
+    from ..families.base import LoadedModel
+    from ..families.parameterisation import Weighting
     from ..families.timesteps import TimestepLaw, Timesteps
     from ..lora.adapter import LoraAdapter
 
@@ -31,6 +33,11 @@ class Draw:
     timesteps: Tensor
     noise: Tensor
 
+    @classmethod
+    def sent(cls, timesteps: Tensor, noise: Tensor, device: torch.device) -> Draw:
+        """Thrown on the CPU, used on the device; without waiting for a GPU."""
+        return cls(_sent(timesteps, device), _sent(noise, device))
+
 
 @dataclass(frozen=True)
 class PairResiduals:
@@ -41,8 +48,7 @@ class PairResiduals:
 
     def errors(self) -> PairErrors:
         """Mean squares, [B, 2]."""
-        both = [side.square().flatten(1).mean(1).view(2, -1).T for side in (self.policy, self.reference)]
-        return PairErrors(*both)
+        return PairErrors(mean_squares(self.policy), mean_squares(self.reference))
 
 
 def draw(
@@ -53,8 +59,9 @@ def draw(
     timesteps: Timesteps,
     law: TimestepLaw,
     device: torch.device,
+    share: slice = slice(None),
 ) -> Draw:
-    """Timesteps and noise of the batch of that index.
+    """Timesteps and noise of the batch of that index, or of the `share` of its pairs.
 
     They come from a CPU generator of their own, so a resumed run, another device and another
     number of samples drawn in between all see the same.
@@ -63,20 +70,56 @@ def draw(
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + index) % 2**63)
     times = timesteps.draw(pairs, law, generator)
     noise = torch.randn((pairs, *shape), generator=generator)
-    return Draw(times.to(device, non_blocking=True), noise.to(device, non_blocking=True))
+    return Draw.sent(times[share], noise[share], device)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return values.to(device)
+    # Only what is pinned travels while the GPU computes.
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def autocast_for(model: LoadedModel) -> AbstractContextManager[object]:
+    """In which a network with 16-bit weights and its LoRA of 32 bits understand each other."""
+    if model.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(model.device.type, model.dtype)
+
+
+def reference_residuals(
+    model: LoadedModel, adapter: LoraAdapter, batch: PairBatch, chance: Draw, weighting: Weighting
+) -> Tensor:
+    """Prediction minus target without the LoRA, [2B, C, h, w], chosen first; without gradient."""
+    with torch.no_grad(), adapter.disabled():
+        return _residuals(model, batch, chance, weighting, batch.conditioning)
+
+
+def policy_residuals(model: LoadedModel, batch: PairBatch, chance: Draw, weighting: Weighting) -> Tensor:
+    """Prediction minus target with the LoRA, [2B, C, h, w], chosen first: one forward pass of 2B pictures."""
+    return _residuals(model, batch, chance, weighting, batch.policy_conditioning or batch.conditioning)
+
+
+def _residuals(
+    model: LoadedModel, batch: PairBatch, chance: Draw, weighting: Weighting, conditioning: Conditioning
+) -> Tensor:
+    latents = batch.latents.transpose(0, 1).flatten(0, 1)
+    noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
+    words = conditioning.map(lambda part: torch.cat([part] * 2))
+    return model.residuals(latents, noise, timesteps, words, weighting)
 
 
 def pair_residuals(
     model: LoadedModel, adapter: LoraAdapter, batch: PairBatch, chance: Draw, weighting: Weighting
 ) -> PairResiduals:
     """Residuals of both networks on both pictures of B pairs, each in one forward pass of 2B pictures."""
-    latents = batch.latents.transpose(0, 1).flatten(0, 1)
-    noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
-    words = batch.conditioning.map(lambda part: torch.cat([part] * 2))
-    with torch.no_grad(), adapter.disabled():
-        reference = model.residuals(latents, noise, timesteps, words, weighting)
-    policy = model.residuals(latents, noise, timesteps, words, weighting)
-    return PairResiduals(policy, reference)
+    reference = reference_residuals(model, adapter, batch, chance, weighting)
+    return PairResiduals(policy_residuals(model, batch, chance, weighting), reference)
+
+
+def mean_squares(residuals: Tensor) -> Tensor:
+    """[B, 2] errors of [2B, C, h, w] residuals, chosen first."""
+    return residuals.square().flatten(1).mean(1).view(2, -1).T
 
 
 def noise_residuals(
@@ -88,4 +131,5 @@ def noise_residuals(
     empty = torch.zeros_like(chance.noise)
     with torch.no_grad(), adapter.disabled():
         reference = model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native")
-    return model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native"), reference
+    words = batch.policy_conditioning or batch.conditioning
+    return model.residuals(empty, chance.noise, timesteps, words, "native"), reference

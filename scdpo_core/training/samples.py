@@ -15,6 +15,7 @@ from ..types import PreferencePair
 from .events import Event, Progress, Sample
 
 if TYPE_CHECKING:
+    from ..cost.protocol import Scorer
     from ..families.base import LoadedModel
 
 FOLDER = "samples"
@@ -43,8 +44,9 @@ class Sampler:
         prompts: Sequence[str],
         settings: SampleSettings,
         size: tuple[int, int] | None,
-        run_folder: Path,
+        run_folder: Path | None,
         emit: Callable[[Event], None],
+        scorer: Scorer | None = None,
     ) -> None:
         """Draw `prompts` with `model`, the first with seed 0, the second with seed 1 and so on.
 
@@ -53,11 +55,12 @@ class Sampler:
             prompts: what to draw.
             settings: steps and guidance.
             size: (width, height), None for the model's own.
-            run_folder: pictures go into samples/ below it.
+            run_folder: pictures go into samples/ below it; None: they are drawn and not kept.
             emit: is told of every picture.
+            scorer: says what each picture costs; None: nobody does.
         """
         self._model, self._prompts, self._settings, self._size = model, list(prompts), settings, size
-        self._folder, self._emit = run_folder, emit
+        self._folder, self._emit, self._scorer = run_folder, emit, scorer
 
     def draw(self, step: int) -> list[Image.Image]:
         """Draw all prompts and write them as samples/step-000100-0.png and so on.
@@ -73,11 +76,16 @@ class Sampler:
         pictures = self._model.sample(
             self._prompts, seeds, self._settings.sample_steps, self._settings.guidance, self._size
         )
+        if self._folder is None:
+            return pictures
+        costs: list[float | None] = [None] * count
+        if self._scorer is not None:
+            costs = [score.value for score in self._scorer.score(pictures)]
         for number, (picture, prompt) in enumerate(zip(pictures, self._prompts, strict=True)):
             path = f"{FOLDER}/step-{step:06d}-{number}.png"
             with atomic_path(self._folder / path) as temporary:
                 picture.save(temporary)
-            self._emit(Sample(step, path, prompt, seeds[number]))
+            self._emit(Sample(step, path, prompt, seeds[number], costs[number]))
         self._emit(Progress("sample", count, count))
         return pictures
 

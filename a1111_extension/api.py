@@ -1,0 +1,158 @@
+"""The API below /scdpo/v1: scores of pictures and folders, the LoRAs, the cost models."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+
+from scdpo_core.cost.protocol import Scorer, provenance
+from scdpo_core.cost.scorers import SCORERS
+from scdpo_core.lora.file import read_lora_info
+from scdpo_core.scoring.decode import open_frames
+from scdpo_core.scoring.run import FolderRun
+from scdpo_core.scoring.walk import find_pictures
+from scdpo_core.types import ScdpoError
+
+from .access import RefusalError, SentenceRoute, check_password, confined, within
+from .messages import CostModel, CostModels, Lora, Loras, Score, ScoreRequest, Scores
+
+PREFIX = "/scdpo/v1"
+MOST_PICTURES = 2000
+"""Most pictures of a folder that one request scores."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the API knows of the host.
+
+    Attributes:
+        credentials: passwords by name, see `access.check_password`.
+        roots: folders whose pictures may be scored.
+        cost_models: what a cost model can be called.
+        scorer: loads one of those; None is the one in use.
+        in_use: name of the one in use.
+        loras: files of the host's LoRAs by name.
+        check_lora: raises ScdpoError with the reason why the host would not apply a LoRA.
+    """
+
+    credentials: Callable[[], Mapping[str, str]]
+    roots: Callable[[], Sequence[Path]]
+    cost_models: Callable[[], Sequence[str]]
+    scorer: Callable[[str], Scorer]
+    in_use: Callable[[], str]
+    loras: Callable[[], Mapping[str, Path]]
+    check_lora: Callable[[Path], None]
+
+
+def add_routes(app: FastAPI, context: Context) -> None:
+    """Add the API to the host's application; its schema is part of the host's own (/docs)."""
+    basic = HTTPBasic(auto_error=False)
+
+    def authorised(given: HTTPBasicCredentials | None = Depends(basic)) -> None:  # noqa: B008
+        check_password(context.credentials(), given)
+
+    router = APIRouter(
+        prefix=PREFIX, route_class=SentenceRoute, dependencies=[Depends(authorised)], tags=["SC-DPO safety"]
+    )
+    one_at_a_time = threading.Lock()
+
+    @router.post("/score", response_model=Scores, summary="Score a picture, or all pictures of a folder")
+    def score(request: ScoreRequest) -> Scores:
+        if (request.image is None) == (request.path is None):
+            raise RefusalError(422, "Give either 'image' (base64) or 'path'.")
+        name = context.in_use() if request.cost_model is None else request.cost_model
+        if name != context.in_use() and name not in context.cost_models():
+            raise RefusalError(422, f"There is no cost model '{name}'; see {PREFIX}/cost-models.")
+        with one_at_a_time:
+            scorer = context.scorer(name)
+            if request.image is not None:
+                return Scores(scores=[_score_sent(request.image, scorer)])
+            roots = context.roots()
+            return Scores(scores=_score_files(_files(confined(request.path or "", roots), roots), scorer))
+
+    @router.get("/loras", response_model=Loras, summary="The host's LoRAs, and whether it would apply them")
+    def loras() -> Loras:
+        return Loras(loras=[_lora(name, file, context.check_lora) for name, file in context.loras().items()])
+
+    @router.get("/cost-models", response_model=CostModels, summary="What can score")
+    def cost_models() -> CostModels:
+        return CostModels(cost_models=[_cost_model(n, context.in_use()) for n in context.cost_models()])
+
+    app.include_router(router)
+
+
+def _score_sent(text: str, scorer: Scorer) -> Score:
+    try:
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RefusalError(422, "'image' is no base64 text.") from None
+    try:
+        pictures = [picture for _, picture in open_frames(Path("image"), io.BytesIO(data))]
+    except ScdpoError as error:
+        raise RefusalError(422, str(error)) from error
+    found = scorer.score(pictures)[0]
+    return Score(
+        path="",
+        cost=round(found.value, 4),
+        band=found.band,
+        categories=dict(found.categories),
+        scorer=provenance(scorer),
+    )
+
+
+def _files(place: Path, roots: Sequence[Path]) -> list[Path]:
+    # Links in the folder may lead out of it; what is opened later is the real path, which has none.
+    files = [Path(file).resolve() for file in find_pictures([place]).files if within(file, roots)]
+    if len(files) > MOST_PICTURES:
+        raise RefusalError(
+            413,
+            f"{place} holds {len(files)} pictures; up to {MOST_PICTURES} are scored at once. "
+            "Name a part of it.",
+        )
+    return files
+
+
+def _score_files(files: Iterable[Path], scorer: Scorer) -> list[Score]:
+    rows = sorted(
+        FolderRun(scorer).rows([*files]),
+        key=lambda row: (float("inf") if row.cost is None else -row.cost, row.path),
+    )
+    return [
+        Score(
+            path=row.path,
+            cost=None if row.cost is None else round(row.cost, 4),
+            band=row.band,
+            categories=dict(row.categories),
+            scorer=row.scorer,
+            error=row.error,
+        )
+        for row in rows
+    ]
+
+
+def _lora(name: str, file: Path, check: Callable[[Path], None]) -> Lora:
+    try:
+        found = read_lora_info(file)
+        about = {"family": found.family, "rank": found.rank, "safety": "scdpo_family" in found.metadata}
+    except ScdpoError as error:
+        return Lora(name=name, problem=str(error))
+    try:
+        check(file)
+    except ScdpoError as error:
+        return Lora(name=name, problem=str(error), **about)
+    return Lora(name=name, **about)
+
+
+def _cost_model(name: str, in_use: str) -> CostModel:
+    choice = SCORERS.get(name)
+    about = choice.about if choice else "a cost model file"
+    licence = choice.licence if choice else ""
+    return CostModel(name=name, about=about, licence=licence, in_use=name == in_use)

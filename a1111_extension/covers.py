@@ -1,0 +1,55 @@
+"""Pictures that show nothing of the original: blurred, pixelated, black, or black with a sentence."""
+
+from __future__ import annotations
+
+import textwrap
+
+from PIL import Image, ImageDraw, ImageFont
+
+_CELLS = 12
+"""Squares along the shorter side of a pixelated picture; what is seen through so few is mood and colour."""
+_LETTER = (6, 11)
+_MARGIN = 8
+_PAPER, _INK = (16, 16, 16), (235, 235, 235)
+
+
+def pixelated(picture: Image.Image) -> Image.Image:
+    """The picture in a few large squares; RGB, of its size."""
+    return _few(picture).resize(picture.size, Image.Resampling.NEAREST)
+
+
+def blurred(picture: Image.Image) -> Image.Image:
+    """The picture so blurred that no more is left of it than of a pixelated one; RGB, of its size."""
+    return _few(picture).resize(picture.size, Image.Resampling.BICUBIC)
+
+
+def black(picture: Image.Image) -> Image.Image:
+    """A black picture of the same size."""
+    return Image.new("RGB", picture.size)
+
+
+def notice(size: tuple[int, int], sentence: str) -> Image.Image:
+    """A dark picture that says why there is no other.
+
+    Args:
+        size: (width, height), pixels.
+        sentence: what it says; cut where the picture is too small.
+    """
+    scale = max(1, min(size) // 320)
+    small = (max(1, size[0] // scale), max(1, size[1] // scale))
+    card = Image.new("RGB", small, _PAPER)
+    columns = max(4, (small[0] - 2 * _MARGIN) // _LETTER[0])
+    # The font that Pillow always has knows Latin-1 alone.
+    text = sentence.encode("latin-1", "replace").decode("latin-1")
+    lines = textwrap.wrap(text, columns)[: max(1, (small[1] - 2 * _MARGIN) // _LETTER[1])]
+    pen, font = ImageDraw.Draw(card), ImageFont.load_default()
+    for number, line in enumerate(lines):
+        pen.text((_MARGIN, _MARGIN + number * _LETTER[1]), line, _INK, font)
+    return card.resize(size, Image.Resampling.NEAREST)
+
+
+def _few(picture: Image.Image) -> Image.Image:
+    # Forge hides text in the alpha channel, and colours lie beneath what is transparent.
+    rgb = picture.convert("RGB")
+    cell = max(1, min(rgb.size) // _CELLS)
+    return rgb.resize((max(1, rgb.width // cell), max(1, rgb.height // cell)), Image.Resampling.BOX)

@@ -1,0 +1,126 @@
+"""All that is known of A1111 and Forge: where they keep things. Nothing else imports their modules but the
+script itself, so that the rest runs without them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from modules import errors, paths_internal, shared
+
+from scdpo_core.types import ScdpoError
+
+_FAMILIES = ("sd1", "sd2", "sdxl", "sd3")
+# Where the LoRA extension of both hosts keeps what it found; it is no package, so this is its name.
+_NETWORKS = "networks"
+
+
+def option(name: str) -> Any:
+    """A setting, also one that the host has not got yet because the extension is new."""
+    return getattr(shared.opts, name, None)
+
+
+def device() -> str:
+    """Where the host draws."""
+    from modules import devices
+
+    return str(devices.device)
+
+
+def cost_models_folder() -> Path:
+    """Where cost models lie."""
+    return Path(paths_internal.models_path) / "safety_cost"
+
+
+def output_folder() -> Path:
+    """Where the host's pictures go, whatever its settings say: those can be changed through the API."""
+    return Path(paths_internal.default_output_dir)
+
+
+def roots() -> list[Path]:
+    """The folders whose pictures the API may score: the host's own and those of --scdpo-folder."""
+    return [output_folder(), *(Path(folder).expanduser() for folder in shared.cmd_opts.scdpo_folder)]
+
+
+def loras() -> dict[str, Path]:
+    """File of every LoRA by its name; empty where the host's LoRA extension is switched off."""
+    networks = sys.modules.get(_NETWORKS)
+    found = getattr(networks, "available_networks", {})
+    return {name: Path(entry.filename) for name, entry in sorted(found.items())}
+
+
+def find_loras_again() -> None:
+    """Let the host look into its LoRA folder."""
+    networks = sys.modules.get(_NETWORKS)
+    if networks is not None:
+        networks.list_available_networks()
+
+
+def lora_file(name: str) -> Path:
+    """The file of a LoRA.
+
+    Raises:
+        ScdpoError: there is none.
+    """
+    if name not in loras():
+        find_loras_again()
+    if name not in loras():
+        where = shared.cmd_opts.lora_dir if _NETWORKS in sys.modules else "no folder: LoRAs are switched off"
+        raise ScdpoError(
+            f"There is no LoRA '{name}' in {where}. Put '{name}.safetensors' there, or choose another one."
+        )
+    return loras()[name]
+
+
+def applied(name: str) -> bool:
+    """Whether the host has just taken up a LoRA for the picture that it draws."""
+    networks = sys.modules.get(_NETWORKS)
+    return any(network.name == name for network in getattr(networks, "loaded_networks", ()))
+
+
+def family() -> str:
+    """Family of the checkpoint in use; '' if it is none that is known here."""
+    model = shared.sd_model
+    return next((name for name in _FAMILIES if getattr(model, f"is_{name}", False)), "")
+
+
+def stop() -> None:
+    """End the generation before its next step."""
+    shared.state.interrupted = True
+
+
+def log(sentence: str) -> None:
+    """Write a sentence where the host's other errors go, with the traceback of an exception that is none of
+    ours."""
+    kind = sys.exc_info()[0]
+    errors.report(f"SC-DPO: {sentence}", exc_info=kind is not None and not issubclass(kind, ScdpoError))
+
+
+def veil(change: Callable[[Any], Any] | None) -> None:
+    """Let previews pass through a function from now on; None for as they are.
+
+    All previews of both hosts go through one method of the state, which this covers up.
+    """
+    vars(shared.state).pop("assign_current_image", None)
+    if change is not None:
+        show = shared.state.assign_current_image
+        shared.state.assign_current_image = lambda image: show(change(image))
+
+
+def credentials() -> dict[str, str]:
+    """Names and passwords of --api-auth; empty if it is not used."""
+    given = shared.cmd_opts.api_auth or ""
+    return dict(part.partition(":")[::2] for part in given.split(",") if part)
+
+
+def serves_api() -> bool:
+    """Whether the host was started with an API."""
+    return bool(shared.cmd_opts.api or shared.cmd_opts.nowebui)
+
+
+def cost_model_files() -> Iterator[Path]:
+    """Cost models that lie in their folder."""
+    folder = cost_models_folder()
+    return iter(sorted(folder.glob("*.safetensors"))) if folder.is_dir() else iter(())

@@ -1,0 +1,61 @@
+"""What goes to and fro in the API, so written that pydantic 1 and 2 both take it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+
+class ScoreRequest(BaseModel):
+    """What to score: a picture sent along, or one that lies on the host, or a folder there."""
+
+    image: str | None = Field(None, description="a picture in base64")
+    path: str | None = Field(None, description="a picture or folder below a folder that may be read")
+    cost_model: str | None = Field(None, description="one of /cost-models; by default the one in use")
+
+
+class Score(BaseModel):
+    """One picture's score, or the reason why it has none."""
+
+    path: str = Field(description="the picture's file; '' for a picture that was sent along")
+    cost: float | None = Field(None, description="log-odds; above 0 is harmful")
+    band: str | None = Field(None, description="safe, review or unsafe")
+    categories: dict[str, float | None] = Field(description="cost by category; null where not known")
+    scorer: str = Field(description="id@hash; costs of different scorers do not compare")
+    error: str | None = Field(None, description="why there is no cost")
+
+
+class Scores(BaseModel):
+    """Scores, the costliest first; pictures without a cost come last."""
+
+    scores: list[Score]
+
+
+class Lora(BaseModel):
+    """A LoRA of the host."""
+
+    name: str
+    family: str = Field("", description="its base model's family; '' if nothing tells")
+    rank: int = 0
+    safety: bool = Field(False, description="whether this project trained it")
+    problem: str | None = Field(None, description="why the host would not apply it")
+
+
+class Loras(BaseModel):
+    """The host's LoRAs."""
+
+    loras: list[Lora]
+
+
+class CostModel(BaseModel):
+    """A cost model."""
+
+    name: str
+    about: str
+    licence: str = ""
+    in_use: bool
+
+
+class CostModels(BaseModel):
+    """The cost models."""
+
+    cost_models: list[CostModel]

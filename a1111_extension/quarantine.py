@@ -1,0 +1,65 @@
+"""The folder that keeps originals out of sight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from scdpo_core.files import atomic_path
+from scdpo_core.types import ScdpoError
+
+_MOST = 10_000
+
+
+def keep(folder: Path, picture: Image.Image, texts: Mapping[str, str]) -> Path:
+    """Write a picture into the folder as a PNG, never across another one.
+
+    Args:
+        folder: made if missing, for its owner's eyes only.
+        picture: the original.
+        texts: text chunks, such as the cost and the seed.
+
+    Returns:
+        The new file.
+
+    Raises:
+        ScdpoError: it cannot be written.
+    """
+    chunks = PngInfo()
+    for name, text in texts.items():
+        chunks.add_text(name, text)
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            folder.chmod(0o700)
+        path = _free_name(folder)
+        try:
+            with atomic_path(path) as temporary:
+                picture.save(temporary, format="PNG", pnginfo=chunks)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ScdpoError(
+            f"The original could not be kept in {folder} ({error.strerror or error}). Make room there, or "
+            "choose another quarantine folder in the settings."
+        ) from error
+    return path
+
+
+def _free_name(folder: Path) -> Path:
+    """A name that is ours from now on: the file exists, empty."""
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in range(_MOST):
+        path = folder / f"{now}-{number:04}.png"
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            continue
+        return path
+    raise OSError("no name is free")

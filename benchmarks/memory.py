@@ -1,0 +1,158 @@
+"""What training needs in memory, by family and saving: `python benchmarks/memory.py [--json FILE]`.
+
+Networks of full size and no weights: a step is run on torch's fake tensors, and what would be alive at once
+is added up (`scdpo_core.training.memory`, which tests compare with real steps of small networks). No GPU is
+needed and none is measured: kernels that a GPU chooses may keep other intermediate results, and CUDA's
+libraries take about 0.5 GiB more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from peft import inject_adapter_in_model  # noqa: E402
+from torch import nn  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
+from scdpo_core.config import LoraSettings, OptimSettings, TrainSettings  # noqa: E402
+from scdpo_core.families import LoadOptions, flux, sd1, sd2, sd3, sdxl  # noqa: E402
+from scdpo_core.families.components import Reader, read_config  # noqa: E402
+from scdpo_core.families.latent import LatentModel  # noqa: E402
+from scdpo_core.families.layout import Layout  # noqa: E402
+from scdpo_core.families.texts import CONFIGS  # noqa: E402
+from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.lora.adapter import LoraAdapter  # noqa: E402
+from scdpo_core.lora.kinds import ADAPTER, peft_config  # noqa: E402
+from scdpo_core.lora.targets import target_modules  # noqa: E402
+from scdpo_core.training.memory import memory_of  # noqa: E402
+from scdpo_core.types import Conditioning, PairBatch  # noqa: E402
+
+RANK = 16
+# Model, layout, tokens and width of its words, width of the pooled state.
+FAMILIES: dict[str, tuple[type[LatentModel], Layout, int, int, int]] = {
+    "sd1": (sd1.SD1Model, sd1.LAYOUT, 77, 768, 0),
+    "sd2": (sd2.SD2Model, sd2.LAYOUT, 77, 1024, 0),
+    "sdxl": (sdxl.SDXLModel, sdxl.LAYOUT, 77, 2048, 1280),
+    "sd3": (sd3.SD3Model, sd3.LAYOUT, 77 + 256, 4096, 2048),
+    "flux": (flux.FluxModel, flux.LAYOUT, 512, 4096, 768),
+}
+SAVINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "checkpointing": {"checkpointing": True},
+    "checkpointing, int8": {"checkpointing": True, "quantize": "int8"},
+    "checkpointing, nf4": {"checkpointing": True, "quantize": "nf4"},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """GiB of a family with a saving: frozen weights, the LoRA with its optimiser, one step, all of it."""
+
+    family: str
+    size: int
+    saving: str
+    weights: float
+    lora: float
+    step: float
+    total: float
+
+
+class Blank(Reader):
+    """A family's components: the denoiser in full size without memory, the VAE at random, no texts."""
+
+    def __init__(self, layout: Layout, mode: FakeTensorMode) -> None:
+        self._layout, self._mode, self._configs = layout, mode, CONFIGS / layout.configs
+
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """See `Reader.denoiser`."""
+        import diffusers
+
+        cls = getattr(diffusers, self._layout.denoiser_class)
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        with self._mode:
+            network: Any = cls.from_config(cls.load_config(str(self._configs / self._layout.denoiser)))
+        torch.set_default_dtype(usual)
+        return cast(nn.Module, network)
+
+    def vae(self) -> Any:
+        """See `Reader.vae`."""
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL.from_config(AutoencoderKL.load_config(str(self._configs / "vae")))
+
+    def text(self, *_: object) -> None:
+        """See `Reader.text`."""
+
+    def scheduler(self) -> dict[str, Any]:
+        """See `Reader.scheduler`."""
+        return read_config(self._configs / "scheduler" / "scheduler_config.json")
+
+    def spread(self, name: str) -> float | None:
+        """See `Reader.spread`."""
+        return None
+
+
+def fake_lora(network: nn.Module) -> LoraAdapter:
+    """A LoRA on the attention, as `attach` makes it, in a network without memory."""
+    names = target_modules(network, "attention")
+    config = peft_config("lora", dict.fromkeys(names, RANK), dict.fromkeys(names, float(RANK)), 0.0)
+    network.requires_grad_(False)
+    inject_adapter_in_model(config, network, ADAPTER, low_cpu_mem_usage=False)
+    return LoraAdapter({name: network.get_submodule(name) for name in names}, RANK)
+
+
+def needed(family: str, saving: str) -> Row:
+    """What one pair at a time needs in bf16 at the model's own size."""
+    kind, layout, tokens, width, pooled = FAMILIES[family]
+    own = SAVINGS[saving]
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    options = LoadOptions(quantize=own.get("quantize", "off"))
+    device = torch.device("cpu")
+    # What has no memory cannot be moved, and need not be.
+    with patch.object(nn.Module, "to", lambda module, *_, **__: module):
+        model = kind(family, ROOT, Blank(layout, mode), layout, device, torch.bfloat16, options)
+        with mode:
+            adapter = fake_lora(model.denoiser)
+    with mode:
+        if own.get("checkpointing"):
+            model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        words = Conditioning(torch.empty(1, tokens, width), torch.empty(1, pooled) if pooled else None)
+        one = torch.empty(1)
+        batch = PairBatch(torch.empty(1, 2, *model.latent_shape()), words, one, one, torch.empty(1, 2))
+    settings = TrainSettings(optim=OptimSettings(batch_size=1), lora=LoraSettings(rank=RANK))
+    found = memory_of(model, adapter, settings, batch, mode)
+    parts = [round(part / 2**30, 2) for part in (found.weights, found.lora, found.step, found.total)]
+    return Row(family, model.default_size[0], saving, *parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, and write it if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
+    own = parser.parse_args(arguments)
+    print("| family | size | saving | weights | LoRA | step | together, GiB |\n|---|---|---|---|---|---|---|")
+    rows = []
+    for family in own.families:
+        for saving in SAVINGS:
+            row = needed(family, saving)
+            rows.append(row)
+            numbers = f"{row.weights:.2f} | {row.lora:.2f} | {row.step:.2f} | **{row.total:.1f}**"
+            print(f"| {family} | {row.size} | {saving} | {numbers} |", flush=True)
+    if own.json:
+        write_json(own.json, [asdict(row) for row in rows])
+
+
+if __name__ == "__main__":
+    main()

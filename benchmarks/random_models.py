@@ -1,0 +1,143 @@
+"""Base models of real shapes with random weights, made in memory: for what a step costs, any will do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from scdpo_core.families.base import LoadOptions
+from scdpo_core.families.components import Reader
+from scdpo_core.families.latent import LatentModel
+from scdpo_core.families.layout import Layout, TextPart
+from scdpo_core.families.sd1 import LAYOUT as SD1_LAYOUT
+from scdpo_core.families.sd1 import SD1Model
+from scdpo_core.families.sdxl import LAYOUT as SDXL_LAYOUT
+from scdpo_core.families.sdxl import SDXLModel
+from scdpo_core.families.texts import CONFIGS, TextEncoder, clip_tokenizer
+
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {"block_out_channels": [32, 64, 128, 128], "cross_attention_dim": 64},
+    "text_encoder": {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": 64,
+    },
+    "vae": {"block_out_channels": [32, 32, 64, 64]},
+}
+"""Changes to the configurations of Stable Diffusion 1 that make a model of 9 million weights."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's architecture.
+
+    Attributes:
+        layout: of its family.
+        model: its class.
+        size: pixels along an edge that it is usually trained at.
+        changes: to the configurations of its family, by component.
+    """
+
+    layout: Layout
+    model: type[LatentModel]
+    size: int
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+SHAPES = {
+    "small": Shape(SD1_LAYOUT, SD1Model, 256, SMALL),
+    "sd1": Shape(SD1_LAYOUT, SD1Model, 512),
+    "sdxl": Shape(SDXL_LAYOUT, SDXLModel, 1024),
+}
+
+
+class RandomReader(Reader):
+    """Components with random weights; see `Reader`."""
+
+    def __init__(self, shape: Shape, seed: int = 0) -> None:
+        self._shape, self._home, self._seed = shape, CONFIGS / shape.layout.configs, seed
+
+    def _config(self, part: str) -> dict[str, Any]:
+        config = json.loads((self._home / part / "config.json").read_text("utf-8"))
+        return {**config, **self._shape.changes.get(part, {})}
+
+    def denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """See `Reader.denoiser`."""
+        import diffusers
+
+        layout = self._shape.layout
+        # Torch's own first weights would take minutes for a large model.
+        with torch.device("meta"):
+            network = getattr(diffusers, layout.denoiser_class).from_config(self._config(layout.denoiser))
+        network = network.to(dtype).to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(self._seed)
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                if weight.ndim > 1:
+                    weight.normal_(0, 0.5 * weight[0].numel() ** -0.5, generator=generator)
+                else:
+                    weight.fill_(0.0 if name.endswith("bias") else 1.0)
+        return network
+
+    def vae(self) -> Any:
+        """See `Reader.vae`."""
+        from diffusers import AutoencoderKL
+
+        torch.manual_seed(self._seed)
+        return AutoencoderKL.from_config(self._config("vae"))
+
+    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+        """See `Reader.text`."""
+        import transformers
+
+        torch.manual_seed(self._seed)
+        model_class = getattr(transformers, part.model)
+        model = model_class(model_class.config_class.from_dict(self._config(part.folder))).to(dtype).eval()
+        words = self._home / part.tokenizer / "tokenizer_config.json"
+        tokenizer = clip_tokenizer(None, words)
+        return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
+
+    def scheduler(self) -> dict[str, Any]:
+        """See `Reader.scheduler`."""
+        settings: dict[str, Any] = json.loads(
+            (self._home / "scheduler" / "scheduler_config.json").read_text("utf-8")
+        )
+        return settings
+
+    def spread(self, name: str) -> float | None:
+        """See `Reader.spread`."""
+        return None
+
+
+def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LatentModel:
+    """A model of that shape, as a family would have loaded it."""
+    reader = RandomReader(shape, seed)
+    return shape.model("random", Path("random"), reader, shape.layout, device, dtype, LoadOptions())
+
+
+def save_pipeline(model: LatentModel, shape: Shape, folder: Path) -> Path:
+    """Write a random model as a diffusers folder, for scripts that load one."""
+    encoders = model._get_encoders()
+    layout = shape.layout
+    index: dict[str, Any] = {"_class_name": layout.pipeline}
+    parts: list[tuple[str, Any]] = [(layout.denoiser, model.denoiser), ("vae", encoders.vae)]
+    for part, text in zip(layout.texts, encoders.texts, strict=True):
+        assert text is not None
+        parts += [(part.folder, text.model), (part.tokenizer, text.tokenizer)]
+    for name, component in parts:
+        component.save_pretrained(folder / name)
+        library = type(component).__module__.split(".")[0]
+        index[name] = [library, type(component).__name__]
+    index["scheduler"] = ["diffusers", "DDPMScheduler"]
+    place = folder / "scheduler"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "scheduler_config.json").write_text(json.dumps(dict(model._schedule), default=str), "utf-8")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2), "utf-8")
+    return folder

@@ -1,0 +1,58 @@
+"""From the settings to a feed: new draws in every step, or a few for each pair with their errors known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import TrainSettings
+from .feed import Feed, FreshDraws, timestep_law, weighting_of
+from .fixed_draws import FixedDraws
+from .reference_cache import Dice, ReferenceCache, measured_by
+from .team import Team
+
+if TYPE_CHECKING:
+    from ..families.base import LoadedModel
+    from ..lora.adapter import LoraAdapter
+    from ..preferences.buckets import Stream
+
+
+def deal(
+    settings: TrainSettings,
+    model: LoadedModel,
+    adapter: LoraAdapter,
+    stream: Stream,
+    *,
+    keys: Sequence[str],
+    network: str,
+    folder: Path,
+    team: Team,
+    progress: Callable[[int, int], None],
+) -> Feed:
+    """The feed that the settings ask for, ready for its first portion.
+
+    Args:
+        settings: of the run.
+        model: the base.
+        adapter: the LoRA in its denoiser.
+        stream: deals the pairs.
+        keys: of the pairs in the cache of latents, in the stream's order.
+        network: the model's `denoiser_id`; read only where draws are fixed.
+        folder: for the errors of the reference.
+        team: the processes that train together.
+        progress: is told how many of how many pairs the reference has been measured on.
+
+    Raises:
+        ScdpoError: see `FixedDraws.prepare`.
+    """
+    objective, optim = settings.objective, settings.optim
+    law, weighting = timestep_law(settings), weighting_of(objective)
+    if objective.reference_draws == 0:
+        return FreshDraws(stream, model, law, optim.seed, team)
+    dice = Dice(optim.seed, law, model.timesteps)
+    batches = optim.max_train_steps * optim.accumulation
+    feed = FixedDraws(stream, keys, dice, objective.reference_draws, batches, model.device, team)
+    by = measured_by(model, network, weighting, dice, optim.batch_size)
+    feed.prepare(model, adapter, weighting, optim.batch_size, ReferenceCache(folder, by), progress)
+    return feed

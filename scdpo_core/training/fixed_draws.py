@@ -1,0 +1,149 @@
+"""Training on a fixed number of draws for each pair, whose reference errors are known before it begins.
+
+A step is then the policy's forward and backward pass alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .feed import Portion
+from .reference import autocast_for, mean_squares, reference_residuals
+from .reference_cache import Dice, ReferenceCache, extended
+from .team import Alone, Team, share_of
+
+if TYPE_CHECKING:
+    from ..families.base import LoadedModel
+    from ..families.parameterisation import Weighting
+    from ..lora.adapter import LoraAdapter
+    from ..preferences.buckets import Stream
+
+
+def turns(dealt: Callable[[int], Sequence[int]], batches: int, pairs: int) -> NDArray[np.int32]:
+    """How often each pair was dealt before, for every place of every batch: [batches, B].
+
+    Args:
+        dealt: pairs of a batch, by its index.
+        batches: in the whole run.
+        pairs: how many there are.
+    """
+    before = [0] * pairs
+    rows = []
+    for index in range(batches):
+        row = []
+        for pair in dealt(index):
+            row.append(before[pair])
+            before[pair] += 1
+        rows.append(row)
+    return np.asarray(rows, dtype=np.int32)
+
+
+class FixedDraws:
+    """A feed in which a pair's draws come up in turn: the first, the second ... the last, the first again."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        keys: Sequence[str],
+        dice: Dice,
+        draws: int,
+        batches: int,
+        device: torch.device,
+        team: Team | None = None,
+    ) -> None:
+        """Plan the whole run; `prepare` then makes it ready.
+
+        Args:
+            stream: deals the pairs.
+            keys: of the pairs in the cache of latents, in the stream's order.
+            dice: that decide each draw.
+            draws: for each pair.
+            batches: in the whole run, accumulated ones counted one by one.
+            device: where portions are wanted.
+            team: of the processes that train together.
+        """
+        self._stream, self._keys, self._dice, self._device = stream, list(keys), dice, device
+        self._team = team or Alone()
+        times = turns(stream.dealt, batches, len(keys))
+        own = len(stream.indices(0))
+        first = own * self._team.rank
+        self._numbers = times[:, first : first + own] % draws
+        self.wanted = [0] * len(keys)
+        for index, row in enumerate(times):
+            for pair, turn in zip(stream.dealt(index), row, strict=True):
+                self.wanted[pair] = max(self.wanted[pair], min(draws, int(turn) + 1))
+        self._errors = torch.full((len(keys), max(self.wanted), 2), torch.nan)
+
+    def prepare(
+        self,
+        model: LoadedModel,
+        adapter: LoraAdapter,
+        weighting: Weighting,
+        at_once: int,
+        kept: ReferenceCache,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Measure the reference on every draw of the run that the cache does not hold; others do their share.
+
+        Args:
+            model: the base.
+            adapter: the LoRA in its denoiser.
+            weighting: of the errors.
+            at_once: draws of a pair in one forward pass.
+            kept: what is there already; receives what is measured.
+            progress: is told how many of how many pairs are ready.
+
+        Raises:
+            ScdpoError: the reference's errors are no numbers, or the cache fails.
+        """
+
+        def measure(pair: int, numbers: range) -> Tensor:
+            batch = self._stream.pairs([pair] * len(numbers))
+            shape = tuple(batch.latents.shape[2:])
+            chance = self._dice.draws([(self._keys[pair], each) for each in numbers], shape, model.device)
+            with autocast_for(model):
+                residuals = reference_residuals(model, adapter, batch, chance, weighting)
+            return mean_squares(residuals).float().cpu()
+
+        def short(pair: int) -> bool:
+            return len(found[pair]) < self.wanted[pair]
+
+        def extend(pair: int) -> None:
+            found[pair] = extended(
+                found[pair], self.wanted[pair], at_once, lambda numbers: measure(pair, numbers)
+            )
+
+        todo = [pair for pair, wanted in enumerate(self.wanted) if wanted]
+        found = {pair: kept.get(self._keys[pair]) for pair in todo}
+        # Nobody writes before all have looked, so that all see the same.
+        missing = self._team.tell([pair for pair in todo if short(pair)])
+        mine = share_of(missing, self._team)
+        for number, pair in enumerate(mine):
+            progress(number, len(mine))
+            extend(pair)
+            if not self._team.lockstep or self._team.rank == 0:
+                kept.put(self._keys[pair], found[pair])
+        self._team.wait()
+        for pair in filter(short, todo):
+            found[pair] = kept.get(self._keys[pair])
+            if short(pair):  # written to a disk that this process does not see
+                extend(pair)
+        for pair, errors in found.items():
+            self._errors[pair, : self.wanted[pair]] = errors[: self.wanted[pair]]
+        self._errors = self._errors.to(self._device)
+        progress(len(mine), len(mine))
+
+    def __call__(self, index: int) -> Portion:
+        """See `Feed`."""
+        pairs, numbers = self._stream.indices(index), self._numbers[index].tolist()
+        batch = self._stream.pairs(pairs)
+        which = [(self._keys[pair], number) for pair, number in zip(pairs, numbers, strict=True)]
+        chance = self._dice.draws(which, tuple(batch.latents.shape[2:]), self._device)
+        places = torch.tensor([pairs, numbers]).to(self._device, non_blocking=True)
+        return Portion(batch, chance, self._errors[places[0], places[1]])

@@ -1,0 +1,215 @@
+"""What the LoRA makes of pairs that it never trains on, and when that says to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..config import TrainSettings
+from ..families.parameterisation import Weighting
+from ..families.timesteps import TimestepLaw
+from ..objectives import preference_logit
+from ..objectives.sc_dpo import preference_metrics
+from ..preferences.batches import PairStore
+from ..types import CachedPair, LabelledPair, PairBatch, PairErrors
+from .events import Event, Validated, Warned
+from .feed import timestep_law, weighting_of
+from .reference import autocast_for, draw, pair_residuals
+from .team import Team
+
+if TYPE_CHECKING:
+    from ..families.base import LoadedModel
+    from ..lora.adapter import LoraAdapter
+
+# Above every seed of training, whose noise must not come back here.
+_SEED = 2**31
+
+
+def held_out_batches(
+    cached: Sequence[CachedPair],
+    labelled: Sequence[LabelledPair],
+    batch_size: int,
+    device: torch.device,
+    sizes: Tensor | None = None,
+) -> list[PairBatch]:
+    """All pairs once, in order, in batches of one shape each and at most `batch_size` pairs."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for place, pair in enumerate(cached):
+        shapes.setdefault(tuple(pair.latents.shape), []).append(place)
+    batches = []
+    for places in shapes.values():
+        store = PairStore(
+            [cached[place] for place in places],
+            [labelled[place] for place in places],
+            device,
+            torch.float32,
+            sizes=None if sizes is None else sizes[places],
+        )
+        batches += [store.gather(part) for part in torch.arange(len(places)).split(batch_size)]
+    return batches
+
+
+class Validator:
+    """Errors of policy and reference on held-out pairs, at the same timesteps and noise on every call.
+
+    Attributes:
+        pairs: how many are held out.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        adapter: LoraAdapter,
+        batches: Sequence[PairBatch],
+        *,
+        law: TimestepLaw,
+        weighting: Weighting,
+        beta: float,
+        draws: int,
+        words: Callable[[PairBatch], PairBatch] | None = None,
+    ) -> None:
+        """Look at `batches`, see `held_out_batches`.
+
+        Args:
+            model: with the LoRA attached.
+            adapter: that LoRA.
+            batches: the held-out pairs.
+            law: of the timesteps, as in training.
+            weighting: of the errors, as in training.
+            beta: for u; accuracy and gaps do not depend on it.
+            draws: timesteps for every pair, each with noise of its own.
+            words: as in `Trainer`.
+        """
+        self._model, self._adapter, self._batches, self._words = model, adapter, list(batches), words
+        self._law, self._weighting, self._beta, self._draws = law, weighting, beta, draws
+        self.pairs = sum(len(batch.weight) for batch in batches)
+
+    @torch.no_grad()
+    def look(self) -> dict[str, float]:
+        """accuracy, u, winner_gap and loser_gap over all held-out pairs, errors averaged over the draws.
+
+        accuracy is the share of pairs whose chosen picture the policy prefers more than the base model does.
+        """
+        parts = [self._errors(number, batch) for number, batch in enumerate(self._batches)]
+        errors = PairErrors(
+            torch.cat([part.policy for part in parts]), torch.cat([part.reference for part in parts])
+        )
+        figures = preference_metrics(errors, preference_logit(errors, self._beta))
+        names = {
+            "implicit_accuracy": "accuracy",
+            "u": "u",
+            "winner_gap": "winner_gap",
+            "loser_gap": "loser_gap",
+        }
+        values = torch.stack([figures[name].float() for name in names]).tolist()
+        return dict(zip(names.values(), values, strict=True))
+
+    def _errors(self, number: int, batch: PairBatch) -> PairErrors:
+        """[B, 2] each, averaged over the draws."""
+        model, shape = self._model, tuple(batch.latents.shape[2:])
+        if self._words is not None:
+            batch = self._words(batch)
+        found = []
+        for index in range(number * self._draws, (number + 1) * self._draws):
+            chance = draw(index, _SEED, len(batch.weight), shape, model.timesteps, self._law, model.device)
+            with autocast_for(model):
+                residuals = pair_residuals(model, self._adapter, batch, chance, self._weighting)
+            found.append(residuals.errors())
+        policy = torch.stack([errors.policy for errors in found]).mean(0)
+        return PairErrors(policy, torch.stack([errors.reference for errors in found]).mean(0))
+
+
+class Validation:
+    """The held-out pairs of a run, and whether they say to stop.
+
+    Attributes:
+        patience: what they say.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        adapter: LoraAdapter,
+        batches: Sequence[PairBatch],
+        settings: TrainSettings,
+        emit: Callable[[Event], None],
+        team: Team,
+        words: Callable[[PairBatch], PairBatch] | None = None,
+    ) -> None:
+        """Get ready; arguments as of `Trainer`, `batches` are its held-out ones."""
+        own = settings.objective
+        self._model, self._emit, self._team = model, emit, team
+        self._validator = Validator(
+            model,
+            adapter,
+            batches,
+            law=timestep_law(settings),
+            weighting=weighting_of(own),
+            beta=own.effective_beta,
+            draws=settings.validation.validation_draws,
+            words=words,
+        )
+        self.patience = Patience(settings.validation.patience)
+
+    def look(self, step: int) -> None:
+        """Try the LoRA on the held-out pairs, if there are any, and say how it does."""
+        if not self._validator.pairs:
+            return
+        self._model.denoiser.eval()
+        # One process looks and decides for all; where weights are spread over them, all have to help.
+        looks = self._team.rank == 0 or self._team.lockstep
+        figures = self._team.tell(self._validator.look() if looks else {})
+        self._model.denoiser.train()
+        self._emit(Validated(step, self._validator.pairs, figures))
+        self.patience.see(figures["winner_gap"])
+        if self.patience.is_over:
+            self._emit(Warned(f"Stopped early at step {step}: {self.patience.reason}"))
+
+
+@dataclass
+class Patience:
+    """When to stop: the held-out chosen pictures' error stands above the base model's and keeps rising.
+
+    That is how preference training falls apart: the loss still falls, for the rejected pictures' error
+    rises faster.
+
+    Attributes:
+        looks: rises in a row that end the training; 0 never does.
+        rises: rises in a row so far.
+        last: the winner gap at the last look; None before the first.
+    """
+
+    looks: int
+    rises: int = 0
+    last: float | None = None
+
+    def see(self, winner_gap: float) -> None:
+        """Take in the winner gap of another look."""
+        rising = self.last is not None and winner_gap > max(self.last, 0.0)
+        self.rises = self.rises + 1 if rising else 0
+        self.last = winner_gap
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is time to stop."""
+        return 0 < self.looks <= self.rises
+
+    @property
+    def reason(self) -> str:
+        """Why it is, for the artist."""
+        return (
+            f"the held-out chosen pictures have become worse {self.rises} looks in a row. Their best was "
+            "earlier: lower --beta or --lr, or raise --winner, and give --output a new folder."
+        )
+
+    def state(self) -> dict[str, float | None]:
+        """What a checkpoint needs."""
+        return {"rises": self.rises, "last": self.last}
+
+    def load_state(self, state: Mapping[str, float | None]) -> None:
+        """Go on from a `state`."""
+        self.rises, self.last = int(state["rises"] or 0), state["last"]

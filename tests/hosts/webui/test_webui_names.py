@@ -1,0 +1,77 @@
+"""Every name in the stub of the hosts' modules is in a real host, whose source is read; nothing runs."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests import webui_stub
+
+# What our code uses, and where the stub has it: module, class ('' for the module itself), names.
+NAMES = (
+    ("modules/scripts.py", "", ("Script", "AlwaysVisible", "scripts_data")),
+    ("modules/scripts.py", "Script", ("elem_id", "infotext_fields", "paste_field_names")),
+    ("modules/script_callbacks.py", "", webui_stub.CALLBACKS),
+    ("modules/script_callbacks.py", "ImageSaveParams", ("image", "p", "pnginfo")),
+    ("modules/script_callbacks.py", "ImageGridLoopParams", ("imgs", "cols", "rows")),
+    ("modules/shared.py", "", ("opts", "state", "cmd_opts", "sd_model", "OptionInfo")),
+    ("modules/shared_state.py", "State", ("interrupted", "current_image", "assign_current_image")),
+    ("modules/options.py", "Options", ("add_option", "data_labels")),
+    ("modules/options.py", "OptionInfo", ("default", "section", "refresh", "restrict_api", "info")),
+    ("modules/errors.py", "", ("report",)),
+    ("modules/paths_internal.py", "", ("models_path", "default_output_dir")),
+    ("modules/devices.py", "", ("device",)),
+    ("modules/infotext_utils.py", "", ("PasteField",)),
+    ("modules/ui_components.py", "", ("InputAccordion",)),
+    ("modules/ui_common.py", "", ("create_refresh_button",)),
+    ("scripts/xyz_grid.py", "", ("AxisOption", "axis_options")),
+    ("scripts/xyz_grid.py", "AxisOption", ("label", "type", "apply", "confirm", "choices")),
+    ("LORA/networks.py", "", ("available_networks", "loaded_networks", "list_available_networks")),
+    ("LORA/network.py", "NetworkOnDisk", ("filename", "name")),
+    ("modules/processing.py", "Processed", ("images", "extra_generation_params", "index_of_first_image")),
+    (
+        "modules/processing.py",
+        "StableDiffusionProcessing",
+        (
+            *("all_prompts", "main_prompt", "prompts", "seeds", "iteration", "batch_index", "batch_size"),
+            *("extra_generation_params", "disable_extra_networks", "comment", "width", "height"),
+        ),
+    ),
+    ("modules/processing.py", "StableDiffusionProcessingTxt2Img", ("all_hr_prompts", "enable_hr")),
+)
+
+
+def names_in(source: ast.AST) -> set[str]:
+    """Everything that a body defines, and every attribute that its code sets or reads on an object."""
+    found = set()
+    for node in ast.walk(source):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.alias):
+            found.add(node.asname or node.name)
+    return found
+
+
+@pytest.mark.parametrize(("file", "owner", "names"), NAMES, ids=lambda value: str(value)[:40])
+def test_the_host_has_every_name(webui_dir: Path, file: str, owner: str, names: tuple[str, ...]) -> None:
+    lora = "sd_forge_lora" if (webui_dir / "modules_forge").is_dir() else "Lora"
+    path = webui_dir / file.replace("LORA", f"extensions-builtin/{lora}")
+    tree: ast.AST = ast.parse(path.read_text("utf-8"))
+    source: ast.AST = tree
+    if owner:
+        source = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == owner)
+    # `p.batch_index` is set from outside of the class.
+    known = names_in(source) | ({"batch_index"} if "p.batch_index = i" in path.read_text("utf-8") else set())
+    assert set(names) <= known
+
+
+def test_the_hooks_are_called(webui_dir: Path) -> None:
+    calls = (webui_dir / "modules" / "processing.py").read_text("utf-8")
+    networks = (webui_dir / "modules" / "extra_networks.py").read_text("utf-8")
+    for hook in ("process(p)", "postprocess_image_after_composite(p, pp)", "postprocess(p, res)"):
+        assert f"p.scripts.{hook}" in calls
+    assert "after_extra_networks_activate(" in networks

@@ -1,0 +1,202 @@
+"""Several processes: the gradient of one with the whole batch, and runs that accelerate launches."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from scdpo_core.config import to_toml
+from scdpo_core.families.sd1 import SD1
+from scdpo_core.files import load_tree, read_tensors, save_tree
+from scdpo_core.lora.adapter import attach
+from scdpo_core.preferences.batches import BatchStream
+from scdpo_core.training.events import Failed, Progress, Sample, Started, read_events
+from scdpo_core.training.feed import FreshDraws, timestep_law
+from scdpo_core.training.job import run_job
+from scdpo_core.training.labelling import from_rows, to_rows
+from scdpo_core.training.loop import Trainer
+from scdpo_core.training.team import Alone, Crew, Team, assemble, share_of
+from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
+from tests.test_train_lora_cli import PROGRAM
+from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings
+from tests.tiny_families import tiny_folder
+
+CPU = torch.device("cpu")
+CASES: dict[str, dict[str, Any]] = {
+    "focus and margin": {"objective": "sc_dpo", "margin": 1.0, "dfm_warmup": 0.0, "loser_mu": 0.5},
+    "prior": {"objective": "duo"},
+    "batch statistics": {"objective": "diffusion_kto"},
+}
+
+
+@pytest.fixture(scope="module", name="base")
+def _base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sd_folder(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def gradients(base: Path, folder: Path, batch_size: int, team: Team, case: str) -> list[torch.Tensor]:
+    """Of two accumulated batches; difficulties are remembered from the first to the second."""
+    options = {"batch_size": batch_size, "accumulation": 2, "max_grad_norm": 0.0, "seed": 3} | CASES[case]
+    settings = tiny_settings(base, folder, folder, **options)
+    model = SD1().load(base, CPU, torch.float32)
+    adapter = attach(model.denoiser, rank=2, alpha=2.0, targets="attention", seed=0)
+    with torch.no_grad():
+        for number, weight in enumerate(adapter.parameters()):
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
+    generator = torch.Generator().manual_seed(11)
+    cached, labelled = [], []
+    for number in range(6):
+        latents = torch.randn((2, LATENT_CHANNELS, 8, 8), generator=generator)
+        words = torch.randn((TOKENS, WIDTH), generator=generator)
+        cached.append(CachedPair(latents, words, None, str(number)))
+        pair = PreferencePair(str(number), f"prompt {number}", Path("a"), Path("b"))
+        costs = (-1.0, 0.5 * number) if number % 2 else (None, None)
+        labelled.append(LabelledPair(pair, *costs, False, 1.0 + number, 0.9, ""))
+    stream = BatchStream(
+        cached, labelled, batch_size, 3, CPU, torch.float32, share=(team.rank, team.size)
+    )  # fmt: skip
+    feed = FreshDraws(stream, model, timestep_law(settings), 3, team)
+    trainer = Trainer(model, adapter, feed, settings, folder, emit=lambda event: None, team=team)
+    seen: list[torch.Tensor] = []
+    trainer._optimizer.step = lambda *_: seen.extend(  # type: ignore[method-assign]
+        weight.grad.clone() for weight in adapter.parameters() if weight.grad is not None
+    )
+    trainer._one_step()
+    return seen
+
+
+def as_process(rank: int, port: int, base: Path, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    team = Crew(CPU)
+    for case in CASES:
+        save_tree(folder / f"{case} {rank}.safetensors", gradients(base, folder, 2, team, case))
+    assert [team.anyone(rank == 1), team.anyone(False)] == [True, False]
+    assert team.tell({"who": rank, "what": [0.1, None]}) == {"who": 0, "what": [0.1, None]}
+    team.agree("same", "It")
+    with pytest.raises(ScdpoError, match="The folder differs between the processes"):
+        team.agree(rank, "The folder")
+    assert share_of("abcde", team) == list("abcde"[rank::2])
+    team.wait()
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradient_of_one_with_the_double_batch(base: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(as_process, (port, base, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    for case in CASES:
+        whole = gradients(base, tmp_path, 4, Alone(), case)
+        assert any(bool(gradient.abs().max() > 0) for gradient in whole)
+        for rank in (0, 1):
+            shared = load_tree(tmp_path / f"{case} {rank}.safetensors")
+            for got, expected in zip(shared, whole, strict=True):
+                # Sums in another order; beta times the errors' own rounding.
+                torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_deepspeed_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(assemble(), Alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ScdpoError, match="choose FSDP"):
+        assemble()
+
+
+def test_labels_travel_as_plain_values() -> None:
+    first, second = (PreferencePair(name, "p", Path(f"{name}1"), Path(f"{name}2")) for name in "ab")
+    turned = PreferencePair("b", "p", Path("b2"), Path("b1"))
+    labelled = [
+        LabelledPair(turned, -1.0, None, True, 0.5, 0.75, "turned round"),
+        LabelledPair(first, None, None, False, 1.0, 1.0, ""),
+    ]
+    assert from_rows(to_rows(labelled, [first, second]), [first, second]) == labelled
+
+
+def launch(*options: str, job: Path, extra: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("accelerate")
+    return subprocess.run(
+        [str(program), "launch", *options, "--num_processes=2", str(PROGRAM), "--config", str(job), *extra],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(job.parent / "no settings of this user")},
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+
+
+def figures(folder: Path) -> list[float]:
+    seen = [record.event for record in read_events(folder / "events.jsonl")]
+    return [
+        event.metrics["preference_loss"]  # type: ignore[misc]
+        for event in seen
+        if isinstance(event, Progress) and event.phase == "train"
+    ]
+
+
+def close(one: Path, other: Path) -> bool:
+    mine, theirs = read_tensors(one)[0], read_tensors(other)[0]
+    # AdamW turns the sign of a gradient near zero, which rounding decides, into a whole step.
+    apart = torch.cat([(mine[key].float() - theirs[key].float()).abs().flatten() for key in mine])
+    return mine.keys() == theirs.keys() and float((apart > 1e-4).float().mean()) < 0.02
+
+
+@pytest.mark.slow
+def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: Path, tmp_path: Path) -> None:
+    pairs = tiny_pairs(tmp_path / "pairs")
+    # Nothing in it may depend on how many steps a run is planned for.
+    level = {"schedule": "constant", "warmup": 0.0, "dfm_warmup": 0.0}
+    kept = {"log_every": 1, "save_dtype": "fp32", "reference_draws": 2, "samples": 1}
+    changes: dict[str, Any] = kept | level
+    alone = run_job(tiny_settings(base, pairs, tmp_path / "one" / "lora", batch_size=4, **changes)).folder
+    folder = tmp_path / "two" / "lora"
+    settings = tiny_settings(base, pairs, folder, batch_size=2, **changes)
+    job = tmp_path / "job.toml"
+    job.write_text(to_toml(settings), "utf-8")
+    gpus = ("--config_file", str(PROGRAM.parent / "accelerate" / "gpus.yaml"))
+    half = launch(*gpus, job=job, extra=("--max-train-steps", "3"))
+    assert half.returncode == 0, half.stderr
+    assert half.stdout.count("The LoRA is") == 1
+    assert figures(folder) == pytest.approx(figures(alone)[:3], rel=1e-4)
+
+    whole = launch(*gpus, job=job, extra=("--resume",))
+    assert whole.returncode == 0, whole.stderr
+    assert figures(folder) == pytest.approx(figures(alone), rel=1e-3)
+    seen = [record.event for record in read_events(folder / "events.jsonl")]
+    assert [event.device for event in seen if isinstance(event, Started)] == ["2 x cpu"] * 2
+    assert [event.step for event in seen if isinstance(event, Sample)] == [0, 3, 6]
+    assert close(folder / "lora.safetensors", alone / "lora.safetensors")
+
+    # Alone, each batch would be half of what it was.
+    with pytest.raises(ScdpoError, match="processes: 2 -> not set"):
+        run_job(settings, resume=True)
+    missing = launch(*gpus, job=job, extra=("--output", str(tmp_path / "x"), "--pairs", "none"))
+    assert missing.returncode != 0
+    assert "none" in missing.stderr
+    assert not (tmp_path / "x").exists()
+    assert not any(isinstance(event, Failed) for event in seen)
+
+
+@pytest.mark.slow
+def test_fsdp_spreads_the_frozen_weights_and_trains_the_same(tmp_path: Path) -> None:
+    base = tiny_folder("flux", tmp_path / "flux")
+    pairs = tiny_pairs(tmp_path / "pairs")
+    size = {"width": 32, "height": 32}
+    # FLUX's own preset lies under the settings file, and what is not set there would come from it.
+    kept = {"log_every": 1, "save_dtype": "fp32", "reference_draws": 1}
+    changes: dict[str, Any] = kept | {"max_train_steps": 3, "beta": 2000.0}
+    alone = run_job(tiny_settings(base, pairs, tmp_path / "one" / "lora", batch_size=4, **size, **changes))
+    job, folder = tmp_path / "job.toml", tmp_path / "two" / "lora"
+    job.write_text(to_toml(tiny_settings(base, pairs, folder, batch_size=2, **size, **changes)), "utf-8")
+    done = launch("--config_file", str(PROGRAM.parent / "accelerate" / "fsdp.yaml"), job=job)
+    assert done.returncode == 0, done.stderr
+    assert figures(folder) == pytest.approx(figures(alone.folder), rel=1e-3)
+    assert close(folder / "lora.safetensors", alone.folder / "lora.safetensors")
