@@ -59,7 +59,7 @@ def hidden(door: Door, name: str, prompt: dict[str, Any] | None = None) -> tuple
     return type(name, (door.nodes[f"SCDPO_{name}"],), {"hidden": told}), info
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values=st.lists(st.floats(-0.5, 1.5, width=32), min_size=12, max_size=12))
 def test_pictures_are_those_that_save_image_writes(door: Door, values: list[float]) -> None:
     tensor = torch.tensor(values).reshape(1, 2, 2, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
@@ -31,6 +31,7 @@ def test_what_is_held_by_each_rule() -> None:
     assert held_back(scores, "review and unsafe", 9.0) == [1, 2, 3, 4]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values=st.lists(st.floats(-20, 20), max_size=8), low=st.floats(-20, 20), high=st.floats(-20, 20))
 def test_a_lower_threshold_holds_no_less(values: list[float], low: float, high: float) -> None:
     scores = [score(value) for value in values]

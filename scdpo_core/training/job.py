@@ -30,7 +30,7 @@ from .labelling import from_rows, label_pairs, sample_scorer, to_rows
 from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
 from .plots import draw_curves
-from .provenance import categories, facts
+from .provenance import facts
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
 from .team import Team, assemble, dismiss
@@ -262,8 +262,8 @@ class _Job:
 
         settings, team = self.settings, self.team
         team.agree(data.hash, "What the preference folder holds")
-        used = categories([data.labelled[place] for place in data.trained])
-        self._facts |= facts(settings, model) | {"dataset_hash": data.hash, "categories": used}
+        told: dict[str, object] = {"dataset_hash": data.hash, "categories": data.categories}
+        self._facts |= facts(settings, model) | told
 
         def sample(step: int) -> None:
             sampler.draw(step)
