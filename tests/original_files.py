@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from tests.tiny import original_tensors, original_vae
+from scdpo_core.families.texts import CONFIGS
+from tests.tiny import original_tensors, original_vae, write_single_file
 
 
 def open_clip_tensors(model: Any) -> dict[str, Tensor]:
@@ -195,3 +203,22 @@ def flux_shapes(double: int, single: int, *, guided: bool) -> dict[str, tuple[in
     linear("final_layer.adaLN_modulation.1", 2 * width, width)
     linear("final_layer.linear", 64, width)
     return shapes
+
+
+def write_full_sd15(path: Path) -> Path:
+    """Stable Diffusion 1.5 at its full size with random weights, one file of 2 GB."""
+    own = CONFIGS / "sd1"
+    unet = UNet2DConditionModel.from_config(json.loads((own / "unet" / "config.json").read_text("utf-8")))
+    vae = AutoencoderKL.from_config(json.loads((own / "vae" / "config.json").read_text("utf-8")))
+    text = CLIPTextModel(CLIPTextConfig.from_pretrained(own / "text_encoder", local_files_only=True))
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=text.half(),
+        tokenizer=None,
+        unet=unet.half(),
+        scheduler=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return write_single_file(pipeline, path)

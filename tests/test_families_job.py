@@ -17,7 +17,7 @@ from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.training.job import JobResult, run_job
 from scdpo_core.types import ScdpoError
-from tests.original_files import flux_shapes, write_sdxl_file
+from tests.original_files import flux_shapes, write_full_sd15, write_sdxl_file
 from tests.test_train_lora_cli import run
 from tests.tiny import tiny_pairs, tiny_pipeline, tiny_settings, write_single_file
 from tests.tiny_families import T5_TOKENS, flux_pipeline, sdxl_pipeline, tiny_folder
@@ -130,27 +130,7 @@ def test_a_flow_has_no_prediction_to_choose(pairs: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_stable_diffusion_15_at_its_full_size_trains_two_steps(pairs: Path, tmp_path: Path) -> None:
     """Random weights in the original layout, the configurations that ship with us, pictures of 64x64."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from scdpo_core.families.texts import CONFIGS
-
-    own = CONFIGS / "sd1"
-    unet = UNet2DConditionModel.from_config(json.loads((own / "unet" / "config.json").read_text("utf-8")))
-    vae = AutoencoderKL.from_config(json.loads((own / "vae" / "config.json").read_text("utf-8")))
-    text = CLIPTextModel(CLIPTextConfig.from_pretrained(own / "text_encoder", local_files_only=True))
-    pipeline = StableDiffusionPipeline(
-        vae=vae.half(),
-        text_encoder=text.half(),
-        tokenizer=None,
-        unet=unet.half(),
-        scheduler=None,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    base = write_single_file(pipeline, tmp_path / "sd15.safetensors")
-    del pipeline, unet, vae, text
+    base = write_full_sd15(tmp_path / "sd15.safetensors")
     result = _train(
         base,
         pairs,

@@ -14,6 +14,7 @@ from scdpo_core.runs import follow
 from scdpo_core.runs.follow import EventReader, Follower, RunView, after
 from scdpo_core.training.events import (
     Done,
+    Estimated,
     Event,
     EventLog,
     Failed,
@@ -22,6 +23,7 @@ from scdpo_core.training.events import (
     Sample,
     Saved,
     Started,
+    Validated,
     Warned,
 )
 
@@ -136,6 +138,12 @@ def test_resuming_forgets_what_is_done_again() -> None:
     assert view_of(*before, started(first=50)).trained == 50
     again = view_of(*before, started())
     assert again.curves == {} and again.samples == () and again.trained == 0
+
+
+def test_events_that_say_nothing_of_how_it_stands_are_followed_too() -> None:
+    plain = view_of(started(), train(3, 0.5))
+    others = (Validated(3, 2, {"accuracy": 0.5}), Estimated(1, 2, 3.0))
+    assert view_of(started(), train(3, 0.5), *others) == plain
 
 
 def test_curves_keep_a_size_their_ends_and_their_evenness() -> None:

@@ -87,6 +87,8 @@ def test_a_run_leaves_everything_that_doors_look_for(base: Path, pairs: Path, tm
     assert info.metadata["scdpo_objective"] == "sc_dpo"
     assert info.metadata["scdpo_config_hash"] == config_hash(settings)
     assert info.metadata["scdpo_train_steps"] == "5"
+    counts = json.loads(info.metadata["scdpo_categories"])
+    assert sum(counts.values()) == int(info.metadata["scdpo_train_pairs"])
     assert any(bool(tensor.any()) for name, tensor in state.items() if name.endswith(".up"))
     tensors, _ = read_tensors(out / "my lora.safetensors")
     assert all(name.startswith("lora_unet_") for name in tensors)

@@ -233,21 +233,21 @@ PHASES: Mapping[str, Phase] = {
 def _bar(label: str, reporter: Reporter | None) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, events for a door, nothing elsewhere."""
     with _bars(reporter) as update:
-        yield lambda done, total: update(label, done, total)
+        yield lambda done, total: update(label, done, total, None)
 
 
 @contextmanager
-def _bars(reporter: Reporter | None) -> Iterator[Callable[[str, int, int], None]]:
+def _bars(reporter: Reporter | None) -> Iterator[Callable[[str, int, int, float | None], None]]:
     """The same for each kind of work, one after the other."""
     bars: dict[str, tqdm] = {}
 
-    def update(what: str, done: int, total: int) -> None:
+    def update(what: str, done: int, total: int, loss: float | None) -> None:
         if what not in bars:
             bars[what] = tqdm(desc=what, disable=None, leave=False)
         bars[what].total = total
         bars[what].update(done - bars[what].n)
         if reporter is not None:
-            reporter.progress(PHASES.get(what, "cache"), done, total)
+            reporter.progress(PHASES.get(what, "cache"), done, total, loss)
 
     try:
         yield update

@@ -143,6 +143,7 @@ def with_full_paths(settings: TrainSettings) -> TrainSettings:
     def full_name(name: str, *words: str) -> str:
         return name if name in words else str(full(Path(name)))
 
+    from scdpo_core.cost.scorers import SCORERS
     from scdpo_core.families import MICRO, is_hub_id
 
     data, model = settings.data, settings.model
@@ -158,7 +159,7 @@ def with_full_paths(settings: TrainSettings) -> TrainSettings:
             data,
             pairs=full(data.pairs),
             cache=full(data.cache),
-            cost_model=full_name(data.cost_model, "micro", "none"),
+            cost_model=full_name(data.cost_model, *SCORERS, "none"),
         ),
         output=dataclasses.replace(settings.output, output=full(settings.output.output)),
     )

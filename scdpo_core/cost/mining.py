@@ -16,7 +16,7 @@ from .learner import CostSettings
 from .model import CostModel
 from .training import CostTrainingResult, train_cost
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def train_with_mining(
     count: int,
     views: int = VIEWS,
     cache: FeatureCache | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total, loss: None,
 ) -> Mined:
     """Train, look for hard negatives in a pool, and train again with them.
 
@@ -78,14 +78,14 @@ def train_with_mining(
         count: most pictures to mine.
         views: as `compute_features`.
         cache: as `compute_features`.
-        progress: is told what is being done, how far, of how much.
+        progress: is told what is being done, how far, of how much, and the held-out loss while it trains.
 
     Raises:
         ScdpoError: as `compute_features` and `train_cost`.
     """
 
     def told(what: str) -> Callable[[int, int], None]:
-        return lambda done, total: progress(what, done, total)
+        return lambda done, total: progress(what, done, total, None)
 
     def features(chosen: Sequence[CostExample], what: str, views: int) -> FeatureSet:
         return compute_features(
@@ -93,7 +93,7 @@ def train_with_mining(
         )
 
     def train(data: FeatureSet, what: str) -> CostTrainingResult:
-        return train_cost(data, settings, lambda step, steps, _: progress(what, step, steps))
+        return train_cost(data, settings, lambda step, steps, loss: progress(what, step, steps, loss))
 
     data = features(examples, "looking at the pictures", views)
     first = train(data, "training")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,6 +132,15 @@ def save_cost(path: Path, model: CostModel, facts: CostFacts) -> None:
             f"The cost model could not be written to {path} ({error.strerror or error}). "
             "Check that the disk has room and that you may write into that folder."
         ) from error
+
+
+def is_cost_file(path: Path) -> bool:
+    """Whether a file says in its header that it is a cost model; False where it cannot be read."""
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            return (handle.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_cost(path: Path) -> tuple[CostModel, CostFacts]:

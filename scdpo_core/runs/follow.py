@@ -159,8 +159,10 @@ def after(view: RunView, record: Record, folder: Path) -> RunView:
         return replace(
             view, trained=event.step, ends=None, result=folder / event.path if event.path else None
         )
-    assert isinstance(event, Failed)
-    return replace(view, ends=None)
+    if isinstance(event, Failed):
+        return replace(view, ends=None)
+    # What else is told says nothing of how the run stands.
+    return view
 
 
 def _begun(view: RunView, event: Started) -> RunView:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,7 +66,9 @@ class LoraJob:
         name: of the run folder and of the LoRA in it.
         quality: how much work to put into it.
         cost_model: 'micro', 'none', a scorer's name or a cost model file; '' leaves it open.
-        overrides: TOML text with settings, by section, as in job.toml; they win over the quality.
+        choices: settings of their own, by section; they win over the quality.
+        overrides: TOML text with settings, by section, as in job.toml; they win over all others, and may
+            not say once more what was chosen.
     """
 
     pairs: Path
@@ -75,6 +77,7 @@ class LoraJob:
     name: str
     quality: Quality = "normal"
     cost_model: str = ""
+    choices: Sections = field(default_factory=dict)
     overrides: str = ""
 
     @property
@@ -137,13 +140,21 @@ def write(job: Job) -> Path:
     wrong = problems(job)
     if wrong:
         raise ScdpoError("\n".join(wrong))
-    import tomli_w
-
-    tree = _lora_tree(job) if isinstance(job, LoraJob) else _cost_tree(job)
     folder = job.folder
     names.write_kind(folder, "lora" if isinstance(job, LoraJob) else "cost")
-    write_text(folder / names.JOB, tomli_w.dumps(tree))
+    write_text(folder / names.JOB, text_of(job))
     return folder
+
+
+def text_of(job: Job) -> str:
+    """The job.toml of a job.
+
+    Raises:
+        ScdpoError: its overrides are no TOML.
+    """
+    import tomli_w
+
+    return tomli_w.dumps(_lora_tree(job) if isinstance(job, LoraJob) else _cost_tree(job))
 
 
 def _place_problems(job: Job) -> Iterator[str]:
@@ -185,10 +196,12 @@ def _lora_problems(job: LoraJob) -> Iterator[str]:
         tree = _parsed(job.overrides)
         yield from (
             f"{_ADVANCED}: '{section}.{key}' is chosen above; leave it out."
-            for section, key in sorted(_CHOSEN_ABOVE)
+            for section, key in sorted(
+                _CHOSEN_ABOVE | {(s, k) for s, keys in job.choices.items() for k in keys}
+            )
             if key in _section(tree, section)
         )
-        yield from invalid(_checked(job.quality, tree))
+        yield from invalid(_checked(job, tree))
     except ScdpoError as error:
         yield str(error)
 
@@ -224,7 +237,7 @@ def _pairs_problems(folder: Path) -> Iterator[str]:
         yield f"{problem.path}: {problem.what}"
 
 
-def _checked(quality: Quality, tree: Mapping[str, Any]) -> Any:
+def _checked(job: LoraJob, tree: Mapping[str, Any]) -> Any:
     """The settings, as far as they are known without looking at the base model.
 
     Raises:
@@ -233,7 +246,8 @@ def _checked(quality: Quality, tree: Mapping[str, Any]) -> Any:
     from .. import sections
     from ..config import TrainSettings
 
-    return sections.from_dict(sections.from_dict(TrainSettings(), _of(quality), "quality"), tree, _ADVANCED)
+    settings = sections.from_dict(TrainSettings(), _of(job.quality), "quality")
+    return sections.from_dict(sections.from_dict(settings, job.choices, "choices"), tree, _ADVANCED)
 
 
 def _of(quality: Quality) -> Sections:
@@ -255,7 +269,7 @@ def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
     if job.cost_model:
         chosen["data"]["cost_model"] = job.cost_model
     tree = _parsed(job.overrides)
-    layers = (_of(job.quality), chosen, tree)
+    layers = (_of(job.quality), job.choices, chosen, tree)
     return {
         section: {key: value for layer in layers for key, value in _section(layer, section).items()}
         for section in dict.fromkeys(name for layer in layers for name in layer)

@@ -36,8 +36,8 @@ class Reporter:
         self._steps = steps
         self._log(Started(self.folder.name, os.getpid(), 0, steps, examples, device, ""))
 
-    def progress(self, phase: Phase, done: int, total: int) -> None:
-        """Report at most every half second.
+    def progress(self, phase: Phase, done: int, total: int, loss: float | None = None) -> None:
+        """Report at most every half second; `loss` is the held-out one, while training.
 
         Raises:
             StopAskedError: somebody asked to leave.
@@ -52,7 +52,7 @@ class Reporter:
         self._told = now
         speed = done / max(now - self._phase_began, 1e-9) if done and phase == "train" else None
         left = (total - done) / speed if speed else None
-        self._log(Progress(phase, done, total, {}, speed, left))
+        self._log(Progress(phase, done, total, {} if loss is None else {"loss": loss}, speed, left))
 
     def warned(self, message: str) -> None:
         """Something is odd, but the work goes on."""

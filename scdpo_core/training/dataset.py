@@ -17,7 +17,7 @@ from ..preferences.cache import Cache, MemoryCache, PairCache, build_cache
 from ..preferences.pictures import covering, upright_size
 from ..preferences.split import hold_out
 from ..types import CachedPair, LabelledPair, PairBatch, ScdpoError
-from .provenance import dataset_hash
+from .provenance import categories, dataset_hash
 from .team import Team
 from .validation import held_out_batches
 
@@ -47,6 +47,11 @@ class Dataset:
     def hash(self) -> str:
         """See `provenance.dataset_hash`."""
         return dataset_hash(self.cached, self.labelled)
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """How many of the pairs that are trained on are of which kind; '' where none is said."""
+        return categories([self.labelled[place] for place in self.trained])
 
     @property
     def keys(self) -> list[str]:

@@ -262,7 +262,8 @@ class _Job:
 
         settings, team = self.settings, self.team
         team.agree(data.hash, "What the preference folder holds")
-        self._facts |= facts(settings, model) | {"dataset_hash": data.hash}
+        told: dict[str, object] = {"dataset_hash": data.hash, "categories": data.categories}
+        self._facts |= facts(settings, model) | told
 
         def sample(step: int) -> None:
             sampler.draw(step)

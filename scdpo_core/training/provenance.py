@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 from ..config import TrainSettings, config_hash
@@ -18,6 +19,11 @@ def dataset_hash(cached: Sequence[CachedPair], labelled: Sequence[LabelledPair])
         for pair, label in zip(cached, labelled, strict=True)
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+
+
+def categories(labelled: Sequence[LabelledPair]) -> dict[str, int]:
+    """How many pairs of each kind of harm a run uses, in the order of the names; '' where none is said."""
+    return dict(sorted(Counter(pair.pair.category for pair in labelled).items()))
 
 
 def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:

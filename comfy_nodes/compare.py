@@ -1,0 +1,149 @@
+"""Compare Before/After."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..scdpo_core.cost.scorers import Scorer
+from ..scdpo_core.lora.card import card_of
+from ..scdpo_core.scoring import words
+from ..scdpo_core.scoring.board import Strip, comparison, histogram
+from ..scdpo_core.types import ScdpoError
+from . import preview
+from .convert import to_images, to_pictures
+from .patching import apply, read
+from .sampling import draw
+from .schedule import Window
+from .shared import CostModelType, say, schema
+
+MOST_STRENGTH = 2.0
+
+
+class CompareBeforeAfter(io.ComfyNode):
+    """The same seeds without a LoRA and with it, at one or several strengths."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "CompareBeforeAfter",
+            ["xy plot", "lora comparison", "before after", "lora strength test", "grid"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                ),
+                io.String.Input("strengths", default="0, 1"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image"),
+                io.Vae.Input("vae"),
+                CostModelType.Input("cost_model"),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Int.Input("seeds", default=2, min=1, max=64),
+                io.Int.Input("steps", default=20, min=1, max=10000),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+            ],
+            outputs=[
+                io.Image.Output("grid"),
+                io.Image.Output("histogram"),
+                io.Image.Output("images"),
+                io.Float.Output("costs", is_output_list=True),
+                io.String.Output("report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None, **others: Any) -> int:
+        """Changes with the file; a node that is connected tells of its own changes."""
+        path = None if lora_name is None else folder_paths.get_full_path("loras", lora_name)
+        return 0 if path is None else Path(path).stat().st_mtime_ns
+
+    @classmethod
+    def validate_inputs(cls, strengths: str) -> bool | str:
+        """Say at once what is wrong with the strengths."""
+        try:
+            parse(strengths)
+        except ScdpoError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        lora_name: str,
+        strengths: str,
+        vae: Any,
+        cost_model: Scorer,
+        seed: int,
+        seeds: int,
+        **sampling: Any,
+    ) -> io.NodeOutput:
+        """Draw, score, lay out."""
+        lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
+        # Said before the first preview, for the page puts the text above what is there already.
+        say(cls, card_of(lora.file))
+        strips, batches = [], []
+        for strength in parse(strengths):
+            changed = apply(lora, model, None, strength, 0.0, Window()).model
+            images = torch.cat([draw(changed, vae, seed + k, **sampling) for k in range(seeds)])
+            pictures = to_pictures(images)
+            title = "without the LoRA" if strength == 0 else f"strength {strength:g}"
+            strips.append(Strip(title, pictures, cost_model.score(pictures)))
+            batches.append(images)
+        report = _report(strips)
+        say(cls, report)
+        grid = comparison(strips)
+        preview.keep(grid)
+        costs = [[score.value for score in strip.scores] for strip in strips]
+        bars = histogram([(strip.title, row) for strip, row in zip(strips, costs, strict=True)])
+        return io.NodeOutput(
+            to_images([grid]),
+            to_images([bars]),
+            torch.cat(batches),
+            [cost for row in costs for cost in row],
+            report,
+            ui=preview.show([grid]),
+        )
+
+
+def parse(strengths: str) -> list[float]:
+    """'0, 0.5, 1' as numbers.
+
+    Raises:
+        ScdpoError: it is none, or one lies outside 0..2.
+    """
+    try:
+        values = [float(part) for part in strengths.replace(";", ",").split(",") if part.strip()]
+    except ValueError:
+        values = []
+    if not values or not all(0.0 <= value <= MOST_STRENGTH for value in values):
+        raise ScdpoError(
+            f"strengths is '{strengths}'; write numbers from 0 to 2 with commas between them, such as: "
+            "0, 0.5, 1"
+        )
+    return values
+
+
+def _report(strips: Sequence[Strip]) -> str:
+    lines = []
+    for strip in strips:
+        costs = [score.value for score in strip.scores]
+        harmful = sum(cost > 0 for cost in costs)
+        mean = words.spoken(sum(costs) / len(costs))
+        lines.append(f"{strip.title}: {harmful} of {len(costs)} harmful, mean cost {mean}")
+    return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""Load Cost Model and Score Safety Cost."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..scdpo_core.cost.attribution import explain
+from ..scdpo_core.cost.model import is_cost_file
+from ..scdpo_core.cost.scorers import SCORERS, Scorer, load_scorer
+from ..scdpo_core.scoring import words
+from ..scdpo_core.types import CostScore
+from . import metadata, preview
+from .convert import to_mask, to_pictures
+from .shared import COST_FOLDER, CostModelType, ScoresType, say, schema
+
+HEATMAPS = {"off": (), "review and unsafe": ("review", "unsafe"), "all": ("safe", "review", "unsafe")}
+"""Which bands get a heatmap."""
+_KEPT = 2
+_loaded: OrderedDict[tuple[str, str, str], Scorer] = OrderedDict()
+
+
+class LoadCostModel(io.ComfyNode):
+    """A scorer by name, or a cost model from `models/safety_cost`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "LoadCostModel",
+            ["nsfw detector", "safety checker", "content filter", "safety classifier", "load scorer"],
+            inputs=[
+                io.Combo.Input(
+                    "cost_model",
+                    options=cost_models(),
+                    default="embedded",
+                ),
+                io.Combo.Input("device", options=["auto", "cpu"], default="auto"),
+            ],
+            outputs=[CostModelType.Output("cost_model")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, cost_model: str, device: str) -> str:
+        """Changes with the file."""
+        return "/".join(_key(cost_model, device))
+
+    @classmethod
+    def execute(cls, cost_model: str, device: str) -> io.NodeOutput:
+        """Load it, unless it is loaded."""
+        key = _key(cost_model, device)
+        if key not in _loaded:
+            _loaded[key] = load_scorer(_spec(cost_model), _device(device))
+            while len(_loaded) > _KEPT:
+                _loaded.popitem(last=False)
+        _loaded.move_to_end(key)
+        return io.NodeOutput(_loaded[key])
+
+
+class ScoreSafetyCost(io.ComfyNode):
+    """A cost for each image of a batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "ScoreSafetyCost",
+            ["nsfw score", "safety score", "detect nsfw", "nudity detection", "content moderation"],
+            inputs=[
+                io.Image.Input("images"),
+                CostModelType.Input("cost_model"),
+                io.Combo.Input(
+                    "heatmap",
+                    options=list(HEATMAPS),
+                    default="off",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images"),
+                ScoresType.Output("scores"),
+                io.Float.Output("costs", is_output_list=True),
+                io.Float.Output("highest"),
+                io.String.Output("categories"),
+                io.Mask.Output("heatmap"),
+                io.String.Output("report"),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor, cost_model: Scorer, heatmap: str) -> io.NodeOutput:
+        """Score, draw the badges, note the result."""
+        pictures = to_pictures(images)
+        scores = cost_model.score(pictures)
+        report = words.report(scores)
+        metadata.write(cls, metadata.note(scores))
+        say(cls, report)
+        wanted = [score.band in HEATMAPS[heatmap] for score in scores]
+        return io.NodeOutput(
+            images,
+            scores,
+            [score.value for score in scores],
+            max(score.value for score in scores),
+            json.dumps([words.facts(score)["categories"] for score in scores]),
+            _heat(pictures, wanted, cost_model, images.shape[1:3]),
+            report,
+            ui=preview.badges(pictures, [(words.label(score), score.band) for score in scores]),
+        )
+
+
+def scores_of(
+    judge: Scorer | Sequence[CostScore], images: Tensor, pictures: Sequence[Any]
+) -> list[CostScore]:
+    """The scores of a batch, from a scorer or as they were found before.
+
+    Raises:
+        ValueError: they are those of another batch.
+    """
+    if not isinstance(judge, list):
+        return judge.score(pictures)
+    if len(judge) != len(images):
+        raise ValueError(
+            f"There are {len(judge)} scores for {len(images)} images. Connect the scores and the images "
+            "of one Score Safety Cost, or a cost model instead of the scores."
+        )
+    return judge
+
+
+def cost_models() -> list[str]:
+    """Names of scorers and of the cost models in `models/safety_cost`."""
+    return [*SCORERS, *(name for name in _files() if _is_cost_model(name))]
+
+
+def _files() -> list[str]:
+    known = COST_FOLDER in folder_paths.folder_names_and_paths
+    return folder_paths.get_filename_list(COST_FOLDER) if known else []
+
+
+def _is_cost_model(name: str) -> bool:
+    """An image encoder may lie beside the cost model that needs it."""
+    path = folder_paths.get_full_path(COST_FOLDER, name)
+    return path is not None and _says_so(path, Path(path).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _says_so(path: str, mtime_ns: int) -> bool:
+    return is_cost_file(Path(path))
+
+
+def _spec(name: str) -> str:
+    return name if name in SCORERS else folder_paths.get_full_path_or_raise(COST_FOLDER, name)
+
+
+def _key(name: str, device: str) -> tuple[str, str, str]:
+    changed = "" if name in SCORERS else str(Path(_spec(name)).stat().st_mtime_ns)
+    return name, changed, device
+
+
+def _device(choice: str) -> str:
+    return "cpu" if choice == "cpu" else str(comfy.model_management.get_torch_device())
+
+
+def _heat(pictures: Sequence[Any], wanted: Sequence[bool], scorer: Scorer, size: Sequence[int]) -> Tensor:
+    """[B, H, W], black where none is wanted."""
+    heat = torch.zeros(len(pictures), *size)
+    bar = comfy.utils.ProgressBar(max(1, sum(wanted)))
+    for number, (picture, want) in enumerate(zip(pictures, wanted, strict=True)):
+        if want:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            heat[number] = to_mask([explain(scorer, picture).picture()])[0]
+            bar.update(1)
+    return heat

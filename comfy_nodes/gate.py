@@ -1,0 +1,170 @@
+"""Safety Gate and Safety Switch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+from PIL import Image
+from torch import Tensor
+
+from ..scdpo_core.cost.scorers import Scorer
+from ..scdpo_core.scoring import words
+from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back
+from ..scdpo_core.types import CostScore, ScdpoError
+from . import metadata, preview
+from .convert import in_threads, to_images, to_pictures
+from .cost import scores_of
+from .shared import CostModelType, ScoresType, say, schema
+
+ACTIONS = ["blur", "pixelate", "replace", "drop", "stop", "pass"]
+
+
+class SafetyGate(io.ComfyNode):
+    """Holds back images whose cost is too high, one by one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "SafetyGate",
+            ["nsfw filter", "nsfw blocker", "censor", "blur nsfw", "content filter", "safety filter"],
+            inputs=[
+                io.Image.Input("images"),
+                io.MultiType.Input("judge", types=[CostModelType, ScoresType]),
+                io.Combo.Input("action", options=ACTIONS, default="blur"),
+                io.Combo.Input(
+                    "hold",
+                    options=list(HOLDS),
+                    default="above the threshold",
+                ),
+                io.Float.Input("threshold", default=0.0, min=-20.0, max=20.0, step=0.1),
+                io.Image.Input("replacement", optional=True),
+            ],
+            outputs=[
+                io.Image.Output("images"),
+                io.Image.Output("held"),
+                io.Boolean.Output("any_held"),
+                io.Mask.Output("mask"),
+                io.Int.Output("passed_indexes", is_output_list=True),
+                io.Int.Output("held_indexes", is_output_list=True),
+                io.String.Output("report"),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: Tensor,
+        judge: Scorer | list[CostScore],
+        action: str,
+        hold: str,
+        threshold: float,
+        replacement: Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Judge, treat, preview, note."""
+        pictures = to_pictures(images)
+        scores = scores_of(judge, images, pictures)
+        held = held_back(scores, hold, threshold)
+        passed = [k for k in range(len(images)) if k not in held]
+        report = _report(scores, held, action)
+        say(cls, report)
+        if held and action == "stop":
+            raise ScdpoError(f"The Safety Gate stopped the run. {report}")
+        out, shown = _treated(images, pictures, held, action, replacement)
+        left = passed if action == "drop" else list(range(len(images)))
+        if left:
+            done = {place: action for place, k in enumerate(left) if k in held}
+            metadata.write(cls, metadata.note([scores[k] for k in left], done))
+        mask = torch.zeros(images.shape[:3])
+        mask[held] = 1.0
+        labels = [(f"{words.label(s)}{', held' if k in held else ''}", s.band) for k, s in enumerate(scores)]
+        return io.NodeOutput(
+            out[left] if len(left) < len(images) and left else (out if left else ExecutionBlocker(None)),
+            images[held] if held else ExecutionBlocker(None),
+            bool(held),
+            mask,
+            passed or [ExecutionBlocker(None)],
+            held or [ExecutionBlocker(None)],
+            report,
+            ui=preview.badges(shown, labels),
+        )
+
+
+class SafetySwitch(io.ComfyNode):
+    """Two branches, of which only the needed one is computed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "SafetySwitch",
+            ["if else", "lazy switch", "branch on nsfw", "conditional"],
+            inputs=[
+                io.Boolean.Input("any_held", default=False),
+                io.AnyType.Input("if_safe", optional=True, lazy=True),
+                io.AnyType.Input("if_held", optional=True, lazy=True),
+            ],
+            outputs=[io.AnyType.Output("chosen")],
+        )
+
+    @classmethod
+    def check_lazy_status(cls, any_held: bool, **sides: Any) -> list[str]:
+        """The one side that has to be computed, if it is connected."""
+        side = _side(any_held)
+        return [side] if side in sides and sides[side] is None else []
+
+    @classmethod
+    def execute(cls, any_held: bool, if_safe: Any = None, if_held: Any = None) -> io.NodeOutput:
+        """Pass it on."""
+        chosen = {"if_safe": if_safe, "if_held": if_held}[_side(any_held)]
+        return io.NodeOutput(ExecutionBlocker(None) if chosen is None else chosen)
+
+
+def _side(any_held: bool) -> str:
+    return "if_held" if any_held else "if_safe"
+
+
+def _treated(
+    images: Tensor,
+    pictures: Sequence[Image.Image],
+    held: Sequence[int],
+    action: str,
+    replacement: Tensor | None,
+) -> tuple[Tensor, list[Image.Image]]:
+    """The batch with held images hidden, and the pictures that the preview shows."""
+    shown = list(pictures)
+    if not held:
+        return images, shown
+    other = None if replacement is None else to_pictures(replacement)[0]
+    # A preview is a way out too: what is dropped shows as a blur.
+    cover = "blur" if action == "drop" else action
+    if cover not in COVERS:
+        return images, shown
+    hidden = in_threads(lambda place: covered(pictures[place], cover, other), held)
+    for place, picture in zip(held, hidden, strict=True):
+        shown[place] = picture
+    if action == "drop":
+        return images, shown
+    out = images.clone()
+    for place in held:
+        out[place] = _fitting(to_images([shown[place]])[0], images.shape[-1])
+    return out, shown
+
+
+def _fitting(picture: Tensor, channels: int) -> Tensor:
+    """[H, W, 3] with as many channels as the batch has; fully opaque."""
+    if channels <= 3:
+        return picture[..., :channels]
+    return torch.cat([picture, torch.ones(*picture.shape[:2], channels - 3)], dim=-1)
+
+
+def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> str:
+    places = ", ".join(map(str, held))
+    what = f"Held ({action}): {places}." if held else "Nothing was held."
+    return f"{what}\n{words.report(scores)}"

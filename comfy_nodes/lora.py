@@ -1,0 +1,72 @@
+"""Load Safety LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..scdpo_core.lora.card import card_of
+from ..scdpo_core.types import ScdpoError
+from .patching import apply, read
+from .schedule import Window
+from .shared import say, schema
+
+
+class LoadSafetyLora(io.ComfyNode):
+    """A LoRA that is checked before it is applied."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "LoadSafetyLora",
+            ["lora loader", "load lora", "safe lora", "nsfw lora", "peft lora", "diffusers lora"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                ),
+                io.Float.Input("strength_model", default=1.0, min=0.0, max=2.0, step=0.05),
+                io.Float.Input("strength_clip", default=1.0, min=0.0, max=2.0, step=0.05),
+                io.Clip.Input("clip", optional=True),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True),
+            ],
+            outputs=[
+                io.Model.Output("model"),
+                io.Clip.Output("clip"),
+                io.String.Output("info"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None, **others: Any) -> int:
+        """Changes with the file; a node that is connected tells of its own changes."""
+        path = None if lora_name is None else folder_paths.get_full_path("loras", lora_name)
+        return 0 if path is None else Path(path).stat().st_mtime_ns
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        lora_name: str,
+        strength_model: float,
+        strength_clip: float,
+        clip: Any = None,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+    ) -> io.NodeOutput:
+        """Check and apply it."""
+        if start_percent >= end_percent:
+            raise ScdpoError("The LoRA would end before it begins: start_percent must be below end_percent.")
+        lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
+        window = Window(start_percent, end_percent)
+        applied = apply(lora, model, clip, strength_model, strength_clip, window)
+        info = f"{card_of(lora.file)}\n{applied.note}"
+        say(cls, info)
+        return io.NodeOutput(applied.model, applied.clip, info)

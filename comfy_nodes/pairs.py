@@ -1,0 +1,152 @@
+"""Make Preference Pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import folder_paths
+from comfy_api.latest import io
+from PIL import Image
+
+from ..scdpo_core.cost.scorers import Scorer
+from ..scdpo_core.preferences.build import RULES, Drawn, Match, match, prompts_of, with_safe, write_pair
+from ..scdpo_core.preferences.survey import grid, twins
+from ..scdpo_core.scoring.words import spoken
+from ..scdpo_core.types import ScdpoError
+from . import preview
+from .convert import to_images, to_pictures
+from .sampling import draw
+from .shared import CostModelType, say, schema
+
+_SHOWN = 12
+
+
+class MakePreferencePairs(io.ComfyNode):
+    """Draws under prompts and safe prompts, scores, and writes what makes a pair."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "MakePreferencePairs",
+            ["dpo pairs", "dataset builder", "generate dataset", "preference data", "chosen rejected"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                CostModelType.Input("cost_model"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image"),
+                io.String.Input("prompts", multiline=True, default=""),
+                io.String.Input("safe_prompts", multiline=True, default=""),
+                io.String.Input("category", default=""),
+                io.String.Input("folder", default="my_pairs"),
+                io.Combo.Input("rule", options=list(RULES)),
+                io.Float.Input("gap", default=1.0, min=0.0, max=20.0, step=0.1),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Int.Input("seeds", default=4, min=1, max=1000),
+                io.Int.Input("steps", default=20, min=1, max=10000),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+            ],
+            outputs=[
+                io.String.Output("pairs"),
+                io.Int.Output("count"),
+                io.Image.Output("sheet"),
+                io.String.Output("report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None) -> bool | str:
+        """Say at once if the folder is none of the output folder."""
+        try:
+            own_folder(folder or "any")
+        except ScdpoError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Any,
+        cost_model: Scorer,
+        prompts: str,
+        safe_prompts: str,
+        category: str,
+        folder: str,
+        rule: Any,
+        gap: float,
+        seed: int,
+        seeds: int,
+        **sampling: Any,
+    ) -> io.NodeOutput:
+        """Draw, score, keep what says something; each pair is written as soon as it is there."""
+        place = own_folder(folder)
+        asked = with_safe(prompts_of(prompts), prompts_of(safe_prompts))
+        numbers = [seed + k for k in range(seeds)]
+        cards: list[Image.Image] = []
+        new, old, reasons = 0, 0, []
+        for number, (prompt, safe) in enumerate(asked):
+            say(cls, f"Prompt {number + 1} of {len(asked)}: {prompt}\n{new} pairs so far.")
+            drawn = list(_drawn(clip, prompt, numbers, cost_model, sampling))
+            partners = list(_drawn(clip, safe, numbers, cost_model, sampling)) if safe else []
+            for found in match(drawn, partners, rule, gap):
+                if found.reason:
+                    reasons.append(f"Left out: {prompt} (seed {found.rejected.seed}): {found.reason}")
+                    continue
+                _, is_new = write_pair(place, prompt, category, found)
+                new, old = new + is_new, old + (not is_new)
+                cards.append(_card(prompt, found))
+        known = f", {old} were there already" if old else ""
+        report = "\n".join([f"{new} new pairs in {place}{known}, {len(reasons)} left out.", *reasons[:50]])
+        say(cls, report)
+        if not cards:
+            raise ScdpoError(
+                f"No pair came of {len(asked)} prompts.\n{report}\n"
+                "Try more seeds, other prompts, a smaller gap or another rule."
+            )
+        preview.keep(grid(cards[:_SHOWN]))
+        return io.NodeOutput(str(place), new + old, to_images(cards), report, ui=preview.show(cards[:_SHOWN]))
+
+
+def own_folder(name: str) -> Path:
+    """A folder below ComfyUI's output folder.
+
+    Raises:
+        ScdpoError: it would lie elsewhere.
+    """
+    root = Path(folder_paths.get_output_directory()).resolve()
+    place = (root / name.strip()).resolve()
+    if not name.strip() or place == root or not place.is_relative_to(root):
+        raise ScdpoError(
+            f"'{name}' is no folder inside ComfyUI's output folder. Write a name such as my_pairs."
+        )
+    return place
+
+
+def _drawn(
+    clip: Any, prompt: str, seeds: Sequence[int], scorer: Scorer, sampling: dict[str, Any]
+) -> Iterator[Drawn]:
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    for seed in seeds:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        pictures = to_pictures(draw(seed=seed, positive=positive, **sampling))
+        for picture, score in zip(pictures, scorer.score(pictures), strict=True):
+            yield Drawn(picture, score, seed)
+
+
+def _card(prompt: str, found: Match) -> Image.Image:
+    titles = [
+        f"{role} {spoken(one.score.value)}"
+        for role, one in (("chosen", found.chosen), ("rejected", found.rejected))
+    ]
+    return twins(found.chosen.picture, found.rejected.picture, prompt, titles=titles)

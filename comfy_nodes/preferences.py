@@ -1,0 +1,101 @@
+"""Preference Folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+
+from ..scdpo_core.preferences.survey import card, find, spread, stamp_of_pairs, survey
+from ..scdpo_core.types import ScdpoError
+from . import preview
+from .convert import to_images
+from .shared import say, schema
+
+EXAMPLE = "example: drawings"
+"""The pairs that come with the pack."""
+_EXAMPLES = Path(__file__).parents[1] / "examples" / "preferences"
+
+
+class PreferenceFolder(io.ComfyNode):
+    """The pairs in a folder, and what is wrong with it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "PreferenceFolder",
+            ["dataset", "dpo pairs", "chosen rejected", "training images", "load pairs"],
+            inputs=[
+                io.Combo.Input("folder", options=list(known_folders())),
+                io.String.Input("path", default="", optional=True),
+                io.Int.Input("shown", default=12, min=0, max=200, optional=True),
+            ],
+            outputs=[
+                io.String.Output("pairs"),
+                io.Int.Output("count"),
+                io.String.Output("categories"),
+                io.Image.Output("sheet"),
+                io.String.Output("report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str, path: str | None = "", shown: int = 12) -> str:
+        """Changes with the files of the folder."""
+        return stamp_of_pairs(chosen_folder(folder, path or ""))
+
+    @classmethod
+    def execute(cls, folder: str, path: str = "", shown: int = 12) -> io.NodeOutput:
+        """Read it, show it."""
+        place = chosen_folder(folder, path)
+        bar = comfy.utils.ProgressBar(1)
+        found = survey(place, bar.update_absolute)
+        report = found.report()
+        say(cls, report)
+        if not found.pairs:
+            raise ScdpoError(report)
+        cards = [card(pair) for pair in spread(found.pairs, shown)]
+        return io.NodeOutput(
+            str(place),
+            len(found.pairs),
+            json.dumps(found.categories, ensure_ascii=False),
+            to_images(cards or [card(found.pairs[0])]),
+            report,
+            ui=preview.show(cards),
+        )
+
+
+def known_folders() -> dict[str, Path]:
+    """Names for the menu: what lies in ComfyUI's input and output folders, and the example."""
+    roots = {
+        "input": Path(folder_paths.get_input_directory()),
+        "output": Path(folder_paths.get_output_directory()),
+    }
+    return {
+        **{
+            f"{name}/{place.relative_to(root).as_posix()}": place
+            for name, root in roots.items()
+            for place in find(root)
+        },
+        EXAMPLE: _EXAMPLES,
+    }
+
+
+def chosen_folder(folder: str, path: str) -> Path:
+    """The typed folder, else the one of the menu.
+
+    Raises:
+        ScdpoError: the menu has no such entry (any more).
+    """
+    if path.strip():
+        return Path(path.strip().strip('"')).expanduser().absolute()
+    known = known_folders()
+    if folder not in known:
+        raise ScdpoError(f"There is no preference folder {folder}. Choose one of: {', '.join(known)}.")
+    return known[folder]

@@ -1,0 +1,62 @@
+"""Small pictures with their cost, shown in a node."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import folder_paths
+from PIL import Image
+
+from ..scdpo_core.scoring.board import with_badge
+from ..scdpo_core.types import Band
+from .convert import in_threads
+
+LARGEST, SMALLEST = 512, 256
+"""Longest side of a preview, pixels; small pictures are enlarged so that the badge can be read."""
+
+
+def badges(pictures: Sequence[Image.Image], labels: Sequence[tuple[str, Band]]) -> dict[str, Any]:
+    """The `ui` of a node that shows pictures with a badge each."""
+
+    def badged(item: tuple[Image.Image, tuple[str, Band]]) -> Image.Image:
+        return with_badge(_sized(item[0]), *item[1])
+
+    return show(in_threads(badged, list(zip(pictures, labels, strict=True))))
+
+
+def show(pictures: Sequence[Image.Image]) -> dict[str, Any]:
+    """The `ui` of a node that shows these pictures as they are.
+
+    JPEG, because PNG would take longer than the scoring itself.
+    """
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"scdpo_{uuid.uuid4().hex[:10]}"
+    files = [f"{name}_{number:03}.jpg" for number in range(len(pictures))]
+
+    def save(item: tuple[str, Image.Image]) -> None:
+        item[1].save(folder / item[0], "JPEG", quality=88)
+
+    in_threads(save, list(zip(files, pictures, strict=True)))
+    return {
+        "images": [{"filename": file, "subfolder": "", "type": "temp"} for file in files],
+        "animated": (False,),
+    }
+
+
+def keep(picture: Image.Image) -> None:
+    """End a node's live previews with this picture: the page goes on showing the last one."""
+    comfy.utils.ProgressBar(1).update_absolute(1, 1, ("JPEG", picture, max(picture.size)))
+
+
+def _sized(picture: Image.Image) -> Image.Image:
+    longest = max(picture.size)
+    if longest > LARGEST:
+        return picture.reduce(-(-longest // LARGEST))
+    times = -(-SMALLEST // longest)
+    size = (picture.width * times, picture.height * times)
+    return picture if times == 1 else picture.resize(size, Image.Resampling.NEAREST)

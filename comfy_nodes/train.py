@@ -1,0 +1,143 @@
+"""Train Safety LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..scdpo_core.cost.scorers import SCORERS
+from ..scdpo_core.preferences.survey import stamp_of_pairs
+from ..scdpo_core.runs.drawing import board, curves
+from ..scdpo_core.runs.jobs import QUALITIES, LoraJob
+from ..scdpo_core.runs.telling import report
+from ..scdpo_core.types import ScdpoError
+from . import preview
+from .convert import to_images
+from .cost import cost_models
+from .running import runs_root, train
+from .shared import COST_FOLDER, AnyMenuType, say, schema
+
+MICRO = "micro"
+"""The embedded model, to try the training with."""
+DIFFUSERS = "diffusers"
+NO_COSTS = "none"
+
+
+class TrainSafetyLora(io.ComfyNode):
+    """Trains a safety LoRA in a process of its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "TrainSafetyLora",
+            ["train lora", "lora training", "dpo", "fine-tune", "safety lora", "preference training"],
+            inputs=[
+                io.Combo.Input("checkpoint", options=bases()),
+                io.String.Input("pairs", default=""),
+                io.String.Input("output_name", default="my-safety-lora"),
+                io.Combo.Input("quality", options=list(QUALITIES), default="normal"),
+                io.Int.Input("steps", default=0, min=0, max=100000),
+                io.Int.Input("rank", default=0, min=0, max=256),
+                io.Float.Input("learning_rate", default=0.0, min=0.0, max=0.01, step=0.00001, round=False),
+                io.Int.Input("resolution", default=0, min=0, max=4096, step=8),
+                io.Combo.Input("cost_model", options=[NO_COSTS, *cost_models()], default=NO_COSTS),
+                io.String.Input("settings", multiline=True, default="", optional=True),
+            ],
+            outputs=[
+                AnyMenuType.Output("lora_name"),
+                io.String.Output("path"),
+                io.Image.Output("plot"),
+                io.String.Output("report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, pairs: str | None = None, **others: Any) -> str:
+        """Changes with the pictures of a typed folder; a connected node tells of its own."""
+        return stamp_of_pairs(_place(pairs)) if pairs else ""
+
+    @classmethod
+    def execute(
+        cls,
+        checkpoint: str,
+        pairs: str,
+        output_name: str,
+        quality: Any,
+        cost_model: str,
+        settings: str = "",
+        **numbers: Any,
+    ) -> io.NodeOutput:
+        """Train, and put the LoRA where LoRAs lie."""
+        if not pairs.strip():
+            raise ScdpoError("Say where the pairs are: connect Preference Folder, or type a folder.")
+        job = LoraJob(
+            pairs=_place(pairs),
+            base=_base(checkpoint),
+            output=runs_root(),
+            name=output_name.strip(),
+            quality=quality,
+            cost_model=cost_model if cost_model in (NO_COSTS, *SCORERS) else _full(COST_FOLDER, cost_model),
+            choices=_choices(**numbers),
+            overrides=settings,
+        )
+        view, there = train(cls, job, stamp_of_pairs(job.pairs), "loras")
+        told = f"{report(view)}\nLoRA: {there}"
+        if checkpoint == MICRO:
+            told += "\nIt is for the embedded model of the demo, which ComfyUI itself cannot run."
+        say(cls, told)
+        shown = board(view)
+        preview.keep(shown)
+        return io.NodeOutput(
+            there.name, str(there), to_images([curves(view)]), told, ui=preview.show([shown])
+        )
+
+
+def bases() -> list[str]:
+    """What can be trained on; a .ckpt may hold a program, and is left out."""
+    names = folder_paths.get_filename_list("checkpoints")
+    files = [name for name in names if name.lower().endswith(".safetensors")]
+    return [*files, *_diffusers(), MICRO]
+
+
+def _base(name: str) -> str:
+    if name == MICRO:
+        return MICRO
+    folders = _diffusers()
+    return str(folders[name]) if name in folders else _full("checkpoints", name)
+
+
+def _diffusers() -> dict[str, Path]:
+    """Names for the menu: the models that ComfyUI's own DiffusersLoader lists."""
+    return {
+        f"{DIFFUSERS}/{mark.parent.relative_to(root).as_posix()}": mark.parent
+        for root in map(Path, folder_paths.get_folder_paths(DIFFUSERS))
+        for mark in sorted(root.glob("*/model_index.json"))
+    }
+
+
+def _place(pairs: str) -> Path:
+    return Path(pairs.strip().strip('"')).expanduser().absolute()
+
+
+def _full(kind: str, name: str) -> str:
+    path: str = folder_paths.get_full_path_or_raise(kind, name)
+    return path
+
+
+def _choices(
+    steps: int, rank: int, learning_rate: float, resolution: int
+) -> dict[str, dict[str, int | float]]:
+    """What was set by hand; 0 leaves a setting to the quality and the kind of model."""
+    chosen = {
+        "optim": {"max_train_steps": steps, "lr": learning_rate},
+        "lora": {"rank": rank},
+        "data": {"width": resolution, "height": resolution},
+    }
+    kept = {section: {k: v for k, v in values.items() if v} for section, values in chosen.items()}
+    return {section: values for section, values in kept.items() if values}

@@ -1,0 +1,114 @@
+"""Train Cost Model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..scdpo_core.cost.encoders import ENCODERS
+from ..scdpo_core.cost.scorers import load_scorer
+from ..scdpo_core.preferences.survey import stamp
+from ..scdpo_core.runs.drawing import curves
+from ..scdpo_core.runs.jobs import COST_QUALITIES, CostJob
+from ..scdpo_core.runs.telling import report
+from ..scdpo_core.types import ScdpoError
+from . import preview
+from .convert import to_images
+from .running import runs_root, train
+from .shared import COST_FOLDER, AnyMenuType, CostModelType, say, schema
+
+
+class TrainCostModel(io.ComfyNode):
+    """Trains a cost model in a process of its own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """What ComfyUI shows."""
+        return schema(
+            "TrainCostModel",
+            ["train classifier", "nsfw classifier training", "safety classifier", "reward model"],
+            inputs=[
+                io.String.Input("unsafe", default=""),
+                io.String.Input("safe", default=""),
+                io.String.Input("pairs", default=""),
+                io.String.Input("output_name", default="my-cost-model"),
+                io.Combo.Input("encoder", options=[*ENCODERS], default="micro"),
+                io.Combo.Input("quality", options=list(COST_QUALITIES), default="normal"),
+                io.String.Input("encoder_folder", default="", optional=True),
+                io.String.Input("benign", default="", optional=True),
+                io.String.Input("settings", multiline=True, default="", optional=True),
+            ],
+            outputs=[
+                CostModelType.Output("cost_model"),
+                AnyMenuType.Output("name"),
+                io.String.Output("path"),
+                io.Image.Output("plot"),
+                io.String.Output("report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(
+        cls,
+        unsafe: str | None = None,
+        safe: str | None = None,
+        pairs: str | None = None,
+        benign: str | None = None,
+        **others: Any,
+    ) -> str:
+        """Changes with the pictures of typed folders."""
+        return _stamp(*(_place(text) for text in (unsafe, safe, pairs, benign)))
+
+    @classmethod
+    def execute(
+        cls,
+        unsafe: str,
+        safe: str,
+        pairs: str,
+        output_name: str,
+        encoder: str,
+        quality: Any,
+        encoder_folder: str = "",
+        benign: str = "",
+        settings: str = "",
+    ) -> io.NodeOutput:
+        """Train, and put the cost model where cost models lie."""
+        if (unsafe.strip() or safe.strip()) and pairs.strip():
+            raise ScdpoError("Give either the folders unsafe and safe, or pairs; not all of them.")
+        job = CostJob(
+            output=runs_root(),
+            name=output_name.strip(),
+            unsafe=_place(unsafe),
+            safe=_place(safe),
+            pairs=_place(pairs),
+            benign=_place(benign),
+            encoder=encoder_folder.strip() or encoder,
+            quality=quality,
+            overrides=settings,
+        )
+        view, there = train(cls, job, _stamp(job.unsafe, job.safe, job.pairs, job.benign), COST_FOLDER)
+        told = f"{report(view)}\nCost model: {there}"
+        say(cls, told)
+        plot = curves(view)
+        preview.keep(plot)
+        return io.NodeOutput(
+            load_scorer(str(there), "cpu"),
+            there.name,
+            str(there),
+            to_images([plot]),
+            told,
+            ui=preview.show([plot]),
+        )
+
+
+def _place(text: str | None) -> Path | None:
+    text = (text or "").strip().strip('"')
+    return Path(text).expanduser().absolute() if text else None
+
+
+def _stamp(*folders: Path | None) -> str:
+    return stamp(*(folder for folder in folders if folder is not None))

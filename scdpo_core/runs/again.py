@@ -1,0 +1,76 @@
+"""What it means to ask for the same run once more: doors whose users press the same button twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ..files import write_text
+from ..types import ScdpoError
+from . import folder as names
+from .jobs import Job, text_of, write
+from .state import WORKING, state_of
+
+Next = Literal["begin", "go on", "watch", "done"]
+"""'begin' a new run or one that has nothing yet, 'go on' from its last checkpoint, 'watch' the process that
+works on it already, or nothing, for it is 'done'."""
+
+ASKED = "asked.toml"  # what was asked for, before the trainer adds all other settings to job.toml
+
+
+def prepare(job: Job, stamp: str) -> Next:
+    """Make the run folder of a job ready; a run of that name goes on only if it is the very same.
+
+    Args:
+        job: what is asked for.
+        stamp: changes with the pictures that it learns from; see `preferences.survey.stamp`.
+
+    Returns:
+        What is to be done with the run folder `job.folder`.
+
+    Raises:
+        ScdpoError: what is wrong with the job, or the name belongs to another run.
+    """
+    folder = job.folder
+    if not (folder / names.JOB).exists():
+        return _begin(job, stamp)
+    state = state_of(folder)
+    if _read(folder / ASKED) == _asked(job, stamp):
+        if state == "finished":
+            return "done" if _result(folder).exists() else _begin(job, stamp)
+        if state in WORKING:
+            return "watch"
+        return "go on" if _has_results(folder) else "begin"
+    if state in WORKING or state == "finished" or _has_results(folder):
+        raise ScdpoError(
+            f"There is a run '{folder.name}' already, with other settings or other pictures ({folder}). "
+            "Choose another output name; or give it the settings that it had, to go on with it."
+        )
+    # It has come to nothing yet, so nothing is lost.
+    (folder / names.QUEUED).unlink(missing_ok=True)
+    return _begin(job, stamp)
+
+
+def _begin(job: Job, stamp: str) -> Next:
+    write(job)
+    write_text(job.folder / ASKED, _asked(job, stamp))
+    return "begin"
+
+
+def _asked(job: Job, stamp: str) -> str:
+    return f"# pictures: {stamp}\n{text_of(job)}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError:
+        return ""
+
+
+def _result(folder: Path) -> Path:
+    return folder / f"{folder.name}.safetensors"
+
+
+def _has_results(folder: Path) -> bool:
+    return _result(folder).exists() or any((folder / "checkpoints").glob("*"))

@@ -1,0 +1,80 @@
+"""A run in words, as every door shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .follow import RunView
+
+PHASES: Mapping[str, str] = {
+    "start": "waking up",
+    "check": "looking at the pictures",
+    "score": "scoring the pictures",
+    "load": "loading the model",
+    "cache": "encoding the pictures",
+    "reference": "measuring the base model",
+    "sample": "drawing samples",
+    "train": "training",
+}
+_FIGURES = (
+    ("loss", "loss"),
+    ("implicit_accuracy", "accuracy"),
+    ("winner_gap", "chosen gap"),
+    ("loser_gap", "rejected gap"),
+    ("rejected_cost", "cost of rejected"),
+)
+_ENDINGS: Mapping[str, str] = {
+    "queued": "waits for its turn",
+    "finished": "is finished",
+    "failed": "has failed",
+    "stopped": "was stopped; run it again to go on",
+    "interrupted": "was interrupted; run it again to go on",
+}
+
+
+def now(view: RunView) -> str:
+    """What a run is doing, in a few short lines."""
+    if view.state in _ENDINGS:
+        return f"{view.run} {_ENDINGS[view.state]}."
+    title = PHASES.get(view.phase, view.phase)
+    doing = f"{title}: step {view.step} of {view.total}" if view.phase == "train" else title
+    if view.phase != "train" and view.total > 1:
+        doing = f"{title}: {view.step} of {view.total}"
+    if view.state == "stopping":
+        doing = f"{doing}; saving, then leaving"
+    left = view.seconds_left()
+    lines = [f"{view.run}: {doing}{'' if left is None else f', {spell(left)} left'}"]
+    # A node or a pane is narrow.
+    figures = latest(view).split(", ")
+    lines += [", ".join(figures[k : k + 2]) for k in range(0, len(figures), 2) if figures[0]]
+    if view.warnings:
+        lines.append(f"Note: {view.warnings[-1]}")
+    return "\n".join(lines)
+
+
+def report(view: RunView) -> str:
+    """How a run went, for people: one fact a line."""
+    lines = [f"{view.run} {_ENDINGS.get(view.state, 'is being trained')}."]
+    if view.trained:
+        of = f" of {view.steps}" if view.steps else ""
+        lines.append(f"Steps: {view.trained}{of}, from {view.pairs} examples, on {view.device}.")
+    if figures := latest(view):
+        lines.append(f"At the end: {figures}.")
+    if view.message:
+        lines.append(view.message)
+    lines += [f"Note: {warning}" for warning in view.warnings]
+    lines += [f"{what.capitalize()}: {path}" for what, path in view.files.items() if what != "checkpoint"]
+    return "\n".join(lines)
+
+
+def latest(view: RunView) -> str:
+    """The latest figures of a run: 'loss 0.61, chosen gap -0.003'; '' before there are any."""
+    known = ((name, view.curves.get(key)) for key, name in _FIGURES)
+    return ", ".join(f"{name} {curve[-1][1]:.3g}" for name, curve in known if curve)
+
+
+def spell(seconds: float) -> str:
+    """'2 min 5 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

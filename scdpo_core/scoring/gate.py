@@ -1,0 +1,111 @@
+"""Which pictures are held back, and how a held picture is hidden. Doors only pass the choices on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from ..types import CostScore, ScdpoError
+
+Hold = Literal["above the threshold", "unsafe", "review and unsafe"]
+Cover = Literal["blur", "pixelate", "replace"]
+
+HOLDS: dict[str, Callable[[CostScore, float], bool]] = {
+    "above the threshold": lambda score, threshold: score.value > threshold,
+    "unsafe": lambda score, threshold: score.band == "unsafe",
+    "review and unsafe": lambda score, threshold: score.band != "safe",
+}
+"""What is held: whether a score is, given the threshold (which only the first looks at)."""
+
+_BLUR_SIDE = 12
+_BLOCKS = 16
+_CARD = ((38, 44, 56), (58, 68, 86))
+_CARD_LINE = (150, 164, 186)
+
+
+def held_back(scores: Sequence[CostScore], hold: str, threshold: float) -> list[int]:
+    """The places, from 0, of the pictures that are held. A cost that is not a number is always held.
+
+    Args:
+        scores: one for each picture.
+        hold: a name in `HOLDS`.
+        threshold: cost, log-odds.
+
+    Raises:
+        ScdpoError: there is no such rule.
+    """
+    if hold not in HOLDS:
+        raise ScdpoError(f"The gate has no rule '{hold}'; its rules are: {', '.join(HOLDS)}.")
+    rule = HOLDS[hold]
+    return [k for k, score in enumerate(scores) if score.value != score.value or rule(score, threshold)]
+
+
+def covered(picture: Image.Image, cover: str, replacement: Image.Image | None = None) -> Image.Image:
+    """A picture of the same size with nothing left to recognise.
+
+    Args:
+        picture: RGB.
+        cover: a name in `COVERS`.
+        replacement: what 'replace' shows instead, filled to the size and cut; a plain card without one.
+
+    Raises:
+        ScdpoError: there is no such cover.
+    """
+    if cover not in COVERS:
+        raise ScdpoError(f"A picture cannot be hidden by '{cover}'; choose one of: {', '.join(COVERS)}.")
+    return COVERS[cover](picture, replacement)
+
+
+def card(size: tuple[int, int]) -> Image.Image:
+    """A calm grey card with a closed eye, for a picture that is not shown.
+
+    Args:
+        size: (width, height), pixels.
+    """
+    width, height = size
+    shade = Image.linear_gradient("L").resize(size)
+    picture = Image.composite(Image.new("RGB", size, _CARD[0]), Image.new("RGB", size, _CARD[1]), shade)
+    draw = ImageDraw.Draw(picture)
+    side = min(size) / 2
+    line = max(1, round(side / 18))
+    left, top = (width - side) / 2, height / 2 - side * 0.7
+    lid = (left, top - side * 0.15, left + side, top + side * 0.85)
+    draw.arc(lid, 25, 155, fill=_CARD_LINE, width=line)
+    middle, reach = (left + side / 2, top + side * 0.35), side / 2
+    for turn in (-0.6, -0.22, 0.22, 0.6):
+        start = (middle[0] + turn * reach * 1.05, middle[1] + reach * (1 - turn * turn / 2))
+        end = (middle[0] + turn * reach * 1.35, start[1] + reach * (0.28 - 0.12 * abs(turn)))
+        draw.line((*start, *end), fill=_CARD_LINE, width=line)
+    return picture
+
+
+def _blurred(picture: Image.Image, _: Image.Image | None) -> Image.Image:
+    small = _reduced(picture, _BLUR_SIDE).filter(ImageFilter.GaussianBlur(0.6))
+    return small.resize(picture.size, Image.Resampling.BICUBIC)
+
+
+def _pixelated(picture: Image.Image, _: Image.Image | None) -> Image.Image:
+    return _reduced(picture, _BLOCKS).resize(picture.size, Image.Resampling.NEAREST)
+
+
+def _replaced(picture: Image.Image, replacement: Image.Image | None) -> Image.Image:
+    if replacement is None:
+        return card(picture.size)
+    return ImageOps.fit(replacement.convert("RGB"), picture.size, Image.Resampling.LANCZOS)
+
+
+def _reduced(picture: Image.Image, side: int) -> Image.Image:
+    """At most so many pixels a side: what is thrown away here, no filter brings back."""
+    scale = min(1.0, side / max(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BOX)
+
+
+COVERS: dict[str, Callable[[Image.Image, Image.Image | None], Image.Image]] = {
+    "blur": _blurred,
+    "pixelate": _pixelated,
+    "replace": _replaced,
+}
+"""How a held picture is hidden."""

@@ -1,0 +1,54 @@
+"""Pieces of prompts, and what came of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.hosts.comfyui.server import Host, Run
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def cost_model(name: str = "micro") -> dict[str, Any]:
+    return node("SCDPO_LoadCostModel", cost_model=name, device="auto")
+
+
+def score(images: list[Any], heatmap: str = "off") -> dict[str, Any]:
+    return node("SCDPO_ScoreSafetyCost", images=images, cost_model=["judge", 0], heatmap=heatmap)
+
+
+def gate(images: list[Any], action: str, judge: list[Any] | None = None, **changes: Any) -> dict[str, Any]:
+    inputs = {"hold": "above the threshold", "threshold": 0.0, **changes}
+    return node("SCDPO_SafetyGate", images=images, judge=judge or ["judge", 0], action=action, **inputs)
+
+
+def saved(images: list[Any], prefix: str = "test") -> dict[str, Any]:
+    return node("SaveImage", images=images, filename_prefix=prefix)
+
+
+def shown(source: list[Any]) -> dict[str, Any]:
+    """A node of ComfyUI that shows whatever it is given as text."""
+    return node("PreviewAny", source=source)
+
+
+def pictures(host: Host, run: Run, name: str) -> list[np.ndarray[Any, Any]]:
+    assert run.error == ""
+    found = []
+    for entry in run.outputs[name]["images"]:
+        with Image.open(host.file(entry)) as picture:
+            found.append(np.asarray(picture.convert("RGB")))
+    return found
+
+
+def drawing(host: Host, number: int) -> np.ndarray[Any, Any]:
+    with Image.open(host.base / "input" / f"drawing-{number}.png") as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def png(run: Run, host: Host) -> np.ndarray[Any, Any]:
+    return pictures(host, run, "save")[0]

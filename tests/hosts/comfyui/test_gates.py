@@ -1,0 +1,107 @@
+"""Gates and switches on a real ComfyUI."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scdpo_core.types import UNSAFE_FROM
+from tests.hosts.comfyui import samples
+from tests.hosts.comfyui.graphs import cost_model, drawing, gate, node, pictures, saved, score, shown
+from tests.hosts.comfyui.server import Host
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("action", ["blur", "pixelate", "replace"])
+def test_a_gate_hides_what_is_held_and_nothing_else(host: Host, action: str) -> None:
+    graph = samples.batch(0, 2, 1, 3) | {"judge": cost_model(), "gate": gate(["batch", 0], action)}
+    graph |= {"save": saved(["gate", 0]), "held": saved(["gate", 1]), "any": shown(["gate", 2])}
+    graph |= {"mask": node("MaskToImage", mask=["gate", 3]), "masks": saved(["mask", 0])}
+    run = host.run(graph)
+    out = pictures(host, run, "save")
+    assert [np.array_equal(out[place], drawing(host, k)) for place, k in enumerate((0, 2, 1, 3))] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    held = pictures(host, run, "held")
+    assert [np.array_equal(p, drawing(host, k)) for p, k in zip(held, (2, 3), strict=True)] == [True, True]
+    assert [int(mask.min()) for mask in pictures(host, run, "masks")] == [0, 255, 0, 255]
+    assert run.outputs["any"]["text"] == ["True"]
+    assert f"Held ({action}): 1, 3." in run.texts["gate"]
+    # Neither does the preview show it: what is left is far from the drawing.
+    preview = pictures(host, run, "gate")[1][:-40]
+    original = np.asarray(Image.fromarray(drawing(host, 2)).resize(preview.shape[1::-1]))[: len(preview)]
+    assert np.abs(preview[:200].astype(int) - original[:200].astype(int)).mean() > 5
+
+
+def test_a_gate_drops_held_images_and_notes_those_that_are_left(host: Host) -> None:
+    graph = samples.batch(2, 0, 3) | {"judge": cost_model(), "score": score(["batch", 0])}
+    graph |= {"gate": gate(["score", 0], "drop", ["score", 1]), "save": saved(["gate", 0])}
+    graph |= {"passed": shown(["gate", 4]), "held": shown(["gate", 5])}
+    run = host.run(graph, {})
+    assert [np.array_equal(p, drawing(host, 0)) for p in pictures(host, run, "save")] == [True]
+    assert run.outputs["passed"]["text"] == ["1"]
+    with Image.open(host.file(run.outputs["save"]["images"][0])) as picture:
+        texts = dict(picture.text)  # type: ignore[attr-defined]
+    assert len(json.loads(texts["safety_cost"])["images"]) == 3
+    assert len(json.loads(texts["safety_cost_gate"])["images"]) == 1
+
+
+def test_a_gate_that_drops_all_runs_nothing_behind_it(host: Host) -> None:
+    graph = samples.batch(2, 3) | {"judge": cost_model(), "gate": gate(["batch", 0], "drop")}
+    run = host.run(graph | {"save": saved(["gate", 0]), "held": saved(["gate", 1])})
+    assert run.error == ""
+    assert "save" not in run.outputs
+    assert len(run.outputs["held"]["images"]) == 2
+
+
+def test_a_gate_stops_the_run_and_says_why(host: Host) -> None:
+    graph = samples.batch(0, 2) | {"judge": cost_model(), "gate": gate(["batch", 0], "stop")}
+    run = host.run(graph | {"save": saved(["gate", 0])})
+    assert "The Safety Gate stopped the run. Held (stop): 1." in run.error
+    assert "save" not in run.outputs
+
+
+def test_a_lenient_threshold_and_a_band_let_more_pass(host: Host) -> None:
+    assert UNSAFE_FROM < 3
+    for changes, held in (
+        ({"threshold": 20.0}, "Nothing"),
+        ({"hold": "unsafe", "threshold": 20.0}, "Held (pass): 1."),
+    ):
+        graph = samples.batch(0, 2) | {"judge": cost_model(), "gate": gate(["batch", 0], "pass", **changes)}
+        run = host.run(graph | {"save": saved(["gate", 0])})
+        assert held in run.texts["gate"]
+        assert np.array_equal(pictures(host, run, "save")[1], drawing(host, 2))
+
+
+def test_scores_of_another_batch_are_refused(host: Host) -> None:
+    graph = samples.batch(0, 2) | {"judge": cost_model(), "score": score(["load0", 0])}
+    run = host.run(graph | {"gate": gate(["batch", 0], "blur", ["score", 1]), "save": saved(["gate", 0])})
+    assert "1 scores for 2 images" in run.error
+
+
+@pytest.mark.parametrize(("number", "taken"), [(0, "safe"), (2, "held")])
+def test_a_switch_computes_only_the_branch_that_is_needed(host: Host, number: int, taken: str) -> None:
+    graph = samples.batch(number) | {"judge": cost_model(), "gate": gate([f"load{number}", 0], "pass")}
+    graph["safe"] = node("ImageInvert", image=[f"load{number}", 0])
+    graph["held"] = node("ImageBlur", image=[f"load{number}", 0], blur_radius=3, sigma=1.0 + number)
+    graph["switch"] = node(
+        "SCDPO_SafetySwitch", any_held=["gate", 2], if_safe=["safe", 0], if_held=["held", 0]
+    )
+    run = host.run(graph | {"save": saved(["switch", 0])})
+    assert len(pictures(host, run, "save")) == 1
+    assert {"safe", "held"} & set(run.executed) == {taken}
+
+
+def test_a_switch_ends_where_nothing_is_connected(host: Host) -> None:
+    graph = samples.batch(2)
+    graph["switch"] = node("SCDPO_SafetySwitch", any_held=True, if_safe=["load2", 0])
+    run = host.run(graph | {"save": saved(["switch", 0])})
+    assert run.error == ""
+    assert "save" not in run.outputs

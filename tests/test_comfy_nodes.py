@@ -1,0 +1,280 @@
+"""The ComfyUI nodes at work without ComfyUI (see `comfy_contract`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.comfy_contract import RECORDED, ROOT, Door, ExecutionBlocker, open_door, view
+from tests.trained_lora import save, trained, unet_of
+
+if sys.version_info >= (3, 11):
+    pass
+else:
+    pass
+
+VERSIONS = sorted(RECORDED)
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """The pack as the newest recorded ComfyUI would have it, opened once."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield open_door(VERSIONS[-1], tmp_path_factory.mktemp("comfyui"), monkeypatch)
+
+
+class Judge:
+    """A scorer that says what it is told, as the pack's own `CostScore`."""
+
+    id, hash, categories = "judge", "0123456789ab", ("weapon",)
+
+    def __init__(self, door: Door, costs: Sequence[float]) -> None:
+        self.kind, self.costs, self.asked = door.module("scdpo_core.types").CostScore, costs, 0
+
+    def score(self, pictures: Sequence[Image.Image]) -> list[Any]:
+        self.asked += 1
+        assert len(pictures) == len(self.costs)
+        return [self.kind(cost, {"weapon": cost, "hate": None}, self.id, self.hash) for cost in self.costs]
+
+
+def images(count: int = 4, channels: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 48, 40, channels, generator=torch.Generator().manual_seed(seed))
+
+
+def hidden(door: Door, name: str, prompt: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    """A node class as ComfyUI hands it over for one run, and the prompt's PNG information."""
+    info: dict[str, Any] = {"workflow": {}}
+    told = types.SimpleNamespace(unique_id="7", prompt=prompt or {}, extra_pnginfo=info)
+    return type(name, (door.nodes[f"SCDPO_{name}"],), {"hidden": told}), info
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(values=st.lists(st.floats(-0.5, 1.5, width=32), min_size=12, max_size=12))
+def test_pictures_are_those_that_save_image_writes(door: Door, values: list[float]) -> None:
+    tensor = torch.tensor(values).reshape(1, 2, 2, 3)
+    # ComfyUI's own line, of nodes.SaveImage.
+    expected = np.clip(255.0 * tensor[0].numpy(), 0, 255).astype(np.uint8)
+    (picture,) = door.module("comfy_nodes.convert").to_pictures(tensor)
+    assert np.array_equal(np.asarray(picture), expected)
+
+
+def test_other_channels_and_numbers_that_are_none(door: Door) -> None:
+    convert = door.module("comfy_nodes.convert")
+    grey = convert.to_pictures(torch.full((2, 4, 5, 1), 0.5))
+    assert [picture.size for picture in grey] == [(5, 4), (5, 4)]
+    assert grey[0].getpixel((0, 0)) == (127, 127, 127)
+    clear = torch.zeros(1, 4, 5, 4)
+    assert convert.to_pictures(clear)[0].getpixel((0, 0)) == (255, 255, 255)
+    assert convert.to_pictures(torch.full((1, 4, 5, 3), float("nan")))[0].getpixel((0, 0)) == (0, 0, 0)
+    back = convert.to_images(convert.to_pictures(images()))
+    assert float((back - images()).abs().max()) < 1 / 255
+
+
+def test_scoring_leaves_the_batch_alone_and_tells_everything(door: Door) -> None:
+    node, info = hidden(door, "ScoreSafetyCost")
+    batch, judge = images(2), Judge(door, (-3.0, 2.5))
+    out = node.execute(batch, judge, "off")
+    passed, scores, costs, highest, categories, heat, report = out.args
+    assert passed is batch
+    assert (costs, highest) == ([-3.0, 2.5], 2.5)
+    assert [score.value for score in scores] == costs
+    assert json.loads(categories) == [{"weapon": -3.0}, {"weapon": 2.5}]
+    assert heat.shape == (2, 48, 40) and not heat.any()
+    assert "2 pictures: 1 safe, 1 unsafe. Highest cost +2.50 (picture 1)" in report
+    assert "It cannot judge: hate." in report
+    assert door.server.texts["7"] == report
+    assert info["safety_cost"] == {
+        "cost": 2.5,
+        "band": "unsafe",
+        "categories": {"weapon": 2.5},
+        "scorer": "judge@0123456789ab",
+        "images": [
+            {"cost": -3.0, "band": "safe", "categories": {"weapon": -3.0}},
+            {"cost": 2.5, "band": "unsafe", "categories": {"weapon": 2.5}},
+        ],
+        "node": "7",
+    }
+    for shown in out.ui["images"]:
+        with Image.open(door.folder / "temp" / shown["filename"]) as picture:
+            assert max(picture.size) >= 256
+
+
+def test_what_was_found_is_put_into_a_prompt_in_which_nothing_is_computed(door: Door) -> None:
+    def prompt(name: str, image: str) -> dict[str, Any]:
+        return {
+            "1": {"class_type": "LoadImage", "inputs": {"image": image}},
+            name: {"class_type": "SCDPO_ScoreSafetyCost", "inputs": {"images": ["1", 0], "heatmap": "off"}},
+        }
+
+    node, info = hidden(door, "ScoreSafetyCost", prompt("7", "a.png"))
+    node.execute(images(1), Judge(door, (1.0,)), "off")
+    (recall,) = door.server.handlers
+    # The same under another number, in a request that brings no place for it.
+    request = recall({"prompt": prompt("9", "a.png")})
+    assert request["extra_data"]["extra_pnginfo"]["safety_cost"] == {**info["safety_cost"], "node": "9"}
+    # Another picture: not known yet. And no node of ours: the request stays as it is.
+    assert recall({"prompt": prompt("7", "b.png")})["extra_data"]["extra_pnginfo"] == {}
+    alone = {"prompt": {"1": {"class_type": "LoadImage", "inputs": {}}}}
+    assert recall(dict(alone)) == alone
+    assert recall({"prompt": None}) == {"prompt": None}
+
+
+def test_a_deep_graph_of_many_ways_is_looked_through_once(door: Door) -> None:
+    lineage = door.module("comfy_nodes.metadata")._lineage
+    # 2 ** 200 ways lead from the last node to the first.
+    prompt = {"0": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
+    for k in range(200):
+        prompt[str(k + 1)] = {"class_type": "ImageBatch", "inputs": {"a": [str(k), 0], "b": [str(k), 0]}}
+    before = lineage(prompt, "200")
+    prompt["0"]["inputs"]["image"] = "b.png"
+    assert lineage(prompt, "200") != before
+    prompt["0"]["inputs"]["image"] = ["200", 0]
+    assert len(lineage(prompt, "200")) == 64
+
+
+def run_gate(
+    door: Door, action: str, costs: Sequence[float], **changes: Any
+) -> tuple[Any, Any, dict[str, Any]]:
+    node, info = hidden(door, "SafetyGate")
+    batch = images(len(costs), changes.pop("channels", 3))
+    told = {"hold": "above the threshold", "threshold": 0.0, **changes}
+    return batch, node.execute(batch, Judge(door, costs), action, **told), info
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("action", ["blur", "pixelate", "replace"])
+def test_a_gate_treats_each_image_for_itself(door: Door, action: str, channels: int) -> None:
+    batch, out, info = run_gate(door, action, (-1.0, 3.0, 0.0, 0.1), channels=channels)
+    before = batch.clone()
+    treated, held, any_held, mask, passed_places, held_places, report = out.args
+    assert torch.equal(batch, before)
+    assert torch.equal(treated[[0, 2]], batch[[0, 2]])
+    assert all(float((treated[k] - batch[k]).abs().mean()) > 0.02 for k in (1, 3))
+    assert torch.equal(held, batch[[1, 3]])
+    assert (any_held, passed_places, held_places) == (True, [0, 2], [1, 3])
+    assert mask.mean(dim=(1, 2)).tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert report.startswith(f"Held ({action}): 1, 3.\n")
+    actions = [image.get("action") for image in info["safety_cost"]["images"]]
+    assert actions == [None, action, None, action]
+
+
+def test_a_replacement_is_fitted(door: Door) -> None:
+    red = torch.zeros(1, 10, 100, 3)
+    red[..., 0] = 1.0
+    _, out, _ = run_gate(door, "replace", (3.0,), replacement=red)
+    assert torch.equal(out.args[0], red[:, :1, :1].expand(1, 48, 40, 3))
+
+
+def test_dropping_some_all_and_none(door: Door) -> None:
+    batch, out, info = run_gate(door, "drop", (3.0, -3.0))
+    assert torch.equal(out.args[0], batch[[1]])
+    assert [image["cost"] for image in info["safety_cost"]["images"]] == [-3.0]
+    _, out, info = run_gate(door, "drop", (3.0, 4.0))
+    assert isinstance(out.args[0], ExecutionBlocker) and out.args[0].message is None
+    assert isinstance(out.args[4][0], ExecutionBlocker)
+    assert "safety_cost" not in info
+    batch, out, _ = run_gate(door, "drop", (-3.0, -4.0))
+    assert out.args[0] is batch
+    assert isinstance(out.args[1], ExecutionBlocker) and isinstance(out.args[5][0], ExecutionBlocker)
+    assert out.args[2] is False
+
+
+def test_stopping_says_why(door: Door) -> None:
+    with pytest.raises(Exception, match=r"stopped the run\. Held \(stop\): 1\.\n2 pictures"):
+        run_gate(door, "stop", (-3.0, 4.0))
+    _, out, _ = run_gate(door, "stop", (-3.0, -4.0))
+    assert out.args[2] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "held"),
+    [
+        ({}, [1, 2, 3]),
+        ({"threshold": 1.0}, [2, 3]),
+        ({"hold": "unsafe"}, [2]),
+        ({"hold": "review and unsafe"}, [1, 2]),
+    ],
+)
+def test_thresholds_and_bands(door: Door, changes: dict[str, Any], held: list[int]) -> None:
+    # The last cost is no number, which is always held.
+    wanted = [*held[: held.index(2) + 1], 3]
+    _, out, _ = run_gate(door, "pass", (-2.0, 0.5, 2.0, float("nan")), **changes)
+    assert out.args[5] == wanted
+
+
+def test_a_gate_takes_scores_without_scoring_again(door: Door) -> None:
+    judge = Judge(door, (3.0, -3.0))
+    node, _ = hidden(door, "SafetyGate")
+    scores = judge.score([Image.new("RGB", (4, 4))] * 2)
+    out = node.execute(images(2), scores, "blur", "above the threshold", 0.0)
+    assert (out.args[5], judge.asked) == ([0], 1)
+    with pytest.raises(ValueError, match="2 scores for 3 images"):
+        node.execute(images(3), scores, "blur", "above the threshold", 0.0)
+
+
+def test_a_switch_asks_for_one_side(door: Door) -> None:
+    node = door.nodes["SCDPO_SafetySwitch"]
+    assert node.check_lazy_status(True, if_safe=None, if_held=None) == ["if_held"]
+    assert node.check_lazy_status(False, if_safe=None, if_held=None) == ["if_safe"]
+    assert node.check_lazy_status(False, if_safe=1, if_held=None) == []
+    assert node.check_lazy_status(True, if_safe=None) == []
+    assert node.execute(True, if_safe=None, if_held="b").args == ("b",)
+    assert isinstance(node.execute(True, if_safe="a").args[0], ExecutionBlocker)
+
+
+def test_a_cost_model_is_loaded_once_and_again_when_its_file_changes(door: Door) -> None:
+    node = door.nodes["SCDPO_LoadCostModel"]
+    own = ROOT / "scdpo_core" / "micro" / "weights" / "cost.safetensors"
+    file = door.folder / "models" / "safety_cost" / "own.safetensors"
+    file.write_bytes(own.read_bytes())
+    (file.parent / "encoder.safetensors").write_bytes(b"no cost model")
+    choices = view(node)["inputs"]["cost_model"]["options"]
+    assert "own.safetensors" in choices and "encoder.safetensors" not in choices
+    first = node.execute("own.safetensors", "auto").args[0]
+    assert node.execute("own.safetensors", "auto").args[0] is first
+    print_before = node.fingerprint_inputs("own.safetensors", "auto")
+    import os
+
+    os.utime(file, ns=(5, 5))
+    assert node.fingerprint_inputs("own.safetensors", "auto") != print_before
+    assert node.execute("own.safetensors", "auto").args[0] is not first
+
+
+@pytest.mark.parametrize("text", ["", "a", "0,,-1", "3", "nan"])
+def test_strengths_that_make_no_sense(door: Door, text: str) -> None:
+    compare = door.nodes["SCDPO_CompareBeforeAfter"]
+    assert "numbers from 0 to 2" in compare.validate_inputs(text)
+
+
+def test_strengths(door: Door) -> None:
+    assert door.module("comfy_nodes.compare").parse("0, 0.5;1,") == [0.0, 0.5, 1.0]
+
+
+def test_loras_for_other_models_are_refused_by_their_file_alone(door: Door, tmp_path: Path) -> None:
+    patching = door.module("comfy_nodes.patching")
+    save(tmp_path / "micro.safetensors", trained(unet_of()), family="micro")
+    with pytest.raises(Exception, match=r"embedded model of the demo, which ComfyUI cannot run"):
+        patching.read(tmp_path / "micro.safetensors")
+    lora = patching.Lora(door.module("scdpo_core.types").LoraFile(Path("a.safetensors"), "sdxl", 4, 8), {})
+    for kind, said in (
+        ("SD15", "Stable Diffusion 1"),
+        ("WAN21_T2V", r"a model of another kind \(WAN21_T2V\)"),
+    ):
+        config = type(kind, (), {})()
+        model = types.SimpleNamespace(model=types.SimpleNamespace(model_config=config))
+        window = door.module("comfy_nodes.schedule").Window()
+        with pytest.raises(
+            Exception, match=rf"a\.safetensors is for Stable Diffusion XL, but the model is {said}"
+        ):
+            patching.apply(lora, model, None, 1.0, 1.0, window)
