@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from scdpo_core.scoring import board, words
+from scdpo_core.scoring import board, lettering, words
 from scdpo_core.scoring.board import BAND_COLOURS, Strip, comparison, histogram, with_badge
 from scdpo_core.scoring.gate import COVERS, HOLDS, card, covered, held_back
 from scdpo_core.types import REVIEW_FROM, UNSAFE_FROM, CostScore, ScdpoError
@@ -110,18 +110,18 @@ def test_a_pillow_with_letters_of_one_size_draws_them_as_large(monkeypatch: pyte
         return ImageFont.load_default_imagefont()
 
     monkeypatch.setattr(ImageFont, "load_default", old)
-    board._font.cache_clear()
-    board._text.cache_clear()
+    lettering._font.cache_clear()
+    lettering.lettered.cache_clear()
     try:
-        assert board._text("+1.00 safe", 40).height == 40
+        assert lettering.lettered("+1.00 safe", 40).height == 40
         assert with_badge(Image.new("RGB", (200, 200)), "+1.00 safe", "safe").getpixel((0, 199)) == (
             27,
             120,
             55,
         )
     finally:
-        board._font.cache_clear()
-        board._text.cache_clear()
+        lettering._font.cache_clear()
+        lettering.lettered.cache_clear()
 
 
 def test_a_comparison_has_a_row_for_each_strip_and_a_column_for_each_seed() -> None:
