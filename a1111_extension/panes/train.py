@@ -73,7 +73,7 @@ def build(desk: Desk) -> None:
             raise ScdpoError("Name the preference folder.")
         place = desk.allowed(folder)
         found = desk.bases().get(chosen, chosen or "")
-        return LoraJob(place, found, desk.jobs.root, own.strip(), level, scorer, text or "")
+        return LoraJob(place, found, desk.jobs.root, own.strip(), level, scorer, overrides=text or "")
 
     settings = [base, pairs, name, quality, model, more]
 

@@ -66,9 +66,9 @@ class LoraJob:
         name: of the run folder and of the LoRA in it.
         quality: how much work to put into it.
         cost_model: 'micro', 'none', a scorer's name or a cost model file; '' leaves it open.
-        choices: settings of their own, by section; they win over the quality.
         overrides: TOML text with settings, by section, as in job.toml; they win over all others, and may
             not say once more what was chosen.
+        choices: settings of their own, by section; they win over the quality.
     """
 
     pairs: Path
@@ -77,8 +77,8 @@ class LoraJob:
     name: str
     quality: Quality = "normal"
     cost_model: str = ""
-    choices: Sections = field(default_factory=dict)
     overrides: str = ""
+    choices: Sections = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
