@@ -146,10 +146,10 @@ def test_pairs_lie_in_folders_that_may_be_read(house: House, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "settings",
     [
-        '[data]\ncache = "/tmp/x"',
+        '[data]\ncache = "/elsewhere/x"',
         '[data]\ncost_model = "/etc/passwd"',
         '[model]\nvae = "/etc/passwd"',
-        '[output]\noutput = "/tmp/x"',
+        '[output]\noutput = "/elsewhere/x"',
         "[other]\nx = 1",
         "output = 1",
     ],
