@@ -54,6 +54,19 @@ def test_runs_are_trained_one_after_the_other_and_the_card_goes_back_in_between(
     assert card.log == ["free a", "back a", "free b", "back b"]
 
 
+def test_a_run_that_is_started_before_add_has_looked_begins(tmp_path: Path) -> None:
+    class Fast(Queue):
+        def add(self, folder: Path, *, resume: bool = False) -> int:
+            place = super().add(folder, resume=resume)
+            self.pump(PYTHON)  # as our own thread does when it still looks after the run before
+            return place
+
+    boss = Supervisor(tmp_path, queue=Fast(tmp_path, begin), python=lambda tell: PYTHON, every=0.02)
+    assert boss.add(make_run(tmp_path, "one", steps=50, pause=0.02)) == "'one' begins."
+    boss.stop(tmp_path / "one")
+    boss.wait(60)
+
+
 def test_a_run_that_fails_gives_the_card_back(tmp_path: Path) -> None:
     card, ended = Card(), list[tuple[str, State]]()
     boss = supervisor(tmp_path, card, ended)

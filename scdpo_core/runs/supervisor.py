@@ -74,7 +74,8 @@ class Supervisor:
             return f"'{folder.name}' is being trained already."
         active = self.queue.view().active
         self.wake()
-        if active is not None:
+        # Our thread may be awake already and have started this very run.
+        if active is not None and active != folder.absolute():
             return (
                 f"'{folder.name}' waits: '{active.name}' is being trained, and {before} more come before it."
             )
