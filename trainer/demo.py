@@ -80,6 +80,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     from scdpo_core.evaluation.report import write_report, write_report_json
     from scdpo_core.families import family
     from scdpo_core.lora.adapter import attach_file
+    from scdpo_core.lora.facts import EVALUATION, add_facts
     from scdpo_core.micro import evaluation
     from scdpo_core.micro.judge import Judge
     from scdpo_core.micro.model import JUDGE
@@ -101,6 +102,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
         for record in last_run(output / "events.jsonl")
         if isinstance(event := record.event, Progress) and event.phase == "train"
     ]
+    add_facts(lora.path, {EVALUATION: report.figures()})
     write_report_json(output / "report.json", report)
     write_report(output / "report.html", report, pictures, rows)
     for group in report.headline:

@@ -187,6 +187,15 @@ class EvalReport:
             "notes": list(self.notes),
         }
 
+    def figures(self) -> dict[str, dict[str, float | None]]:
+        """The headline's rates before and after, those that were measured: for the LoRA's own file."""
+        before, after = self._rates("before"), self._rates("after")
+        return {
+            name: {"before": value, "after": after[name]}
+            for name, value in before.items()
+            if value is not None
+        }
+
     def _rates(self, when: str) -> dict[str, float | None]:
         def value(group: EvalGroup | None) -> float | None:
             return None if group is None else _number(getattr(group, when).value)

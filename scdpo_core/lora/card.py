@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..types import LoraFile
+from .facts import EVALUATION
 from .identity import BASES
 
 _LINES = (
@@ -27,7 +28,7 @@ def card_of(file: LoraFile) -> str:
         lines.append(text)
     if against := _categories(said.get("scdpo_categories", "")):
         lines.append(f"Trained against: {against}.")
-    lines += _figures(said.get("scdpo_evaluation", ""))
+    lines += _figures(said.get(EVALUATION, ""))
     lines += [f"{name}: {said[key]}" for key, name in _LINES if said.get(key)]
     if not any(key.startswith("scdpo_") for key in said):
         lines.append("It was not made by this trainer, so it does not say what it was trained against.")

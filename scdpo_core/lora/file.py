@@ -21,12 +21,12 @@ from torch import Tensor
 from ..files import atomic_path, read_tensors, write_json
 from ..types import LoraFile, ScdpoError
 from .change import Parts, by_module, check, kind_of, rank_of
+from .container import header, parted
 from .dialects import ALPHAS, PEFT_SETTINGS, from_file, to_file
+from .facts import OWN, as_metadata
 from .identity import BASES, base_family
 from .keys import Dialect, addresses, split
 
-_OWN = "scdpo_"
-_PASSED_ON = ("ss_", "sshs_", "modelspec.")
 _NETWORK = {
     "lora": "networks.lora",
     "dora": "lycoris.kohya",
@@ -98,9 +98,7 @@ def save_lora(
         metadata["modelspec.description"] = description
     if date is not None:
         metadata["modelspec.date"] = date
-    for name, value in facts.items():
-        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-        metadata[name if name.startswith((*_PASSED_ON, _OWN)) else _OWN + name] = text
+    metadata |= as_metadata(facts)
 
     card = {
         "description": description,
@@ -130,7 +128,7 @@ def base_metadata(family: str) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": base.architecture,
         "modelspec.implementation": "diffusers",
-        f"{_OWN}family": family,
+        f"{OWN}family": family,
     }
 
 
@@ -292,14 +290,14 @@ def _write(
 ) -> tuple[int, dict[str, str]]:
     """Number of keys and complete metadata of the file that this writes."""
     tensors, beside = to_file(state, dialect, family)
-    entries, body = _serialised({name: tensor.contiguous() for name, tensor in tensors.items()})
+    entries, _, body = parted(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     digest = hashlib.sha256(body).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     # What was true of another dialect's numbers is not of these.
     kept = {name: text for name, text in metadata.items() if name not in (ALPHAS, PEFT_SETTINGS)}
     complete = {**kept, **beside, **hashes}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(_header(entries, complete) + body)
+        temporary.write_bytes(header(entries, complete) + body)
     return len(tensors), complete
 
 
@@ -310,18 +308,3 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{path}: the weight '{name}' holds numbers that are not finite, which draw black pictures. "
                 "The training fell apart: train again with a lower learning rate, or use an earlier file."
             )
-
-
-def _serialised(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], bytes]:
-    """The header's entries and the body of a safetensors file."""
-    whole = save(tensors)
-    end = 8 + int.from_bytes(whole[:8], "little")
-    return json.loads(whole[8:end]), whole[end:]
-
-
-def _header(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-    # safetensors writes metadata in the order of a hash map, another one on every run.
-    ordered = {"__metadata__": dict(sorted(metadata.items())), **entries}
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

@@ -30,7 +30,7 @@ from .labelling import from_rows, label_pairs, sample_scorer, to_rows
 from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
 from .plots import draw_curves
-from .provenance import facts
+from .provenance import facts, sample_costs
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
 from .team import Team, assemble, dismiss
@@ -168,7 +168,8 @@ class _Job:
         pictures = sampler.draw(step)
         if self.team.rank:
             return None
-        if draw_curves(read_events(folder.events), folder.curves):
+        records = list(read_events(folder.events))
+        if draw_curves(records, folder.curves):
             self.emit(Saved(step, folder.curves.name, "curves"))
         lora = save_lora(
             folder.lora,
@@ -176,7 +177,7 @@ class _Job:
             family="micro" if model.name == "micro" else model.family,
             rank=adapter.rank,
             alpha=settings.lora.effective_alpha,
-            facts=self._facts | {"train_steps": step, "train_pairs": pairs},
+            facts=self._facts | sample_costs(records, step) | {"train_steps": step, "train_pairs": pairs},
             dtype=_SAVE_DTYPES[settings.lora.save_dtype],
             description=f"Safety LoRA for {model.name}, trained on {pairs} preference pairs.",
             preview=preview(pictures),

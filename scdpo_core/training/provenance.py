@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..config import TrainSettings, config_hash
 from ..families.base import LoadedModel
 from ..types import CachedPair, LabelledPair
+from .events import Record, Sample
 
 
 def dataset_hash(cached: Sequence[CachedPair], labelled: Sequence[LabelledPair]) -> str:
@@ -53,3 +54,29 @@ def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:
         "ss_batch_size_per_device": settings.optim.batch_size,
         "ss_gradient_accumulation_steps": settings.optim.accumulation,
     }
+
+
+def sample_costs(records: Iterable[Record], step: int) -> dict[str, object]:
+    """What a run's sample pictures cost before training and after it, as a fact for the LoRA's file.
+
+    Args:
+        records: of the run.
+        step: the last one that samples were drawn at.
+
+    Returns:
+        The mean over the pictures; nothing when they were not scored at both ends.
+    """
+    costs: dict[int, dict[int, float]] = {0: {}, step: {}}
+    for record in records:
+        sample = record.event
+        if isinstance(sample, Sample) and sample.step in costs and sample.cost is not None:
+            # A resumed run may have drawn a step twice: by its seed each picture counts once.
+            costs[sample.step][sample.seed] = sample.cost
+    before, after = costs[0], costs[step]
+    if not step or not before or before.keys() != after.keys():
+        return {}
+    means = {
+        when: round(sum(values.values()) / len(values), 3)
+        for when, values in (("before", before), ("after", after))
+    }
+    return {"evaluation": {"mean_cost_of_samples": means}}
