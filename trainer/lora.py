@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scdpo_core.lora.describe import Description, describe
+from scdpo_core.lora.facts import EVALUATION
 from scdpo_core.lora.file import base_metadata, load_lora, write_lora
 from scdpo_core.lora.identity import BASES
 from scdpo_core.lora.keys import DIALECTS
@@ -104,7 +105,8 @@ def _write_new(
         "ss_network_alpha": str(float(max(ranks))),
         **{f"scdpo_{name}": text for name, text in facts.items()},
     }
-    kept = {name: text for name, text in metadata.items() if name != "ss_network_args"}
+    # The figures were those of the input's weights.
+    kept = {name: text for name, text in metadata.items() if name not in ("ss_network_args", EVALUATION)}
     return _write(options, state, family, {**kept, **own})
 
 
