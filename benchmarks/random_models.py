@@ -59,10 +59,11 @@ SHAPES = {
 
 
 class RandomReader(Reader):
-    """Components with random weights; see `Reader`."""
+    """Components with random weights, made on the device that will use them; see `Reader`."""
 
-    def __init__(self, shape: Shape, seed: int = 0) -> None:
-        self._shape, self._home, self._seed = shape, CONFIGS / shape.layout.configs, seed
+    def __init__(self, shape: Shape, device: torch.device, seed: int = 0) -> None:
+        self._shape, self._home = shape, CONFIGS / shape.layout.configs
+        self._device, self._seed = device, seed
 
     def _config(self, part: str) -> dict[str, Any]:
         config = json.loads((self._home / part / "config.json").read_text("utf-8"))
@@ -76,8 +77,8 @@ class RandomReader(Reader):
         # Torch's own first weights would take minutes for a large model.
         with torch.device("meta"):
             network = getattr(diffusers, layout.denoiser_class).from_config(self._config(layout.denoiser))
-        network = network.to(dtype).to_empty(device="cpu")
-        generator = torch.Generator().manual_seed(self._seed)
+        network = network.to(dtype).to_empty(device=self._device)
+        generator = torch.Generator(self._device).manual_seed(self._seed)
         with torch.no_grad():
             for name, weight in network.named_parameters():
                 if weight.ndim > 1:
@@ -91,7 +92,8 @@ class RandomReader(Reader):
         from diffusers import AutoencoderKL
 
         torch.manual_seed(self._seed)
-        return AutoencoderKL.from_config(self._config("vae"))
+        with self._device:
+            return AutoencoderKL.from_config(self._config("vae"))
 
     def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
         """See `Reader.text`."""
@@ -99,7 +101,9 @@ class RandomReader(Reader):
 
         torch.manual_seed(self._seed)
         model_class = getattr(transformers, part.model)
-        model = model_class(model_class.config_class.from_dict(self._config(part.folder))).to(dtype).eval()
+        with self._device:
+            model = model_class(model_class.config_class.from_dict(self._config(part.folder)))
+        model = model.to(dtype).eval()
         words = self._home / part.tokenizer / "tokenizer_config.json"
         tokenizer = clip_tokenizer(None, words)
         return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
@@ -118,7 +122,7 @@ class RandomReader(Reader):
 
 def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LatentModel:
     """A model of that shape, as a family would have loaded it."""
-    reader = RandomReader(shape, seed)
+    reader = RandomReader(shape, device, seed)
     return shape.model("random", Path("random"), reader, shape.layout, device, dtype, LoadOptions())
 
 

@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from benchmarks.matrix import matrix_peak, operations  # noqa: E402
 from benchmarks.random_models import SHAPES, random_model, save_pipeline  # noqa: E402
 from benchmarks.step_variants import (  # noqa: E402
     BETA,
@@ -236,6 +237,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             kind: variant.resident() + peak_bytes(variant, model.device) for kind, variant in variants.items()
         }
         seconds: dict[str, list[float]] = {kind: [] for kind in variants}
+        on_gpu = model.device.type == "cuda"
+        counted = on_gpu and options.compile == "off"
+        work_of = {kind: operations(variant.step) for kind, variant in variants.items()} if counted else {}
+        peak = matrix_peak(model.device, model.dtype) if on_gpu else None
         values = {
             "model": work / "model",
             "pairs": random_folder(pairs, work / "pairs") if options.external else "",
@@ -262,9 +267,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         f"share of a step that is not the network: {found['not_network_share']:.1%}, "
         f"with the reference cache {found['not_network_share_cached']:.1%}"
     )
+    busy = {
+        kind: round(work / statistics.median(seconds[kind]) / peak, 4)
+        for kind, work in work_of.items()
+        if peak
+    }
+    if peak:
+        shares = ", ".join(f"{kind} {share:.1%}" for kind, share in busy.items())
+        print(
+            f"matrix products on this card: {peak / 1e12:.0f} TFLOP/s; share of it: {shares or 'not counted'}"
+        )
     device = model.device
     return found | {
         "seconds": seconds,
+        "matrix_peak_tflops": peak and round(peak / 1e12, 1),
+        "matrix_share": busy,
         "memory": memory,
         "first_steps_seconds": round(first, 2),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

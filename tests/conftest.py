@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 
 class PlainRoot:
@@ -14,5 +15,8 @@ class PlainRoot:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes says what else the machine is doing, not whether the code is right.
+    settings.register_profile("no deadline", deadline=None)
+    settings.load_profile("no deadline")
     # As a plugin: hooks of a conftest are not asked about the folders above it.
     config.pluginmanager.register(PlainRoot())

@@ -195,7 +195,7 @@ class PairStore:
 
     def _pick(self, source: Tensor, index: Tensor) -> Tensor:
         picked = source[index.to(source.device)]
-        if picked.device == self._device or self._device.type != "cuda":
+        if picked.device.type != "cpu" or self._device.type != "cuda":
             return picked.to(self._device)
         # The batch is pinned and not the source: what is picked from pinned memory is not pinned itself.
         return picked.pin_memory().to(self._device, non_blocking=True)

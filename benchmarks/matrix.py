@@ -1,0 +1,35 @@
+"""What share of a card's matrix units a step keeps busy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+_SIDE = 8192
+_PRODUCTS = 20
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second in products of large square matrices of random numbers: what the card can do."""
+    one, other = (torch.randn(_SIDE, _SIDE, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        one @ other
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    for _ in range(_PRODUCTS):
+        one @ other
+    torch.cuda.synchronize(device)
+    return _PRODUCTS * 2 * _SIDE**3 / (time.perf_counter() - began)
+
+
+def operations(step: Callable[[], None]) -> int:
+    """What a step multiplies and adds, in matrix products, convolutions and attention, counted as it runs.
+
+    What gradient checkpointing computes twice counts twice. Compiled code is not seen.
+    """
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
