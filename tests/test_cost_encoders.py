@@ -194,7 +194,7 @@ def test_a_host_can_import_scorers_without_transformers() -> None:
 @pytest.mark.skipif(not IMAGE_ENCODER.is_dir(), reason="the embedded image tower is not built yet")
 def test_the_embedded_encoder_loads() -> None:
     encoder = load_encoder("micro")
-    assert (encoder.id, encoder.size) == ("micro", 64)
+    assert (encoder.id, encoder.size) == ("micro", 128)
     assert encoder.encode([noise(64)]).shape == (1, encoder.dim)
 
 

@@ -59,9 +59,9 @@ def test_held_out_pictures_are_told_apart(trained: Trained) -> None:
 def test_most_pictures_in_a_style_that_no_training_saw_are_too(trained: Trained) -> None:
     costs, unsafe = trained.costs(trained.unseen), trained.unseen.unsafe
     found = figures(costs[unsafe], costs[~unsafe])
-    assert found.auc >= 0.93
-    assert found.fpr_at_zero <= 0.1
-    assert found.recall_at_zero >= 0.7
+    assert found.auc >= 0.94
+    assert found.fpr_at_zero <= 0.03
+    assert found.recall_at_zero >= 0.84
 
 
 def test_every_category_has_a_cost_of_its_own(trained: Trained) -> None:

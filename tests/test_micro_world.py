@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from scdpo_core.micro import captions, world
+from scdpo_core.micro.art import Art
 from scdpo_core.micro.render import paint_over
+from scdpo_core.micro.stages import image
+from scdpo_core.micro.stages.bank import Bank
 from scdpo_core.micro.stages.restyle import redraw
 from scdpo_core.micro.stages.scatter import scatter
 from scdpo_core.micro.world import Scene, concept
@@ -124,3 +128,78 @@ def test_a_redrawn_sprite_keeps_its_place_and_about_its_shape() -> None:
         seen.add(drawn.tobytes())
     assert len(seen) > 10
     assert redraw(sprite, random.Random(3)).tobytes() == redraw(sprite, random.Random(3)).tobytes()
+
+
+def test_what_is_drawn_in_ink_alone_is_coloured_in_and_keeps_its_lines() -> None:
+    sprite = Image.new("RGBA", (64, 64))
+    ImageDraw.Draw(sprite).ellipse((10, 10, 54, 54), outline=(0, 0, 0, 255), width=6)
+    filled = [redraw(sprite, random.Random(number)).getpixel((32, 32))[3] == 255 for number in range(40)]
+    assert 20 <= sum(filled) <= 39  # three in four; the others stay rings
+    for number in range(40):
+        drawn = redraw(sprite, random.Random(number))
+        assert drawn.getpixel((2, 2))[3] == 0
+        assert max(drawn.getpixel((13, 32))[:3]) < 100, number
+
+
+def bank_of(*colours: tuple[int, int, int]) -> Bank:
+    """One square of each colour, in one style, in two versions of which the second is half transparent."""
+    sprites = torch.zeros(len(colours), 2, 4, 64, 64, dtype=torch.uint8)
+    for place, colour in enumerate(colours):
+        for version, alpha in enumerate((255, 128)):
+            premultiplied = torch.tensor([*(value * alpha // 255 for value in colour), alpha])
+            sprites[place, version] = premultiplied.to(torch.uint8)[:, None, None]
+    return Bank(sprites, torch.arange(len(colours))[:, None])
+
+
+def test_scenes_drawn_at_once_show_their_subjects_where_they_belong() -> None:
+    bank = bank_of((255, 0, 0), (0, 255, 0))
+    subjects = torch.tensor([[0, -1], [0, 1], [1, 0], [-1, -1]]).repeat(40, 1)
+    pixels = bank.draw(subjects, torch.Generator().manual_seed(1))
+    assert pixels.shape == (160, 3, 64, 64)
+    assert pixels.min() >= -1
+    assert pixels.max() <= 1
+    red, green = 0, 1
+
+    def more_of(colour: int, rows: torch.Tensor, at: int) -> bool:
+        there = rows[:, :, at, at]
+        return bool((there[:, colour] > there[:, 1 - colour]).all())
+
+    assert more_of(red, pixels[0::4], 32)
+    assert more_of(red, pixels[1::4], 19)
+    assert more_of(green, pixels[1::4], 45)
+    assert more_of(green, pixels[2::4], 19)
+    assert more_of(red, pixels[2::4], 45)
+    empty = pixels[3::4]
+    assert float(empty.std(dim=(2, 3)).max()) < 1e-5
+    known = torch.tensor(list(world.BACKGROUNDS.values())) / 127.5 - 1
+    nearest = (empty.mean(dim=(2, 3))[:, None] - known).abs().amax(dim=2).amin(dim=1)
+    assert float(nearest.max()) < 6 / 127.5
+    assert torch.equal(pixels, bank.draw(subjects, torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.slow
+def test_a_bank_holds_every_drawing_that_a_style_has(tmp_path: Path) -> None:
+    assets = tmp_path / "fluent-3d" / "package" / "assets"
+    assets.mkdir(parents=True)
+    cat, dog = concept("cat"), concept("dog")
+    Image.new("RGBA", (96, 96), (10, 200, 30, 255)).save(assets / f"{cat.code}.webp", lossless=True)
+    bank = Bank.fill(Art(tmp_path), [dog, cat], ("fluent-3d",), 3, torch.device("cpu"))
+    assert bank.rows.tolist() == [[-1], [0]]
+    assert bank.sprites.shape == (1, 4, 4, 64, 64)
+    assert bank.sprites[0, 0, :, 32, 32].tolist() == [10, 200, 30, 255]
+
+
+def test_scenes_for_the_image_tower_hold_their_shares_and_favour_harm_and_its_near_misses() -> None:
+    count = len(world.concepts()) + 50
+    generator = torch.Generator().manual_seed(0)
+    scenes = torch.cat([image._scenes(count, generator) for _ in range(40)])
+    one = scenes[(scenes[:, 0] >= 0) & (scenes[:, 1] < 0)][:, 0]
+    two = scenes[(scenes >= 0).all(dim=1)]
+    assert abs(len(two) / len(scenes) - 0.55) < 0.015
+    assert abs(float((scenes < 0).all(dim=1).float().mean()) - 0.02) < 0.005
+    assert not bool((two[:, 0] == two[:, 1]).any())
+    assert abs(float((one >= len(world.concepts())).float().mean()) - 0.3) < 0.02
+    known = one[one < len(world.concepts())]
+    dangerous = torch.tensor([thing.harmful for thing in world.concepts()])[known].float().mean()
+    # A quarter is a harmful thing or its near-miss, half of these harmful; of the rest 27 in 114.
+    assert abs(float(dangerous) - (0.125 + 0.75 * 27 / 114)) < 0.02

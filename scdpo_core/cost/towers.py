@@ -151,6 +151,9 @@ def load_tower(folder: Path) -> tuple[nn.Module, Read]:
             f"such as '{next(iter(missing), '')}'). Download the folder again."
         )
     frozen: nn.Module = tower.float().eval().requires_grad_(False)
+    if kind == "resnet":
+        # Small convolutions take a quarter less time on a CPU with the channels last.
+        frozen = frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return frozen, read
 
 

@@ -27,14 +27,17 @@ PACKAGES = {
     "emojione": "@iconify-json/emojione@1.2.3",
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
     "streamline": "@iconify-json/streamline-emojis@1.2.4",
+    "noto-oreo": "emoji-datasource-google@4.0.4",
+    "fluent-ink": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
+    "emojione-ink": "@iconify-json/emojione-monotone@1.2.1",
     "twemoji": "emoji-datasource-twitter@16.0.0",
 }
-"""Drawing styles: the generator draws in Noto; all but Twemoji train the image tower and the cost
-model, the towers' first leg without the two that lack a third of the things or more; Twemoji is the style
-that no training ever sees."""
+"""Drawing styles: the generator draws in Noto; all but Twemoji train the image tower, the first seven the
+cost model too, the first five the towers' first leg; Twemoji is the style that no training ever sees."""
 
 STYLES_TRAINED = ("noto", "fluent-3d", "fluent-flat", "noto-old", "emojione")
 STYLES_OF_COST = (*STYLES_TRAINED, "fxemoji", "streamline")
+STYLES_OF_TOWER = (*STYLES_OF_COST, "noto-oreo", "fluent-ink", "emojione-ink")
 STYLE_UNSEEN = "twemoji"
 SPRITE_SIZE = 64
 
@@ -101,13 +104,14 @@ def fetch(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Art:
 def _index(folder: Path, style: str) -> dict[str, str]:
     """Emoji code (without variation selectors) to the file or icon name of a style."""
     package = folder / style / "package"
-    if style in ("noto", "twemoji"):
-        vendor = "google" if style == "noto" else "twitter"
+    if style in _DATASOURCES:
+        vendor = _DATASOURCES[style]
         rows = json.loads((package / "emoji.json").read_text(encoding="utf-8"))
         return {
             _plain(row["unified"].lower()): str(package / "img" / vendor / "64" / row["image"])
             for row in rows
             if row[f"has_img_{vendor}"] and row["category"] not in ("Flags", "Component")
+            if not (style == "noto-oreo" and row["unified"].lower() == _PISTOL)
         }
     if style == "fluent-3d":
         return {_plain(path.stem): str(path) for path in sorted((package / "assets").glob("*.webp"))}
@@ -122,16 +126,22 @@ def _index(folder: Path, style: str) -> dict[str, str]:
     }
 
 
+_DATASOURCES = {"noto": "google", "noto-oreo": "google", "twemoji": "twitter"}
+"""Styles in packages of pictures with a table of their codes, and that table's name for the vendor."""
+
+_PISTOL = "1f52b"  # a water pistol today; a revolver when some of the sets were drawn
+
 _NAMED_OTHERWISE: dict[str, dict[str, str | None]] = {
     # A revolver is no water pistol; one skull is drawn in a corner of its canvas, too small to see.
     "fxemoji": {
         "1f4a9": "poo",
         "1f595": "reversehandmiddlefinger",
         "2620": "blackskullcrossbones",
-        "1f52b": None,
+        _PISTOL: None,
         "1f480": None,
     },
-    "streamline": {"1f52b": None},
+    "streamline": {_PISTOL: None},
+    "emojione-ink": {_PISTOL: None},
 }
 """Sets that follow no one's names for all their icons, and what no rule finds in them, or finds wrongly."""
 

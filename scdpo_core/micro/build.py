@@ -1,7 +1,8 @@
 """`python -m scdpo_core.micro.build`: make the embedded model anew from the art.
 
-Seeded, resumable (run it again after a stop), on a GPU when there is one; two CPU cores need about
-two hours. The weights replace those of the checkout only when everything is done.
+Seeded, resumable (run it again after a stop), on a GPU when there is one; two CPU cores need a few hours,
+and train the image tower on an eighth of the pictures, which would take them a day. The weights replace
+those of the checkout only when everything is done.
 
 Networks this small gain little from a second core. Two processes do more, each with OMP_NUM_THREADS=1:
 `--only vae` in one; `--only towers`, `image` and `judge` in the other. A plain call goes on from there.
@@ -15,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,17 +35,19 @@ from .stages import unet as unet_stage
 from .stages import vae as vae_stage
 
 LIMIT_MB = 24
+IMAGE_STEPS_ON_CPU = 500
 PARTS = ("vae", "towers", "image", "judge")
 """What can be trained by itself; the image tower's second leg after the towers, the denoiser after these."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long each part is trained. The shipped weights were made with these lengths."""
+    """How long each part is trained. The shipped weights were made with these lengths (docs/embedded-model.md
+    says where they went another way)."""
 
     vae_steps: int = 8000
     tower_steps: int = 2500
-    image_steps: int = 8500
+    image_steps: int = 4000
     unet_steps: int = 3500
     unet_pictures: int = 32_000
     meaning_steps: int = 500
@@ -136,7 +139,7 @@ def build(
     image.cpu().half().save_pretrained(model / "image_encoder", safe_serialization=True)
     write_json(
         model / "image_encoder" / "preprocessor_config.json",
-        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 64},
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": image_stage.IMAGE_SIZE},
     )
     judge.save(model / "judge" / "judge.safetensors")
     _publish(model, target, tell)
@@ -167,10 +170,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scdpo_core.micro.build", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build"), help="folder for art and checkpoints")
     parser.add_argument("--target", type=Path, default=WEIGHTS, help="where the finished weights go")
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        defaults = replace(defaults, image_steps=IMAGE_STEPS_ON_CPU)
     for name, value in vars(defaults).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default: {value}")
     parser.add_argument("--only", choices=PARTS, help="train this part and stop")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     options = vars(parser.parse_args(arguments))
     work, target, device, only = (options.pop(name) for name in ("work", "target", "device", "only"))
     began = time.monotonic()

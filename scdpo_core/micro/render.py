@@ -36,7 +36,7 @@ class Augment:
     flip: bool = False
 
 
-_SLOTS = {0: (), 1: ((32.0, 32.0, 46.0),), 2: ((19.0, 19.0, 36.0), (45.0, 45.0, 36.0))}
+SLOTS = {0: (), 1: ((32.0, 32.0, 46.0),), 2: ((19.0, 19.0, 36.0), (45.0, 45.0, 36.0))}
 """Centre and size of each subject, pixels. Two stand on the diagonal: drawings are round enough to be a
 fifth larger there than side by side."""
 
@@ -60,7 +60,7 @@ def render(scene: Scene, art: Art, rng: random.Random, style: str, augment: Augm
     base = BACKGROUNDS[scene.background]
     shade = tuple(max(0, min(255, channel + rng.randint(-5, 5))) for channel in base)
     canvas = Image.new("RGB", (SIZE, SIZE), shade)
-    for subject, (x, y, size) in zip(scene.subjects, _SLOTS[len(scene.subjects)], strict=True):
+    for subject, (x, y, size) in zip(scene.subjects, SLOTS[len(scene.subjects)], strict=True):
         sprite = _stray(_sprite(art, style, subject), rng, augment)
         spread = 0.05 + augment.wander
         side = round(size * rng.uniform(1 - spread, 1 + 0.5 * spread))

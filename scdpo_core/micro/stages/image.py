@@ -12,26 +12,28 @@ and can be trained beside it.
 from __future__ import annotations
 
 import copy
-import random
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from ..art import STYLES_OF_COST, Art
-from ..render import Augment, render, to_tensor
-from ..world import Concept, Scene, concepts
-from .restyle import Restyled
+from ..art import STYLES_OF_TOWER, Art
+from ..world import Concept, concepts
+from .bank import Bank
 from .runner import Plan, StepContext, Tell, train
 from .scatter import scatter
-from .towers import BATCH, IMAGE_CHANNELS, Towers, near_scene
+from .towers import IMAGE_CHANNELS, Towers
 
-_PLACED = Augment(wander=0.35)
+IMAGE_SIZE = 128  # pixels along an edge that the tower sees; the world's pictures are half as large
+_BATCH = 512
+_VERSIONS = 16  # redrawn versions of every drawing
 _OTHERS = 0.3  # share of scenes in which a subject is a thing that is no concept of the world
 _TWO = 0.55  # share of scenes with two subjects
+_EMPTY = 0.02  # share of scenes with none
+_NEAR = 0.25  # share of single subjects that are a harmful thing or its near-miss
 _RARE = -4.0  # log-odds of a tag before anything is learned
 # fmt: off
 _EVERYDAY = frozenset(
@@ -68,10 +70,12 @@ def build(
 ) -> ResNetForImageClassification:
     """Train a copy of the image tower on, with a classifier of the concepts; the towers stay as they are."""
     torch.manual_seed(seed)
-    others = everyday(art)
-    tagger = _Tagger(copy.deepcopy(towers.image).requires_grad_(True), len(concepts()) + len(others))
-    plan = Plan("image", steps, lr=1e-3, ema=0.998, weight_decay=0.05, seed=seed)
-    trained = train(plan, tagger, lambda context: _loss(tagger, art, others, context), folder, device, tell)
+    things = [*concepts(), *everyday(art)]
+    tell(f"image: drawing {len(things)} things in {len(STYLES_OF_TOWER)} styles, {1 + _VERSIONS} times each")
+    bank = Bank.fill(art, things, STYLES_OF_TOWER, _VERSIONS, device)
+    tagger = _Tagger(copy.deepcopy(towers.image).requires_grad_(True), len(things))
+    plan = Plan("image", steps, lr=1e-3, ema=0.999, weight_decay=0.05, seed=seed)
+    trained = train(plan, tagger, lambda context: _loss(tagger, bank, context), folder, device, tell, 1000)
     assert isinstance(trained, _Tagger)
     return _of_concepts(trained, towers.image.config)
 
@@ -96,36 +100,45 @@ def everyday(art: Art) -> list[Concept]:
     known = {thing.code for thing in concepts()}
     found = []
     for code, name, group in art.catalogue():
-        drawn = sum(art.has(style, code) for style in STYLES_OF_COST)
+        drawn = sum(art.has(style, code) for style in STYLES_OF_TOWER)
         if group in _EVERYDAY and code not in known and drawn >= 3:
             found.append(Concept(name, code, "other", False, (), None))
     return found
 
 
-def _loss(tagger: _Tagger, art: Art, others: list[Concept], context: StepContext) -> Tensor:
-    """Cross-entropy of all tags, summed over the concepts, on a fresh batch."""
-    number = {thing: place for place, thing in enumerate([*concepts(), *others])}
-    drawings = Restyled(art, context.rng)
-    pictures: list[Image.Image] = []
-    wanted = torch.zeros(BATCH, len(number))
-    while len(pictures) < BATCH:
-        scene = _scene(context.rng, others)
-        able = [s for s in STYLES_OF_COST if all(art.has(s, subject.code) for subject in scene.subjects)]
-        if not able:
-            continue
-        for subject in scene.subjects:
-            wanted[len(pictures), number[subject]] = 1.0
-        pictures.append(render(scene, drawings, context.rng, context.rng.choice(able), _PLACED))
-    pixels = scatter(to_tensor(pictures), context.generator).to(context.device)
+def _loss(tagger: _Tagger, bank: Bank, context: StepContext) -> Tensor:
+    """Cross-entropy of all tags, summed over them, on a fresh batch."""
+    generator = torch.Generator(context.device).manual_seed(context.rng.getrandbits(48))
+    count = len(bank.rows)
+    subjects = _scenes(count, generator)
+    wanted = torch.zeros(_BATCH, count + 1, device=context.device)
+    wanted.scatter_(1, torch.where(subjects < 0, count, subjects), 1.0)
+    pixels = scatter(bank.draw(subjects, generator), generator)
+    pixels = F.interpolate(pixels, IMAGE_SIZE, mode="bicubic", align_corners=False)
     with context.autocast():
         tags = tagger(pixels)
-    return F.binary_cross_entropy_with_logits(tags.float(), wanted.to(tags.device), reduction="sum") / BATCH
+    return F.binary_cross_entropy_with_logits(tags.float(), wanted[:, :count], reduction="sum") / _BATCH
 
 
-def _scene(rng: random.Random, others: list[Concept]) -> Scene:
-    scene = near_scene(rng, two=_TWO)
-    if not scene.subjects or rng.random() >= _OTHERS:
-        return scene
-    subjects = list(scene.subjects)
-    subjects[rng.randrange(len(subjects))] = rng.choice(others)
-    return Scene(tuple(subjects), scene.background)
+def _scenes(count: int, generator: torch.Generator) -> Tensor:
+    """Subjects [_BATCH, 2] of as many scenes: numbers of things, of which the world's own come first; -1
+    for none. The tower has to tell harmful things from their near-misses, so these are shown more often."""
+    device = generator.device
+    uniform = partial(torch.rand, _BATCH, generator=generator, device=device)
+
+    def any_of(high: int) -> Tensor:
+        return torch.randint(high, (_BATCH,), generator=generator, device=device)
+
+    world = concepts()
+    number = {thing.name: place for place, thing in enumerate(world)}
+    near = torch.tensor([[number[t.name], number[t.near_miss]] for t in world if t.near_miss], device=device)
+    first = any_of(len(world))
+    second = (first + 1 + any_of(len(world) - 1)) % len(world)
+    kind = uniform()
+    two, empty = kind < _TWO, kind > 1 - _EMPTY
+    first = torch.where(~two & (uniform() < _NEAR), near[any_of(len(near)), any_of(2)], first)
+    other, put = len(world) + any_of(count - len(world)), uniform()
+    half = torch.where(two, _OTHERS / 2, _OTHERS)
+    first = torch.where(put < half, other, first)
+    second = torch.where(put > 1 - _OTHERS / 2, other, second)
+    return torch.stack([first.masked_fill(empty, -1), second.masked_fill(~two, -1)], dim=1)

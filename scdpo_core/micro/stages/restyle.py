@@ -2,53 +2,27 @@
 
 A tower that knows a handful of drawings of each thing learns those drawings. Warping a whole picture does
 not change how it is drawn; this does: gradients become flat areas, small details go, outlines come or
-thicken, shapes grow thinner or fatter.
+thicken, shapes grow thinner or fatter, and what was drawn in ink alone is coloured in.
 """
 
 from __future__ import annotations
 
 import random
-from functools import lru_cache
-from pathlib import Path
 
-from PIL import Image, ImageChops, ImageFilter, ImageStat
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageStat
 
-from ..art import Art
-
-_VARIANTS = 5  # redrawn versions of every sprite; more only cost memory
-_AS_IT_IS = 0.4
+_PALE = 0.12  # mean saturation, 0..1, under which a drawing counts as one in ink alone
 
 
-class Restyled(Art):
-    """The art, with most sprites redrawn.
-
-    Args:
-        art: the drawings.
-        rng: chooses among the versions of a sprite.
-    """
-
-    rng: random.Random
-
-    def __init__(self, art: Art, rng: random.Random) -> None:
-        """Draw from `art` what `rng` chooses."""
-        super().__init__(art.folder)
-        object.__setattr__(self, "rng", rng)
-
-    def sprite(self, style: str, code: str) -> Image.Image | None:
-        """The sprite as it is, or one of its redrawn versions."""
-        if self.rng.random() < _AS_IT_IS:
-            return super().sprite(style, code)
-        return _redrawn(self.folder, style, code, self.rng.randrange(_VARIANTS))
-
-
-@lru_cache(maxsize=40000)
-def _redrawn(folder: Path, style: str, code: str, number: int) -> Image.Image | None:
-    sprite = Art(folder).sprite(style, code)
-    return None if sprite is None else redraw(sprite, random.Random(f"{style}/{code}/{number}"))
+def redrawings(sprite: Image.Image, count: int, seed: str) -> list[Image.Image]:
+    """That many versions of an RGBA sprite, always the same for a seed."""
+    return [redraw(sprite, random.Random(f"{seed}/{number}")) for number in range(count)]
 
 
 def redraw(sprite: Image.Image, rng: random.Random) -> Image.Image:
     """An RGBA sprite as another hand would draw it, of the same size."""
+    if rng.random() < 0.75 and _is_ink(sprite):
+        sprite = _coloured_in(sprite, rng)
     colours, alpha = sprite.convert("RGB"), sprite.getchannel("A")
     # What lies under transparent pixels is arbitrary and must not count among the colours.
     mean = ImageStat.Stat(colours, alpha).mean if alpha.getbbox() else [0, 0, 0]
@@ -75,6 +49,32 @@ def redraw(sprite: Image.Image, rng: random.Random) -> Image.Image:
     drawn = colours.convert("RGBA")
     drawn.putalpha(alpha)
     return drawn
+
+
+def _is_ink(sprite: Image.Image) -> bool:
+    """Whether all of a drawing is dark and none of it has a colour."""
+    _, saturation, value = sprite.convert("RGB").convert("HSV").split()
+    alpha = sprite.getchannel("A")
+    if not alpha.getbbox():
+        return False
+    strength, light = (ImageStat.Stat(part, alpha).mean[0] / 255 for part in (saturation, value))
+    return strength < _PALE and light < 0.3
+
+
+def _coloured_in(sprite: Image.Image, rng: random.Random) -> Image.Image:
+    """Ink over one colour that fills its outline."""
+    width, height = sprite.size
+    # A border of one pixel lets the outside run round a drawing that touches the edge.
+    outside = Image.new("L", (width + 2, height + 2), 0)
+    outside.paste(sprite.getchannel("A").point([255 if step > 96 else 0 for step in range(256)]), (1, 1))
+    ImageDraw.floodfill(outside, (0, 0), 128)
+    inside = outside.crop((1, 1, width + 1, height + 1))
+    inside = inside.point([0 if step == 128 else 255 for step in range(256)])
+    hue, strength, light = rng.randrange(256), rng.randint(20, 230), rng.randint(150, 255)
+    paint = Image.new("HSV", sprite.size, (hue, strength, light)).convert("RGBA")
+    filled = Image.new("RGBA", sprite.size, (0, 0, 0, 0))
+    filled.paste(paint, (0, 0), inside)
+    return Image.alpha_composite(filled, sprite)
 
 
 def _tinted(colours: Image.Image, rng: random.Random) -> Image.Image:
