@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,6 +13,7 @@ from .heatmap import Heatmap
 from .protocol import Attentive, Differentiable, Scorer, ScorerError, cost_in
 
 _STEPS = 24
+_TOKEN_STEPS = 8
 _BATCH = 8
 
 
@@ -36,10 +39,7 @@ def gradients(scorer: Scorer, picture: Image.Image, category: str | None = None)
         pixels = scorer.prepare(picture).clone()[None]
         plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
         slopes = torch.zeros_like(pixels)
-        for start in range(0, _STEPS, _BATCH):
-            steps = torch.arange(start, min(start + _BATCH, _STEPS))
-            way = ((steps + 0.5) / _STEPS)[:, None, None, None]
-            between = (plain + way * (pixels - plain)).requires_grad_()
+        for between in _way_to(pixels, _STEPS):
             (slope,) = torch.autograd.grad(cost_of(between).sum(), between)
             slopes += slope.sum(dim=0, keepdim=True) / _STEPS
         parts = (slopes * (pixels - plain)).sum(dim=1, keepdim=True)
@@ -50,13 +50,15 @@ def gradients(scorer: Scorer, picture: Image.Image, category: str | None = None)
 
 
 def tokens(scorer: Scorer, picture: Image.Image, category: str | None = None) -> Heatmap:
-    """Gradient-weighted attention rollout (arXiv 2103.15679) of a vision transformer.
+    """Gradient-weighted attention rollout (arXiv 2103.15679) of a vision transformer, along a path.
 
     In each layer, attention that raises the cost, A+ = mean over heads of max(A * dC/dA, 0), carries what
     the tokens know on: R <- R + A+ R, from R = 1. What the cost reads of the last layer's tokens (the class
     token, or what the pooling looks at), times R - 1, is what it reads of the picture's patches through
-    attention. One pass, and as coarse as the patches; attention is not all that a transformer does, so where
-    this and occlusion disagree, occlusion is right.
+    attention. A network that is sure has hardly any slope left, and what is left is noise; so the relevance
+    is a sum over pictures on the way from the mean colour to this one, as with integrated gradients (arXiv
+    1703.01365): somewhere on it the cost rises. As coarse as the patches; attention is not all that a
+    transformer does, so where this and occlusion disagree, occlusion is right.
 
     Args:
         scorer: a trained one whose encoder is a vision transformer (CLIP, SigLIP, DINOv2, ViT).
@@ -73,18 +75,30 @@ def tokens(scorer: Scorer, picture: Image.Image, category: str | None = None) ->
     if attentive is None:
         raise ScorerError(f"The scorer '{scorer.id}' has no tokens to look at. Use occlusion.")
     base = cost_in(scorer.score([picture])[0], category)
+    heat = torch.zeros(())
     with torch.inference_mode(False), torch.enable_grad():
-        seen = attentive(scorer.prepare(picture).clone()[None].requires_grad_())
-        *slopes, last = torch.autograd.grad(seen.cost.sum(), [*seen.attentions, seen.tokens])
-    itself = torch.eye(seen.tokens.shape[1])
-    relevance = itself
-    for attention, slope in zip(seen.attentions, slopes, strict=True):
-        relevance = relevance + _raising(attention, slope).cpu() @ relevance
-    read = last[0].norm(dim=-1).cpu()
-    heat = (read @ (relevance - itself))[-(seen.side**2) :].reshape(seen.side, seen.side)
-    return Heatmap(heat.detach(), picture.size, base, "tokens")
+        for between in _way_to(scorer.prepare(picture).clone()[None], _TOKEN_STEPS):
+            seen = attentive(between)
+            *slopes, last = torch.autograd.grad(seen.cost.sum(), [*seen.attentions, seen.tokens])
+            itself = torch.eye(seen.tokens.shape[1])
+            relevance = itself
+            for attention, slope in zip(seen.attentions, slopes, strict=True):
+                relevance = relevance + _raising(attention, slope).cpu() @ relevance
+            read = last.norm(dim=-1).cpu()[:, None]
+            patches = (read @ (relevance - itself))[:, 0, -(seen.side**2) :]
+            heat = heat + patches.sum(dim=0).reshape(seen.side, seen.side).detach() / _TOKEN_STEPS
+    return Heatmap(heat, picture.size, base, "tokens")
+
+
+def _way_to(pixels: Tensor, steps: int) -> Iterator[Tensor]:
+    """Batches of the `steps` pictures between the mean colour and a picture [1, 3, h, w], with gradient."""
+    plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
+    for start in range(0, steps, _BATCH):
+        ahead = torch.arange(start, min(start + _BATCH, steps))
+        way = ((ahead + 0.5) / steps)[:, None, None, None]
+        yield (plain + way * (pixels - plain)).requires_grad_()
 
 
 def _raising(attention: Tensor, slope: Tensor) -> Tensor:
-    """The attention of one layer that raises the cost, mean over heads: [1, H, T, T] -> [T, T]."""
-    return (attention.detach() * slope).clamp(min=0).mean(dim=1)[0]
+    """The attention of one layer that raises the cost, mean over heads: [N, H, T, T] -> [N, T, T]."""
+    return (attention.detach() * slope).clamp(min=0).mean(dim=1)
