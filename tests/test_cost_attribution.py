@@ -134,18 +134,23 @@ def test_gradients_in_a_hosts_inference_mode(trained: TrainedScorer) -> None:
 
 
 def test_tokens_by_hand(trained: TrainedScorer) -> None:
-    # Class token and 2 x 2 patches, two layers: row 0 of (1 + A2)(1 + A1) - 1, times the class token's slope.
+    # Class token and 2 x 2 patches, two layers: row 0 of (1 + A2)(1 + A1) - 1, times the class token's slope;
+    # the mean over pictures at a sixteenth, three sixteenths, ... of the way from the mean colour.
     picture = two_spots()
     found = explain(trained, picture, category="weapon", method="tokens")
     assert isinstance(trained.encoder, TowerEncoder)
-    pixels = trained.encoder.prepare(picture)[None].requires_grad_()
-    embedding, (one, two), last = trained.encoder.attend(pixels)
-    cost = trained.model(embedding)[0, 1]
-    slope_one, slope_two, slope = torch.autograd.grad(cost, [one, two, last])
-    first = (one * slope_one).clamp(min=0).mean(1)[0].detach()
-    second = (two * slope_two).clamp(min=0).mean(1)[0].detach()
-    read = (first + second + second @ first)[0, 1:] * slope[0, 0].norm()
-    torch.testing.assert_close(found.heat, read.reshape(2, 2))
+    pixels = trained.encoder.prepare(picture)[None]
+    plain = pixels.mean(dim=(2, 3), keepdim=True)
+    heat = torch.zeros(4)
+    for way in range(1, 16, 2):
+        between = (plain + way / 16 * (pixels - plain)).requires_grad_()
+        embedding, (one, two), last = trained.encoder.attend(between)
+        cost = trained.model(embedding)[0, 1]
+        slope_one, slope_two, slope = torch.autograd.grad(cost, [one, two, last])
+        first = (one * slope_one).clamp(min=0).mean(1)[0].detach()
+        second = (two * slope_two).clamp(min=0).mean(1)[0].detach()
+        heat += (first + second + second @ first)[0, 1:] * slope[0, 0].norm() / 8
+    torch.testing.assert_close(found.heat, heat.reshape(2, 2))
     assert found.size == picture.size and found.method == "tokens" and found.mask().size == picture.size
     with torch.inference_mode():
         assert torch.equal(explain(trained, picture, category="weapon", method="tokens").heat, found.heat)
