@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from scdpo_core.lora.change import by_module, delta
+from scdpo_core.lora.facts import EVALUATION, add_facts
 from scdpo_core.lora.file import load_lora, read_lora_info, save_lora, write_lora
 from scdpo_core.lora.keys import DIALECTS
 from scdpo_core.types import ScdpoError
@@ -109,6 +110,19 @@ def test_resize(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (said["scdpo_resized_from"], said["scdpo_objective"]) == ("calm.safetensors", "sc_dpo")
     assert tool.main(["resize", str(path), "--energy", "1", "--output", str(out), "--overwrite"]) == 0
     assert read_lora_info(out).rank == 4
+
+
+def test_what_was_measured_of_a_lora_is_not_said_of_its_resized_or_merged_copy(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    path, out = lora_file(tmp_path / "calm.safetensors"), tmp_path / "other.safetensors"
+    add_facts(path, {"evaluation": {"harmful_rate": {"before": 0.9, "after": 0.1}}})
+    for words in (["resize", str(path), "--rank", "2"], ["merge", str(path), str(path)]):
+        assert tool.main([*words, "--output", str(out), "--overwrite"]) == 0
+        assert EVALUATION not in read_lora_info(out).metadata
+    # The same weights under other names are still what was measured.
+    assert tool.main(["convert", str(path), "--to", "peft", "--output", str(out), "--overwrite"]) == 0
+    assert json.loads(read_lora_info(out).metadata[EVALUATION])["harmful_rate"]["after"] == 0.1
 
 
 def test_merge(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scdpo_core.lora.describe import Description, describe
-from scdpo_core.lora.facts import EVALUATION
+from scdpo_core.lora.facts import EVALUATION, as_metadata
 from scdpo_core.lora.file import base_metadata, load_lora, write_lora
 from scdpo_core.lora.identity import BASES
 from scdpo_core.lora.keys import DIALECTS
@@ -80,7 +80,7 @@ def _merge(options: argparse.Namespace) -> None:
         {"file": file.path.name, "weight": weight, "hash": file.metadata.get("sshs_model_hash", "")}
         for file, weight in zip(files, weights, strict=True)
     ]
-    facts = {"merged_from": json.dumps(sources, ensure_ascii=False), "merge_method": options.method}
+    facts = {"merged_from": sources, "merge_method": options.method}
     written = _write_new(options, result, family, base_metadata(family), facts)
     _say_kept(written, result)
 
@@ -90,7 +90,7 @@ def _write_new(
     result: Resized,
     family: str,
     metadata: Mapping[str, str],
-    facts: Mapping[str, str],
+    facts: Mapping[str, object],
 ) -> LoraFile:
     """Write weights that are not those of the input any more, and say so in the file."""
     state = result.state
@@ -103,7 +103,7 @@ def _write_new(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(max(ranks)),
         "ss_network_alpha": str(float(max(ranks))),
-        **{f"scdpo_{name}": text for name, text in facts.items()},
+        **as_metadata(facts),
     }
     # The figures were those of the input's weights.
     kept = {name: text for name, text in metadata.items() if name not in ("ss_network_args", EVALUATION)}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..files import atomic_path, sha256_of, write_json
+from ..files import atomic_path, copy_file, sha256_of, write_json
 from ..types import ScdpoError
 from .file import read_lora_info
 
@@ -52,8 +51,7 @@ def publish(run: Path, folder: Path, *, weight: float = 1.0) -> Path:
     target = _place(folder, run.name, content)
     try:
         if not target.exists():
-            with atomic_path(target) as temporary:
-                shutil.copyfile(source, temporary)
+            copy_file(source, target)
         preview = _preview(run)
         if preview is not None:
             with atomic_path(target.with_suffix(".png")) as temporary:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import atomic_path, write_json, write_text
+from ..files import copy_file, write_json, write_text
 from ..types import ScdpoError
 from .metadata import prompt_of
 from .pictures import PICTURE_SUFFIXES
@@ -234,8 +233,7 @@ def write_pair(target: Path, good: Path, bad: Path, prompt: str, category: str =
     )
     try:
         for name, source in zip(files, (good, bad), strict=False):
-            with atomic_path(target / name) as temporary:
-                shutil.copyfile(source, temporary)
+            copy_file(source, target / name)
         write_text(target / files[2], words + "\n")
     except OSError as error:
         for name in files:

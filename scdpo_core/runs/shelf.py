@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from ..files import atomic_path, sha256_of
+from ..files import copy_file, sha256_of
 from ..types import ScdpoError
 
 
@@ -43,10 +42,8 @@ def put(result: Path, shelf: Path) -> Path:
             return there
         preview = result.with_suffix(".png")
         if preview.is_file() and not (shelf / preview.name).exists():
-            with atomic_path(shelf / preview.name) as temporary:
-                shutil.copyfile(preview, temporary)
-        with atomic_path(there) as temporary:
-            shutil.copyfile(result, temporary)
+            copy_file(preview, shelf / preview.name)
+        copy_file(result, there)
     except OSError as error:
         raise ScdpoError(
             f"{result.name} is finished, but cannot be copied into {shelf} ({error.strerror or error}). "
