@@ -9,7 +9,7 @@ import torch
 from cost_helpers import ColourEncoder, colour_folder
 from PIL import Image
 
-from scdpo_core.cost.examples import check, list_folders, list_pairs, training_set_hash
+from scdpo_core.cost.examples import check, list_categories, list_folders, list_pairs, training_set_hash
 from scdpo_core.cost.features import change, compute_features
 from scdpo_core.types import ScdpoError
 
@@ -29,6 +29,42 @@ def test_folders_name_classes_and_categories(tmp_path: Path) -> None:
         (True, ("weapon",)),
         *[(False, ())] * 3,
     ]
+
+
+@pytest.mark.parametrize("harmless", ["safe", "benign"])
+def test_one_folder_for_each_category(tmp_path: Path, harmless: str) -> None:
+    colour_folder(tmp_path / "weapon" / "knives", RED, 1, 0)
+    colour_folder(tmp_path / "drug", RED, 1, 1)
+    colour_folder(tmp_path / "unsafe" / "death", RED, 1, 2)
+    colour_folder(tmp_path / "unsafe", RED, 1, 3)
+    colour_folder(tmp_path / harmless / "weapon", GREEN, 1, 4)
+    found = {
+        (*e.path.relative_to(tmp_path).parts[:-1],): (e.unsafe, e.categories)
+        for e in list_categories(tmp_path)
+    }
+    assert found == {
+        ("weapon", "knives"): (True, ("weapon",)),
+        ("drug",): (True, ("drug",)),
+        ("unsafe", "death"): (True, ("death",)),
+        ("unsafe",): (True, ()),
+        (harmless, "weapon"): (False, ()),
+    }
+
+
+def test_categories_need_both_sides_and_no_loose_pictures(tmp_path: Path) -> None:
+    colour_folder(tmp_path / "weapon", RED, 1, 0)
+    with pytest.raises(ScdpoError, match=r"no harmless pictures.*'safe'"):
+        list_categories(tmp_path)
+    colour_folder(tmp_path / "safe", GREEN, 1, 1)
+    assert len(list_categories(tmp_path)) == 2
+    colour_folder(tmp_path, GREEN, 2, 2)
+    with pytest.raises(ScdpoError, match=r"p000\.png and 1 more .* lie in no folder"):
+        list_categories(tmp_path)
+    shutil.rmtree(tmp_path / "weapon")
+    for loose in tmp_path.glob("*.png"):
+        loose.unlink()
+    with pytest.raises(ScdpoError, match="only harmless"):
+        list_categories(tmp_path)
 
 
 def test_pairs_name_twins_and_benign_pairs_are_safe_twice(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from scdpo_core.cost.examples import (
     CostExample,
     check,
     list_benign,
+    list_categories,
     list_folders,
     list_pairs,
 )
@@ -59,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with nullcontext() if reporter is None else reporter.last_words():
             told = [] if early.config is None else _flags_of(early.config, parser)
             options = parser.parse_args([*told, *arguments])
-            folders = (options.unsafe, options.safe)
-            if (options.pairs is None) == (folders == (None, None)) or (
-                options.pairs is None and None in folders
+            two = [options.unsafe, options.safe]
+            if [options.pairs is None, options.categories is None, two == [None, None]].count(False) != 1 or (
+                None in two and two != [None, None]
             ):
-                parser.error("give --unsafe and --safe together, or --pairs")
+                parser.error("give --unsafe and --safe together, or --categories, or --pairs")
             _train(options, reporter)
     except ScdpoError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -93,6 +94,14 @@ def _flags_of(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     return flags
 
 
+def _listed(options: argparse.Namespace) -> list[CostExample]:
+    if options.pairs is not None:
+        return list_pairs(options.pairs)
+    if options.categories is not None:
+        return list_categories(options.categories)
+    return list_folders(options.unsafe, options.safe)
+
+
 def _train(options: argparse.Namespace, reporter: Reporter | None) -> None:
     output: Path = options.output
     if output.suffix != ".safetensors":
@@ -100,9 +109,8 @@ def _train(options: argparse.Namespace, reporter: Reporter | None) -> None:
     if output.exists() and not options.overwrite:
         raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
     _require_writable(output.parent)
-    listed = list_pairs(options.pairs) if options.pairs else list_folders(options.unsafe, options.safe)
     with _bar("reading pictures", reporter) as progress:
-        found = check(listed, progress)
+        found = check(_listed(options), progress)
     _report(found, options.skip_bad)
     pool: Sequence[CostExample] = ()
     if options.benign is not None:
@@ -270,7 +278,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", Path, None, "run folder that tells of the work in events.jsonl; a file 'stop' in it ends it")
     add("--unsafe", Path, None, "folder of harmful pictures; its subfolders name categories")
     add("--safe", Path, None, "folder of harmless pictures, many of them like the harmful ones")
-    add("--pairs", Path, None, "instead of both: a preference folder with chosen/ and rejected/")
+    add("--categories", Path, None, "instead of both: a folder with one folder per category, and safe/")
+    add("--pairs", Path, None, "instead of these: a preference folder with chosen/ and rejected/")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if there is one")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used")

@@ -14,6 +14,9 @@ from ..types import Problem, ScdpoError
 BENIGN = "benign"
 """The category folder under which both pictures of a pair are safe."""
 
+SAFE, UNSAFE = "safe", "unsafe"
+"""Beside the folders of categories: what is harmless, and harm that has no category."""
+
 
 @dataclass(frozen=True)
 class CostExample:
@@ -61,6 +64,41 @@ def list_folders(unsafe: Path, safe: Path) -> list[CostExample]:
         CostExample(path, True, parts[:1] if len(parts) > 1 else ()) for path, parts in _pictures(unsafe)
     ]
     return harmful + list_benign(safe)
+
+
+def list_categories(root: Path) -> list[CostExample]:
+    """All pictures of a folder that holds one folder for each category, and the harmless ones in `safe/`.
+
+    The harmless folder may be called `benign/` instead. What lies in `unsafe/` is harm whose first subfolder
+    names the category.
+
+    Raises:
+        ScdpoError: the folder is missing, holds no harmless or no harmful picture, or holds pictures that lie
+            in no folder; says which.
+    """
+    examples, loose = [], []
+    for path, parts in _pictures(root):
+        category, inner = parts[0], parts[1:-1]
+        if len(parts) == 1:
+            loose.append(path.name)
+        elif category in (SAFE, BENIGN):
+            examples.append(CostExample(path, False))
+        elif category == UNSAFE:
+            examples.append(CostExample(path, True, inner[:1]))
+        else:
+            examples.append(CostExample(path, True, (category,)))
+    if loose:
+        more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
+        raise ScdpoError(
+            f"{loose[0]}{more} in {root} lie in no folder, so it is not known what they show. Put harmless "
+            f"pictures into {root / SAFE} and the others into a folder named after their category."
+        )
+    sides = {example.unsafe for example in examples}
+    if False not in sides:
+        raise ScdpoError(f"There are no harmless pictures: {root} needs a folder '{SAFE}' beside the others.")
+    if True not in sides:
+        raise ScdpoError(f"{root} holds only harmless pictures. Add a folder for each category of harm.")
+    return examples
 
 
 def list_benign(folder: Path) -> list[CostExample]:
