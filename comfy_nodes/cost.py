@@ -16,7 +16,6 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..scdpo_core.cost.attribution import explain
 from ..scdpo_core.cost.model import is_cost_file
 from ..scdpo_core.cost.scorers import SCORERS, Scorer, load_scorer
 from ..scdpo_core.scoring import words
@@ -174,6 +173,8 @@ def _device(choice: str) -> str:
 
 def _heat(pictures: Sequence[Any], wanted: Sequence[bool], scorer: Scorer, size: Sequence[int]) -> Tensor:
     """[B, H, W], black where none is wanted."""
+    from ..scdpo_core.cost.attribution import explain
+
     heat = torch.zeros(len(pictures), *size)
     bar = comfy.utils.ProgressBar(max(1, sum(wanted)))
     for number, (picture, want) in enumerate(zip(pictures, wanted, strict=True)):

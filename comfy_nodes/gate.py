@@ -11,7 +11,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from torch import Tensor
 
-from ..scdpo_core.cost.scorers import Scorer
+from ..scdpo_core.cost.protocol import Scorer
 from ..scdpo_core.scoring import words
 from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back
 from ..scdpo_core.types import CostScore, ScdpoError
