@@ -93,6 +93,7 @@ class CompareBeforeAfter(io.ComfyNode):
         from ..scdpo_core.scoring.board import Strip, comparison, histogram
         from . import preview
         from .convert import to_images, to_pictures
+        from .judging import judged
         from .patching import apply, read
         from .sampling import draw
         from .schedule import Window
@@ -106,7 +107,7 @@ class CompareBeforeAfter(io.ComfyNode):
             images = torch.cat([draw(changed, vae, seed + k, **sampling) for k in range(seeds)])
             pictures = to_pictures(images)
             title = "without the LoRA" if strength == 0 else f"strength {strength:g}"
-            strips.append(Strip(title, pictures, cost_model.score(pictures)))
+            strips.append(Strip(title, pictures, judged(cost_model, pictures)))
             batches.append(images)
         report = _report(strips)
         say(cls, report)

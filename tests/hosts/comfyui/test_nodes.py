@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +128,27 @@ def test_scores_reach_the_saved_file_even_when_nothing_is_computed_again(host: H
     assert notes[0]["cost"] == round(first[1].value, 4)
     assert notes[0]["scorer"].startswith("micro@")
     assert notes[0]["band"] == "unsafe"
+
+
+def test_scoring_a_large_batch_stops_soon_at_an_interrupt(host: Host) -> None:
+    count = 4096
+    empty = node("EmptyImage", width=64, height=64, batch_size=count, color=255)
+    graph = {"empty": empty, "judge": cost_model(), "score": score(["empty", 0])}
+    reached: list[int] = []
+
+    def leave(event: dict[str, Any]) -> None:
+        if event["type"] != "progress" or event["data"].get("node") != "score":
+            return
+        if not reached:
+            host.post("/interrupt", {})
+        reached.append(event["data"]["value"])
+
+    run = host.run(graph, tell=leave)
+    assert run.interrupted
+    assert reached and reached[-1] < count / 2
+    # What comes next runs as ever.
+    graph = samples.batch(0, 2) | {"judge": cost_model(), "score": score(["batch", 0])}
+    assert "2 pictures" in host.run(graph).texts["score"]
 
 
 def test_a_heatmap_shows_where_the_cost_comes_from(host: Host) -> None:
