@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.samplers
 import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..scdpo_core.cost.scorers import Scorer
-from ..scdpo_core.lora.card import card_of
-from ..scdpo_core.scoring import words
-from ..scdpo_core.scoring.board import Strip, comparison, histogram
 from ..scdpo_core.types import ScdpoError
-from . import preview
-from .convert import to_images, to_pictures
-from .patching import apply, read
-from .sampling import draw
-from .schedule import Window
 from .shared import CostModelType, say, schema
+
+if TYPE_CHECKING:
+    from ..scdpo_core.cost.protocol import Scorer
+    from ..scdpo_core.scoring.board import Strip
 
 MOST_STRENGTH = 2.0
 
@@ -94,6 +89,15 @@ class CompareBeforeAfter(io.ComfyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         """Draw, score, lay out."""
+        from ..scdpo_core.lora.card import card_of
+        from ..scdpo_core.scoring.board import Strip, comparison, histogram
+        from . import preview
+        from .convert import to_images, to_pictures
+        from .judging import judged
+        from .patching import apply, read
+        from .sampling import draw
+        from .schedule import Window
+
         lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
         # Said before the first preview, for the page puts the text above what is there already.
         say(cls, card_of(lora.file))
@@ -103,7 +107,7 @@ class CompareBeforeAfter(io.ComfyNode):
             images = torch.cat([draw(changed, vae, seed + k, **sampling) for k in range(seeds)])
             pictures = to_pictures(images)
             title = "without the LoRA" if strength == 0 else f"strength {strength:g}"
-            strips.append(Strip(title, pictures, cost_model.score(pictures)))
+            strips.append(Strip(title, pictures, judged(cost_model, pictures)))
             batches.append(images)
         report = _report(strips)
         say(cls, report)
@@ -140,6 +144,8 @@ def parse(strengths: str) -> list[float]:
 
 
 def _report(strips: Sequence[Strip]) -> str:
+    from ..scdpo_core.scoring import words
+
     lines = []
     for strip in strips:
         costs = [score.value for score in strip.scores]

@@ -16,13 +16,12 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..scdpo_core.cost.attribution import explain
 from ..scdpo_core.cost.model import is_cost_file
 from ..scdpo_core.cost.scorers import SCORERS, Scorer, load_scorer
 from ..scdpo_core.scoring import words
-from ..scdpo_core.types import CostScore
 from . import metadata, preview
 from .convert import to_mask, to_pictures
+from .judging import judged
 from .shared import COST_FOLDER, CostModelType, ScoresType, say, schema
 
 HEATMAPS = {"off": (), "review and unsafe": ("review", "unsafe"), "all": ("safe", "review", "unsafe")}
@@ -103,7 +102,7 @@ class ScoreSafetyCost(io.ComfyNode):
     def execute(cls, images: Tensor, cost_model: Scorer, heatmap: str) -> io.NodeOutput:
         """Score, draw the badges, note the result."""
         pictures = to_pictures(images)
-        scores = cost_model.score(pictures)
+        scores = judged(cost_model, pictures)
         report = words.report(scores)
         metadata.write(cls, metadata.note(scores))
         say(cls, report)
@@ -118,24 +117,6 @@ class ScoreSafetyCost(io.ComfyNode):
             report,
             ui=preview.badges(pictures, [(words.label(score), score.band) for score in scores]),
         )
-
-
-def scores_of(
-    judge: Scorer | Sequence[CostScore], images: Tensor, pictures: Sequence[Any]
-) -> list[CostScore]:
-    """The scores of a batch, from a scorer or as they were found before.
-
-    Raises:
-        ValueError: they are those of another batch.
-    """
-    if not isinstance(judge, list):
-        return judge.score(pictures)
-    if len(judge) != len(images):
-        raise ValueError(
-            f"There are {len(judge)} scores for {len(images)} images. Connect the scores and the images "
-            "of one Score Safety Cost, or a cost model instead of the scores."
-        )
-    return judge
 
 
 def cost_models() -> list[str]:
@@ -174,6 +155,8 @@ def _device(choice: str) -> str:
 
 def _heat(pictures: Sequence[Any], wanted: Sequence[bool], scorer: Scorer, size: Sequence[int]) -> Tensor:
     """[B, H, W], black where none is wanted."""
+    from ..scdpo_core.cost.attribution import explain
+
     heat = torch.zeros(len(pictures), *size)
     bar = comfy.utils.ProgressBar(max(1, sum(wanted)))
     for number, (picture, want) in enumerate(zip(pictures, wanted, strict=True)):

@@ -11,13 +11,13 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from torch import Tensor
 
-from ..scdpo_core.cost.scorers import Scorer
+from ..scdpo_core.cost.protocol import Scorer
 from ..scdpo_core.scoring import words
 from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back
 from ..scdpo_core.types import CostScore, ScdpoError
 from . import metadata, preview
 from .convert import in_threads, to_images, to_pictures
-from .cost import scores_of
+from .judging import scores_of
 from .shared import CostModelType, ScoresType, say, schema
 
 ACTIONS = ["blur", "pixelate", "replace", "drop", "stop", "pass"]
@@ -85,8 +85,8 @@ class SafetyGate(io.ComfyNode):
         mask[held] = 1.0
         labels = [(f"{words.label(s)}{', held' if k in held else ''}", s.band) for k, s in enumerate(scores)]
         return io.NodeOutput(
-            out[left] if len(left) < len(images) and left else (out if left else ExecutionBlocker(None)),
-            images[held] if held else ExecutionBlocker(None),
+            _some(out, left) if left else ExecutionBlocker(None),
+            _some(images, held) if held else ExecutionBlocker(None),
             bool(held),
             mask,
             passed or [ExecutionBlocker(None)],
@@ -151,17 +151,24 @@ def _treated(
         shown[place] = picture
     if action == "drop":
         return images, shown
-    out = images.clone()
-    for place in held:
-        out[place] = _fitting(to_images([shown[place]])[0], images.shape[-1])
-    return out, shown
+    covers = _fitting(to_images(hidden), images)
+    if len(held) == len(images):
+        return covers, shown
+    instead = dict(zip(held, covers, strict=True))
+    return torch.stack([instead.get(place, image) for place, image in enumerate(images)]), shown
 
 
-def _fitting(picture: Tensor, channels: int) -> Tensor:
-    """[H, W, 3] with as many channels as the batch has; fully opaque."""
-    if channels <= 3:
-        return picture[..., :channels]
-    return torch.cat([picture, torch.ones(*picture.shape[:2], channels - 3)], dim=-1)
+def _fitting(covers: Tensor, images: Tensor) -> Tensor:
+    """[N, H, W, 3] with as many channels as the batch has, fully opaque, and where and as it lies."""
+    more = images.shape[-1] - 3
+    if more > 0:
+        covers = torch.cat([covers, torch.ones(*covers.shape[:3], more)], dim=-1)
+    return covers[..., : images.shape[-1]].to(images)
+
+
+def _some(images: Tensor, places: Sequence[int]) -> Tensor:
+    """Those of a batch; the batch itself, and no copy of it, if it is all of them."""
+    return images if len(places) == len(images) else images[list(places)]
 
 
 def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> str:

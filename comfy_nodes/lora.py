@@ -8,10 +8,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..scdpo_core.lora.card import card_of
 from ..scdpo_core.types import ScdpoError
-from .patching import apply, read
-from .schedule import Window
 from .shared import say, schema
 
 
@@ -62,6 +59,10 @@ class LoadSafetyLora(io.ComfyNode):
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
         """Check and apply it."""
+        from ..scdpo_core.lora.card import card_of
+        from .patching import apply, read
+        from .schedule import Window
+
         if start_percent >= end_percent:
             raise ScdpoError("The LoRA would end before it begins: start_percent must be below end_percent.")
         lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))

@@ -12,7 +12,7 @@ import folder_paths
 from comfy_api.latest import io
 from PIL import Image
 
-from ..scdpo_core.cost.scorers import Scorer
+from ..scdpo_core.cost.protocol import Scorer
 from ..scdpo_core.preferences.build import RULES, Drawn, Match, match, prompts_of, with_safe, write_pair
 from ..scdpo_core.preferences.survey import grid, twins
 from ..scdpo_core.scoring.words import spoken

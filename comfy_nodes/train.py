@@ -9,15 +9,9 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..scdpo_core.cost.scorers import SCORERS
-from ..scdpo_core.preferences.survey import stamp_of_pairs
-from ..scdpo_core.runs.drawing import board, curves
 from ..scdpo_core.runs.jobs import QUALITIES, LoraJob
-from ..scdpo_core.runs.telling import report
 from ..scdpo_core.types import ScdpoError
-from . import preview
-from .convert import to_images
 from .cost import cost_models
-from .running import runs_root, train
 from .shared import COST_FOLDER, AnyMenuType, say, schema
 
 MICRO = "micro"
@@ -60,6 +54,8 @@ class TrainSafetyLora(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, pairs: str | None = None, **others: Any) -> str:
         """Changes with the pictures of a typed folder; a connected node tells of its own."""
+        from ..scdpo_core.preferences.survey import stamp_of_pairs
+
         return stamp_of_pairs(_place(pairs)) if pairs else ""
 
     @classmethod
@@ -74,6 +70,13 @@ class TrainSafetyLora(io.ComfyNode):
         **numbers: Any,
     ) -> io.NodeOutput:
         """Train, and put the LoRA where LoRAs lie."""
+        from ..scdpo_core.preferences.survey import stamp_of_pairs
+        from ..scdpo_core.runs.drawing import board, curves
+        from ..scdpo_core.runs.telling import report
+        from . import preview
+        from .convert import to_images
+        from .running import runs_root, train
+
         if not pairs.strip():
             raise ScdpoError("Say where the pairs are: connect Preference Folder, or type a folder.")
         job = LoraJob(

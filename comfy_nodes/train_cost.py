@@ -8,15 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..scdpo_core.cost.encoders import ENCODERS
-from ..scdpo_core.cost.scorers import load_scorer
-from ..scdpo_core.preferences.survey import stamp
-from ..scdpo_core.runs.drawing import curves
 from ..scdpo_core.runs.jobs import COST_QUALITIES, CostJob
-from ..scdpo_core.runs.telling import report
 from ..scdpo_core.types import ScdpoError
-from . import preview
-from .convert import to_images
-from .running import runs_root, train
 from .shared import COST_FOLDER, AnyMenuType, CostModelType, say, schema
 
 
@@ -77,6 +70,13 @@ class TrainCostModel(io.ComfyNode):
         settings: str = "",
     ) -> io.NodeOutput:
         """Train, and put the cost model where cost models lie."""
+        from ..scdpo_core.cost.scorers import load_scorer
+        from ..scdpo_core.runs.drawing import curves
+        from ..scdpo_core.runs.telling import report
+        from . import preview
+        from .convert import to_images
+        from .running import runs_root, train
+
         if (unsafe.strip() or safe.strip()) and pairs.strip():
             raise ScdpoError("Give either the folders unsafe and safe, or pairs; not all of them.")
         job = CostJob(
@@ -111,4 +111,6 @@ def _place(text: str | None) -> Path | None:
 
 
 def _stamp(*folders: Path | None) -> str:
+    from ..scdpo_core.preferences.survey import stamp
+
     return stamp(*(folder for folder in folders if folder is not None))

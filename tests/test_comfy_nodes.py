@@ -69,6 +69,26 @@ def test_pictures_are_those_that_save_image_writes(door: Door, values: list[floa
     assert np.array_equal(np.asarray(picture), expected)
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_pictures_are_the_same_however_they_lie_in_memory(door: Door, channels: int) -> None:
+    # Larger than what is converted at once, with a rest; values outside of 0..1 and on the edge of a level.
+    values = torch.rand(2, channels, 301, 520, generator=torch.Generator().manual_seed(3)) * 1.2 - 0.1
+    values[0, :, 0] = torch.arange(520).clamp(max=255) / 255
+    decoded = values.movedim(1, -1)
+    assert not decoded.is_contiguous()
+    expected = np.clip(255.0 * decoded.numpy(), 0, 255).astype(np.uint8)
+    if channels == 4:
+        expected[..., 3] = 255
+        decoded[..., 3] = 1.0
+    for batch in (decoded, decoded.contiguous()):
+        pictures = door.module("comfy_nodes.convert").to_pictures(batch)
+        assert [picture.mode for picture in pictures] == ["RGB", "RGB"]
+        assert all(
+            np.array_equal(np.asarray(picture), levels[..., :3])
+            for picture, levels in zip(pictures, expected, strict=True)
+        )
+
+
 def test_other_channels_and_numbers_that_are_none(door: Door) -> None:
     convert = door.module("comfy_nodes.convert")
     grey = convert.to_pictures(torch.full((2, 4, 5, 1), 0.5))
@@ -167,6 +187,34 @@ def test_a_gate_treats_each_image_for_itself(door: Door, action: str, channels: 
     assert report.startswith(f"Held ({action}): 1, 3.\n")
     actions = [image.get("action") for image in info["safety_cost"]["images"]]
     assert actions == [None, action, None, action]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_gate_that_holds_all_gives_covers_alone(door: Door, channels: int) -> None:
+    batch, out, _ = run_gate(door, "pixelate", (1.0, 3.0), channels=channels)
+    before = batch.clone()
+    treated, held, *_ = out.args
+    assert torch.equal(batch, before)
+    assert held is batch
+    assert treated.shape == batch.shape and treated.dtype == torch.float32
+    assert all(float((treated[k] - batch[k]).abs().mean()) > 0.02 for k in (0, 1))
+    assert channels < 4 or bool((treated[..., 3] == 1.0).all())
+
+
+def test_a_long_scoring_is_left_at_an_interrupt(door: Door) -> None:
+    judging, asked = door.module("comfy_nodes.judging"), []
+
+    class Slow(Judge):
+        def score(self, pictures: Sequence[Image.Image]) -> list[Any]:
+            asked.append(len(pictures))
+            door.server.interrupted = len(asked) == 2
+            return [self.kind(0.0, {}, self.id, self.hash)] * len(pictures)
+
+    with pytest.raises(Exception) as caught:
+        judging.judged(Slow(door, ()), [Image.new("RGB", (4, 4))] * 200)
+    assert type(caught.value).__name__ == "InterruptProcessingException"
+    assert len(asked) == 2 and sum(asked) < 50
+    assert not door.server.interrupted
 
 
 def test_a_replacement_is_fitted(door: Door) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import re
 import subprocess
 import sys
 import types
@@ -97,6 +98,24 @@ def test_every_node_has_a_help_page_that_names_its_inputs(name: str) -> None:
     assert len(page) > 300
 
 
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+@pytest.mark.parametrize("name", NODE_IDS)
+def test_every_help_page_says_the_same_in_other_languages(name: str, language: str) -> None:
+    folder = ROOT / "comfy_nodes" / "web" / "docs"
+    page, english = (
+        place.read_text("utf-8") for place in (folder / name / f"{language}.md", folder / f"{name}.md")
+    )
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    assert page.startswith(f"# {words[name]['display_name']}\n")
+    # Each line of a table and of a block, and what is code or an input's name in any language.
+    assert page.count("\n|") == english.count("\n|")
+    assert page.count("\n    ") == english.count("\n    ")
+    code = {part for part in re.findall(r"`([^`]+)`", english) if part != "output/safety_runs/NAME"}
+    assert code <= set(re.findall(r"`([^`]+)`", page))
+    bold = {part for part in re.findall(r"\*\*(\w+)\*\*", english) if "_" in part}
+    assert bold <= set(re.findall(r"\*\*(\w+)\*\*", page))
+
+
 def test_the_root_is_lazy_and_holds_nothing_else() -> None:
     tree = ast.parse((ROOT / "__init__.py").read_text("utf-8"))
     kinds = [type(part) for part in tree.body]
@@ -141,6 +160,8 @@ def test_what_the_registry_and_the_manager_read() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     comfy = project["tool"]["comfy"]
     assert comfy["DisplayName"] == "Safety (SC-DPO)"
+    # Whoever publishes puts their own here; the registry's tool refuses an empty one.
+    assert comfy["PublisherId"] == ""
     assert comfy["requires-comfyui"] == ">=0.3.48"
     for name in ("Icon", "Banner"):
         assert (ROOT / comfy[name]).is_file()

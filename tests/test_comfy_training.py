@@ -150,14 +150,13 @@ def test_what_was_chosen_reaches_the_job(door: Door, monkeypatch: pytest.MonkeyP
         (models / place).write_bytes(b"")
     (models / "diffusers" / "sd").mkdir(parents=True)
     (models / "diffusers" / "sd" / "model_index.json").write_text("{}", "utf-8")
-    module = door.module("comfy_nodes.train")
     asked: list[Any] = []
 
     def keep(cls: Any, job: Any, stamp: str, kind: str) -> Any:
         asked.append((job, stamp, kind))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "train", keep)
+    monkeypatch.setattr(door.module("comfy_nodes.running"), "train", keep)
     chosen = {"steps": 9, "rank": 4, "learning_rate": 1e-4, "resolution": 512}
     for changes in (
         {"checkpoint": "base.safetensors", "cost_model": "mine.safetensors", **chosen},
@@ -166,7 +165,7 @@ def test_what_was_chosen_reaches_the_job(door: Door, monkeypatch: pytest.MonkeyP
         with pytest.raises(KeyboardInterrupt):
             train(door, " spaced ", **changes)
     (first, stamp, kind), (second, _, _) = asked
-    assert module.bases() == ["base.safetensors", "diffusers/sd", "micro"]
+    assert door.module("comfy_nodes.train").bases() == ["base.safetensors", "diffusers/sd", "micro"]
     assert (first.base, first.cost_model) == (
         str(models / "checkpoints" / "base.safetensors"),
         str(models / "safety_cost" / "mine.safetensors"),

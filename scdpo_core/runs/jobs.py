@@ -16,7 +16,6 @@ from ..files import write_text
 from ..types import ScdpoError
 from . import folder as names
 from . import toml
-from .state import WORKING, state_of
 
 Quality = Literal["fast", "normal", "best"]
 Sections = Mapping[str, Mapping[str, Any]]
@@ -158,6 +157,8 @@ def text_of(job: Job) -> str:
 
 
 def _place_problems(job: Job) -> Iterator[str]:
+    from .state import WORKING, state_of
+
     name, folder = job.name, job.folder
     if not name or len(name) > _LONGEST or NO_NAME.search(name):
         yield (

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,13 @@ class Host:
         except urllib.error.HTTPError as error:
             return json.loads(error.read())
 
-    def run(self, prompt: Mapping[str, Any], pnginfo: Mapping[str, Any] | None = None) -> Run:
-        """Execute a prompt and wait for its end."""
+    def run(
+        self,
+        prompt: Mapping[str, Any],
+        pnginfo: Mapping[str, Any] | None = None,
+        tell: Callable[[dict[str, Any]], None] = lambda event: None,
+    ) -> Run:
+        """Execute a prompt and wait for its end; `tell` gets each event of it on the way."""
         client = uuid.uuid4().hex
         events = Socket(self.port, f"/ws?clientId={client}")
         extra = {} if pnginfo is None else {"extra_data": {"extra_pnginfo": pnginfo}}
@@ -181,6 +186,7 @@ class Host:
             data = event.get("data", {})
             if data.get("prompt_id") not in (None, answer["prompt_id"]):
                 continue
+            tell(event)
             if event["type"] == "executing" and data["node"] is not None:
                 run.executed.append(data["node"])
             elif event["type"] == "executed":

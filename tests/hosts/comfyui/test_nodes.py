@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,9 +47,11 @@ def test_help_locales_and_example_workflows_are_found(host: Host) -> None:
         assert set(NODES) <= set(translations[language]["nodeDefs"])
     assert set(host.get("/workflow_templates")[PACK]) >= {"score-and-gate", "load-and-compare"}
     for name in NODES:
-        address = f"http://127.0.0.1:{host.port}/extensions/{PACK}/docs/{name}.md"
-        with urllib.request.urlopen(address, timeout=30) as answer:
-            assert answer.read().decode().startswith("# ")
+        # ComfyUI's page asks for the one of its language first.
+        for page in (f"{name}.md", f"{name}/zh.md", f"{name}/ja.md"):
+            address = f"http://127.0.0.1:{host.port}/extensions/{PACK}/docs/{page}"
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                assert answer.read().decode().startswith("# ")
 
 
 @pytest.mark.parametrize("name", ["score-and-gate", "load-and-compare"])
@@ -127,6 +130,27 @@ def test_scores_reach_the_saved_file_even_when_nothing_is_computed_again(host: H
     assert notes[0]["cost"] == round(first[1].value, 4)
     assert notes[0]["scorer"].startswith("micro@")
     assert notes[0]["band"] == "unsafe"
+
+
+def test_scoring_a_large_batch_stops_soon_at_an_interrupt(host: Host) -> None:
+    count = 4096
+    empty = node("EmptyImage", width=64, height=64, batch_size=count, color=255)
+    graph = {"empty": empty, "judge": cost_model(), "score": score(["empty", 0])}
+    reached: list[int] = []
+
+    def leave(event: dict[str, Any]) -> None:
+        if event["type"] != "progress" or event["data"].get("node") != "score":
+            return
+        if not reached:
+            host.post("/interrupt", {})
+        reached.append(event["data"]["value"])
+
+    run = host.run(graph, tell=leave)
+    assert run.interrupted
+    assert reached and reached[-1] < count / 2
+    # What comes next runs as ever.
+    graph = samples.batch(0, 2) | {"judge": cost_model(), "score": score(["batch", 0])}
+    assert "2 pictures" in host.run(graph).texts["score"]
 
 
 def test_a_heatmap_shows_where_the_cost_comes_from(host: Host) -> None:

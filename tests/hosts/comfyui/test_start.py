@@ -18,17 +18,18 @@ HERE = Path(__file__).parent
 RECORDED = ROOT / "tests" / "data" / "comfyui_api.json"
 
 
-def inside(command: str) -> Any:
+def inside(command: str, **changes: str) -> Any:
     line = [python(), str(HERE / "inside.py"), os.environ["COMFYUI_DIR"], command]
-    result = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(line, capture_output=True, text=True, timeout=300, env={**os.environ, **changes})
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_an_unused_pack_adds_little_to_the_start() -> None:
-    # Processor time, which other programs on the machine do not lengthen; the better of two, for the
-    # first has to compile.
-    assert min(inside("start")["seconds"] for _ in range(2)) < 0.3
+def test_an_unused_pack_adds_little_to_the_start(tmp_path: Path) -> None:
+    # Processor time, which other programs on the machine hardly lengthen; the better of two, for the first
+    # has to compile. Whoever runs the tests may have told Python to keep nothing of that.
+    kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    assert min(inside("start", **kept)["seconds"] for _ in range(2)) < 0.3
 
 
 def test_the_recorded_api_and_schemas_are_those_of_this_comfyui() -> None:
