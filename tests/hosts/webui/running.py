@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -44,6 +45,12 @@ if not hasattr(script.SHELF, "whole"):
     script.SHELF.whole = script.SHELF.get
     script.SHELF.get = lambda *wanted: Broken(script.SHELF.whole(*wanted))
 """
+
+
+def cost_in(text: str) -> float | None:
+    """The cost that an infotext says."""
+    found = re.search(r"Safety cost: ([+-]\d+\.\d\d)", text)
+    return float(found[1]) if found else None
 
 
 @dataclass
