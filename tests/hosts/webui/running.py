@@ -71,6 +71,7 @@ class WebUi:
         data: its data folder.
         port: where it listens on this machine.
         python: its interpreter.
+        frozen: its packages before it was started for the first time.
     """
 
     root: Path
@@ -134,7 +135,7 @@ class WebUi:
 
     def start(self) -> None:
         """Start it as its launcher does, installers of extensions included, and wait until it draws."""
-        self.frozen = self.freeze()
+        self.frozen = self.frozen or self.freeze()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

@@ -58,8 +58,9 @@ def page(whole: str, trains: WebUi) -> Iterator[Any]:
 
 
 def tab(page: Any, where: str, title: str) -> None:
-    """Tabs of the two hosts' gradios have no common role."""
-    page.locator(f"{where} button").filter(has_text=re.compile(f"^\\s*{title}\\s*$")).first.click()
+    """Tabs of the two hosts have no common role, and one writes Txt2img."""
+    named = re.compile(f"^\\s*{title}\\s*$", re.IGNORECASE)
+    page.locator(f"{where} button").filter(has_text=named).first.click()
 
 
 def says(page: Any, where: str, what: str) -> None:
