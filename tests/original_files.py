@@ -205,12 +205,19 @@ def flux_shapes(double: int, single: int, *, guided: bool) -> dict[str, tuple[in
     return shapes
 
 
-def write_full_sd15(path: Path) -> Path:
-    """Stable Diffusion 1.5 at its full size with random weights, one file of 2 GB."""
+def write_full_sd15(path: Path, *, shift: float = 0.0) -> Path:
+    """Stable Diffusion 1.5 at its full size with random weights, one file of 2 GB.
+
+    Args:
+        path: of the file.
+        shift: added to the text's last state, whose mean is zero otherwise.
+    """
     own = CONFIGS / "sd1"
     unet = UNet2DConditionModel.from_config(json.loads((own / "unet" / "config.json").read_text("utf-8")))
     vae = AutoencoderKL.from_config(json.loads((own / "vae" / "config.json").read_text("utf-8")))
     text = CLIPTextModel(CLIPTextConfig.from_pretrained(own / "text_encoder", local_files_only=True))
+    weights = dict(text.named_parameters())
+    weights[next(name for name in weights if name.endswith("final_layer_norm.bias"))].data += shift
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=text.half(),

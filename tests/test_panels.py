@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -126,6 +127,9 @@ def test_a_run_shows_bar_curves_and_samples(tmp_path: Path) -> None:
     assert progress["aria-valuenow"] == "25"
     assert progress["aria-valuetext"] == "Training: 20 of 80, 2 steps a second, 30 seconds left"
     assert NASTY in bar.text and not bar.all("script")
+    told = replace(view, memory=3 << 30, available=8 << 30)
+    assert "It needs about 3.0 GB of memory; 8.0 GB are there for it." in run.status(told)
+    assert "GB" not in run.status(replace(told, state="finished")) and "GB" not in run.status(view)
     drawn = Reader(run.curves(view))
     assert [attributes["points"] for attributes in drawn.all("polyline")] == ["40.0,8.0 80.0,100.0"]
     costs = {str(shots[0]): CostScore(3.0, {}, "s", "0"), str(shots[1]): CostScore(-3.0, {}, "s", "0")}

@@ -142,8 +142,15 @@ def test_resuming_forgets_what_is_done_again() -> None:
 
 def test_events_that_say_nothing_of_how_it_stands_are_followed_too() -> None:
     plain = view_of(started(), train(3, 0.5))
-    others = (Validated(3, 2, {"accuracy": 0.5}), Estimated(1, 2, 3.0))
-    assert view_of(started(), train(3, 0.5), *others) == plain
+    assert view_of(started(), train(3, 0.5), Validated(3, 2, {"accuracy": 0.5})) == plain
+
+
+def test_what_training_will_need_is_known_before_its_first_step() -> None:
+    view = view_of(started(), Progress("cache", 7, 7), Estimated(3 << 30, 8 << 30, 600.0))
+    # The last event came at 1002.
+    assert (view.memory, view.available, view.ends) == (3 << 30, 8 << 30, 1602.0)
+    later = view_of(started(), Estimated(3 << 30, None, 600.0), train(1, 0.5, left=90.0))
+    assert (later.memory, later.available, later.ends) == (3 << 30, None, 1092.0)
 
 
 def test_curves_keep_a_size_their_ends_and_their_evenness() -> None:

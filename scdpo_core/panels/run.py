@@ -45,7 +45,7 @@ def status(view: RunView, now: float | None = None) -> str:
     bad = view.state in ("failed", "interrupted")
     warnings = f"<h4>Worth knowing</h4>{listed(view.warnings)}" if view.warnings else ""
     said = notice(view.message, "bad" if bad else "info")
-    return wrapped(f"{head}{_bar(view, now)}{said}{_result(view)}{warnings}", "run")
+    return wrapped(f"{head}{_bar(view, now)}{_memory(view)}{said}{_result(view)}{warnings}", "run")
 
 
 def curves(view: RunView) -> str:
@@ -89,6 +89,13 @@ def _bar(view: RunView, now: float | None) -> str:
         f'aria-valuenow="{share * 100:.0f}" aria-valuetext="{escape(words, quote=True)}">'
         f'<span style="width:{share * 100:.1f}%"></span></div><p class="soft">{escape(words)}</p>'
     )
+
+
+def _memory(view: RunView) -> str:
+    if view.memory is None or view.state not in ("running", "stopping"):
+        return ""
+    there = "" if view.available is None else f"; {view.available / 2**30:.1f} GB are there for it"
+    return f'<p class="soft">It needs about {view.memory / 2**30:.1f} GB of memory{there}.</p>'
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..training.events import Done, Failed, Progress, Record, Sample, Saved, Started, Warned, parse
+from ..training.events import (
+    Done,
+    Estimated,
+    Failed,
+    Progress,
+    Record,
+    Sample,
+    Saved,
+    Started,
+    Warned,
+    parse,
+)
 from . import folder as names
 from .state import State, last_words, state_of
 
@@ -73,6 +84,8 @@ class RunView:
         warnings: sentences, oldest first.
         steps_per_second: of the training.
         ends: when the training is expected to end, in seconds since 1970; None while unknown.
+        memory: bytes that it needs of the device at its peak; None while unknown.
+        available: bytes that the device had for it; None while unknown.
         result: the finished file; None while there is none.
         files: other complete files by what they are: 'checkpoint', 'report', 'curves'; the newest of each.
         message: why it failed or was interrupted, in words for the artist; '' otherwise.
@@ -92,6 +105,8 @@ class RunView:
     warnings: tuple[str, ...] = ()
     steps_per_second: float | None = None
     ends: float | None = None
+    memory: int | None = None
+    available: int | None = None
     result: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     message: str = ""
@@ -145,6 +160,9 @@ def after(view: RunView, record: Record, folder: Path) -> RunView:
         return _begun(view, event)
     if isinstance(event, Progress):
         return _moved(view, event, record.time)
+    if isinstance(event, Estimated):
+        ends = None if event.seconds is None else record.time + event.seconds
+        return replace(view, ends=ends, memory=event.memory, available=event.available)
     if isinstance(event, Sample):
         drawn = replace(event, path=str(folder / event.path))
         others = tuple(sample for sample in view.samples if sample.path != drawn.path)

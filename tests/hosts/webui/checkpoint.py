@@ -12,10 +12,13 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from scdpo_core.lora.file import save_lora
+from tests.original_files import write_full_sd15
 from tests.tiny import original_unet, original_vae
 
 TEXT_WIDTH = 768
 CHANNELS = 320
+# The hosts divide by the mean of the text's state, which a fresh layer norm makes zero.
+SHIFT = 0.1
 
 # A1111 takes what it cannot tell from the weights from a file of the checkpoint's name.
 _A1111 = """
@@ -81,8 +84,7 @@ def write_checkpoint(folder: Path, words: Path) -> Path:
     tensors = {f"model.diffusion_model.{key}": value for key, value in original_unet(unet).items()}
     tensors |= {f"first_stage_model.{key}": value for key, value in original_vae(vae).items()}
     texts = CLIPTextModel(clip).state_dict()
-    # The hosts divide by the mean of the text's state, which a fresh layer norm makes zero.
-    texts[next(key for key in texts if key.endswith("final_layer_norm.bias"))] += 0.1
+    texts[next(key for key in texts if key.endswith("final_layer_norm.bias"))] += SHIFT
     for key, value in texts.items():
         name = key if key.startswith("text_model.") else f"text_model.{key}"
         tensors[f"cond_stage_model.transformer.{name}"] = value
@@ -91,6 +93,21 @@ def write_checkpoint(folder: Path, words: Path) -> Path:
     save_file({key: value.half().contiguous() for key, value in tensors.items()}, str(file))
     about = write_clip_folder(folder / "clip", words)
     file.with_suffix(".yaml").write_text(_A1111.replace("CLIP_FOLDER", str(about)), "utf-8")
+    return file
+
+
+def write_whole_checkpoint(folder: Path, configs: Path) -> Path:
+    """Write `whole.safetensors`: Stable Diffusion 1.5 at its full size, which the trainer takes too; random.
+
+    Args:
+        folder: with CLIP's settings and vocabulary in it, see `write_checkpoint`.
+        configs: A1111's own; what else a file of this size would need is there.
+    """
+    file = write_full_sd15(folder / "whole.safetensors", shift=SHIFT)
+    usual = configs / "v1-inference.yaml"
+    if usual.is_file():
+        words = f"\n      params: {{version: {folder / 'clip'}}}\n"
+        file.with_suffix(".yaml").write_text(usual.read_text("utf-8").rstrip() + words, "utf-8")
     return file
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.hosts.webui.running import WebUi
+from tests.hosts.webui.running import ROOT, WebUi
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +31,19 @@ def webui(webui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield host
     finally:
         host.stop()
+
+
+@pytest.fixture(scope="session")
+def trains(webui: WebUi) -> WebUi:
+    """The host with a few pairs, and this Python to train with, as install.py would have made one."""
+    pairs = webui.data / "safety_lora" / "preferences"
+    source = ROOT / "examples" / "preferences"
+    for chosen in sorted((source / "chosen" / "weapon").glob("00*.png"))[:6]:
+        for file in (chosen, chosen.with_suffix(".txt"), source / "rejected" / "weapon" / chosen.name):
+            target = pairs / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    own = webui.data / "extensions" / "scdpo" / ".venv"
+    if not own.exists():
+        own.symlink_to(Path(sys.prefix), target_is_directory=True)
+    return webui

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -46,6 +47,12 @@ if not hasattr(script.SHELF, "whole"):
 """
 
 
+def cost_in(text: str) -> float | None:
+    """The cost that an infotext says."""
+    found = re.search(r"Safety cost: ([+-]\d+\.\d\d)", text)
+    return float(found[1]) if found else None
+
+
 @dataclass
 class Answer:
     """What a generation gave: its pictures, their infotexts, and the JSON that came with them."""
@@ -64,6 +71,7 @@ class WebUi:
         data: its data folder.
         port: where it listens on this machine.
         python: its interpreter.
+        frozen: its packages before it was started for the first time.
     """
 
     root: Path
@@ -127,7 +135,7 @@ class WebUi:
 
     def start(self) -> None:
         """Start it as its launcher does, installers of extensions included, and wait until it draws."""
-        self.frozen = self.freeze()
+        self.frozen = self.frozen or self.freeze()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

