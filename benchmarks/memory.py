@@ -60,6 +60,7 @@ class Row:
 
     family: str
     size: int
+    pairs: int
     saving: str
     weights: float
     lora: float
@@ -112,8 +113,8 @@ def fake_lora(network: nn.Module) -> LoraAdapter:
     return LoraAdapter({name: network.get_submodule(name) for name in names}, RANK)
 
 
-def needed(family: str, saving: str) -> Row:
-    """What one pair at a time needs in bf16 at the model's own size."""
+def needed(family: str, saving: str, pairs: int) -> Row:
+    """What that many pairs at a time need in bf16 at the model's own size."""
     kind, layout, tokens, width, pooled = FAMILIES[family]
     own = SAVINGS[saving]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -127,13 +128,16 @@ def needed(family: str, saving: str) -> Row:
     with mode:
         if own.get("checkpointing"):
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        words = Conditioning(torch.empty(1, tokens, width), torch.empty(1, pooled) if pooled else None)
-        one = torch.empty(1)
-        batch = PairBatch(torch.empty(1, 2, *model.latent_shape()), words, one, one, torch.empty(1, 2))
-    settings = TrainSettings(optim=OptimSettings(batch_size=1), lora=LoraSettings(rank=RANK))
+        words = Conditioning(
+            torch.empty(pairs, tokens, width), torch.empty(pairs, pooled) if pooled else None
+        )
+        each = torch.empty(pairs)
+        latents = torch.empty(pairs, 2, *model.latent_shape())
+        batch = PairBatch(latents, words, each, each, torch.empty(pairs, 2))
+    settings = TrainSettings(optim=OptimSettings(batch_size=pairs), lora=LoraSettings(rank=RANK))
     found = memory_of(model, adapter, settings, batch, mode)
     parts = [round(part / 2**30, 2) for part in (found.weights, found.lora, found.step, found.total)]
-    return Row(family, model.default_size[0], saving, *parts)
+    return Row(family, model.default_size[0], pairs, saving, *parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,12 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--savings", nargs="*", default=list(SAVINGS), choices=list(SAVINGS))
+    parser.add_argument("--pairs", type=int, default=1, help="in a step; each is two pictures")
     own = parser.parse_args(arguments)
     print("| family | size | saving | weights | LoRA | step | together, GiB |\n|---|---|---|---|---|---|---|")
     rows = []
     for family in own.families:
-        for saving in SAVINGS:
-            row = needed(family, saving)
+        for saving in own.savings:
+            row = needed(family, saving, own.pairs)
             rows.append(row)
             numbers = f"{row.weights:.2f} | {row.lora:.2f} | {row.step:.2f} | **{row.total:.1f}**"
             print(f"| {family} | {row.size} | {saving} | {numbers} |", flush=True)
