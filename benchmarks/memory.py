@@ -1,14 +1,16 @@
-"""What training needs in memory, by family and saving: `python benchmarks/memory.py [--json FILE]`.
+"""What training needs in memory and work, by family and saving: `python benchmarks/memory.py [--json FILE]`.
 
 Networks of full size and no weights: a step is run on torch's fake tensors, and what would be alive at once
 is added up (`scdpo_core.training.memory`, which tests compare with real steps of small networks). No GPU is
 needed and none is measured: kernels that a GPU chooses may keep other intermediate results, and CUDA's
-libraries take about 0.5 GiB more.
+libraries take about 0.5 GiB more. `--work` counts the floating point operations of a step too, attention
+included: two passes without the LoRA, two with it and their way back.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +25,8 @@ import torch  # noqa: E402
 from peft import inject_adapter_in_model  # noqa: E402
 from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scdpo_core.config import LoraSettings, OptimSettings, TrainSettings  # noqa: E402
 from scdpo_core.families import LoadOptions, flux, sd1, sd2, sd3, sdxl  # noqa: E402
@@ -35,6 +39,7 @@ from scdpo_core.lora.adapter import LoraAdapter  # noqa: E402
 from scdpo_core.lora.kinds import ADAPTER, peft_config  # noqa: E402
 from scdpo_core.lora.targets import target_modules  # noqa: E402
 from scdpo_core.training.memory import memory_of  # noqa: E402
+from scdpo_core.training.reference import Draw, pair_residuals  # noqa: E402
 from scdpo_core.types import Conditioning, PairBatch  # noqa: E402
 
 RANK = 16
@@ -56,7 +61,8 @@ SAVINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """GiB of a family with a saving: frozen weights, the LoRA with its optimiser, one step, all of it."""
+    """GiB of a family with a saving: frozen weights, the LoRA with its optimiser, one step, all of it; and
+    the work of a step, 10^12 operations, if it was counted."""
 
     family: str
     size: int
@@ -66,6 +72,7 @@ class Row:
     lora: float
     step: float
     total: float
+    work: float | None
 
 
 class Blank(Reader):
@@ -113,7 +120,7 @@ def fake_lora(network: nn.Module) -> LoraAdapter:
     return LoraAdapter({name: network.get_submodule(name) for name in names}, RANK)
 
 
-def needed(family: str, saving: str, pairs: int) -> Row:
+def needed(family: str, saving: str, pairs: int, count: bool = False) -> Row:
     """What that many pairs at a time need in bf16 at the model's own size."""
     kind, layout, tokens, width, pooled = FAMILIES[family]
     own = SAVINGS[saving]
@@ -137,7 +144,24 @@ def needed(family: str, saving: str, pairs: int) -> Row:
     settings = TrainSettings(optim=OptimSettings(batch_size=pairs), lora=LoraSettings(rank=RANK))
     found = memory_of(model, adapter, settings, batch, mode)
     parts = [round(part / 2**30, 2) for part in (found.weights, found.lora, found.step, found.total)]
-    return Row(family, model.default_size[0], pairs, saving, *parts)
+    done = round(work_of(model, adapter, batch, mode), 2) if count else None
+    return Row(family, model.default_size[0], pairs, saving, *parts, done)
+
+
+def work_of(model: LatentModel, adapter: LoraAdapter, batch: PairBatch, mode: FakeTensorMode) -> float:
+    """Floating point operations of a step, 10^12."""
+    pairs = len(batch.latents)
+    model.denoiser.train()
+    # Only in this way of computing it is attention made of parts that are counted.
+    with mode, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        known = dataclasses.replace(batch.conditioning, sizes=torch.empty(pairs, 6))
+        times = torch.empty(pairs, dtype=torch.float32 if model.prediction == "flow" else torch.int64)
+        chance = Draw(model.timesteps.last(times), torch.empty(pairs, *batch.latents.shape[2:]))
+        with torch.autocast("cpu", torch.bfloat16):
+            one = dataclasses.replace(batch, conditioning=known)
+            loss = pair_residuals(model, adapter, one, chance, "exact").errors().policy.sum()
+        torch.autograd.grad(loss, adapter.parameters(), allow_unused=True)
+    return float(counter.get_total_flops()) / 1e12
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,15 +171,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--savings", nargs="*", default=list(SAVINGS), choices=list(SAVINGS))
     parser.add_argument("--pairs", type=int, default=1, help="in a step; each is two pictures")
+    parser.add_argument("--work", action="store_true", help="count operations too, which takes minutes")
     own = parser.parse_args(arguments)
-    print("| family | size | saving | weights | LoRA | step | together, GiB |\n|---|---|---|---|---|---|---|")
+    last = " work, TFLOP |" if own.work else ""
+    print(f"| family | size | saving | weights | LoRA | step | together, GiB |{last}")
+    print("|---|---|---|---|---|---|---|" + ("---|" if own.work else ""))
     rows = []
     for family in own.families:
         for saving in own.savings:
-            row = needed(family, saving, own.pairs)
+            row = needed(family, saving, own.pairs, own.work)
             rows.append(row)
             numbers = f"{row.weights:.2f} | {row.lora:.2f} | {row.step:.2f} | **{row.total:.1f}**"
-            print(f"| {family} | {row.size} | {saving} | {numbers} |", flush=True)
+            done = "" if row.work is None else f" {row.work:.2f} |"
+            print(f"| {family} | {row.size} | {saving} | {numbers} |{done}", flush=True)
     if own.json:
         write_json(own.json, [asdict(row) for row in rows])
 

@@ -73,6 +73,7 @@ IN_HOSTS = (
     "runs.jobs",
     "runs.queue",
     "runs.shelf",
+    "runs.speed",
     "runs.supervisor",
     "runs.telling",
     "training.events",

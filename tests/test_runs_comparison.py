@@ -17,9 +17,7 @@ from scdpo_core.runs.comparison import (
     write_comparison,
     write_result,
 )
-from scdpo_core.runs.estimate import estimate, in_words
 from scdpo_core.runs.folder import kind_of
-from scdpo_core.runs.jobs import LoraJob
 from scdpo_core.training.events import EventLog, Progress, Started
 from scdpo_core.types import ScdpoError
 
@@ -104,32 +102,3 @@ def test_a_lora_is_compared_as_it_was_sampled(tmp_path: Path) -> None:
     assert (found.base, found.steps, found.guidance) == ("micro", 7, 3.0)
     assert found.prompts == ("prompt 0", "prompt 2")
     assert usual(tmp_path) is None
-
-
-def test_time_is_that_of_an_earlier_run_in_proportion(tmp_path: Path) -> None:
-    trained(tmp_path, "micro", speed=2.0, batch=8)
-    wanted = LoraJob(tmp_path, "micro", tmp_path / "runs", "new", "fast")
-    found = estimate(wanted, tmp_path / "runs")
-    # 200 steps of 16 pairs, at two steps of 8 pairs a second: 200 / 2 * 16 / 8.
-    assert (found.steps, found.seconds, found.told_by) == (200, 200.0, "earlier")
-    assert "about 4 minutes, judging by the run 'earlier'" in in_words(found)
-    fewer = estimate(replace(wanted, overrides="[optim]\nmax_train_steps = 20"), tmp_path / "runs")
-    assert fewer.seconds == 20.0
-
-
-def test_without_an_earlier_run_nothing_is_made_up(tmp_path: Path) -> None:
-    trained(tmp_path, "/models/other.safetensors", speed=2.0)
-    found = estimate(LoraJob(tmp_path, "micro", tmp_path / "runs", "new"), tmp_path / "runs")
-    assert (found.steps, found.seconds, found.weights) == (600, None, None)
-    assert "no earlier run" in in_words(found)
-
-
-def test_memory_is_that_of_the_network_that_draws(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    path = tmp_path / "base.safetensors"
-    tensors = {"model.diffusion_model.a": torch.zeros(8, 4), "first_stage_model.b": torch.zeros(100)}
-    save_file(tensors, str(path))
-    found = estimate(LoraJob(tmp_path, str(path), tmp_path / "runs", "new"), tmp_path / "runs")
-    assert (found.steps, found.weights) == (700, 2 * 8 * 4)

@@ -32,6 +32,12 @@ OTHERS = [pytest.param(path, id=path) for path in NAMED] or [
 ]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ENVIRONMENT = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+# How much is left of a panel while gradio waits for its next contents.
+FADED = """root => new Promise(done => {
+    const boxes = [...root.querySelectorAll("div")].filter(box => box.querySelector(".scdpo"));
+    boxes.forEach(box => box.classList.add("pending"));
+    setTimeout(() => done(Math.min(...boxes.map(box => +getComputedStyle(box).opacity))), 500);
+})"""
 COUNT = """
 import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests")
 import gradio, webtab_server; from pathlib import Path
@@ -134,6 +140,8 @@ def test_the_tab_works_under_old_gradios(python: str, tmp_path: Path) -> None:
         says(page, "#scdpo_pref_state", "2 good pairs")
         pane(page, "Train")
         says(page, "#scdpo_train_estimate", "600 steps")
+        # What is asked for anew every two seconds must not flicker meanwhile.
+        assert page.locator("#scdpo_train_estimate").evaluate(FADED) == 1
         if folder := os.environ.get("SCREENSHOTS"):
             page.screenshot(path=f"{folder}/old-{Path(python).parents[2].name}.png")
         browser.close()

@@ -9,6 +9,7 @@ import gradio as gr
 from scdpo_core.panels import run as panel
 from scdpo_core.runs.estimate import estimate, in_words
 from scdpo_core.runs.jobs import LoraJob
+from scdpo_core.runs.speed import speed
 from scdpo_core.types import ScdpoError
 
 from ..desk import Desk
@@ -79,7 +80,7 @@ def build(desk: Desk) -> None:
 
     @guarded(1)
     def guess(*values: Any) -> str:
-        return said(in_words(estimate(job(*values), desk.jobs.root)))
+        return said(in_words(estimate(job(*values), desk.jobs.root, speed)))
 
     @guarded(2)
     def begin(*values: Any) -> list[Any]:

@@ -1,8 +1,10 @@
-"""What a training will take, from what is known: earlier runs on this machine, and the base model's size."""
+"""What a training will take, from what is known: earlier runs on this machine, else what the kind of model
+costs and how fast the machine computes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,16 @@ from . import folder as names
 from . import toml
 from .follow import Follower
 from .interpreter import ROOT
-from .jobs import QUALITIES, LoraJob, Quality
+from .jobs import QUALITIES, LoraJob
 from .listing import runs_in
+from .needs import NEEDS, RANK, Needs
 
 _MOST_LOOKED = 12  # runs, newest first
 _BYTES = 2  # a weight in 16 bits
-_DEFAULT_STEPS, _DEFAULT_BATCH, _DEFAULT_ACCUMULATION = 700, 4, 4
+_DEFAULT_STEPS, _DEFAULT_BATCH, _DEFAULT_ACCUMULATION, _DEFAULT_RANK = 700, 4, 4, 16
 _DENOISERS = ("model.diffusion_model.", "unet.", "transformer.")
+
+Tree = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -27,56 +32,62 @@ class Estimate:
 
     Attributes:
         steps: of the training.
-        seconds: of the training; None if no earlier run on this machine tells.
-        told_by: name of the run that tells; '' if none does.
-        weights: bytes of the network that draws, in 16 bits, which is the least it needs of the graphics
-            card; None if the file does not tell.
+        seconds: of the training; None if nothing tells.
+        told_by: name of the run on this machine that tells; '' if the machine was timed instead, which is
+            right to a factor of two.
+        memory: bytes of graphics memory at its peak; None if the kind of model is not known.
+        spares: settings that would make that less, as in a job.toml.
     """
 
     steps: int
     seconds: float | None
     told_by: str
-    weights: int | None
+    memory: int | None
+    spares: tuple[str, ...] = ()
 
 
-def estimate(job: LoraJob, earlier: Path) -> Estimate:
+def estimate(job: LoraJob, earlier: Path, timed: Callable[[int, int, int], float] | None = None) -> Estimate:
     """Estimate a job.
 
-    The time is that of the newest run with the same base, in proportion to steps times pairs in a step.
+    The time is that of the newest run with the same base, or else one of the same kind, in proportion to
+    steps, pairs in a step and pixels.
 
     Args:
         job: need not be complete.
         earlier: the runs root.
+        timed: how fast this machine is, see `speed.speed`; asked when no run tells. None: not to be asked.
     """
-    chosen = _chosen(job)
-    steps, pairs = _amount(_layered(job.base, job.quality, chosen))
-    for folder in runs_in(earlier, "lora")[:_MOST_LOOKED]:
-        tree = _tree(folder / names.JOB)
-        if _section(tree, "model").get("base") != job.base:
-            continue
-        try:
-            speed = Follower(folder).view().steps_per_second
-        except ScdpoError:
-            continue
-        if speed:
-            _, others = _amount(tree)
-            return Estimate(steps, steps / speed * pairs / others, folder.name, weight_bytes(job.base))
-    return Estimate(steps, None, "", weight_bytes(job.base))
+    kind, tree = _kind(job.base), _layered(job)
+    needs, weights = NEEDS.get(kind), weight_bytes(job.base)
+    steps, load = _steps(tree), _load(tree, needs)
+    memory, spares = _memory(tree, needs, weights), _spares(tree)
+    told = next(_rates(job.base, kind, earlier), None)
+    if told is not None:
+        folder, rate = told
+        return Estimate(steps, steps * load / rate, folder.name, memory, spares)
+    seconds = None
+    if needs is not None and timed is not None:
+        work = needs.work[_saves(tree)] * 1e12 * _share(needs, weights)
+        seconds = steps * load * work / (timed(*needs.probe) * needs.reach)
+    return Estimate(steps, seconds, "", memory, spares)
 
 
 def in_words(found: Estimate) -> str:
     """The estimate as sentences."""
     if found.seconds is None:
         time = "no earlier run with this model tells how long; the bar will after the first steps"
+    elif found.told_by:
+        time = f"about {_duration(found.seconds)}, judging by the run '{found.told_by}'"
     else:
-        minutes = math.ceil(found.seconds / 60)
-        time = f"about {minutes} minute{'s' if minutes > 1 else ''}, judging by the run '{found.told_by}'"
-    memory = ""
-    if found.weights:
-        memory = (
-            f" The network alone takes {found.weights / 2**30:.1f} GB of graphics memory; the pictures come "
-            "on top. If that is too much, set gradient_checkpointing or a smaller batch_size below."
+        time = (
+            f"very roughly {_duration(found.seconds)}, perhaps half or twice that. No such model was trained "
+            "here yet, so this machine was timed for a moment; the bar will tell better"
         )
+    memory = ""
+    if found.memory:
+        memory = f" It needs about {found.memory / 2**30:.1f} GB of graphics memory."
+        if found.spares:
+            memory += f" If that is too much, set {' or '.join(found.spares)} below."
     return f"{found.steps:,} steps: {time}.{memory}"
 
 
@@ -95,19 +106,100 @@ def weight_bytes(base: str) -> int | None:
     return sum(math.prod(shape) for shape in own) * _BYTES
 
 
-def _layered(base: str, quality: Quality, chosen: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    preset = _tree(ROOT / "trainer" / "configs" / "micro.toml") if base == "micro" else {}
-    layers = (preset, QUALITIES.get(quality, {}), chosen)
-    return {"optim": {key: value for layer in layers for key, value in _section(layer, "optim").items()}}
+def _kind(base: str) -> str:
+    """The family of a base model, 'micro' of the embedded one; '' if that cannot be told."""
+    from ..families.detect import detect
+    from ..families.source import MICRO
+
+    path = Path(base.strip()).expanduser()
+    if base == MICRO or not base.strip() or not path.exists():
+        return MICRO if base == MICRO else ""
+    try:
+        return detect(path).family or ""
+    except ScdpoError:
+        return ""
 
 
-def _amount(tree: dict[str, Any]) -> tuple[int, int]:
-    """Steps, and pairs that a step looks at."""
-    optim = _section(tree, "optim")
-    size = int(optim.get("batch_size", _DEFAULT_BATCH)) * int(
-        optim.get("accumulation", _DEFAULT_ACCUMULATION)
-    )
-    return int(optim.get("max_train_steps", _DEFAULT_STEPS)), max(1, size)
+def _rates(base: str, kind: str, earlier: Path) -> Iterator[tuple[Path, float]]:
+    """Runs that tell, the best first, and how much of `_load` each did in a second."""
+    trees = [(folder, _tree(folder / names.JOB)) for folder in runs_in(earlier, "lora")[:_MOST_LOOKED]]
+    bases = [str(_section(tree, "model").get("base", "")) for _, tree in trees]
+    same = [run for run, other in zip(trees, bases, strict=True) if other == base]
+    yield from _told(same, kind)
+    alike = (run for run, other in zip(trees, bases, strict=True) if other != base and _kind(other) == kind)
+    yield from _told(alike if kind else (), kind)
+
+
+def _told(runs: Iterable[tuple[Path, Tree]], kind: str) -> Iterator[tuple[Path, float]]:
+    for folder, tree in runs:
+        try:
+            speed = Follower(folder).view().steps_per_second
+        except ScdpoError:
+            continue
+        if speed:
+            yield folder, speed * _load(tree, NEEDS.get(kind))
+
+
+def _memory(tree: Tree, needs: Needs | None, weights: int | None) -> int | None:
+    if needs is None or _section(tree, "model").get("quantize", "off") != "off":
+        return None
+    share, rank = _share(needs, weights), _section(tree, "lora").get("rank", _DEFAULT_RANK)
+    step = needs.step[_saves(tree)] * share * _batch(tree) * _area(tree, needs)
+    return int((needs.weights * share + needs.lora * share * int(rank) / RANK + step) * 2**30)
+
+
+def _spares(tree: Tree) -> tuple[str, ...]:
+    ways = ["gradient_checkpointing = true"] if not _saves(tree) else []
+    return (*ways, *(["a smaller batch_size"] if _batch(tree) > 1 else []))
+
+
+def _share(needs: Needs, weights: int | None) -> float:
+    """How large a model is beside the one of its kind that was looked at."""
+    return 1.0 if weights is None else weights / 2**30 / needs.weights
+
+
+def _layered(job: LoraJob) -> Tree:
+    """The settings that are known to count, as the trainer will put them together."""
+    preset = _tree(ROOT / "trainer" / "configs" / f"{_kind(job.base)}.toml")
+    layers = (preset, QUALITIES.get(job.quality, {}), job.choices, _chosen(job))
+    sections = ("optim", "model", "data", "lora")
+    return {
+        name: {key: value for layer in layers for key, value in _section(layer, name).items()}
+        for name in sections
+    }
+
+
+def _steps(tree: Tree) -> int:
+    return int(_section(tree, "optim").get("max_train_steps", _DEFAULT_STEPS))
+
+
+def _batch(tree: Tree) -> int:
+    return max(1, int(_section(tree, "optim").get("batch_size", _DEFAULT_BATCH)))
+
+
+def _load(tree: Tree, needs: Needs | None) -> float:
+    """Pairs in a step, as pairs of the usual size."""
+    accumulation = int(_section(tree, "optim").get("accumulation", _DEFAULT_ACCUMULATION))
+    return _batch(tree) * max(1, accumulation) * _area(tree, needs)
+
+
+def _area(tree: Tree, needs: Needs | None) -> float:
+    """Pixels of a picture beside the usual number."""
+    data = _section(tree, "data")
+    width, height = int(data.get("width", 0)), int(data.get("height", 0))
+    return width * height / needs.side**2 if needs is not None and width and height else 1.0
+
+
+def _saves(tree: Tree) -> bool:
+    return bool(_section(tree, "model").get("gradient_checkpointing", False))
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400.0, "day"), (3600.0, "hour")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}s"
+    minutes = max(1, math.ceil(seconds / 60))
+    return f"{minutes} minute{'s' if minutes > 1 else ''}"
 
 
 def _chosen(job: LoraJob) -> dict[str, Any]:
