@@ -141,7 +141,7 @@ def test_the_tab_works_under_old_gradios(python: str, tmp_path: Path) -> None:
         pane(page, "Train")
         says(page, "#scdpo_train_estimate", "600 steps")
         # What is asked for anew every two seconds must not flicker meanwhile.
-        assert page.locator("#scdpo_train_estimate").evaluate(FADED) == 1
+        assert page.locator("#scdpo_train_estimate").first.evaluate(FADED) == 1
         if folder := os.environ.get("SCREENSHOTS"):
             page.screenshot(path=f"{folder}/old-{Path(python).parents[2].name}.png")
         browser.close()
