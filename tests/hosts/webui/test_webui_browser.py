@@ -18,6 +18,7 @@ import pytest
 from scdpo_core.lora.file import read_lora_info
 from tests.hosts.webui.checkpoint import write_whole_checkpoint
 from tests.hosts.webui.running import WebUi, cost_in
+from tests.runs_helpers import until
 
 browsers = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -96,7 +97,8 @@ def test_a_checkpoint_is_chosen_and_trained_for_on_the_page(trains: WebUi, page:
 
 def test_its_lora_has_a_card_on_the_hosts_own_page(trains: WebUi, page: Any) -> None:
     shelf = trains.data / "models" / "Lora"
-    assert {file.name for file in shelf.glob(f"{NAME}.*")} == {f"{NAME}{end}" for end in ENDS}
+    # The run is finished first; the host's process, which waited for it, then copies the LoRA.
+    until(lambda: {file.name for file in shelf.glob(f"{NAME}.*")} == {f"{NAME}{end}" for end in ENDS})
     about = json.loads((shelf / f"{NAME}.json").read_text("utf-8"))
     assert about["sd version"] == "SD1" and about["preferred weight"] > 0 and about["description"]
     info = read_lora_info(shelf / f"{NAME}.safetensors")
