@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from scdpo_core.runs import speed
-from scdpo_core.runs.estimate import estimate, in_words, weight_bytes
+from scdpo_core.runs.estimate import Estimate, estimate, in_words, weight_bytes
 from scdpo_core.runs.jobs import LoraJob
 from scdpo_core.runs.needs import NEEDS, Needs
 from scdpo_core.training.events import EventLog, Progress, Started
@@ -133,3 +133,8 @@ def test_the_machine_is_timed_once() -> None:
     first = speed.speed(16, 16, 2)
     assert 1e6 < first < 1e15
     assert speed.speed(16, 16, 2) == first
+
+
+def test_memory_that_nobody_lacks_is_not_spoken_of() -> None:
+    assert "memory" not in in_words(Estimate(300, 60.0, "", 2**24, ("gradient_checkpointing = true",)))
+    assert "about 2.0 GB of graphics memory. If" in in_words(Estimate(300, 60.0, "", 2 * GIB, ("a",)))

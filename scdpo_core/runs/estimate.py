@@ -19,6 +19,7 @@ from .listing import runs_in
 from .needs import NEEDS, RANK, Needs
 
 _MOST_LOOKED = 12  # runs, newest first
+_WORTH_SAYING = 2**27  # bytes
 _BYTES = 2  # a weight in 16 bits
 _DEFAULT_STEPS, _DEFAULT_BATCH, _DEFAULT_ACCUMULATION, _DEFAULT_RANK = 700, 4, 4, 16
 _DENOISERS = ("model.diffusion_model.", "unet.", "transformer.")
@@ -84,7 +85,8 @@ def in_words(found: Estimate) -> str:
             "here yet, so this machine was timed for a moment; the bar will tell better"
         )
     memory = ""
-    if found.memory:
+    # Nobody lacks what the embedded model needs.
+    if found.memory and found.memory >= _WORTH_SAYING:
         memory = f" It needs about {found.memory / 2**30:.1f} GB of graphics memory."
         if found.spares:
             memory += f" If that is too much, set {' or '.join(found.spares)} below."
