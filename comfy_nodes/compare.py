@@ -92,7 +92,7 @@ class CompareBeforeAfter(io.ComfyNode):
         from ..scdpo_core.lora.card import card_of
         from ..scdpo_core.scoring.board import Strip, comparison, histogram
         from . import preview
-        from .convert import to_images, to_pictures
+        from .convert import to_images
         from .judging import judged
         from .patching import apply, read
         from .sampling import draw
@@ -105,9 +105,8 @@ class CompareBeforeAfter(io.ComfyNode):
         for strength in parse(strengths):
             changed = apply(lora, model, None, strength, 0.0, Window()).model
             images = torch.cat([draw(changed, vae, seed + k, **sampling) for k in range(seeds)])
-            pictures = to_pictures(images)
             title = "without the LoRA" if strength == 0 else f"strength {strength:g}"
-            strips.append(Strip(title, pictures, judged(cost_model, pictures)))
+            strips.append(Strip(title, *judged(cost_model, images)))
             batches.append(images)
         report = _report(strips)
         say(cls, report)

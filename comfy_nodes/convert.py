@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from ..scdpo_core.preferences.pictures import to_rgb
 
@@ -30,16 +33,33 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
     Args:
         images: [B, H, W, C] of 0..1, with 1, 3 or 4 channels; what is no number becomes black.
     """
+    return from_each(images, lambda picture: picture)
+
+
+def from_each(images: Tensor, work: Callable[[Image.Image], A]) -> list[A]:
+    """What some work makes of each picture of a batch, right after it was made, in threads.
+
+    Args:
+        images: as `to_pictures`.
+    """
     values = images.detach().float().cpu().numpy()
-    return in_threads(_to_picture, list(values))
+    return in_threads(lambda value: work(_to_picture(value)), list(values))
 
 
 def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """Do the same with each of a few pictures, in threads: NumPy and Pillow let others run meanwhile."""
-    if len(items) < 2:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(min(len(items), _THREADS)) as pool:
-        return list(pool.map(work, items))
+    """Do the same with each of a few pictures, in threads: NumPy and Pillow let others run meanwhile.
+
+    Args:
+        work: does not itself call this.
+    """
+    return list(_pool().map(work, items)) if len(items) > 1 else [work(item) for item in items]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Kept, for a thread's start takes as long as a small picture; no more of them than there are processors,
+    for they would take the caches from each other."""
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), thread_name_prefix="scdpo_pictures")
 
 
 def to_images(pictures: Sequence[Image.Image]) -> Tensor:
@@ -52,6 +72,25 @@ def to_images(pictures: Sequence[Image.Image]) -> Tensor:
 
     in_threads(fill, range(len(levels)))
     return torch.from_numpy(images)
+
+
+def enlarged(pictures: Sequence[Image.Image], height: int, width: int, mode: str) -> Tensor:
+    """[B, height, width, 3] float32 of 0..1, of small RGB pictures of one size.
+
+    Written straight into the batch: Pillow's enlarging and a conversion take several times as long.
+
+    Args:
+        mode: 'linear', or 'nearest-exact' for blocks.
+    """
+    small = to_images(pictures).numpy()
+    down, across = (
+        functional.interpolate(torch.eye(few)[None], size=many, mode=mode)[0].T.numpy()
+        for few, many in zip(small.shape[1:3], (height, width), strict=True)
+    )
+    wide = np.einsum("Ww,bhwc->bhWc", across, small).reshape(*small.shape[:2], width * 3)
+    images = np.empty((len(pictures), height, width * 3), np.float32)
+    in_threads(lambda place: np.matmul(down, wide[place], out=images[place]), range(len(pictures)))
+    return torch.from_numpy(images.reshape(-1, height, width, 3))
 
 
 def _to_picture(value: NDArray[np.float32]) -> Image.Image:
@@ -70,9 +109,11 @@ def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """0..1 as 0..255, in the order in memory that NumPy gives a new array."""
     levels = np.empty(values.shape, np.uint8)
     rows = max(1, _PIECE // values[0].size)
+    room = np.empty((rows, *values.shape[1:]), np.float32)
     with np.errstate(invalid="ignore"):
         for top in range(0, len(values), rows):
-            piece = values[top : top + rows] * np.float32(255.0)
+            part = values[top : top + rows]
+            piece = np.multiply(part, np.float32(255.0), out=room[: len(part)])
             np.clip(piece, 0.0, 255.0, out=piece)
             levels[top : top + rows] = piece
     return levels

@@ -20,7 +20,7 @@ from ..scdpo_core.cost.model import is_cost_file
 from ..scdpo_core.cost.scorers import SCORERS, Scorer, load_scorer
 from ..scdpo_core.scoring import words
 from . import metadata, preview
-from .convert import to_mask, to_pictures
+from .convert import to_mask
 from .judging import judged
 from .shared import COST_FOLDER, CostModelType, ScoresType, say, schema
 
@@ -101,8 +101,7 @@ class ScoreSafetyCost(io.ComfyNode):
     @classmethod
     def execute(cls, images: Tensor, cost_model: Scorer, heatmap: str) -> io.NodeOutput:
         """Score, draw the badges, note the result."""
-        pictures = to_pictures(images)
-        scores = judged(cost_model, pictures)
+        pictures, scores = judged(cost_model, images)
         report = words.report(scores)
         metadata.write(cls, metadata.note(scores))
         say(cls, report)

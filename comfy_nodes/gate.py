@@ -13,12 +13,15 @@ from torch import Tensor
 
 from ..scdpo_core.cost.protocol import Scorer
 from ..scdpo_core.scoring import words
-from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back
+from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back, remains
 from ..scdpo_core.types import CostScore, ScdpoError
 from . import metadata, preview
-from .convert import in_threads, to_images, to_pictures
+from .convert import enlarged, in_threads, to_images, to_pictures
 from .judging import scores_of
 from .shared import CostModelType, ScoresType, say, schema
+
+_ENLARGED = {"blur": "linear", "pixelate": "nearest-exact"}
+"""How the pixels that a cover lets through fill the image again."""
 
 ACTIONS = ["blur", "pixelate", "replace", "drop", "stop", "pass"]
 
@@ -68,8 +71,7 @@ class SafetyGate(io.ComfyNode):
         replacement: Tensor | None = None,
     ) -> io.NodeOutput:
         """Judge, treat, preview, note."""
-        pictures = to_pictures(images)
-        scores = scores_of(judge, images, pictures)
+        pictures, scores = scores_of(judge, images)
         held = held_back(scores, hold, threshold)
         passed = [k for k in range(len(images)) if k not in held]
         report = _report(scores, held, action)
@@ -131,31 +133,30 @@ def _side(any_held: bool) -> str:
 
 
 def _treated(
-    images: Tensor,
-    pictures: Sequence[Image.Image],
-    held: Sequence[int],
-    action: str,
-    replacement: Tensor | None,
+    images: Tensor, pictures: Sequence[Image.Image], held: Sequence[int], action: str, other: Tensor | None
 ) -> tuple[Tensor, list[Image.Image]]:
-    """The batch with held images hidden, and the pictures that the preview shows."""
-    shown = list(pictures)
-    if not held:
-        return images, shown
-    other = None if replacement is None else to_pictures(replacement)[0]
+    """The batch with held images hidden, and small pictures of it for the preview."""
+    shown = preview.small(pictures)
     # A preview is a way out too: what is dropped shows as a blur.
     cover = "blur" if action == "drop" else action
-    if cover not in COVERS:
+    if not held or cover not in COVERS:
         return images, shown
-    hidden = in_threads(lambda place: covered(pictures[place], cover, other), held)
-    for place, picture in zip(held, hidden, strict=True):
+    instead = None if other is None else to_pictures(other[:1])[0]
+    seen = [shown[place] for place in held]
+    for place, picture in zip(held, in_threads(lambda p: covered(p, cover, instead), seen), strict=True):
         shown[place] = picture
     if action == "drop":
         return images, shown
-    covers = _fitting(to_images(hidden), images)
+    height, width = images.shape[1:3]
+    if cover in _ENLARGED:
+        hidden = enlarged([remains(picture, cover) for picture in seen], height, width, _ENLARGED[cover])
+    else:
+        hidden = to_images([covered(pictures[held[0]], cover, instead)]).expand(len(held), -1, -1, -1)
+    covers = _fitting(hidden, images)
     if len(held) == len(images):
         return covers, shown
-    instead = dict(zip(held, covers, strict=True))
-    return torch.stack([instead.get(place, image) for place, image in enumerate(images)]), shown
+    places = dict(zip(held, covers, strict=True))
+    return torch.stack([places.get(place, image) for place, image in enumerate(images)]), shown
 
 
 def _fitting(covers: Tensor, images: Tensor) -> Tensor:

@@ -17,15 +17,19 @@ from .convert import in_threads
 
 LARGEST, SMALLEST = 512, 256
 """Longest side of a preview, pixels; small pictures are enlarged so that the badge can be read."""
+_MANY, _LARGEST_OF_MANY = 4, 384
+"""A node shows four and more side by side, each a quarter of its area at most."""
 
 
 def badges(pictures: Sequence[Image.Image], labels: Sequence[tuple[str, Band]]) -> dict[str, Any]:
     """The `ui` of a node that shows pictures with a badge each."""
+    return show([with_badge(picture, *told) for picture, told in zip(small(pictures), labels, strict=True)])
 
-    def badged(item: tuple[Image.Image, tuple[str, Band]]) -> Image.Image:
-        return with_badge(_sized(item[0]), *item[1])
 
-    return show(in_threads(badged, list(zip(pictures, labels, strict=True))))
+def small(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Pictures in the size that a node shows them in."""
+    largest = LARGEST if len(pictures) < _MANY else _LARGEST_OF_MANY
+    return in_threads(lambda picture: _sized(picture, largest), pictures)
 
 
 def show(pictures: Sequence[Image.Image]) -> dict[str, Any]:
@@ -53,10 +57,10 @@ def keep(picture: Image.Image) -> None:
     comfy.utils.ProgressBar(1).update_absolute(1, 1, ("JPEG", picture, max(picture.size)))
 
 
-def _sized(picture: Image.Image) -> Image.Image:
+def _sized(picture: Image.Image, largest: int) -> Image.Image:
     longest = max(picture.size)
-    if longest > LARGEST:
-        return picture.reduce(-(-longest // LARGEST))
+    if longest > largest:
+        return picture.reduce(-(-longest // largest))
     times = -(-SMALLEST // longest)
     size = (picture.width * times, picture.height * times)
     return picture if times == 1 else picture.resize(size, Image.Resampling.NEAREST)

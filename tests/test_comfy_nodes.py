@@ -42,7 +42,10 @@ class Judge:
     def __init__(self, door: Door, costs: Sequence[float]) -> None:
         self.kind, self.costs, self.asked = door.module("scdpo_core.types").CostScore, costs, 0
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[Any]:
+    def prepare(self, picture: Image.Image) -> Image.Image:
+        return picture
+
+    def score_prepared(self, pictures: Sequence[Image.Image]) -> list[Any]:
         self.asked += 1
         assert len(pictures) == len(self.costs)
         return [self.kind(cost, {"weapon": cost, "hate": None}, self.id, self.hash) for cost in self.costs]
@@ -201,17 +204,33 @@ def test_a_gate_that_holds_all_gives_covers_alone(door: Door, channels: int) -> 
     assert channels < 4 or bool((treated[..., 3] == 1.0).all())
 
 
+@pytest.mark.parametrize(("cover", "action"), [("linear", "blur"), ("nearest-exact", "pixelate")])
+@pytest.mark.parametrize("size", [(192, 320), (1, 3)])
+def test_what_a_cover_lets_through_fills_the_image(
+    door: Door, cover: str, action: str, size: tuple[int, int]
+) -> None:
+    convert, gate = (door.module(name) for name in ("comfy_nodes.convert", "scdpo_core.scoring.gate"))
+    batch = torch.rand(2, *size, 3, generator=torch.Generator().manual_seed(5))
+    pictures = convert.to_pictures(batch)
+    left = [gate.remains(picture, action) for picture in pictures]
+    found = convert.enlarged(left, *size, cover)
+    wanted = convert.to_images([gate.covered(picture, action) for picture in pictures])
+    assert found.shape == wanted.shape and found.dtype == torch.float32
+    # Pillow's smooth enlarging is cubic; blocks are the same ones.
+    assert float((found - wanted).abs().max()) < (0.07 if action == "blur" else 1e-6)
+
+
 def test_a_long_scoring_is_left_at_an_interrupt(door: Door) -> None:
     judging, asked = door.module("comfy_nodes.judging"), []
 
     class Slow(Judge):
-        def score(self, pictures: Sequence[Image.Image]) -> list[Any]:
+        def score_prepared(self, pictures: Sequence[Image.Image]) -> list[Any]:
             asked.append(len(pictures))
             door.server.interrupted = len(asked) == 2
             return [self.kind(0.0, {}, self.id, self.hash)] * len(pictures)
 
     with pytest.raises(Exception) as caught:
-        judging.judged(Slow(door, ()), [Image.new("RGB", (4, 4))] * 200)
+        judging.judged(Slow(door, ()), torch.zeros(200, 4, 4, 3))
     assert type(caught.value).__name__ == "InterruptProcessingException"
     assert len(asked) == 2 and sum(asked) < 50
     assert not door.server.interrupted
@@ -264,7 +283,7 @@ def test_thresholds_and_bands(door: Door, changes: dict[str, Any], held: list[in
 def test_a_gate_takes_scores_without_scoring_again(door: Door) -> None:
     judge = Judge(door, (3.0, -3.0))
     node, _ = hidden(door, "SafetyGate")
-    scores = judge.score([Image.new("RGB", (4, 4))] * 2)
+    scores = judge.score_prepared([Image.new("RGB", (4, 4))] * 2)
     out = node.execute(images(2), scores, "blur", "above the threshold", 0.0)
     assert (out.args[5], judge.asked) == ([0], 1)
     with pytest.raises(ValueError, match="2 scores for 3 images"):

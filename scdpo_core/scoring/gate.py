@@ -58,6 +58,22 @@ def covered(picture: Image.Image, cover: str, replacement: Image.Image | None = 
     return COVERS[cover](picture, replacement)
 
 
+def remains(picture: Image.Image, cover: str) -> Image.Image:
+    """The few pixels of a picture that a cover lets through, for who enlarges them otherwise than `covered`.
+
+    Args:
+        picture: RGB.
+        cover: 'blur' or 'pixelate'.
+
+    Returns:
+        RGB, its longer side 12 pixels to be enlarged smoothly, or 16 to be enlarged as blocks; smaller
+        where the picture is.
+    """
+    if cover == "pixelate":
+        return _reduced(picture, _BLOCKS)
+    return _reduced(picture, _BLUR_SIDE).filter(ImageFilter.GaussianBlur(0.6))
+
+
 def card(size: tuple[int, int]) -> Image.Image:
     """A calm grey card with a closed eye, for a picture that is not shown.
 
@@ -82,12 +98,11 @@ def card(size: tuple[int, int]) -> Image.Image:
 
 
 def _blurred(picture: Image.Image, _: Image.Image | None) -> Image.Image:
-    small = _reduced(picture, _BLUR_SIDE).filter(ImageFilter.GaussianBlur(0.6))
-    return small.resize(picture.size, Image.Resampling.BICUBIC)
+    return remains(picture, "blur").resize(picture.size, Image.Resampling.BICUBIC)
 
 
 def _pixelated(picture: Image.Image, _: Image.Image | None) -> Image.Image:
-    return _reduced(picture, _BLOCKS).resize(picture.size, Image.Resampling.NEAREST)
+    return remains(picture, "pixelate").resize(picture.size, Image.Resampling.NEAREST)
 
 
 def _replaced(picture: Image.Image, replacement: Image.Image | None) -> Image.Image:
