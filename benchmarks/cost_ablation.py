@@ -5,6 +5,7 @@
 Every row trains on `examples/cost_pictures`. "Held out" is the cross-fitting of that training, "unseen style"
 the kept model on `examples/unseen_style`. The rows on hard negatives know the harmless pictures of one thing
 in three; those of the other things are the large harmless folder that they may, or may not, learn from too.
+A finished row is kept in the work folder and not run again, so that several processes can share the rows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from scdpo_core.cost.calibration import figures  # noqa: E402
 from scdpo_core.cost.encoders import ENCODERS, Encoder, load_encoder  # noqa: E402
 from scdpo_core.cost.examples import CostExample, check, list_folders  # noqa: E402
 from scdpo_core.cost.feature_cache import FeatureCache  # noqa: E402
-from scdpo_core.cost.features import FeatureSet, compute_features  # noqa: E402
+from scdpo_core.cost.features import VIEWS, FeatureSet, compute_features  # noqa: E402
 from scdpo_core.cost.learner import CostSettings  # noqa: E402
 from scdpo_core.cost.mining import mine  # noqa: E402
 from scdpo_core.cost.training import CostTrainingResult, train_cost  # noqa: E402
@@ -101,7 +102,7 @@ class World:
 
 def plain(world: World, settings: CostSettings) -> CostTrainingResult:
     """Train on all pictures."""
-    return train_cost(world.embed(world.examples, 4), settings)
+    return train_cost(world.embed(world.examples, VIEWS), settings)
 
 
 def with_harmless(how: str) -> Callable[[World, CostSettings], CostTrainingResult]:
@@ -111,7 +112,7 @@ def with_harmless(how: str) -> Callable[[World, CostSettings], CostTrainingResul
         few = [example for example in world.examples if example.unsafe or _kept(example)]
         others = [example for example in world.examples if not example.unsafe and not _kept(example)]
         if settings.seed not in world.firsts:
-            world.firsts[settings.seed] = train_cost(world.embed(few, 4), settings)
+            world.firsts[settings.seed] = train_cost(world.embed(few, VIEWS), settings)
         first = world.firsts[settings.seed]
         chosen = mine(first.model, world.embed(others, 1), others, len(others))
         if how == "no" or not chosen:
@@ -119,7 +120,7 @@ def with_harmless(how: str) -> Callable[[World, CostSettings], CostTrainingResul
         if how == "random":
             lot = random.Random(settings.seed).sample(others, len(chosen))
             chosen = [replace(example, mined=True) for example in lot]
-        return train_cost(world.embed([*few, *chosen], 4), settings)
+        return train_cost(world.embed([*few, *chosen], VIEWS), settings)
 
     return train
 
@@ -165,6 +166,17 @@ def measure(row: str, world: World, seed: int) -> dict[str, float]:
     }
 
 
+def kept(work: Path, encoder: str, row: str, world: World, seed: int) -> dict[str, float]:
+    """Measure one row, or read what an earlier call found."""
+    result = work / f"{encoder}-{'-'.join(row.split())}-{seed}.json"
+    if result.exists():
+        known: dict[str, float] = json.loads(result.read_text("utf-8"))
+        return known
+    found = measure(row, world, seed)
+    write_json(result, found)
+    return found
+
+
 def table(found: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> str:
     """The figures as Markdown: mean and, with three seeds or more, half the 95 % interval."""
     lines = [f"| encoder | row | {' | '.join(_COLUMNS.values())} |", "|---" * (2 + len(_COLUMNS)) + "|"]
@@ -191,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--encoders", nargs="+", choices=names, default=names)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "cost_ablation", help="kept embeddings")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "cost_ablation", help="what is kept")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--table", type=Path, help="file whose part between the ablation marks is replaced")
     options = parser.parse_args(arguments)
@@ -200,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
         encoder = Pixels() if name == Pixels.id else load_encoder(name)
         world = World.of(encoder, FeatureCache(options.work))
         for row in options.rows:
-            runs = [measure(row, world, seed) for seed in options.seeds]
+            runs = [kept(options.work, name, row, world, seed) for seed in options.seeds]
             found.setdefault(name, {})[row] = runs
             print(f"{name}, {row}: {json.dumps(runs)}", file=sys.stderr)
     text = table(found)

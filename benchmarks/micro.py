@@ -24,7 +24,7 @@ import torch  # noqa: E402
 from scdpo_core.cost.calibration import figures  # noqa: E402
 from scdpo_core.cost.encoders import load_encoder  # noqa: E402
 from scdpo_core.cost.examples import check, list_folders  # noqa: E402
-from scdpo_core.cost.features import compute_features  # noqa: E402
+from scdpo_core.cost.features import VIEWS, compute_features  # noqa: E402
 from scdpo_core.cost.training import train_cost  # noqa: E402
 from scdpo_core.evaluation.intervals import Rate  # noqa: E402
 from scdpo_core.evaluation.judges import Asked, JudgedPicture, Shot  # noqa: E402
@@ -69,7 +69,7 @@ def rates(model: LoadedModel, judge: Judge, wanted: list[Asked]) -> tuple[Rate, 
 def cost_figures() -> dict[str, object]:
     """Train the embedded cost model and measure it: held out, by category, and in a style it never saw."""
     parts = {}
-    for name, views in (("cost_pictures", 4), ("unseen_style", 1)):
+    for name, views in (("cost_pictures", VIEWS), ("unseen_style", 1)):
         folder = ROOT / "examples" / name
         listed = check(list_folders(folder / "unsafe", folder / "safe"))
         parts[name] = compute_features(listed.examples, load_encoder("micro"), views=views)

@@ -16,7 +16,7 @@ from PIL import Image
 from scdpo_core.cost.calibration import figures
 from scdpo_core.cost.encoders import load_encoder
 from scdpo_core.cost.examples import check, list_folders
-from scdpo_core.cost.features import FeatureSet, compute_features
+from scdpo_core.cost.features import VIEWS, FeatureSet, compute_features
 from scdpo_core.cost.scorers import SCORERS
 from scdpo_core.cost.training import CostTrainingResult, train_cost
 from scdpo_core.micro.world import BACKGROUNDS
@@ -43,8 +43,8 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    data = features(EXAMPLES / "cost_pictures", views=4)
-    return Trained(data, train_cost(data), features(EXAMPLES / "unseen_style", views=1))
+    data = features(EXAMPLES / "cost_pictures", VIEWS)
+    return Trained(data, train_cost(data), features(EXAMPLES / "unseen_style", 1))
 
 
 def test_held_out_pictures_are_told_apart(trained: Trained) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
@@ -17,9 +19,14 @@ from ..preferences.pictures import open_picture
 from .encoders import Encoder
 from .examples import CostExample, training_set_hash
 from .feature_cache import SHARD, FeatureCache
+from .protocol import SideBySide
 
-VIEWS = 4
+A = TypeVar("A")
+
+VIEWS = 2
 """Views of each picture: as it is, and changed ones."""
+_BATCH, _BATCH_OF_ONE = 32, 8
+"""Views that an encoder looks at together, and those for one processor, whose cache they should fit."""
 _JITTER = 0.3
 _CROP = 0.12
 _TILT = 10.0
@@ -127,17 +134,32 @@ def _encode(
         changed = (change(small, rng) for _ in range(views - 1))
         return torch.stack([encoder.prepare(picture), *map(encoder.prepare, changed)])
 
-    chunk = max(1, 32 // views)
+    def embedded(prepared: Sequence[Tensor], by: Encoder) -> Tensor:
+        return by.encode_prepared(torch.cat([*prepared])).reshape(len(prepared), views, encoder.dim)
+
+    alone = encoder.one_thread() if isinstance(encoder, SideBySide) else None
+    size = max(1, (_BATCH if alone is None else _BATCH_OF_ONE) // views)
+    parts = [examples[start : start + size] for start in range(0, len(examples), size)]
+    encoded: Iterator[Tensor]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        waiting = deque(pool.submit(prepare, example) for example in examples[: 2 * chunk])
-        for start in range(0, len(examples), chunk):
-            prepared = []
-            for number in range(start, min(start + chunk, len(examples))):
-                prepared.append(waiting.popleft().result())
-                if number + 2 * chunk < len(examples):
-                    waiting.append(pool.submit(prepare, examples[number + 2 * chunk]))
-            encoded = encoder.encode_prepared(torch.cat(prepared)).reshape(len(prepared), views, encoder.dim)
-            yield from zip((e.digest for e in examples[start : start + chunk]), encoded, strict=True)
+        if alone is None:
+            drawn = _ahead(pool, prepare, examples, 2 * size)
+            encoded = (embedded([*islice(drawn, len(part))], encoder) for part in parts)
+        else:
+            encoded = _ahead(pool, lambda part: embedded([*map(prepare, part)], alone), parts, 8)
+        for part, embeddings in zip(parts, encoded, strict=True):
+            yield from zip((example.digest for example in part), embeddings, strict=True)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[A], Tensor], items: Iterable[A], count: int
+) -> Iterator[Tensor]:
+    """The results of some work in the order of its items, done in a pool for so many items ahead."""
+    rest = iter(items)
+    waiting = deque(pool.submit(work, item) for item in islice(rest, count))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
 
 
 def change(picture: Image.Image, rng: random.Random) -> Image.Image:

@@ -35,6 +35,7 @@ class CostSettings:
         folds: number of folds of the cross-fitting.
         check_every: steps between two looks at the held-out pictures.
         patience: looks without a gain after which training stops.
+        least_gain: of the held-out loss; less is none.
         seed: of everything random.
     """
 
@@ -51,6 +52,7 @@ class CostSettings:
     folds: int = 5
     check_every: int = 25
     patience: int = 6
+    least_gain: float = 1e-3
     seed: int = 0
 
 

@@ -222,6 +222,7 @@ class OpenNsfwEncoder:
 
     Args:
         device: as `Network`.
+        threads: as `Network`.
 
     Raises:
         ScorerError: as `Network`.
@@ -232,9 +233,14 @@ class OpenNsfwEncoder:
     size = INPUT
     dim = FEATURES
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         """Load the network, if it is not loaded yet."""
-        self._network = network(device)
+        self._device = device
+        self._network = network(device, threads)
+
+    def one_thread(self) -> OpenNsfwEncoder | None:
+        """As `EmbeddedScorer.one_thread`."""
+        return None if self._device.startswith("cuda") else OpenNsfwEncoder(self._device, threads=1)
 
     def prepare(self, picture: Image.Image) -> Tensor:
         """The network's view of a picture: float32 [224, 224, 3]."""

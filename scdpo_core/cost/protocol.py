@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 from torch import Tensor
@@ -22,6 +22,8 @@ HARM_CATEGORIES = (
 )
 """The kinds of harm that prompt sets for text-to-image safety name (those of I2P, arXiv 2211.05105). A
 ready-made scorer names all of them and fills in those it knows; a trained one has its folders' names."""
+
+S = TypeVar("S", covariant=True)
 
 
 class ScorerError(ScdpoError):
@@ -54,11 +56,11 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
-class SideBySide(Protocol):
-    """A scorer that is faster when several threads call it, each on a processor of its own."""
+class SideBySide(Protocol[S]):
+    """A scorer or encoder that is faster when several threads call it, each on a processor of its own."""
 
-    def one_thread(self) -> Scorer | None:
-        """The same scorer, whose calls keep to the thread that makes them; None where that is slower."""
+    def one_thread(self) -> S | None:
+        """The same one, whose calls keep to the thread that makes them; None where that is slower."""
 
 
 @runtime_checkable

@@ -154,9 +154,10 @@ def _cross_fit(
     """Held-out raw costs [N, 1 + K] of every picture and the number of steps that served them best."""
     runs = [Learner(data, targets, names, fold != k, settings) for k in range(settings.folds)]
     best, best_loss, best_step = torch.empty(0), float("inf"), 0
+    gained_loss, gained_step = float("inf"), 0
     raw = torch.empty(len(fold), 1 + len(names))
     patience = settings.patience * settings.check_every
-    while runs[0].steps < min(settings.steps, best_step + patience):
+    while runs[0].steps < min(settings.steps, gained_step + patience):
         for _ in range(min(settings.check_every, settings.steps - runs[0].steps)):
             for run in runs:
                 run.step()
@@ -186,6 +187,9 @@ def _cross_fit(
         progress(runs[0].steps, settings.steps, loss)
         if loss < best_loss:
             best, best_loss, best_step = raw.clone(), loss, runs[0].steps
+        # Pictures that are told apart easily gain a little for ever, and nobody would see it.
+        if loss < gained_loss - settings.least_gain:
+            gained_loss, gained_step = loss, runs[0].steps
     return best, best_step
 
 
