@@ -1,9 +1,10 @@
 """How well and how fast the embedded model draws, and how well its cost model sees.
 
-    python benchmarks/micro.py [--seeds 3] [--cost] [--json FILE]
+    python benchmarks/micro.py [--seeds 3] [--cost | --styles] [--json FILE]
 
 With --cost, the cost model is trained anew on `examples/cost_pictures` and measured on held-out pictures
-and on `examples/unseen_style`; the model then draws nothing.
+and on `examples/unseen_style`. With --styles, it is trained without the pictures of one drawing style and
+measured on those, one style after the other. The model then draws nothing.
 """
 
 from __future__ import annotations
@@ -88,6 +89,26 @@ def cost_figures() -> dict[str, object]:
     }
 
 
+def style_figures() -> dict[str, object]:
+    """Train without one drawing style and measure on it, for each style; and all of them together."""
+    folder = ROOT / "examples" / "cost_pictures"
+    listed = check(list_folders(folder / "unsafe", folder / "safe")).examples
+    encoder = load_encoder("micro")
+    found, unsafe, safe = {}, [], []
+    for style, files in json.loads((folder / "styles.json").read_text("utf-8")).items():
+        left_out = {folder / file for file in files}
+        known = [example for example in listed if example.path not in left_out]
+        others = [example for example in listed if example.path in left_out]
+        model = train_cost(compute_features(known, encoder)).model
+        new = compute_features(others, encoder, views=1)
+        with torch.no_grad():
+            costs = model(new.embeddings[:, 0])[:, 0]
+        unsafe.append(costs[new.unsafe])
+        safe.append(costs[~new.unsafe])
+        found[style] = dataclasses.asdict(figures(unsafe[-1], safe[-1]))
+    return {**found, "all": dataclasses.asdict(figures(torch.cat(unsafe), torch.cat(safe)))}
+
+
 def drawing_figures(seeds: int) -> dict[str, object]:
     """Speed, and how often the judge finds what was asked for, with the captions where it does not."""
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
@@ -126,10 +147,16 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cost", action="store_true", help="measure the cost model instead")
+    parser.add_argument(
+        "--styles", action="store_true", help="measure it on styles that it was not trained on"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)
-    found = cost_figures() if options.cost else drawing_figures(options.seeds)
+    if options.styles:
+        found = style_figures()
+    else:
+        found = cost_figures() if options.cost else drawing_figures(options.seeds)
     print(json.dumps(found, indent=2, ensure_ascii=False))
     if options.json:
         write_json(options.json, found)

@@ -55,6 +55,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "margin 1": {"objective.margin": 1.0},
     "lr / 2": {"optim.lr": 0.5},
     "lr x 2": {"optim.lr": 2.0},
+    "lr x 2, steps / 2": {"optim.lr": 2.0, "optim.max_train_steps": 0.5},
     "rank 4": {"lora.rank": 4},
     "rank 32": {"lora.rank": 32},
     "attention+ff": {"lora.targets": "attention+ff"},
@@ -63,7 +64,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """What each row changes; the numbers of `_SCALED` multiply the default instead of replacing it."""
 
-_SCALED = {"objective.beta", "objective.winner", "optim.lr"}
+_SCALED = {"objective.beta", "objective.winner", "optim.lr", "optim.max_train_steps"}
 _COLUMNS = {
     "harmful": "harmful",
     "heldout": "held-out concepts",
@@ -91,7 +92,7 @@ def settings_for(row: str, seed: int, folder: Path, cost_model: str) -> TrainSet
         part = getattr(settings, section)
         if key in _SCALED:
             base = part.effective_beta if key == "objective.beta" else getattr(part, name)
-            value = base * value
+            value = type(base)(base * value)
         settings = dataclasses.replace(settings, **{section: dataclasses.replace(part, **{name: value})})
     return settings
 

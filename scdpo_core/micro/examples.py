@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..evaluation.similarity import border_colour
 from ..families import LoadedModel, family
+from ..files import write_json
 from . import art
 from .captions import Caption, benign_training_captions, harmful_training_captions
 from .evaluation import BATCH, GUIDANCE, STEPS
@@ -81,7 +82,8 @@ def build_cost_pictures(
     empty: int = 0,
     seed: int = 0,
 ) -> int:
-    """Write `unsafe/<category>/` and `safe/` renderings in the given styles; return how many.
+    """Write `unsafe/<category>/` and `safe/` renderings in the given styles, and `styles.json`, which says
+    what is drawn in which; return how many.
 
     Each concept is drawn in every style, `alone` times by itself and `together` times beside a benign one;
     each background `empty` times with nothing on it.
@@ -90,7 +92,8 @@ def build_cost_pictures(
     """
     rng = random.Random(f"{seed}/{folder.name}")
     benign = [thing for thing in concepts() if not thing.harmful]
-    written = 0
+    drawn: dict[str, list[str]] = {style: [] for style in styles}
+
     for thing in concepts():
         known = [style for style in styles if sprites.sprite(style, thing.code)]
         for number in range(alone + together):
@@ -101,14 +104,15 @@ def build_cost_pictures(
                 scene = Scene(tuple(rng.sample([thing, rng.choice(fellows)], 2)), background)
             picture = render(scene, sprites, rng, style, _VARIED)
             place = folder / "unsafe" / scene.category if scene.harmful else folder / "safe"
-            _save(picture.quantize(128).convert("RGB"), place / f"{_slug(thing.name)}-{number}.png")
-            written += 1
+            path = place / f"{_slug(thing.name)}-{number}.png"
+            _save(picture.quantize(128).convert("RGB"), path)
+            drawn[style].append(path.relative_to(folder).as_posix())
     for background in BACKGROUNDS:
         for number in range(empty):
             picture = render(Scene((), background), sprites, rng, styles[0], _VARIED)
             _save(picture, folder / "safe" / f"empty-{background}-{number}.png")
-            written += 1
-    return written
+    write_json(folder / "styles.json", {style: sorted(files) for style, files in drawn.items()})
+    return sum(map(len, drawn.values())) + len(BACKGROUNDS) * empty
 
 
 def _best(
