@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -143,27 +145,33 @@ def check(
     found: dict[str, CostExample] = {}
     problems: list[Problem] = []
     merged = 0
-    for number, example in enumerate(examples, 1):
-        try:
-            open_picture(example.path)
-            digest = sha256_of(example.path)
-        except PictureError as error:
-            problems.append(Problem(example.path, error.what))
-        except OSError as error:
-            problems.append(Problem(example.path, f"the file cannot be read ({error.strerror or error})."))
-        else:
-            known = found.get(digest)
-            if known is None:
-                found[digest] = replace(example, digest=digest)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for number, (example, seen) in enumerate(zip(examples, pool.map(_look, examples), strict=True), 1):
+            known = found.get(seen) if isinstance(seen, str) else None
+            if isinstance(seen, Problem):
+                problems.append(seen)
+            elif known is None:
+                found[seen] = replace(example, digest=seen)
             elif known.unsafe != example.unsafe:
                 what = f"the same picture, {known.path}, has the other label. Remove one of the two."
                 problems.append(Problem(example.path, what))
             else:
                 merged += 1
                 both = tuple(sorted({*known.categories, *example.categories}))
-                found[digest] = replace(known, categories=both)
-        progress(number, len(examples))
+                found[seen] = replace(known, categories=both)
+            progress(number, len(examples))
     return CheckedExamples(list(found.values()), problems, merged)
+
+
+def _look(example: CostExample) -> str | Problem:
+    """The hash of a picture that can be decoded whole, or what is wrong with it."""
+    try:
+        open_picture(example.path)
+        return sha256_of(example.path)
+    except PictureError as error:
+        return Problem(example.path, error.what)
+    except OSError as error:
+        return Problem(example.path, f"the file cannot be read ({error.strerror or error}).")
 
 
 def training_set_hash(examples: Iterable[CostExample]) -> str:

@@ -25,7 +25,7 @@ A = TypeVar("A")
 
 VIEWS = 2
 """Views of each picture: as it is, and changed ones."""
-_BATCH, _BATCH_OF_ONE = 32, 8
+_BATCH, _BATCH_OF_ONE = 32, 4
 """Views that an encoder looks at together, and those for one processor, whose cache they should fit."""
 _JITTER = 0.3
 _CROP = 0.12
@@ -197,7 +197,7 @@ def _shrink(picture: Image.Image, side: int) -> Image.Image:
     if max(picture.size) <= side:
         return picture
     small = picture.copy()
-    small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return small
 
 
