@@ -265,11 +265,15 @@ def demo(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Run every check; pytest last, so that its closing line closes the output."""
     set_up(TEST_EXTRAS)
+    environment = INSIDE
+    if not arguments:
+        # The whole set goes side by side: a process for each processor, which computes with that one alone.
+        arguments, environment = ["-n", "auto", "--dist", "loadfile"], {**INSIDE, "OMP_NUM_THREADS": "1"}
     codes = {}
     for words in ("ruff check .", "ruff format --check .", "mypy scdpo_core", "pytest"):
         say(f"\n== {words}")
         command = [str(PYTHON), "-m", *words.split(), *(arguments if words == "pytest" else [])]
-        codes[words] = subprocess.call(command, cwd=ROOT, env=INSIDE)
+        codes[words] = subprocess.call(command, cwd=ROOT, env=environment)
     failed = [words for words, code in codes.items() if code]
     if failed and failed != ["pytest"]:
         say(f"Failed: {', '.join(failed)} (see above).", file=sys.stderr)

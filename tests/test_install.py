@@ -78,7 +78,10 @@ def test_checks_run_in_order_and_pytest_closes(project: Project) -> None:
     assert "1/4" in result.stdout, "the test extra was missing"
 
     result = project.run("--test")
-    assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "ran pytest []")
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (
+        0,
+        "ran pytest ['-n', 'auto', '--dist', 'loadfile']",
+    )
     assert "1/4" not in project.run("--demo").stdout, "the demo's extras were there"
     assert project.run("--test", pytest_EXIT="5").returncode == 5
 
