@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,7 @@ from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
+from benchmarks.tables import cell, kept, percent, put  # noqa: E402
 from scdpo_core.cost.calibration import figures  # noqa: E402
 from scdpo_core.cost.encoders import ENCODERS, Encoder, load_encoder  # noqa: E402
 from scdpo_core.cost.examples import CostExample, check, list_folders  # noqa: E402
@@ -38,8 +40,7 @@ from scdpo_core.cost.features import VIEWS, FeatureSet, compute_features  # noqa
 from scdpo_core.cost.learner import CostSettings  # noqa: E402
 from scdpo_core.cost.mining import mine  # noqa: E402
 from scdpo_core.cost.training import CostTrainingResult, train_cost  # noqa: E402
-from scdpo_core.evaluation.intervals import mean_interval  # noqa: E402
-from scdpo_core.files import write_json, write_text  # noqa: E402
+from scdpo_core.files import write_json  # noqa: E402
 
 _COLUMNS = {
     "held_auc": "AUC",
@@ -166,32 +167,17 @@ def measure(row: str, world: World, seed: int) -> dict[str, float]:
     }
 
 
-def kept(work: Path, encoder: str, row: str, world: World, seed: int) -> dict[str, float]:
-    """Measure one row, or read what an earlier call found."""
-    result = work / f"{encoder}-{'-'.join(row.split())}-{seed}.json"
-    if result.exists():
-        known: dict[str, float] = json.loads(result.read_text("utf-8"))
-        return known
-    found = measure(row, world, seed)
-    write_json(result, found)
-    return found
-
-
 def table(found: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> str:
     """The figures as Markdown: mean and, with three seeds or more, half the 95 % interval."""
     lines = [f"| encoder | row | {' | '.join(_COLUMNS.values())} |", "|---" * (2 + len(_COLUMNS)) + "|"]
     for encoder, rows in found.items():
         for row, runs in rows.items():
-            cells = [_cell([run[key] for run in runs], percent=not key.endswith("auc")) for key in _COLUMNS]
+            columns = {key: [run[key] for run in runs] for key in _COLUMNS}
+            cells = [
+                cell(found, 3) if key.endswith("auc") else percent(found) for key, found in columns.items()
+            ]
             lines.append(f"| {encoder} | {row} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(values: Sequence[float], percent: bool) -> str:
-    scale, unit, digits = (100, " %", 1) if percent else (1, "", 3)
-    mean = mean_interval([scale * value for value in values])
-    spread = f" ± {mean.value - mean.interval.low:.{digits}f}" if len(values) > 2 else ""
-    return f"{mean.value:.{digits}f}{spread}{unit}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -212,7 +198,11 @@ def main(arguments: list[str] | None = None) -> int:
         encoder = Pixels() if name == Pixels.id else load_encoder(name)
         world = World.of(encoder, FeatureCache(options.work))
         for row in options.rows:
-            runs = [kept(options.work, name, row, world, seed) for seed in options.seeds]
+            files = [options.work / f"{name}-{'-'.join(row.split())}-{seed}.json" for seed in options.seeds]
+            runs = [
+                kept(file, partial(measure, row, world, seed))
+                for file, seed in zip(files, options.seeds, strict=True)
+            ]
             found.setdefault(name, {})[row] = runs
             print(f"{name}, {row}: {json.dumps(runs)}", file=sys.stderr)
     text = table(found)
@@ -220,10 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         write_json(options.json, found)
     if options.table:
-        old = options.table.read_text(encoding="utf-8")
-        head, _, rest = old.partition("<!-- ablation -->\n")
-        _, _, tail = rest.partition("<!-- end of ablation -->")
-        write_text(options.table, f"{head}<!-- ablation -->\n{text}<!-- end of ablation -->{tail}")
+        put(options.table, "ablation", text)
     return 0
 
 

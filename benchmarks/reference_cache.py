@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,12 +24,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.sweep import CAPTIONS, drawn_before, settings_for  # noqa: E402
+from benchmarks.tables import cell, kept, percent, put  # noqa: E402
 from scdpo_core.config import TrainSettings  # noqa: E402
-from scdpo_core.evaluation.intervals import mean_interval  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
 from scdpo_core.families import family  # noqa: E402
 from scdpo_core.families.latent import LatentModel  # noqa: E402
-from scdpo_core.files import write_json, write_text  # noqa: E402
+from scdpo_core.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import LoraAdapter, attach_file  # noqa: E402
 from scdpo_core.micro import evaluation  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
@@ -102,9 +101,12 @@ def run_row(
 ) -> dict[str, float]:
     """Train and judge one row, or read what an earlier call found."""
     result = work / f"draws-{draws}-{seed}{f'-{steps}-steps' if steps else ''}-{captions}.json"
-    if result.exists():
-        known: dict[str, float] = json.loads(result.read_text("utf-8"))
-        return known
+    return kept(result, lambda: _measured(draws, seed, work, cost_model, steps, captions))
+
+
+def _measured(
+    draws: int, seed: int, work: Path, cost_model: str, steps: int, captions: str
+) -> dict[str, float]:
     folder = work / f"draws-{draws}-{seed}-{int(time.time())}"
     settings = settings_of(draws, seed, folder, cost_model, steps)
     began = time.monotonic()
@@ -117,19 +119,17 @@ def run_row(
     adapter, _ = attach_file(model.denoiser, job.lora.path)
     pictures = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
     harmful, heldout, benign = evaluation.headline(pictures)
-    kept = background_kept(pictures, BACKGROUNDS)
-    assert kept is not None
-    found = {
+    background = background_kept(pictures, BACKGROUNDS)
+    assert background is not None
+    return {
         "harmful": harmful.after.value,
         "heldout": heldout.after.value,
         "benign": benign.after.value,
-        "background": kept.after.value,
+        "background": background.after.value,
         **gaps_in_training(job.folder),
         **gaps_on_new_draws(settings, model, adapter),
         "seconds": seconds,
     }
-    write_json(result, found)
-    return found
 
 
 def table(results: Mapping[int, Sequence[Mapping[str, float]]]) -> str:
@@ -139,22 +139,15 @@ def table(results: Mapping[int, Sequence[Mapping[str, float]]]) -> str:
         "|---" * (len(COLUMNS) + 6) + "|",
     ]
     for draws, found in results.items():
-        shares = [cell([100 * one[key] for one in found], 1, " %") for key in COLUMNS]
+        shares = [percent([one[key] for one in found]) for key in COLUMNS]
         gaps = [
-            cell([1000 * one[f"{side}_gap_{which}"] for one in found], 2, "")
+            cell([1000 * one[f"{side}_gap_{which}"] for one in found], 2)
             for side in ("winner", "loser")
             for which in ("seen", "new")
         ]
         seconds = sum(one["seconds"] for one in found) / len(found)
         lines.append(f"| {draws or 'new every time'} | {' | '.join([*shares, *gaps])} | {seconds:.0f} |")
     return "\n".join(lines) + "\n"
-
-
-def cell(values: Sequence[float], digits: int, unit: str) -> str:
-    """A mean and, of more than two values, half its 95 % interval."""
-    mean = mean_interval(list(values))
-    spread = f" ± {mean.value - mean.interval.low:.{digits}f}" if len(values) > 2 else ""
-    return f"{mean.value:.{digits}f}{spread}{unit}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -180,10 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(results)
     print("\n" + text)
     if options.table:
-        old = options.table.read_text(encoding="utf-8")
-        head, _, rest = old.partition("<!-- figures -->\n")
-        _, _, tail = rest.partition("<!-- end of figures -->")
-        write_text(options.table, f"{head}<!-- figures -->\n{text}<!-- end of figures -->{tail}")
+        put(options.table, "figures", text)
     if options.json:
         write_json(options.json, {str(draws): found for draws, found in results.items()})
     return 0

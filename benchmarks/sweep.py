@@ -27,12 +27,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from benchmarks.tables import cell, kept, percent, put  # noqa: E402
 from scdpo_core.config import TrainSettings, load_toml  # noqa: E402
-from scdpo_core.evaluation.intervals import mean_interval  # noqa: E402
 from scdpo_core.evaluation.judges import Asked  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept, preservation  # noqa: E402
 from scdpo_core.families import family  # noqa: E402
-from scdpo_core.files import write_json, write_text  # noqa: E402
+from scdpo_core.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import attach_file  # noqa: E402
 from scdpo_core.micro import evaluation  # noqa: E402
 from scdpo_core.micro.captions import evaluation_captions, tuning_captions  # noqa: E402
@@ -117,33 +117,32 @@ def run_row(row: str, seed: int, work: Path, cost_model: str, captions: str) -> 
     """Train and judge one row with one seed, or read what an earlier call found."""
     name = f"{row.replace(' ', '_').replace('/', 'by')}-{seed}"
     result = work / f"{name}-{captions}.json"
-    if result.exists():
-        known: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
-        return known
-    lora, notes = _trained(row, seed, work / f"{name}.safetensors", cost_model)
+    return kept(result, lambda: _judged(row, seed, work / f"{name}.safetensors", cost_model, captions))
+
+
+def _judged(row: str, seed: int, file: Path, cost_model: str, captions: str) -> dict[str, float]:
+    lora, notes = _trained(row, seed, file, cost_model)
     wanted, before = drawn_before(captions, seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     attach_file(model.denoiser, lora)
     pictures = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
     harmful, heldout, benign = evaluation.headline(pictures)
-    kept = background_kept(pictures, BACKGROUNDS)
+    background = background_kept(pictures, BACKGROUNDS)
     alike = preservation([p for p in pictures if p.asked.group in evaluation.BENIGN_GROUPS])
-    assert kept is not None and alike is not None
-    found = {
+    assert background is not None and alike is not None
+    return {
         "harmful": harmful.after.value,
         "heldout": heldout.after.value,
         "benign": benign.after.value,
-        "background": kept.after.value,
+        "background": background.after.value,
         "ssim": alike.similarity.value,
         **notes,
         "before_harmful": harmful.before.value,
         "before_heldout": heldout.before.value,
         "before_benign": benign.before.value,
-        "before_background": kept.before.value,
+        "before_background": background.before.value,
         **{f"group_{group.name}": group.after.value for group in evaluation.groups(pictures)},
     }
-    write_json(result, found)
-    return found
 
 
 def _trained(row: str, seed: int, lora: Path, cost_model: str) -> tuple[Path, dict[str, float]]:
@@ -176,24 +175,20 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         "| row | " + " | ".join(_COLUMNS.values()) + " | seconds |",
         "|---" * (len(_COLUMNS) + 2) + "|",
         "| *before training* | "
-        + " | ".join(_cell([found.get(f"before_{key}") for found in first]) for key in _COLUMNS)
+        + " | ".join(_before([found.get(f"before_{key}") for found in first]) for key in _COLUMNS)
         + " | |",
     ]
     for row, found in results.items():
-        cells = [_cell([one[key] for one in found], percent=key != "ssim") for key in _COLUMNS]
+        columns = {key: [one[key] for one in found] for key in _COLUMNS}
+        cells = [cell(values, 2) if key == "ssim" else percent(values) for key, values in columns.items()]
         seconds = sum(one["seconds"] for one in found) / len(found)
         lines.append(f"| {row} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: Sequence[float | None], percent: bool = True) -> str:
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return ""
-    scale, unit, digits = (100, " %", 1) if percent else (1, "", 2)
-    mean = mean_interval([scale * number for number in numbers])
-    spread = f" ± {mean.value - mean.interval.low:.{digits}f}" if len(numbers) > 2 else ""
-    return f"{mean.value:.{digits}f}{spread}{unit}"
+def _before(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return percent(known) if known else ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -217,10 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(results)
     print("\n" + text)
     if options.table:
-        old = options.table.read_text(encoding="utf-8")
-        head, _, rest = old.partition("<!-- sweep -->\n")
-        _, _, tail = rest.partition("<!-- end of sweep -->")
-        write_text(options.table, f"{head}<!-- sweep -->\n{text}<!-- end of sweep -->{tail}")
+        put(options.table, "sweep", text)
     return 0
 
 
