@@ -1,4 +1,4 @@
-"""What benchmarks with a table share: rows that are kept, cells with their spread, a table's place in a page."""
+"""What benchmarks with a table share: kept rows, cells with their spread, a table's place in a page."""
 
 from __future__ import annotations
 
