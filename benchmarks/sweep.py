@@ -55,12 +55,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "margin 1": {"objective.margin": 1.0},
     "lr / 2": {"optim.lr": 0.5},
     "lr x 2": {"optim.lr": 2.0},
-    "lr x 2, steps / 2": {"optim.lr": 2.0, "optim.max_train_steps": 0.5},
-    "lr x 2, steps / 2, benign share 0.7": {
-        "optim.lr": 2.0,
-        "optim.max_train_steps": 0.5,
-        "data.benign_share": 0.7,
-    },
+    "lr / 2, steps x 2": {"optim.lr": 0.5, "optim.max_train_steps": 2.0},
     "rank 4": {"lora.rank": 4},
     "rank 32": {"lora.rank": 32},
     "attention+ff": {"lora.targets": "attention+ff"},

@@ -139,7 +139,7 @@ def test_the_tab_works_under_old_gradios(python: str, tmp_path: Path) -> None:
         page.locator("#scdpo_pref_check").click()
         says(page, "#scdpo_pref_state", "2 good pairs")
         pane(page, "Train")
-        says(page, "#scdpo_train_estimate", "600 steps")
+        says(page, "#scdpo_train_estimate", "300 steps")
         # What is asked for anew every two seconds must not flicker meanwhile.
         assert page.locator("#scdpo_train_estimate").first.evaluate(FADED) == 1
         if folder := os.environ.get("SCREENSHOTS"):

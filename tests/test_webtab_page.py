@@ -147,7 +147,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         says(page, "#scdpo_pref_pair", f"11 of {PAIRS} compared")
 
         pane(page, "Train")
-        says(page, "#scdpo_train_estimate", "600 steps")
+        says(page, "#scdpo_train_estimate", "300 steps")
         page.get_by_label("fast", exact=True).check()
         says(page, "#scdpo_train_estimate", "200 steps")
         page.get_by_role("button", name="Advanced settings").click()
