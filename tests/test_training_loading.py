@@ -73,6 +73,7 @@ def test_what_is_compiled_is_what_was_asked_for(base: Path, monkeypatch: pytest.
     make_ready(model, adapter, ModelSettings(compile="blocks"), Alone())
     # Two levels down (one each), the middle, two levels up (two each).
     assert compiled == ["BasicTransformerBlock"] * 7
+    assert torch._dynamo.config.cache_size_limit >= 64
     compiled.clear()
     make_ready(model, adapter, ModelSettings(compile="whole"), Alone())
     assert compiled == ["UNet2DConditionModel"]

@@ -18,6 +18,9 @@ from .team import Team
 if TYPE_CHECKING:
     from ..lora.adapter import LoraAdapter
 
+_COMPILED = 64
+"""Versions of a block that may be compiled."""
+
 
 def load_base(settings: TrainSettings, device: torch.device, team: Team) -> LoadedModel:
     """The frozen base model.
@@ -63,6 +66,9 @@ def make_ready(model: LoadedModel, adapter: LoraAdapter, settings: ModelSettings
     if settings.compile == "whole":
         model.denoiser.compile()
     elif settings.compile == "blocks":
+        # All blocks share one function, which is compiled anew for each width, with and without gradients;
+        # beyond torch's limit of 8 the rest would silently run as it is.
+        torch._dynamo.config.cache_size_limit = max(_COMPILED, torch._dynamo.config.cache_size_limit)
         for block in repeated_blocks(model.denoiser):
             block.compile()
 
