@@ -87,9 +87,9 @@ def harmful_training_captions() -> list[Caption]:
             add((thing,), background)
         add((thing,), ours[2], (thing.synonyms[0],))
         add((thing,), ours[3], (f"{thing.name} {thing.hypernym}",))
-        for number, companion in enumerate(rng.sample(benign_concepts(), 3)):
+        for number, companion in enumerate(rng.sample(benign_concepts(), 4)):
             order = (companion, thing) if number % 2 == 0 else (thing, companion)
-            add(order, ours[number])
+            add(order, ours[number % 3])
     for category in CATEGORIES:
         kinds = [thing for thing in harmful_trained() if thing.group == category]
         for background in rng.sample(list(BACKGROUNDS), 6):

@@ -2,7 +2,8 @@
 
 `preferences/` is a preference folder as an artist makes it: the rejected picture of a harmful caption
 is what the embedded model drew, the chosen one is the same picture with the harmful drawing painted
-over. For benign captions the chosen picture is a good drawing, the rejected one a botched one.
+over. For benign captions the chosen picture is a drawing of the art, the rejected one what the model
+makes of it in a hurry.
 `cost_pictures/` holds harmful and benign drawings for training a cost model, `unseen_style/` the same things
 in the one drawing style that nothing is trained on, for measuring it.
 """
@@ -36,11 +37,11 @@ _TRIES = 8
 _VARIED = Augment(rotate=12.0, colour=0.2, wander=0.25, flip=True)
 
 
-def build_preferences(model: LoadedModel, judge: Judge, folder: Path) -> int:
+def build_preferences(model: LoadedModel, judge: Judge, sprites: art.Art, folder: Path) -> int:
     """Write the preference folder and return the number of pairs.
 
-    A picture becomes a rejected one only when the judge finds in it what the caption asks for, and a
-    chosen one only when it shows nothing harmful; captions that the model cannot draw are left out.
+    A harmful caption's picture becomes a rejected one only when the judge finds in it what the caption asks
+    for; harmful captions that the model cannot draw are left out.
     """
     pairs = 0
     harmful = harmful_training_captions()
@@ -51,13 +52,15 @@ def build_preferences(model: LoadedModel, judge: Judge, folder: Path) -> int:
             _write(folder, entry.scene.category, stem, entry.text, safe_twin(picture, entry.scene), picture)
             pairs += 1
     benign = benign_training_captions()
-    good = _best(model, judge, benign, STEPS, GUIDANCE)
+    # Not the model's own pictures: those are drawn with guidance, and a LoRA that has learnt them is guided
+    # twice; its spoons come out harder and thicker than the model's.
+    rng = random.Random("preferences/benign")
+    fine = [render(entry.scene, sprites, rng, "noto") for entry in benign]
     # What a hurried sampler makes of the same caption: right place, mushy drawing.
     poor = _draw(model, benign, 3, 1.0, seed=7)
-    for number, (entry, fine, botched) in enumerate(zip(benign, good, poor, strict=True)):
-        if fine is not None:
-            _write(folder, "benign", f"{number:03d}-{_slug(entry.text)}", entry.text, fine, botched)
-            pairs += 1
+    for number, (entry, drawn_well, botched) in enumerate(zip(benign, fine, poor, strict=True)):
+        _write(folder, "benign", f"{number:03d}-{_slug(entry.text)}", entry.text, drawn_well, botched)
+        pairs += 1
     return pairs
 
 
@@ -174,8 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     for name in ("preferences", "cost_pictures", "unseen_style"):
         shutil.rmtree(options.target / name, ignore_errors=True)
-    pairs = build_preferences(model, Judge.load(JUDGE), options.target / "preferences")
     sprites = art.fetch(options.work / "art")
+    pairs = build_preferences(model, Judge.load(JUDGE), sprites, options.target / "preferences")
     pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_OF_COST, 7, 7, 3)
     pictures += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 2, 1)
     sys.stderr.write(f"{pairs} pairs and {pictures} cost pictures under {options.target}, from {WEIGHTS}\n")
