@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import comfy.samplers
 import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..scdpo_core.types import ScdpoError
+from .sampling import draw, sampling_inputs
 from .shared import CostModelType, say, schema
 
 if TYPE_CHECKING:
@@ -42,13 +42,7 @@ class CompareBeforeAfter(io.ComfyNode):
                 io.Latent.Input("latent_image"),
                 io.Vae.Input("vae"),
                 CostModelType.Input("cost_model"),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("seeds", default=2, min=1, max=64),
-                io.Int.Input("steps", default=20, min=1, max=10000),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                *sampling_inputs(seeds=2, most=64),
             ],
             outputs=[
                 io.Image.Output("grid"),
@@ -95,7 +89,6 @@ class CompareBeforeAfter(io.ComfyNode):
         from .convert import to_images
         from .judging import judged
         from .patching import apply, read
-        from .sampling import draw
         from .schedule import Window
 
         lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))

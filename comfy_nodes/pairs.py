@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.samplers
 import folder_paths
 from comfy_api.latest import io
 from PIL import Image
@@ -19,7 +18,7 @@ from ..scdpo_core.scoring.words import spoken
 from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images, to_pictures
-from .sampling import draw
+from .sampling import draw, sampling_inputs
 from .shared import CostModelType, say, schema
 
 _SHOWN = 12
@@ -47,13 +46,7 @@ class MakePreferencePairs(io.ComfyNode):
                 io.String.Input("folder", default="my_pairs"),
                 io.Combo.Input("rule", options=list(RULES)),
                 io.Float.Input("gap", default=1.0, min=0.0, max=20.0, step=0.1),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("seeds", default=4, min=1, max=1000),
-                io.Int.Input("steps", default=20, min=1, max=10000),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+                *sampling_inputs(seeds=4, most=1000),
             ],
             outputs=[
                 io.String.Output("pairs"),

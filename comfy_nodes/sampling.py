@@ -5,8 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_management
+import comfy.samplers
 import nodes
+from comfy_api.latest import io
 from torch import Tensor
+
+
+def sampling_inputs(seeds: int, most: int) -> list[Any]:
+    """KSampler's inputs with its own defaults, for nodes that draw with `seeds` seeds, at most `most`."""
+    return [
+        io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+        io.Int.Input("seeds", default=seeds, min=1, max=most),
+        io.Int.Input("steps", default=20, min=1, max=10000),
+        io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1),
+        io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS),
+        io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS),
+        io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01),
+    ]
 
 
 def draw(
