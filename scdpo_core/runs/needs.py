@@ -35,11 +35,11 @@ RANK = 16
 NEEDS: Mapping[str, Needs] = {
     # Many small operations: its width and height are those of an icon.
     "micro": Needs(64, 0.016, 0.003, (0.006, 0.006), (0.0013, 0.0016), (64, 8, 32), reach=0.15),
-    "sd1": Needs(512, 1.60, 0.05, (1.72, 0.44), (5.06, 6.24)),
-    "sd2": Needs(768, 1.61, 0.05, (3.68, 0.83), (14.12, 17.47)),
-    "sdxl": Needs(1024, 4.78, 0.35, (12.16, 0.94), (41.90, 52.19)),
-    "flux": Needs(1024, 22.17, 0.39, (50.95, 4.51), (476.52, 625.60)),
-    "sd3": Needs(1024, 3.99, 0.14, (8.73, 1.12), (59.32, 77.20)),
+    "sd1": Needs(512, 1.60, 0.05, (2.17, 0.50), (5.06, 6.24)),
+    "sd2": Needs(768, 1.61, 0.05, (4.69, 0.96), (14.12, 17.47)),
+    "sdxl": Needs(1024, 4.78, 0.35, (14.42, 1.26), (41.90, 52.19)),
+    "flux": Needs(1024, 22.17, 0.39, (54.99, 4.56), (476.52, 625.60)),
+    "sd3": Needs(1024, 3.99, 0.14, (10.00, 1.24), (59.32, 77.20)),
 }
 """By family. `reach` was measured on a processor, see `benchmarks/reach.py`; all else of the families is what
 `benchmarks/memory.py --work` prints."""
