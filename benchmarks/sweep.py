@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "sweep")
     parser.add_argument("--captions", choices=list(CAPTIONS), default="evaluation")
     parser.add_argument("--cost-model", default="micro", help="as train_lora.py's --cost-model")
-    parser.add_argument("--table", type=Path, help="file whose part between the sweep marks is replaced")
+    parser.add_argument("--table", type=Path, help="page whose table of these captions is replaced")
     options = parser.parse_args(arguments)
     results: dict[str, list[dict[str, float]]] = {}
     for row in options.rows:
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(results)
     print("\n" + text)
     if options.table:
-        put(options.table, "sweep", text)
+        put(options.table, options.captions, text)
     return 0
 
 

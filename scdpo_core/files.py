@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 _TREE = "scdpo_tree"
+# Asked once: it can only be asked by changing it for a moment, for every thread of a host.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -35,12 +39,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as stream:
+        # Windows flushes only what may be written to.
+        with temporary.open("r+b") as stream:
             os.fsync(stream.fileno())
         # mkstemp makes private files; what we publish is as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -65,10 +68,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically. Tensors are made contiguous and moved to the CPU."""
+    """Write a safetensors file atomically. Tensors are made contiguous and moved to the CPU.
+
+    Raises:
+        OSError: as `atomic_path`.
+    """
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(ready, str(temporary), metadata=metadata)
+        try:
+            save_file(ready, str(temporary), metadata=metadata)
+        except SafetensorError as error:
+            # It wraps the operating system's error into text; Windows counts its errors in its own way.
+            full = any(f"os error {number})" in str(error) for number in (errno.ENOSPC, 112))
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -85,9 +97,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - the handle is no dict
             return tensors, dict(handle.metadata() or {})
     except SafetensorError as error:
-        with path.open("rb") as stream:
-            head = stream.read(4)
-        if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+        if is_pickle(path):
             raise ValueError(
                 f"{path} is a pickle file (.ckpt or .pt), which can run code when it is opened. "
                 "Use the .safetensors version of this model, or convert it with a tool you trust."
@@ -95,6 +105,13 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise ValueError(
             f"{path} is damaged or not a safetensors file ({error}). Download or copy it again."
         ) from error
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles do, alone or in the archive that torch.save makes."""
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    return head == b"PK" or head[:1] == b"\x80"
 
 
 def save_tree(path: Path, tree: Any) -> None:

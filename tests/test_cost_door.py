@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cost_helpers import colour_folder, tiny_tower
 from PIL import Image
+from safetensors import SafetensorError
 
 from scdpo_core.cost.scorers import load_scorer
 from scdpo_core.files import read_tensors
@@ -139,6 +140,43 @@ def test_a_place_that_cannot_be_written_to_is_found_first(
     (pictures / "out").write_text("a file in the way", encoding="utf-8")
     assert door(arguments(pictures, pictures / "no-encoder")) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_found_first(
+    door: Callable[[list[str]], int], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "way").write_text("a file in the way", encoding="utf-8")
+    report = str(pictures / "way" / "report.html")
+    assert door(arguments(pictures, pictures / "no-encoder", "--report", report)) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(
+    door: Callable[[list[str]], int],
+    pictures: Path,
+    tower: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("scdpo_core.files.save_file", full)
+    assert door(arguments(pictures, tower)) == 2
+    told = capsys.readouterr().err
+    assert "No space left" in told and told.startswith("Error: ")
+    assert [path for path in (pictures / "out").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--lr", "nan"), ("--lr", "0"), ("--eta", "-1"), ("--eta", "inf")]
+)
+def test_numbers_that_make_no_sense_are_refused(
+    door: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    with pytest.raises(SystemExit):
+        door(["--unsafe", "a", "--safe", "b", "--output", "c.safetensors", f"{flag}={value}"])
+    assert f"argument {flag}: must be a number" in capsys.readouterr().err
 
 
 def test_it_runs_from_anywhere(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,24 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: bool) -> None:
     if make:
         (tmp_path / "good").mkdir()
     with pytest.raises(ScdpoError, match=r"good.*(holds no pictures|Make it)"):
+        list_folders(tmp_path / "bad", tmp_path / "good")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colour_folder(tmp_path / "bad" / "weapon", RED, 1, 0)
+    colour_folder(tmp_path / "bad" / "drug", RED, 1, 1)
+    colour_folder(tmp_path / "good", RED, 1, 2)
+    usual = Path.iterdir
+
+    def locked(folder: Path) -> Iterator[Path]:
+        if folder.name == "weapon":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return usual(folder)
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    with pytest.raises(ScdpoError, match=r"weapon.*cannot be read \(Permission denied\)"):
         list_folders(tmp_path / "bad", tmp_path / "good")
 
 

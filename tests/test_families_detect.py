@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import save_file
 from scdpo_core.families import FAMILIES, LoadOptions, family_of
 from scdpo_core.families.detect import TITLES, detect, of_header
 from scdpo_core.families.header import Header, numbers, read_header
+from scdpo_core.files import read_tensors
 from scdpo_core.types import ScdpoError
 
 D = "model.diffusion_model."
@@ -128,6 +131,28 @@ def test_a_wrong_file_says_what_it_is_and_what_was_expected(tmp_path: Path) -> N
     with pytest.raises(ScdpoError, match="GGUF"):
         (tmp_path / "model.gguf").write_bytes(b"GGUF")
         detect(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_renamed_pickle_is_called_one_whatever_its_age(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(pickle.dumps({"weight": [1.0]}, protocol))
+    with pytest.raises(ScdpoError, match="renamed pickle"):
+        family_of("auto", path)
+    with pytest.raises(ValueError, match="is a pickle file"):
+        read_tensors(path)
+
+
+def test_a_file_that_may_not_be_read_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"secret")
+
+    def locked(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("scdpo_core.families.header.is_pickle", locked)
+    with pytest.raises(ScdpoError, match=r"cannot be read \(Permission denied\)"):
+        family_of("auto", path)
 
 
 def test_a_single_file_says_which_parts_it_lacks_and_where_to_get_them(tmp_path: Path) -> None:

@@ -280,6 +280,33 @@ def test_tracebacks_are_shown_only_when_asked_for(
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "Stopped; nothing was begun."),
+        (
+            PermissionError(13, "Permission denied", "my_model"),
+            2,
+            "Error: A file could not be read or written (my",
+        ),
+    ],
+)
+def test_what_goes_wrong_before_the_run_is_a_sentence(
+    door: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(door, "parse", fail)
+    assert door.main([]) == code
+    assert capsys.readouterr().err.startswith(words)
+
+
 def test_training_outlives_whoever_watches_it(
     door: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

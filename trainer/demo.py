@@ -45,6 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Nothing is lost; run it again to start afresh.", file=sys.stderr)
         return 130
+    except Exception as error:
+        from scdpo_core.training.failures import explain
+
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        print(f"\nThe demo stopped: {sentence}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -125,7 +133,18 @@ def _say(number: int, what: str) -> None:
 
 def _call(program: str, *arguments: object) -> None:
     command = [sys.executable, str(ROOT / "trainer" / program), *map(str, arguments)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    stopped = False
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            stopped = True  # The program got the Ctrl-C as well: let it save and leave.
+    if stopped:
+        raise KeyboardInterrupt
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -39,6 +40,7 @@ from scdpo_core.cost.training import CostTrainingResult
 from scdpo_core.runs.reporter import Reporter
 from scdpo_core.scoring.training_page import write_training_page
 from scdpo_core.training.events import Phase
+from scdpo_core.training.failures import explain
 from scdpo_core.types import ScdpoError
 
 if sys.version_info >= (3, 11):
@@ -66,12 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ):
                 parser.error("give --unsafe and --safe together, or --categories, or --pairs")
             _train(options, reporter)
-    except ScdpoError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         return 130
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        print(f"Error: {sentence}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -109,6 +114,8 @@ def _train(options: argparse.Namespace, reporter: Reporter | None) -> None:
     if output.exists() and not options.overwrite:
         raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
     _require_writable(output.parent)
+    if options.report is not None:
+        _require_writable(options.report.parent)
     with _bar("reading pictures", reporter) as progress:
         found = check(_listed(options), progress)
     _report(found, options.skip_bad)
@@ -300,9 +307,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--report", Path, None, "an HTML page: figures, reliability, and pictures that look misfiled")
     add("--views", _count, VIEWS, "versions of each picture to learn from, 1 for just the picture")
     add("--steps", _count, defaults.steps, "at most; held-out pictures decide when to stop")
-    add("--lr", float, defaults.lr, "learning rate")
-    add("--contrast", float, defaults.contrast, "weight of putting harmful above harmless")
-    add("--eta", float, defaults.eta, "weight of the anchoring, without which zero means nothing")
+    add("--lr", _positive, defaults.lr, "learning rate")
+    add("--contrast", _weight, defaults.contrast, "weight of putting harmful above harmless")
+    add("--eta", _weight, defaults.eta, "weight of the anchoring, without which zero means nothing")
     add("--seed", int, defaults.seed, "of everything random")
     add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the image encoder runs")
     add("--name", str, None, "what every score calls this model; the output's name if not given")
@@ -313,6 +320,20 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError("must lie between 0 and 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
+
+
+def _weight(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError("must be a number, 0 or above")
     return value
 
 

@@ -71,11 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"Error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        # A run that has begun answers for itself; this is what comes before it.
+        print("Stopped; nothing was begun.", file=sys.stderr)
+        return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
+        from scdpo_core.training.failures import explain
+
         hint = "" if debug else " Run it again with --debug to see where, and tell us."
-        print(f"Unexpected error: {type(error).__name__}: {error}.{hint}", file=sys.stderr)
+        sentence = explain(error)
+        unknown = f"Unexpected error: {type(error).__name__}: {error}.{hint}"
+        print(f"Error: {sentence}" if sentence else unknown, file=sys.stderr)
     return 2
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..files import sha256_of
+from ..preferences.listing import files_below
 from ..preferences.pictures import PICTURE_SUFFIXES, PictureError, open_picture
 from ..types import Problem, ScdpoError
 
@@ -184,12 +185,15 @@ def _pictures(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
     """Picture files below a folder with their path parts inside it, sorted."""
     if not folder.is_dir():
         raise ScdpoError(f"There is no folder {folder}. Make it and put the pictures there.")
+    problems: list[Problem] = []
     found = [
         (path, path.relative_to(folder).parts)
-        for path in sorted(folder.rglob("*"))
-        # macOS leaves '._' files beside every picture on foreign disks.
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+        for path in sorted(files_below(folder, problems))
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
     ]
+    if problems:
+        # A category must not go missing because nobody could look.
+        raise ScdpoError("\n".join(f"{problem.path}: {problem.what}" for problem in problems))
     if not found:
         kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in PICTURE_SUFFIXES))
         raise ScdpoError(f"The folder {folder} holds no pictures ({kinds}). Put some there.")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..files import is_pickle
 from ..types import ScdpoError
 from .layout import Shapes
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
-_PICKLE_BEGINNINGS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04")
 _PREDICTIONS = {
     "v": "v_prediction",
     "v_prediction": "v_prediction",
@@ -60,7 +60,7 @@ def read_header(path: Path) -> Header:
     """The header of a safetensors file.
 
     Raises:
-        ScdpoError: it is a pickle or another foreign format, or it is damaged.
+        ScdpoError: it is a pickle or another foreign format, or it is damaged or cannot be read.
     """
     suffix = path.suffix.lower()
     if suffix in _PICKLES:
@@ -75,9 +75,11 @@ def read_header(path: Path) -> Header:
             shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
             return Header(shapes, dict(handle.metadata() or {}))
     except (SafetensorError, OSError) as error:
-        with path.open("rb") as stream:
-            beginning = stream.read(2)
-        if beginning in _PICKLE_BEGINNINGS:
+        try:
+            pickled = is_pickle(path)
+        except OSError as refused:
+            raise ScdpoError(f"This file cannot be read ({refused.strerror or refused}).") from refused
+        if pickled:
             what = "This is a renamed pickle file, which can run code. Get a .safetensors one."
         else:
             what = f"This file is damaged or incomplete ({error}). Download or copy it again."

@@ -53,7 +53,7 @@ class Side:
 def list_side(root: Path, problems: list[Problem]) -> Side:
     """List one half of a preference folder; folders that cannot be read are added to `problems`."""
     side = Side(root)
-    for path in _files(root, problems, set()):
+    for path in files_below(root, problems):
         suffix = path.suffix.lower()
         # macOS may store accents decomposed where other systems do not; twins may come from both.
         stem = unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix())
@@ -101,8 +101,15 @@ def _unreadable(folder: Path, error: OSError) -> Problem:
     return Problem(folder, what)
 
 
+def files_below(folder: Path, problems: list[Problem]) -> Iterator[Path]:
+    """Every file below a folder that is not hidden, sorted; links are followed, but never in a circle.
+
+    Folders that cannot be read are added to `problems`.
+    """
+    yield from _files(folder, problems, set())
+
+
 def _files(folder: Path, problems: list[Problem], seen: set[Path]) -> Iterator[Path]:
-    """Every file below a folder that is not hidden; links are followed, but never in a circle."""
     try:
         real = folder.resolve()
         entries = sorted(folder.iterdir())

@@ -16,10 +16,13 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ScdpoError):
         return text
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted before the step was finished; go on from the last checkpoint with --resume."
+        return "Interrupted before the step was finished; --resume goes on from the last checkpoint, if any."
     # Safetensors wraps the operating system's error into text.
     if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in text or "No space left" in text:
-        return "The disk is full. Make room and go on with --resume; checkpoints and LoRAs on disk are whole."
+        return (
+            "The disk is full. Make room and run it again, a training that has begun with --resume; the "
+            "files on disk are whole."
+        )
     if isinstance(error, OSError | SafetensorError):
         where = getattr(error, "filename", None)
         reason = getattr(error, "strerror", None) or text

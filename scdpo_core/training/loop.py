@@ -248,9 +248,9 @@ class Trainer:
 
     def _broken(self) -> NoReturn:
         raise ScdpoError(
-            f"The loss is no longer a number at step {self.step}: training has come apart. The last "
-            "checkpoint is still good. Start a new run with a lower learning rate (--lr) or a lower --beta, "
-            "or with --precision fp32."
+            f"The loss is no longer a number at step {self.step}: training has come apart. Checkpoints "
+            "from before are still good. Start a new run with a lower learning rate (--lr), a lower --beta, "
+            "or --precision fp32."
         )
 
     def _watch(self, metrics: dict[str, float | None]) -> None:
