@@ -40,6 +40,18 @@ def _told(root: Path, fatal: bool = True) -> dict[str, str]:
     return said
 
 
+@pytest.mark.parametrize("ending", ["gif", "webp", "tif"])
+def test_of_an_animation_it_is_said_that_one_picture_is_used(tmp_path: Path, ending: str) -> None:
+    _pair(tmp_path, "cat")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    (tmp_path / "chosen" / "cat.png").unlink()
+    frames[0].save(tmp_path / "chosen" / f"cat.{ending}", save_all=True, append_images=frames[1:])
+    assert _told(tmp_path, fatal=False) == {
+        f"chosen/cat.{ending}": "this file holds 3 pictures, as an animation does; the first one is used."
+    }
+    assert len(check_folder(tmp_path)) == 1
+
+
 def test_a_good_folder_is_read(tmp_path: Path) -> None:
     _pair(tmp_path, "cat", prompt=None)
     (tmp_path / "rejected" / "cat.txt").write_text("\ufeffa  black\ncat ", encoding="utf-8")

@@ -97,6 +97,10 @@ def read_folder(
     pictures = [*chosen.pictures.values(), *rejected.pictures.values()]
     looks = look_at_all([file for files in pictures for file in files], progress)
     problems += [Problem(file, look.what) for file, look in looks.items() if isinstance(look, PictureError)]
+    for file, look in looks.items():
+        if isinstance(look, Look) and look.frames > 1:
+            what = f"this file holds {look.frames} pictures, as an animation does; the first one is used."
+            problems.append(Problem(file, what, fatal=False))
     problems += _left_out(chosen, rejected)
     pairs = []
     for stem in stems:

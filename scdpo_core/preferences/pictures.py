@@ -7,7 +7,7 @@ import os
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -74,10 +74,12 @@ class Look:
     Attributes:
         size: (width, height) in pixels, upright.
         digest: equal for pictures that look the same, whatever files hold them.
+        frames: how many pictures the file holds, as animations do; the first is the one.
     """
 
     size: tuple[int, int]
     digest: bytes
+    frames: int = field(default=1, compare=False)
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -189,7 +191,19 @@ def _look(path: Path) -> Look | PictureError:
         picture = open_picture(path)
     except PictureError as error:
         return error
-    return Look(picture.size, hashlib.blake2b(picture.tobytes(), digest_size=16).digest())
+    digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
+    return Look(picture.size, digest, _frames(path))
+
+
+def _frames(path: Path) -> int:
+    """How many pictures a sound file holds; what cannot be counted is one."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            # What phones keep behind a photograph is no second picture.
+            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    # Later frames may be as broken as they like.
+    except Exception:
+        return 1
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import random
 import time
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from ...files import load_tree, save_tree
+from ...types import ScdpoError
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ def train(
         device: where to train.
         tell: gets a line about progress now and then.
         checkpoint_every: steps between checkpoints.
+
+    Raises:
+        ScdpoError: the folder holds a checkpoint of another plan.
     """
     # Convolutions of this size are up to a tenth faster with the channels last.
     _arrange(network.to(device), torch.channels_last).train()
@@ -94,6 +99,10 @@ def train(
     start = 0
     if checkpoint.exists():
         state = load_tree(checkpoint)
+        if state.get("plan") != dataclasses.asdict(plan):
+            raise ScdpoError(
+                f"{checkpoint} is from a build with other settings: remove it, or build in another folder."
+            )
         start = state["step"]
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -104,6 +113,7 @@ def train(
         save_tree(
             checkpoint,
             {
+                "plan": dataclasses.asdict(plan),
                 "step": done,
                 "network": network.state_dict(),
                 "optimizer": optimizer.state_dict(),

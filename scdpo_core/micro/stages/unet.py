@@ -56,7 +56,7 @@ def _dataset(
     size: int,
     plan: Plan,
 ) -> _Dataset:
-    path = folder / f"{plan.name}-data-{size}.safetensors"
+    path = folder / f"{plan.name}-data-{size}-{plan.seed}.safetensors"
     if path.exists():
         tensors, _ = read_tensors(path)
         return _Dataset(tensors["latents"], tensors["ids"], tensors["states"])
