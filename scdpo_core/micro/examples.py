@@ -165,7 +165,7 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _slug(text: str) -> str:
-    return "-".join(text.replace(" background", "").replace(" on a", "").replace(" on an", "").split())
+    return "-".join(text.replace(" background", "").replace(" on an ", " ").replace(" on a ", " ").split())
 
 
 def main(arguments: list[str] | None = None) -> int:
