@@ -155,6 +155,16 @@ def test_a_file_that_may_not_be_read_is_no_bug(tmp_path: Path, monkeypatch: pyte
         family_of("auto", path)
 
 
+def test_a_folder_with_an_edm_schedule_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}', "utf-8")
+    scheduler = tmp_path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text('{"_class_name": "EDMDPMSolverMultistepScheduler"}', "utf-8")
+    assert detect(tmp_path).family is None and "EDM" in detect(tmp_path).title
+    scheduler.write_text('{"_class_name": "EulerDiscreteScheduler"}', "utf-8")
+    assert detect(tmp_path).family == "sdxl"
+
+
 def test_a_single_file_says_which_parts_it_lacks_and_where_to_get_them(tmp_path: Path) -> None:
     names = {"double_blocks.0.x": (1,), "img_in.weight": (1, 64)}
     flux = _save(tmp_path / "flux.safetensors", names)

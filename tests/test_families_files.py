@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions, family_of
+from scdpo_core.families.components import in_a_sentence
 from scdpo_core.types import ScdpoError
 from tests.original_files import (
     write_sd2_file,
@@ -285,3 +286,34 @@ def test_weights_in_eight_bits_are_widened(tmp_path: Path) -> None:
     assert {weight.dtype for weight in model.denoiser.parameters()} == {torch.bfloat16}
     expected = narrow["model.diffusion_model.out.2.bias"].to(torch.bfloat16)
     assert torch.equal(model.denoiser.get_parameter("conv_out.bias"), expected)
+
+
+@pytest.mark.parametrize("factor", ["scale_weight", "weight_scale"])
+def test_scaled_eight_bit_weights_get_their_factor_back(tmp_path: Path, factor: str) -> None:
+    pipeline = tiny_pipeline(tmp_path / "words")
+    pipeline.save_pretrained(tmp_path / "folder")
+    file = write_single_file(pipeline, tmp_path / "model.safetensors")
+    whole = load_file(file)
+    name = "model.diffusion_model.time_embed.0.weight"
+    rows = "model.diffusion_model.time_embed.2.weight"
+    scaled = dict(whole)
+    scale = whole[name].abs().max() / 448
+    each = whole[rows].abs().amax(1) / 448
+    scaled[name] = (whole[name] / scale).to(torch.float8_e4m3fn)
+    scaled[rows] = (whole[rows] / each[:, None]).to(torch.float8_e4m3fn)
+    scaled[f"{name.removesuffix('weight')}{factor}"] = scale.reshape(1)
+    scaled[f"{rows.removesuffix('weight')}{factor}"] = each
+    scaled["model.diffusion_model.scaled_fp8"] = torch.empty(0, dtype=torch.float8_e4m3fn)
+    save_file(scaled, str(file))
+    model = FAMILIES["sd1"].load(file, CPU, torch.float32, LoadOptions(configs=tmp_path / "folder"))
+    for loaded, key in (("time_embedding.linear_1", name), ("time_embedding.linear_2", rows)):
+        weight = model.denoiser.get_parameter(f"{loaded}.weight")
+        # Three bits of mantissa: within a sixteenth.
+        torch.testing.assert_close(weight, whole[key], rtol=1 / 16, atol=float(whole[key].abs().max()) / 448)
+
+
+def test_what_is_too_large_for_the_card_is_not_called_broken(tmp_path: Path) -> None:
+    with pytest.raises(torch.cuda.OutOfMemoryError), in_a_sentence(tmp_path):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(ScdpoError, match="could not be loaded: half of it"), in_a_sentence(tmp_path):
+        raise RuntimeError("half of it")

@@ -60,6 +60,11 @@ def test_only_what_is_needed_is_fetched() -> None:
     }
 
 
+def test_fp16_in_parts_is_fp16() -> None:
+    parts = [f"unet/model{fp16}-0000{n}-of-00002.safetensors" for fp16 in (".fp16", "") for n in (1, 2)]
+    assert wanted_files(parts, ["unet"], weights=True) == parts[2:]
+
+
 class _Hub:
     """A hub that answers as it is told, and a cache that holds a folder or nothing."""
 

@@ -4,7 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from scdpo_core.evaluation.comparing import compare
 from scdpo_core.runs.comparison import (
     Cell,
     CompareJob,
@@ -102,3 +105,16 @@ def test_a_lora_is_compared_as_it_was_sampled(tmp_path: Path) -> None:
     assert (found.base, found.steps, found.guidance) == ("micro", 7, 3.0)
     assert found.prompts == ("prompt 0", "prompt 2")
     assert usual(tmp_path) is None
+
+
+def test_a_lora_of_another_family_is_named_before_anything_is_drawn(tmp_path: Path) -> None:
+    lora = tmp_path / "xl.safetensors"
+    module = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    wide = {
+        f"{module}.lora_down.weight": torch.zeros(4, 2048),
+        f"{module}.lora_up.weight": torch.zeros(640, 4),
+    }
+    save_file({**wide, f"{module}.alpha": torch.tensor(4.0)}, str(lora))
+    with pytest.raises(ScdpoError, match=r"xl\.safetensors is a LoRA for Stable Diffusion XL.*micro is a"):
+        compare(replace(job(tmp_path), lora=lora), tmp_path / "run", torch.device("cpu"), lambda *_: None)
+    assert not (tmp_path / "run").exists()

@@ -202,10 +202,11 @@ def test_what_changes_the_errors_changes_the_files(
 def test_the_key_knows_the_device_and_the_dice(model: SD1Model, monkeypatch: pytest.MonkeyPatch) -> None:
     from scdpo_core.training import reference_cache
 
-    first = measured_by(model, "n", "native", DICE, 2)
-    assert measured_by(model, "n", "native", replace(DICE, law=TimestepLaw(mean=1.0)), 2) != first
+    first = measured_by(model, "n", "native", DICE, 2, ())
+    assert measured_by(model, "n", "native", replace(DICE, law=TimestepLaw(mean=1.0)), 2, ()) != first
+    assert measured_by(model, "n", "native", DICE, 2, ("blocks",)) != first
     monkeypatch.setattr(reference_cache, "dice_id", lambda: "of another processor")
-    assert measured_by(model, "n", "native", DICE, 2) != first
+    assert measured_by(model, "n", "native", DICE, 2, ()) != first
 
 
 def test_the_denoisers_id_changes_with_a_weight_and_with_the_schedule(base: Path, network: str) -> None:

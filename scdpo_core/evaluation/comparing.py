@@ -12,6 +12,7 @@ from ..cost.protocol import provenance
 from ..cost.scorers import load_scorer
 from ..files import atomic_path
 from ..runs.comparison import Cell, CompareJob, Comparison
+from ..types import ScdpoError
 from .similarity import ssim
 
 if TYPE_CHECKING:
@@ -40,14 +41,22 @@ def compare(
     """
     # Late: they take seconds, and wrong settings should not wait for them.
     from ..families import family_of
+    from ..families.detect import TITLES
     from ..families.source import model_name
     from ..lora.adapter import attach_file
+    from ..lora.file import read_lora_info
     from ..training.checks import resolve_dtype
 
     total = len(job.prompts) * len(job.weights)
     progress(0, total)
     scorer = load_scorer(job.cost_model)
     model = family_of("auto", job.base).load(job.base, device, resolve_dtype("auto", device))
+    made_for = read_lora_info(job.lora).family
+    if made_for and made_for != model.family:
+        raise ScdpoError(
+            f"{job.lora} is a LoRA for {TITLES.get(made_for, made_for)}, and {job.base} is a "
+            f"{TITLES[model.family]} model. Give the base that the LoRA was made for."
+        )
     adapter, _ = attach_file(model.denoiser, job.lora)
     drawn: dict[float, list[Image.Image]] = {}
     for weight in job.weights:

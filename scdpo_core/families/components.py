@@ -34,6 +34,11 @@ from .texts import (
     tokenizer_home,
 )
 
+# What 'scaled' 8-bit files keep beside 'x.weight': its factor under one of two names, and marks that say
+# nothing of the weights.
+_FP8_FACTORS = ("scale_weight", "weight_scale")
+_FP8_MARKS = (*(f".{name}" for name in _FP8_FACTORS), ".scale_input", ".input_scale", "scaled_fp8")
+
 
 @dataclass(frozen=True)
 class Encoders:
@@ -216,16 +221,27 @@ def vae_of_file(path: Path, config: Path) -> Any:
 
 
 def read_tensors(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names; floats become `dtype`."""
+    """The tensors whose names begin with `prefix`, by the rest of their names; floats become `dtype`.
+
+    8-bit floats are a way to store weights; nothing is computed in them. 'Scaled' files keep them beside a
+    factor, with which the weights are multiplied here.
+    """
     tensors = {}
     with safe_open(str(path), framework="pt") as handle:
-        for name in handle.keys():  # noqa: SIM118
-            if name.startswith(prefix):
-                tensor = handle.get_tensor(name)
-                # 8-bit floats are a way to store weights; nothing is computed in them.
-                tensors[name.removeprefix(prefix)] = (
-                    tensor.to(dtype) if tensor.is_floating_point() else tensor
-                )
+        names = set(handle.keys())
+        for name in names:
+            if not name.startswith(prefix) or name.endswith(_FP8_MARKS):
+                continue
+            tensor = handle.get_tensor(name)
+            if tensor.is_floating_point():
+                places = [name.removesuffix("weight") + end for end in _FP8_FACTORS]
+                found = [place for place in places if name.endswith(".weight") and place in names]
+                if found:
+                    factor = handle.get_tensor(found[0]).float()
+                    # One for all, or one a row.
+                    tensor = tensor.float() * factor.reshape(-1, *[1] * (tensor.ndim - 1))
+                tensor = tensor.to(dtype)
+            tensors[name.removeprefix(prefix)] = tensor
     return tensors
 
 
@@ -285,6 +301,8 @@ def in_a_sentence(path: Path) -> Iterator[None]:
         with quiet():
             yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ScdpoError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise  # Nothing is wrong with the model; what helps is known above.
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise ScdpoError(f"The base model {path} could not be loaded: {reason}") from error

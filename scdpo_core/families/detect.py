@@ -152,6 +152,9 @@ def _of_folder(folder: Path) -> Kind:
         hint = f" It holds {found[0].name}: give that file itself." if found else ""
         raise ScdpoError(f"This is no diffusers model folder: it has no model_index.json.{hint}")
     pipeline = read_config(folder / "model_index.json").get("_class_name", "StableDiffusionPipeline")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file() and str(read_config(scheduler).get("_class_name", "")).startswith("EDM"):
+        return Kind(None, "an EDM model (such as Playground 2.5 or CosXL)", _KNOWN)
     if pipeline in _PIPELINES:
         return _plain(_PIPELINES[pipeline])
     if pipeline != "StableDiffusionPipeline":

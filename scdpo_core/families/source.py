@@ -61,7 +61,8 @@ def wanted_files(files: Sequence[str], parts: Sequence[str], *, weights: bool) -
         if weights:
             heavy = [file for file in own if file.endswith(".safetensors")]
             heavy = [file for file in heavy if not any(word in file for word in _OTHER_CLOTHES)]
-            chosen += [file for file in heavy if ".fp16." not in file] or heavy
+            # 'model.fp16.safetensors', and in parts 'model.fp16-00001-of-00002.safetensors'.
+            chosen += [file for file in heavy if not re.search(r"\.fp16[.-]", file)] or heavy
     return sorted(set(chosen))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..types import LoraFile, ScdpoError
 from .change import by_module, kind_of, rank_of
 from .file import load_lora
-from .keys import KeyNameError, text_module
+from .keys import TEXT_ENCODERS, KeyNameError, text_module
 from .kinds import ADAPTER, Kind, alpha_table, peft_config, start, to_canonical, to_peft, weights
 from .targets import TargetPreset, is_convolution, module_ranks, target_modules
 
@@ -89,9 +89,17 @@ def attach_file(network: nn.Module, path: Path) -> tuple[LoraAdapter, LoraFile]:
         ScdpoError: as `load_lora` and `LoraAdapter.load_state`; also for different kinds in one file.
         ValueError: the network has a LoRA already.
     """
-    state, info = load_lora(
-        path, [name for name, module in network.named_modules() if is_convolution(module)]
-    )
+    try:
+        state, info = load_lora(
+            path, [name for name, module in network.named_modules() if is_convolution(module)]
+        )
+    except KeyNameError:
+        if any(name.startswith(TEXT_ENCODERS) for name in load_lora(path)[0]):
+            raise ScdpoError(
+                f"{path} adapts text encoders too (--train-text). Only the hosts draw with those: load it in "
+                "ComfyUI or the WebUI."
+            ) from None
+        raise
     modules = by_module(state)
     kinds = {kind_of(parts) for parts in modules.values()}
     if len(kinds) > 1:

@@ -78,7 +78,9 @@ def dice_id() -> str:
     return digest.hexdigest()[:12]
 
 
-def measured_by(model: LoadedModel, network: str, weighting: Weighting, dice: Dice, at_once: int) -> str:
+def measured_by(
+    model: LoadedModel, network: str, weighting: Weighting, dice: Dice, at_once: int, kernels: Sequence[str]
+) -> str:
     """40 hexadecimal digits that change whenever the errors of a pair would.
 
     Args:
@@ -87,10 +89,12 @@ def measured_by(model: LoadedModel, network: str, weighting: Weighting, dice: Di
         weighting: of the errors.
         dice: that are thrown.
         at_once: draws in a forward pass; how many there are decides how sums are rounded.
+        kernels: settings that choose other ones, which round otherwise, or tell the network other sizes.
     """
+    card = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
     facts = [
-        _FORMAT, model.family, network, str(model.dtype), model.device.type, str(weighting),
-        dice.seed, asdict(dice.law), dice.timesteps.count, at_once, dice_id(),
+        _FORMAT, model.family, network, str(model.dtype), model.device.type, card, torch.__version__, kernels,
+        str(weighting), dice.seed, asdict(dice.law), dice.timesteps.count, at_once, dice_id(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 
