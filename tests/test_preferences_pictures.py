@@ -310,3 +310,10 @@ def test_looks_tell_pictures_apart_whatever_file_holds_them(tmp_path: Path) -> N
     assert first != third
     assert isinstance(fourth, PictureError)
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_deep_grey_is_the_same_in_every_strip(tmp_path: Path) -> None:
+    rows = np.arange(600, dtype=np.uint16)[:, None] * 109 + np.zeros((1, 2), np.uint16)
+    Image.fromarray(rows.astype(np.uint16)).save(tmp_path / "tall.png")
+    grey = np.asarray(open_picture(tmp_path / "tall.png"))[:, 0, 0].astype(int)
+    assert grey.tolist() == [round(value / 257) for value in range(0, 600 * 109, 109)]

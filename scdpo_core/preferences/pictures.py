@@ -47,6 +47,7 @@ _LIMIT = (
     f"Pictures of up to {MAX_SIDE} pixels a side and {MAX_PIXELS // 1_000_000} megapixels can be read; "
     "make it smaller, training uses far fewer pixels anyway."
 )
+_STRIP = 256
 _DEEP = "its values lie outside the range of the format; save it as an 8-bit PNG"
 
 
@@ -280,14 +281,18 @@ def _from_deep(image: Image.Image) -> Image.Image:
     top = 1.0 if image.mode == "F" else 65535
     if not (values.min() >= 0 and values.max() <= top):
         raise ValueError(_DEEP)
-    if image.mode == "F":
-        grey = np.rint(values * 255.0).astype(np.uint8)
-    else:
-        # 65535 / 255 = 257, and 128 more before the division rounds to the nearest.
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        transparent = image.info.get("transparency")
-        if isinstance(transparent, int):
-            grey[values == transparent] = 255
+    grey = np.empty(values.shape, np.uint8)
+    transparent = image.info.get("transparency")
+    # In strips: whole copies in 32 bits of a large picture would be gigabytes.
+    for top_row in range(0, len(values), _STRIP):
+        strip = slice(top_row, top_row + _STRIP)
+        if image.mode == "F":
+            grey[strip] = np.rint(values[strip] * 255.0)
+        else:
+            # 65535 / 255 = 257, and 128 more before the division rounds to the nearest.
+            grey[strip] = (values[strip].astype(np.uint32) + 128) // 257
+            if isinstance(transparent, int):
+                grey[strip][values[strip] == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
 
 
