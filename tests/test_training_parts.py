@@ -12,7 +12,7 @@ from PIL import Image
 
 from scdpo_core.training import checks
 from scdpo_core.training.events import Progress, Record, Validated
-from scdpo_core.training.failures import explain
+from scdpo_core.training.failures import explain, sentence_of
 from scdpo_core.training.meter import Meter
 from scdpo_core.training.plots import draw_curves, series
 from scdpo_core.training.samples import choose_prompts, preview
@@ -35,8 +35,10 @@ from scdpo_core.types import PreferencePair, ScdpoError
 )
 def test_errors_that_an_artist_can_mend_become_sentences(error: BaseException, words: str) -> None:
     with pytest.raises(ScdpoError, match=words):
-        raise ScdpoError(explain(error))
+        raise ScdpoError(sentence_of(error) if isinstance(error, Exception) else explain(error))
     assert explain(ValueError("ours")) is None
+    with pytest.raises(ValueError, match="ours"):
+        sentence_of(ValueError("ours"))
 
 
 def test_devices_and_precisions_that_are_not_there_are_explained() -> None:

@@ -15,7 +15,7 @@ from scdpo_core.panels.compare import page
 from scdpo_core.runs.comparison import PAGE, read_comparison, write_result
 from scdpo_core.runs.reporter import Reporter
 from scdpo_core.training.checks import resolve_device
-from scdpo_core.types import ScdpoError
+from scdpo_core.training.failures import sentence_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_result(folder, result)
             (folder / PAGE).write_text(page(result, folder), "utf-8")
             reporter.reported(count, folder / PAGE)
-    except ScdpoError as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"Error: {sentence_of(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -18,8 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scdpo_core.types import ScdpoError  # noqa: E402
-
 PREFERENCES = ROOT / "examples" / "preferences"
 COST_PICTURES = ROOT / "examples" / "cost_pictures"
 
@@ -33,9 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run(options.output.resolve(), options.seed, options.max_train_steps)
-    except ScdpoError as error:
-        print(f"\nThe demo stopped: {error}", file=sys.stderr)
-        return 2
     except subprocess.CalledProcessError as error:
         print(
             f"\nThe demo stopped: {Path(error.cmd[1]).name} ended with code {error.returncode}.",
@@ -46,12 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nStopped. Nothing is lost; run it again to start afresh.", file=sys.stderr)
         return 130
     except Exception as error:
-        from scdpo_core.training.failures import explain
+        # Late, as in `evaluate`.
+        from scdpo_core.training.failures import sentence_of
 
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        print(f"\nThe demo stopped: {sentence}", file=sys.stderr)
+        print(f"\nThe demo stopped: {sentence_of(error)}", file=sys.stderr)
         return 2
     return 0
 

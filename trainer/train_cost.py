@@ -40,7 +40,7 @@ from scdpo_core.cost.training import CostTrainingResult
 from scdpo_core.runs.reporter import Reporter
 from scdpo_core.scoring.training_page import write_training_page
 from scdpo_core.training.events import Phase
-from scdpo_core.training.failures import explain
+from scdpo_core.training.failures import sentence_of
 from scdpo_core.types import ScdpoError
 
 if sys.version_info >= (3, 11):
@@ -72,10 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Stopped; nothing was written.", file=sys.stderr)
         return 130
     except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        print(f"Error: {sentence}", file=sys.stderr)
+        print(f"Error: {sentence_of(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -47,8 +47,8 @@ _LIMIT = (
     f"Pictures of up to {MAX_SIDE} pixels a side and {MAX_PIXELS // 1_000_000} megapixels can be read; "
     "make it smaller, training uses far fewer pixels anyway."
 )
-_STRIP = 256
 _DEEP = "its values lie outside the range of the format; save it as an 8-bit PNG"
+_STRIP = 256  # rows
 
 
 class PictureError(ScdpoError):

@@ -86,7 +86,10 @@ class Reporter:
             self._log(Done("stopped", 0, "", self._seconds()))
             raise
         except BaseException as error:
-            self._log(Failed(f"Unexpected error: {type(error).__name__}: {error}"))
+            # Late: it needs torch, which not all that is reported of does.
+            from ..training.failures import explain
+
+            self._log(Failed(explain(error) or f"Unexpected error: {type(error).__name__}: {error}"))
             raise
 
     def _seconds(self) -> float:

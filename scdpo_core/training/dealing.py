@@ -54,7 +54,7 @@ def deal(
     batches = optim.max_train_steps * optim.accumulation
     feed = FixedDraws(stream, keys, dice, objective.reference_draws, batches, model.device, team)
     own = settings.model
-    kernels = (own.compile, own.channels_last, "real sizes" if settings.data.real_sizes else "")
-    by = measured_by(model, network, weighting, dice, optim.batch_size, kernels)
+    others = (own.compile, own.channels_last, "real sizes" if settings.data.real_sizes else "")
+    by = measured_by(model, network, weighting, dice, optim.batch_size, others)
     feed.prepare(model, adapter, weighting, optim.batch_size, ReferenceCache(folder, by), progress)
     return feed

@@ -33,3 +33,11 @@ def explain(error: BaseException) -> str | None:
             "(or nf4), smaller pictures (--width and --height), or close what else uses the GPU."
         )
     return None
+
+
+def sentence_of(error: Exception) -> str:
+    """The sentence of an error that an artist can mend; any other, which is ours, goes on as it came."""
+    sentence = explain(error)
+    if sentence is None:
+        raise error
+    return sentence

@@ -79,7 +79,7 @@ def dice_id() -> str:
 
 
 def measured_by(
-    model: LoadedModel, network: str, weighting: Weighting, dice: Dice, at_once: int, kernels: Sequence[str]
+    model: LoadedModel, network: str, weighting: Weighting, dice: Dice, at_once: int, settings: Sequence[str]
 ) -> str:
     """40 hexadecimal digits that change whenever the errors of a pair would.
 
@@ -89,12 +89,12 @@ def measured_by(
         weighting: of the errors.
         dice: that are thrown.
         at_once: draws in a forward pass; how many there are decides how sums are rounded.
-        kernels: settings that choose other ones, which round otherwise, or tell the network other sizes.
+        settings: of the run that change how the network rounds or which sizes it is told.
     """
     card = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
     facts = [
-        _FORMAT, model.family, network, str(model.dtype), model.device.type, card, torch.__version__, kernels,
-        str(weighting), dice.seed, asdict(dice.law), dice.timesteps.count, at_once, dice_id(),
+        _FORMAT, model.family, network, str(model.dtype), model.device.type, card, torch.__version__,
+        settings, str(weighting), dice.seed, asdict(dice.law), dice.timesteps.count, at_once, dice_id(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 
