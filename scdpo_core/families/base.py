@@ -38,8 +38,7 @@ class LoadOptions:
         configs: folder of component configurations for a single file; None are those that ship with us.
         quantize: format of the denoiser's frozen matrices.
         vae_tiling: whether pictures go through the VAE one at a time and, where they are large, in tiles.
-        denoiser_device: where the denoiser waits until it is spread over several GPUs; None: it is where all
-            the rest is.
+        denoiser_spread: whether the denoiser will be spread over several GPUs; it waits in main memory.
     """
 
     prediction: Prediction = "auto"
@@ -51,7 +50,7 @@ class LoadOptions:
     configs: Path | None = None
     quantize: Quantize = "off"
     vae_tiling: bool = False
-    denoiser_device: torch.device | None = None
+    denoiser_spread: bool = False
 
 
 DEFAULTS = LoadOptions()
@@ -175,7 +174,10 @@ class LoadedModel(Protocol):
         ...
 
     def release_encoders(self) -> None:
-        """Give the memory of text encoders and VAE back; the next call that needs them reloads them."""
+        """Give the memory of text encoders and VAE back; the next call that needs them reloads them.
+
+        The denoiser is on its device afterwards, wherever it waited while the others were at work.
+        """
         ...
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from .components import Encoders, Reader, in_a_sentence, vae_from
 from .fingerprint import weights_fingerprint
 from .layout import Layout
 from .parameterisation import Parameterisation, Weighting, error_weight
+from .places import DENOISER, TEXTS, VAE, Places, Result
 from .quantized import quantize
 from .texts import TextEncoder
 from .timesteps import Timesteps
@@ -74,7 +76,13 @@ class LatentModel(ABC):
             denoiser = reader.denoiser(dtype).to(dtype).requires_grad_(False).eval()
             # Before it moves: a small GPU never holds the whole network in full size.
             quantize(denoiser, options.quantize)
-            self.denoiser: nn.Module = denoiser.to(options.denoiser_device or device)
+            self.denoiser: nn.Module = denoiser
+            self._places = Places(device)
+            self._places.put(DENOISER, [denoiser])
+            if options.denoiser_spread:
+                self._places.fix(DENOISER)
+            else:
+                self._places.bring(DENOISER)
         self._live: tuple[TextEncoder | None, ...] | None = None
         self._encoders: Encoders | None = self._read_encoders()
         vae = self._encoders.vae.config
@@ -149,7 +157,9 @@ class LatentModel(ABC):
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `LoadedModel.encode_prompts`."""
-        return self.live_prompts(prompts)
+        if self._live is None:
+            self._get_encoders()
+        return self._places.work(TEXTS, lambda: self.live_prompts(prompts))
 
     def live_prompts(self, prompts: list[str]) -> Conditioning:
         """See `LoadedModel.live_prompts`."""
@@ -167,6 +177,8 @@ class LatentModel(ABC):
     def train_texts(self) -> dict[str, tuple[nn.Module, int]]:
         """See `LoadedModel.train_texts`."""
         self._live = self._get_encoders().texts
+        self._places.bring(TEXTS)
+        self._places.fix(TEXTS)
         return {
             part.folder: (text.model, self.unread_layers.get(part.folder, 0))
             for part, text in zip(self._layout.texts, self._live, strict=True)
@@ -176,12 +188,17 @@ class LatentModel(ABC):
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """See `LoadedModel.encode_pictures`."""
-        vae = self._get_encoders().vae
-        parts = [
-            vae.encode(part.to(self.device, torch.float32)).latent_dist.mean
-            for part in pictures.split(_at_once(pictures.shape[3], pictures.shape[2]))
-        ]
-        return (torch.cat(parts) - self._shift) * self._scale
+
+        def encode(vae: Any) -> Tensor:
+            parts = pictures.split(_at_once(pictures.shape[3], pictures.shape[2]))
+            return torch.cat(
+                [vae.encode(part.to(self.device, torch.float32)).latent_dist.mean for part in parts]
+            )
+
+        return (self._with_vae(encode) - self._shift) * self._scale
+
+    def _with_vae(self, compute: Callable[[Any], Result]) -> Result:
+        return self._places.work(VAE, partial(compute, self._get_encoders().vae))
 
     def residuals(
         self,
@@ -192,6 +209,7 @@ class LatentModel(ABC):
         weighting: Weighting,
     ) -> Tensor:
         """See `LoadedModel.residuals`."""
+        self._places.bring(DENOISER)
         level = self._level(timesteps).view(-1, 1, 1, 1)
         noisy = self.parameterisation.noisy(latents, noise, level)
         predicted = self._predict(noisy, timesteps, conditioning)
@@ -229,10 +247,13 @@ class LatentModel(ABC):
             dice = [torch.Generator().manual_seed(seed) for seed in seeds[some]]
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in dice])
             predict = self._guided(list(prompts[some]), guidance)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                latents = self._denoise(noise.to(self.device), predict, steps)
-            pictures += self._decode(latents)
+            latents = self._places.work(DENOISER, partial(self._drawn, noise, predict, steps))
+            pictures += self._with_vae(partial(self._decode, latents))
         return pictures
+
+    def _drawn(self, noise: Tensor, predict: Predict, steps: int) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self._denoise(noise.to(self.device), predict, steps)
 
     def _guided(self, prompts: list[str], guidance: float) -> Predict:
         """The answer to prompts, pushed away from the answer to no words (Ho and Salimans 2022)."""
@@ -248,8 +269,7 @@ class LatentModel(ABC):
 
         return predict
 
-    def _decode(self, latents: Tensor) -> list[Image.Image]:
-        vae = self._get_encoders().vae
+    def _decode(self, latents: Tensor, vae: Any) -> list[Image.Image]:
         pixels = vae.decode(latents / self._scale + self._shift).sample
         colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in colours.permute(0, 2, 3, 1).cpu().numpy()]
@@ -264,6 +284,10 @@ class LatentModel(ABC):
     def release_encoders(self) -> None:
         """See `LoadedModel.release_encoders`."""
         self._encoders = None
+        if self._live is None:
+            self._places.drop(TEXTS)
+        self._places.drop(VAE)
+        self._places.bring(DENOISER)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -283,11 +307,13 @@ class LatentModel(ABC):
         if own.vae_tiling:
             vae.enable_slicing()
             vae.enable_tiling()
-        for text in texts:
-            # What trains stays as it is.
-            if text is not None and self._live is None:
-                text.model.to(self.device).requires_grad_(False).eval()
-        return Encoders(texts, vae.to(self.device).requires_grad_(False).eval())
+        known = [text.model for text in texts if text is not None]
+        # What trains stays as it is.
+        for module in (*(known if self._live is None else ()), vae):
+            module.requires_grad_(False).eval()
+        self._places.put(TEXTS, known)
+        self._places.put(VAE, [vae])
+        return Encoders(texts, vae)
 
 
 def fingerprint(encoders: Encoders, lengths: Sequence[int]) -> str:

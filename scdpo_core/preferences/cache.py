@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,11 +20,15 @@ from .pictures import PictureError, check_size, open_picture, to_pixels
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
 
+Value = TypeVar("Value")
+
 # Part of every key: raise it when pictures are prepared differently or the files look different.
 _FORMAT = "scdpo-pair-1"
 # Pixels encoded at once; 4 megapixels keep the VAE of SDXL well below 16 GB.
 _PIXELS_AT_ONCE = 4 * 1024 * 1024
 _MOST_AT_ONCE = 64
+# Pairs whose prompts are encoded before the first of their pictures.
+_TURN = 256
 # As Linux and macOS, older safetensors, Windows and quotas put it.
 _DISK_FULL = ("No space left", "StorageFull", "os error 112", "WinError 112", "uota exceeded")
 
@@ -167,17 +171,19 @@ def build_cache(
                 missing[key] = labelled.pair
         progress(sum(key in ready for key in keys), len(keys))
         at_once = max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (size[0] * size[1])) // 2)
-        waiting = list(missing.items())
-        for start in range(0, len(waiting), at_once):
-            group = waiting[start : start + at_once]
-            _encode_prompts([pair.prompt for _, pair in group], model, prompts)
-            files = [file for _, pair in group for file in (pair.chosen, pair.rejected)]
-            pixels = torch.stack(list(pool.map(lambda file: to_pixels(open_picture(file), size), files)))
-            latents = _encode_pictures(pixels, files, model)
-            for (key, pair), both in zip(group, latents.reshape(-1, 2, *latents.shape[1:]), strict=True):
-                ready[key] = CachedPair(both.clone(), *prompts[pair.prompt], key)
-                cache.put(ready[key])
-            progress(sum(key in ready for key in keys), len(keys))
+        # Prompts of many pairs first: on a small GPU text encoders and VAE take turns.
+        for window in _slices(list(missing.items()), _TURN):
+            for group in _slices(window, _MOST_AT_ONCE):
+                _encode_prompts([pair.prompt for _, pair in group], model, prompts)
+                progress(sum(key in ready for key in keys), len(keys))
+            for group in _slices(window, at_once):
+                files = [file for _, pair in group for file in (pair.chosen, pair.rejected)]
+                pixels = torch.stack(list(pool.map(lambda file: to_pixels(open_picture(file), size), files)))
+                latents = _encode_pictures(pixels, files, model)
+                for (key, pair), both in zip(group, latents.reshape(-1, 2, *latents.shape[1:]), strict=True):
+                    ready[key] = CachedPair(both.clone(), *prompts[pair.prompt], key)
+                    cache.put(ready[key])
+                progress(sum(key in ready for key in keys), len(keys))
     return [ready[key] for key in keys]
 
 
@@ -212,6 +218,11 @@ def _encode_pictures(pixels: Tensor, files: Sequence[Path], model: LoadedModel) 
                 "Train with the precision bf16 or fp32, or with a VAE made for fp16."
             )
     return latents
+
+
+def _slices(values: Sequence[Value], count: int) -> Iterator[Sequence[Value]]:
+    for first in range(0, len(values), count):
+        yield values[first : first + count]
 
 
 def _hash(file: Path) -> str:

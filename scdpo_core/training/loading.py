@@ -38,8 +38,7 @@ def load_base(settings: TrainSettings, device: torch.device, team: Team) -> Load
         raise ScdpoError(
             "--quantize and weights that are spread over several GPUs do not go together: take one of them."
         )
-    waits = torch.device("cpu") if team.lockstep else None
-    options = replace(load_options(own), denoiser_device=waits)
+    options = replace(load_options(own), denoiser_spread=team.lockstep)
     dtype = resolve_dtype(own.precision, device)
     model = family_of(own.family, own.base).load(own.base, device, dtype, options)
     model.latent_shape(settings.data.size)

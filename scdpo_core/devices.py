@@ -1,0 +1,22 @@
+"""What a device has room for, and how it says that it has none."""
+
+from __future__ import annotations
+
+import torch
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device has free for us; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    # What our own allocator has set aside is as good as free.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has no room left; CUDA has an error of its own for that, others say it in words."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in words or "out of memory" in words)
