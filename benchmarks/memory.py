@@ -3,8 +3,9 @@
 Networks of full size and no weights: a step is run on torch's fake tensors, and what would be alive at once
 is added up (`scdpo_core.training.memory`, which tests compare with real steps of small networks). No GPU is
 needed and none is measured, but norms are computed in 32 bits, as CUDA's autocast does and a CPU's does not.
-CUDA's libraries take about 0.5 GiB more. `--work` counts the floating point operations of a step too,
-attention included: two passes without the LoRA, two with it and their way back.
+CUDA's libraries take about 0.5 GiB more. A second table has what encoding a pair needs before the first step,
+with and without VAE tiling, at the model's own size and at twice that. `--work` counts the floating point
+operations of a step too, attention included: two passes without the LoRA, two with it and their way back.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from scdpo_core.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import LoraAdapter  # noqa: E402
 from scdpo_core.lora.kinds import ADAPTER, peft_config  # noqa: E402
 from scdpo_core.lora.targets import target_modules  # noqa: E402
-from scdpo_core.training.memory import memory_of  # noqa: E402
+from scdpo_core.training.memory import Alive, memory_of  # noqa: E402
 from scdpo_core.training.reference import Draw, pair_residuals  # noqa: E402
 from scdpo_core.types import Conditioning, PairBatch  # noqa: E402
 
@@ -57,7 +58,10 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "checkpointing": {"checkpointing": True},
     "checkpointing, int8": {"checkpointing": True, "quantize": "int8"},
+    "checkpointing, fp8": {"checkpointing": True, "quantize": "fp8"},
     "checkpointing, nf4": {"checkpointing": True, "quantize": "nf4"},
+    "checkpointing, adamw8bit": {"checkpointing": True, "optimizer": "adamw8bit"},
+    "checkpointing, adafactor": {"checkpointing": True, "optimizer": "adafactor"},
 }
 
 
@@ -75,6 +79,18 @@ class Row:
     step: float
     total: float
     work: float | None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """GiB of the VAE and of encoding a pair's two pictures with it, in 32 bits."""
+
+    family: str
+    size: int
+    tiling: bool
+    weights: float
+    peak: float
+    total: float
 
 
 class Blank(Reader):
@@ -122,18 +138,36 @@ def fake_lora(network: nn.Module) -> LoraAdapter:
     return LoraAdapter({name: network.get_submodule(name) for name in names}, RANK)
 
 
-def needed(family: str, saving: str, pairs: int, count: bool = False) -> Row:
-    """What that many pairs at a time need in bf16 at the model's own size."""
-    kind, layout, tokens, width, pooled = FAMILIES[family]
-    own = SAVINGS[saving]
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    options = LoadOptions(quantize=own.get("quantize", "off"))
-    device = torch.device("cpu")
+def blank_model(family: str, mode: FakeTensorMode, options: LoadOptions) -> LatentModel:
+    """A family's model in bf16, in full size and without memory."""
+    kind, layout, *_ = FAMILIES[family]
     # What has no memory cannot be moved, and need not be.
     with patch.object(nn.Module, "to", lambda module, *_, **__: module):
-        model = kind(family, ROOT, Blank(layout, mode), layout, device, torch.bfloat16, options)
-        with mode:
-            adapter = fake_lora(model.denoiser)
+        device = torch.device("cpu")
+        return kind(family, ROOT, Blank(layout, mode), layout, device, torch.bfloat16, options)
+
+
+def encoded(family: str, times: int, tiling: bool) -> Encoding:
+    """What a pair's pictures need on their way into the cache, at a multiple of the model's own size."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = blank_model(family, mode, LoadOptions(vae_tiling=tiling))
+    width, height = (times * side for side in model.default_size)
+    with mode, Alive() as alive:
+        model.encode_pictures(torch.empty(2, 3, height, width))
+    vae = Blank(FAMILIES[family][1], mode).vae()
+    weights = sum(weight.numel() * weight.element_size() for weight in vae.parameters())
+    parts = [round(part / 2**30, 2) for part in (weights, alive.peak, weights + alive.peak)]
+    return Encoding(family, width, tiling, *parts)
+
+
+def needed(family: str, saving: str, pairs: int, count: bool = False) -> Row:
+    """What that many pairs at a time need in bf16 at the model's own size."""
+    _, _, tokens, width, pooled = FAMILIES[family]
+    own = SAVINGS[saving]
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = blank_model(family, mode, LoadOptions(quantize=own.get("quantize", "off")))
+    with mode, patch.object(nn.Module, "to", lambda module, *_, **__: module):
+        adapter = fake_lora(model.denoiser)
     with mode:
         if own.get("checkpointing"):
             model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -143,7 +177,8 @@ def needed(family: str, saving: str, pairs: int, count: bool = False) -> Row:
         each = torch.empty(pairs)
         latents = torch.empty(pairs, 2, *model.latent_shape())
         batch = PairBatch(latents, words, each, each, torch.empty(pairs, 2))
-    settings = TrainSettings(optim=OptimSettings(batch_size=pairs), lora=LoraSettings(rank=RANK))
+    optim = OptimSettings(batch_size=pairs, optimizer=own.get("optimizer", "adamw"))
+    settings = TrainSettings(optim=optim, lora=LoraSettings(rank=RANK))
     with norms_as_on_cuda():
         found = memory_of(model, adapter, settings, batch, mode)
     parts = [round(part / 2**30, 2) for part in (found.weights, found.lora, found.step, found.total)]
@@ -190,7 +225,7 @@ def work_of(model: LatentModel, adapter: LoraAdapter, batch: PairBatch, mode: Fa
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table, and write it if asked to."""
+    """Print the tables, and write them if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
@@ -209,8 +244,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             numbers = f"{row.weights:.2f} | {row.lora:.2f} | {row.step:.2f} | **{row.total:.1f}**"
             done = "" if row.work is None else f" {row.work:.2f} |"
             print(f"| {family} | {row.size} | {saving} | {numbers} |{done}", flush=True)
+    print(
+        "\n| family | size | VAE tiling | VAE | encoding a pair | together, GiB |\n|---|---|---|---|---|---|"
+    )
+    encodings = [
+        encoded(family, times, tiling)
+        for family in own.families
+        for times in (1, 2)
+        for tiling in (False, True)
+    ]
+    for one in encodings:
+        numbers = f"{one.weights:.2f} | {one.peak:.2f} | **{one.total:.1f}**"
+        print(f"| {one.family} | {one.size} | {'on' if one.tiling else 'off'} | {numbers} |", flush=True)
     if own.json:
-        write_json(own.json, [asdict(row) for row in rows])
+        found = {"steps": [asdict(row) for row in rows], "encoding": [asdict(one) for one in encodings]}
+        write_json(own.json, found)
 
 
 if __name__ == "__main__":

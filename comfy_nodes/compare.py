@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..scdpo_core.scoring.board import Strip
 
 MOST_STRENGTH = 2.0
+_LEFT_OUT = (
+    "Its weights for text encoders are left out, because the prompts come in encoded. Connect clip and write "
+    "the prompts into positive_text and negative_text, and they are drawn with."
+)
 
 
 class CompareBeforeAfter(io.ComfyNode):
@@ -43,6 +47,9 @@ class CompareBeforeAfter(io.ComfyNode):
                 io.Vae.Input("vae"),
                 CostModelType.Input("cost_model"),
                 *sampling_inputs(seeds=2, most=64),
+                io.Clip.Input("clip", optional=True),
+                io.String.Input("positive_text", default="", optional=True),
+                io.String.Input("negative_text", default="", optional=True),
             ],
             outputs=[
                 io.Image.Output("grid"),
@@ -78,8 +85,13 @@ class CompareBeforeAfter(io.ComfyNode):
         strengths: str,
         vae: Any,
         cost_model: Scorer,
+        positive: Any,
+        negative: Any,
         seed: int,
         seeds: int,
+        clip: Any = None,
+        positive_text: str = "",
+        negative_text: str = "",
         **sampling: Any,
     ) -> io.NodeOutput:
         """Draw, score, lay out."""
@@ -92,16 +104,30 @@ class CompareBeforeAfter(io.ComfyNode):
         from .schedule import Window
 
         lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
+        if clip is None and not lora.adapts_pictures:
+            raise ScdpoError(
+                f"{lora_name} adapts text encoders alone, so every row would be the same. {_LEFT_OUT}"
+            )
+        if clip is not None and not positive_text.strip():
+            raise ScdpoError("With clip connected the prompt is encoded here: write it into positive_text.")
         # Said before the first preview, for the page puts the text above what is there already.
         say(cls, card_of(lora.file))
         strips, batches = [], []
         for strength in parse(strengths):
-            changed = apply(lora, model, None, strength, 0.0, Window()).model
-            images = torch.cat([draw(changed, vae, seed + k, **sampling) for k in range(seeds)])
+            changed = apply(lora, model, clip, strength, strength, Window())
+            words = {"positive": positive, "negative": negative}
+            if clip is not None:
+                texts = {"positive": positive_text, "negative": negative_text}
+                words = {side: _encoded(changed.clip, texts[side], given) for side, given in words.items()}
+            images = torch.cat(
+                [draw(changed.model, vae, seed + k, **words, **sampling) for k in range(seeds)]
+            )
             title = "without the LoRA" if strength == 0 else f"strength {strength:g}"
             strips.append(Strip(title, *judged(cost_model, images)))
             batches.append(images)
         report = _report(strips)
+        if clip is None and lora.adapts_words:
+            report += f"\n{_LEFT_OUT}"
         say(cls, report)
         grid = comparison(strips)
         preview.keep(grid)
@@ -115,6 +141,13 @@ class CompareBeforeAfter(io.ComfyNode):
             report,
             ui=preview.show([grid]),
         )
+
+
+def _encoded(clip: Any, text: str, given: Any) -> list[Any]:
+    """A prompt by these text encoders, with what hangs on the given conditioning: guidance, ControlNets."""
+    kept = given[0][1] if given else {}
+    encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return [[states, {**kept, **told}] for states, told in encoded]
 
 
 def parse(strengths: str) -> list[float]:

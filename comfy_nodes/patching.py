@@ -54,6 +54,16 @@ class Lora:
     file: LoraFile
     tensors: Mapping[str, Tensor]
 
+    @property
+    def adapts_words(self) -> bool:
+        """Whether it has weights for text encoders."""
+        return any(key.startswith(_TEXT) for key in self.tensors)
+
+    @property
+    def adapts_pictures(self) -> bool:
+        """Whether it has weights for the denoiser."""
+        return not all(key.startswith(_TEXT) for key in self.tensors)
+
 
 @dataclass(frozen=True)
 class Applied:

@@ -12,9 +12,8 @@ import torch
 
 from scdpo_core.config import LoraSettings
 from scdpo_core.families import FAMILIES, LoadOptions
-from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import load_lora
-from scdpo_core.training.attaching import attach_lora, live_words
+from scdpo_core.training.attaching import attach_finished, attach_lora, live_words
 from scdpo_core.training.events import Progress, Saved
 from scdpo_core.training.job import run_job
 from scdpo_core.types import PairBatch, ScdpoError
@@ -109,8 +108,10 @@ def test_every_kind_goes_through_a_whole_run_text_included(
     assert not any(name.startswith("down_blocks.0.") for name in state)
     assert any(".resnets.0.conv1." in name for name in state)
     model = FAMILIES["sd1"].load(folders["sd1"], torch.device("cpu"), torch.float32)
-    with pytest.raises(ScdpoError, match="adapts text encoders too"):
-        attach_file(model.denoiser, result.lora.path)
+    adapter, _ = attach_finished(model, result.lora.path)
+    found = adapter.state()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], weight.float()) for name, weight in state.items())
     if kind == "dora":
         assert state["text_encoder.text_model.encoder.layers.0.self_attn.q_proj.down"].shape[0] == 1
         assert state["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.down"].shape[0] == 4

@@ -9,22 +9,25 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from transformers import CLIPTextModel
 
+from scdpo_core.config import TrainSettings
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.families.base import LoadedModel
 from scdpo_core.families.timesteps import TimestepLaw
-from scdpo_core.lora.adapter import attach
+from scdpo_core.lora.adapter import LoraAdapter
 from scdpo_core.training import checkpoint
+from scdpo_core.training.attaching import attach_lora, live_words
 from scdpo_core.training.events import Estimated, Warned
-from scdpo_core.training.feed import Portion
+from scdpo_core.training.feed import FreshDraws, Portion, timestep_law
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loop import Trainer
-from scdpo_core.training.memory import Alive, memory_of, peak_of_step
+from scdpo_core.training.memory import Alive, Memory, memory_of, peak_of_step
 from scdpo_core.training.portions import advice, is_out_of_memory, portion_of
-from scdpo_core.training.reference import draw, pair_residuals
+from scdpo_core.training.reference import draw
 from scdpo_core.types import Conditioning, PairBatch, ScdpoError
 from tests.test_training_loop import Bench, stream
-from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
+from tests.tiny import WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings
 from tests.tiny_families import T5_TOKENS, tiny_folder
 
 CPU = torch.device("cpu")
@@ -42,31 +45,90 @@ def _batch(model: LoadedModel, pairs: int) -> PairBatch:
     return PairBatch(latents, words, one, one, torch.ones(pairs, 2), ("a thing",) * pairs)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_estimate_is_what_a_real_step_needs(family: str, checkpointing: bool, tmp_path: Path) -> None:
-    options = LoadOptions(t5_tokens=T5_TOKENS, quantize="int8" if family == "flux" else "off")
-    model = FAMILIES[family].load(tiny_folder(family, tmp_path / "base"), CPU, torch.float32, options)
-    adapter = attach(model.denoiser, rank=4, alpha=4.0, targets="attention", seed=0)
-    if checkpointing:
-        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    batch, shape = _batch(model, 2), model.latent_shape()
-    guessed = peak_of_step(model, adapter, 2, shape, batch.conditioning)
-    assert not any(weight.grad is not None for weight in adapter.parameters())
+class Same:
+    """The same batch again and again, put on the device anew."""
 
+    def __init__(self, batch: PairBatch) -> None:
+        self._batch = batch
+
+    def batch(self, step: int) -> PairBatch:
+        own = self._batch
+        return replace(own, latents=own.latents.clone(), conditioning=own.conditioning.map(torch.clone))
+
+
+def _really(
+    model: LoadedModel, adapter: LoraAdapter, settings: TrainSettings, batch: PairBatch, folder: Path
+) -> int:
+    """The most that the trainer's own step has alive at once, gradients apart."""
+    trainer = Trainer(
+        model, adapter, FreshDraws(Same(batch), model, timestep_law(settings), 0), settings, folder,
+        emit=lambda event: None, words=live_words(model, settings.lora),
+    )  # fmt: skip
     model.denoiser.train()
     with Alive() as alive:
-        batch = replace(
-            batch, latents=batch.latents.clone(), conditioning=batch.conditioning.map(torch.clone)
-        )
-        chance = draw(0, 0, 2, shape, model.timesteps, TimestepLaw(), CPU)
-        residuals = pair_residuals(model, adapter, batch, chance, "exact")
-        assert not isinstance(residuals.policy, FakeTensor)
-        loss = residuals.errors().policy.sum()
-        del residuals
-        loss.backward()
-    gradients = sum(weight.numel() * 4 for weight in adapter.parameters())
-    assert guessed == pytest.approx(int(alive.peak) - gradients, rel=0.01)
+        trainer._gradients()
+    assert all(not isinstance(weight.grad, FakeTensor) for weight in adapter.parameters())
+    return int(alive.peak) - sum(weight.numel() * 4 for weight in adapter.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"objective": "duo"},
+        {"train_text": True, "targets": "attention+ff"},
+        {"train_text": True, "objective": "duo"},
+    ],
+    ids=["plain", "checkpointing", "duo", "text", "duo and text"],
+)
+def test_the_estimate_is_what_a_real_step_needs(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    base = tiny_folder(family, tmp_path / "base")
+    options = LoadOptions(t5_tokens=T5_TOKENS, quantize="int8" if family == "flux" else "off")
+    model = FAMILIES[family].load(base, CPU, torch.float32, options)
+    settings = tiny_settings(base, tmp_path, tmp_path, **{"rank": 4, **changes})
+    batch = _batch(model, 2)
+    adapter = attach_lora(model, settings.lora, 0)
+    if settings.model.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    guessed = peak_of_step(model, adapter, settings, batch)
+    assert not any(weight.grad is not None for weight in adapter.parameters())
+    assert guessed == pytest.approx(_really(model, adapter, settings, batch, tmp_path), rel=0.01)
+
+
+def test_duo_and_text_encoders_need_more_than_a_step_without(base: Path, tmp_path: Path) -> None:
+    def found(**changes: Any) -> Memory:
+        model = FAMILIES["sd1"].load(base, CPU, torch.float32)
+        settings = tiny_settings(base, tmp_path, tmp_path, **changes)
+        batch = _batch(model, 2)
+        return memory_of(model, attach_lora(model, settings.lora, 0), settings, batch)
+
+    plain, duo, text = found(), found(objective="duo"), found(train_text=True)
+    # Four pictures, and two more of pure noise, whose activations wait for the way back as well.
+    assert duo.step / plain.step == pytest.approx(1.5, abs=0.1)
+    assert (duo.weights, duo.lora) == (plain.weights, plain.lora)
+    assert text.step > plain.step
+    tower = CLIPTextModel.from_pretrained(base / "text_encoder")
+    assert text.weights - plain.weights == pytest.approx(4 * tower.num_parameters(), rel=0.01)
+    # Four square matrices of WIDTH in the one layer, rank 2; master, gradient and AdamW's two states.
+    assert text.lora - plain.lora == 4 * 2 * (2 * WIDTH) * (4 + 4 + 8)
+
+
+def test_t5_counts_where_it_stays_for_the_other_text_encoders(tmp_path: Path) -> None:
+    model = FAMILIES["flux"].load(
+        tiny_folder("flux", tmp_path / "base"), CPU, torch.float32, LoadOptions(t5_tokens=T5_TOKENS)
+    )
+    assert model.live_texts() == []
+    settings = tiny_settings(tmp_path, tmp_path, tmp_path, train_text=True)
+    batch = _batch(model, 1)
+    adapter = attach_lora(model, settings.lora, 0)
+    clip, t5 = model.live_texts()
+    assert type(t5).__name__ == "T5EncoderModel"
+    own = {id(weight) for weight in adapter.parameters()}
+    parts = [part for n in (model.denoiser, clip, t5) for part in (*n.parameters(), *n.buffers())]
+    frozen = sum(part.numel() * part.element_size() for part in parts if id(part) not in own)
+    assert memory_of(model, adapter, settings, batch).weights == frozen
 
 
 def test_what_is_alive_as_worked_by_hand() -> None:

@@ -80,19 +80,19 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     from scdpo_core.cost.scorers import load_scorer
     from scdpo_core.evaluation.report import write_report, write_report_json
     from scdpo_core.families import family
-    from scdpo_core.lora.adapter import attach_file
     from scdpo_core.lora.facts import EVALUATION, add_facts
     from scdpo_core.micro import evaluation
     from scdpo_core.micro.judge import Judge
     from scdpo_core.micro.model import JUDGE
     from scdpo_core.micro.report import build_report
+    from scdpo_core.training.attaching import attach_finished
     from scdpo_core.training.events import Progress, last_run
 
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     wanted = evaluation.asked(seed=seed)
     with tqdm(total=2 * len(wanted), unit="picture", disable=not sys.stderr.isatty()) as bar:
         before = evaluation.draw(model, wanted, lambda done, _: bar.update(done - bar.n))
-        _, lora = attach_file(model.denoiser, output / f"{output.name}.safetensors")
+        _, lora = attach_finished(model, output / f"{output.name}.safetensors")
         after = evaluation.draw(model, wanted, lambda done, _: bar.update(len(wanted) + done - bar.n))
     judge = Judge.load(JUDGE)
     scorer = load_scorer(cost_model)

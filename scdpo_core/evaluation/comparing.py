@@ -43,8 +43,8 @@ def compare(
     from ..families import family_of
     from ..families.detect import TITLES
     from ..families.source import model_name
-    from ..lora.adapter import attach_file
     from ..lora.file import read_lora_info
+    from ..training.attaching import attach_finished
     from ..training.checks import resolve_dtype
 
     total = len(job.prompts) * len(job.weights)
@@ -57,7 +57,7 @@ def compare(
             f"{job.lora} is a LoRA for {TITLES.get(made_for, made_for)}, and {job.base} is a "
             f"{TITLES[model.family]} model. Give the base that the LoRA was made for."
         )
-    adapter, _ = attach_file(model.denoiser, job.lora)
+    adapter, _ = attach_finished(model, job.lora)
     drawn: dict[float, list[Image.Image]] = {}
     for weight in job.weights:
         done = len(drawn) * len(job.prompts)

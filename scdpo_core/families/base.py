@@ -115,6 +115,10 @@ class LoadedModel(Protocol):
         """
         ...
 
+    def live_texts(self) -> list[nn.Module]:
+        """The text encoders that stay in memory, T5 among them; none before `train_texts`."""
+        ...
+
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Scaled latents [N, C, h, w] in float32 on `device`, of pictures [N, 3, H, W] in -1..1.
 

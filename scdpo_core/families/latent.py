@@ -185,6 +185,10 @@ class LatentModel(ABC):
             if text is not None and part.model != "T5EncoderModel"
         }
 
+    def live_texts(self) -> list[nn.Module]:
+        """See `LoadedModel.live_texts`."""
+        return [text.model for text in self._live or () if text is not None]
+
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """See `LoadedModel.encode_pictures`."""

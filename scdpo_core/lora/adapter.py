@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..types import LoraFile, ScdpoError
 from .change import by_module, kind_of, rank_of
 from .file import load_lora
-from .keys import TEXT_ENCODERS, KeyNameError, text_module
+from .keys import KeyNameError, text_module
 from .kinds import ADAPTER, Kind, alpha_table, peft_config, start, to_canonical, to_peft, weights
 from .targets import TargetPreset, is_convolution, module_ranks, target_modules
 
@@ -82,35 +83,58 @@ def attach(
     return LoraAdapter(layers, max(own_ranks.values()), kind)
 
 
-def attach_file(network: nn.Module, path: Path) -> tuple[LoraAdapter, LoraFile]:
-    """Put a finished LoRA into a denoiser: exactly the modules that the file has, each with its rank.
+def attach_file(
+    network: nn.Module, path: Path, texts: Mapping[str, nn.Module] | None = None
+) -> tuple[LoraAdapter, LoraFile]:
+    """Put a finished LoRA into networks: exactly the modules that the file has, each with its rank.
+
+    Args:
+        network: a denoiser.
+        path: the file. Networks that it has nothing for stay as they are.
+        texts: text encoders by the beginning of their canonical names, one of `keys.TEXT_ENCODERS`.
 
     Raises:
         ScdpoError: as `load_lora` and `LoraAdapter.load_state`; also for different kinds in one file.
-        ValueError: the network has a LoRA already.
+        ValueError: a network has a LoRA already.
     """
-    try:
-        state, info = load_lora(
-            path, [name for name, module in network.named_modules() if is_convolution(module)]
-        )
-    except KeyNameError:
-        if any(name.startswith(TEXT_ENCODERS) for name in load_lora(path)[0]):
-            raise ScdpoError(
-                f"{path} adapts text encoders too (--train-text). Only the hosts draw with those: load it in "
-                "ComfyUI or the WebUI."
-            ) from None
-        raise
+    networks = {"": network, **(texts or {})}
+    live = {
+        text_module(owner, name) if owner else name: (owner, name)
+        for owner, part in networks.items()
+        for name, module in part.named_modules()
+        if is_convolution(module)
+    }
+    state, info = load_lora(path, live)
     modules = by_module(state)
     kinds = {kind_of(parts) for parts in modules.values()}
     if len(kinds) > 1:
         raise ScdpoError(f"{path} has modules of different kinds ({', '.join(sorted(kinds))}).")
-    # A LoKr of two full factors has no rank; peft makes them full from half their size on.
-    ranks = {module: rank_of(parts) or max(parts["lokr_w2"].shape[:2]) for module, parts in modules.items()}
-    highest = max(ranks.values())
     kind = cast(Kind, kinds.pop())
-    adapter = attach(
-        network, rank=highest, alpha=highest, targets=list(ranks), seed=0, kind=kind, ranks=ranks
-    )
+    adapters = []
+    for owner, part in networks.items():
+        # A LoKr of two full factors has no rank; peft makes them full from half their size on.
+        ranks = {
+            module: rank_of(parts) or max(parts["lokr_w2"].shape[:2])
+            for module, parts in modules.items()
+            if live[module][0] == owner
+        }
+        if not ranks:
+            continue
+        highest = max(ranks.values())
+        targets = [live[module][1] for module in ranks]
+        adapters.append(
+            attach(
+                part,
+                rank=highest,
+                alpha=highest,
+                targets=targets,
+                seed=0,
+                kind=kind,
+                ranks=ranks,
+                owner=owner,
+            )
+        )
+    adapter = reduce(LoraAdapter.joined, adapters)
     _load(adapter, state, path)
     return adapter, info
 

@@ -106,14 +106,10 @@ def _possible(found: Iterable[Address], weights: Mapping[str, Parts]) -> frozens
             kinds.setdefault(address.modules[0], address.families)
         elif address.modules[0].startswith(TEXT_ENCODERS[1]):
             kinds.setdefault(TEXT_ENCODERS[1], address.families)
-    unets = next((module for module, families in kinds.items() if families & set(UNETS)), None)
-    others = next(
-        (
-            module
-            for module, families in kinds.items()
-            if families & set(TRANSFORMERS) and not families & set(UNETS)
-        ),
-        None,
+    # SDXL and SD 3 have a second text encoder of the same name: it tells nothing here.
+    unets, others = (
+        next((module for module, families in kinds.items() if families and families <= set(alike)), None)
+        for alike in (UNETS, TRANSFORMERS)
     )
     if unets is not None and others is not None:
         raise ScdpoError(f"mixes models: '{unets}' is a UNet's module, '{others}' is a transformer's.")

@@ -1,19 +1,21 @@
-"""From the settings to the LoRA in a model: in its denoiser, and in its text encoders if they train along."""
+"""A LoRA in a whole model, from the settings or from a file: in its denoiser and in its text encoders."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ..config_learning import LoraSettings
-from ..lora.adapter import LoraAdapter, attach
+from ..lora.adapter import LoraAdapter, attach, attach_file
+from ..lora.file import load_lora
 from ..lora.spelling import TEXT_ENCODERS
 from ..lora.targets import target_modules
-from ..types import PairBatch, ScdpoError
+from ..types import LoraFile, PairBatch, ScdpoError
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -77,6 +79,25 @@ def attach_lora(model: LoadedModel, settings: LoraSettings, seed: int) -> LoraAd
         )
         adapter = adapter.joined(part)
     return adapter
+
+
+def attach_finished(model: LoadedModel, path: Path) -> tuple[LoraAdapter, LoraFile]:
+    """Put a finished LoRA into a model that has none: into its text encoders too where the file adapts them.
+
+    Prompts are then encoded with the LoRA at the strength at which it stands, as the denoiser draws with it.
+
+    Args:
+        model: loaded.
+        path: the file.
+
+    Raises:
+        ScdpoError: as `attach_file`; the file adapts T5, or a text encoder that the model lacks.
+    """
+    texts: dict[str, nn.Module] = {}
+    # Only then: text encoders that hold a LoRA stay in memory.
+    if any(name.startswith(TEXT_ENCODERS) for name in load_lora(path)[0]):
+        texts = {f"{name}.": tower for name, (tower, _) in model.train_texts().items()}
+    return attach_file(model.denoiser, path, texts)
 
 
 def text_targets(tower: nn.Module, settings: LoraSettings, unread: int) -> list[str]:

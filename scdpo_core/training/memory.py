@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..config import TrainSettings
-from ..types import Conditioning, PairBatch
-from .reference import Draw, pair_residuals
+from ..types import PairBatch
+from .feed import Portion
+from .measure import Measure
+from .reference import Draw
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -35,7 +37,7 @@ class Memory:
     """Bytes on the training device.
 
     Attributes:
-        weights: of the frozen denoiser.
+        weights: of the frozen denoiser, and of the text encoders if some train along.
         lora: its weights, gradients, averages and what the optimiser keeps.
         step: what a forward and backward pass need on top, at their peak.
     """
@@ -59,7 +61,7 @@ def memory_of(
 ) -> Memory:
     """What training needs with these settings.
 
-    Text encoders that train along are counted as weights; their own activations are not.
+    Text encoders that train along count with their weights, T5's too, which stays beside them.
 
     Args:
         model: with the LoRA attached.
@@ -69,59 +71,71 @@ def memory_of(
         mode: that the model's weights were made in, if they are fake too.
     """
     own = settings.optim
-    shape = batch.latents.shape[2:]
-    step = peak_of_step(model, adapter, own.batch_size, shape, batch.conditioning, mode)
+    step = peak_of_step(model, adapter, settings, batch, mode)
     parameters = adapter.parameters()
     count = sum(weight.numel() for weight in parameters)
     # Master, gradient, states and the average.
     lora = count * (4 + 4 + _STATES[own.optimizer] + (4 if own.ema else 0))
     trained = {id(weight) for weight in parameters}
-    return Memory(sum(_bytes(part) for part in _held(model.denoiser) if id(part) not in trained), lora, step)
+    networks = [model.denoiser, *(model.live_texts() if settings.lora.train_text else [])]
+    frozen = [part for network in networks for part in _held(network) if id(part) not in trained]
+    return Memory(sum(map(_bytes, frozen)), lora, step)
 
 
 def peak_of_step(
     model: LoadedModel,
     adapter: LoraAdapter,
-    pairs: int,
-    shape: Sequence[int],
-    conditioning: Conditioning,
+    settings: TrainSettings,
+    batch: PairBatch,
     mode: FakeTensorMode | None = None,
 ) -> int:
-    """Most bytes alive at once while errors of `pairs` pairs are computed and go back to the LoRA.
+    """Most bytes alive at once while a batch is measured for the objective and goes back to the LoRA.
+
+    Every pass that the objective asks for is made: DUO looks at pure noise as well. Where text encoders train
+    along, the prompts are encoded first.
 
     Args:
         model: with the LoRA attached, in training mode or not.
         adapter: that LoRA.
-        pairs: B.
-        shape: (C, h, w) of the latents.
-        conditioning: of at least one prompt.
+        settings: of the run; they say how many pairs go at a time.
+        batch: any of the run's; only its shapes count.
         mode: see `memory_of`.
     """
+    # Late, since peft takes seconds to import.
+    from .attaching import live_words
+
     was_training = model.denoiser.training
     model.denoiser.train()
+    words = live_words(model, settings.lora)
     with mode or FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive:
-        device = model.device
-
-        def words(part: Tensor) -> Tensor:
-            return torch.empty((pairs, *part.shape[1:]), dtype=part.dtype, device=device)
-
-        empty = torch.empty((pairs, 2, *shape), device=device)
-        one = torch.empty(pairs, device=device)
-        # Sizes are given to every family: SDXL's model would make some, and keep them beyond this block.
-        known = dataclasses.replace(conditioning.map(words), sizes=torch.empty((pairs, 6), device=device))
-        batch = PairBatch(empty, known, one, one, torch.empty((pairs, 2), device=device))
-        times = model.timesteps.last(torch.empty(pairs, device=device, dtype=_times_of(model)))
-        chance = Draw(times, torch.empty((pairs, *shape), device=device))
-        enabled = model.dtype != torch.float32
-        with torch.autocast(device.type, model.dtype, enabled=enabled):
-            residuals = pair_residuals(model, adapter, batch, chance, "exact")
-        loss = residuals.errors().policy.sum()
-        del residuals
+        portion = _empty(model, settings.optim.batch_size, batch)
+        seen = Measure(model, adapter, lambda _: portion, settings.objective, words=words)(0)
+        loss = seen.errors.policy.sum()
+        if seen.prior is not None:
+            loss = loss + seen.prior.sum()
+        del seen
         torch.autograd.grad(loss, adapter.parameters(), allow_unused=True)
     model.denoiser.train(was_training)
     # Gradients are counted with the LoRA; here they are among what is alive at the end.
     gradients = sum(_bytes(weight) for weight in adapter.parameters())
     return max(0, int(alive.peak) - gradients)
+
+
+def _empty(model: LoadedModel, pairs: int, like: PairBatch) -> Portion:
+    """That many pairs without contents."""
+    device, shape = model.device, like.latents.shape[2:]
+
+    def several(part: Tensor) -> Tensor:
+        return torch.empty((pairs, *part.shape[1:]), dtype=part.dtype, device=device)
+
+    one = torch.empty(pairs, device=device)
+    # Sizes are given to every family: SDXL's model would make some, and keep them beyond this block.
+    known = dataclasses.replace(like.conditioning.map(several), sizes=torch.empty((pairs, 6), device=device))
+    pair = torch.empty((pairs, 2), device=device)
+    latents = torch.empty((pairs, 2, *shape), device=device)
+    times = model.timesteps.last(torch.empty(pairs, device=device, dtype=_times_of(model)))
+    chance = Draw(times, torch.empty((pairs, *shape), device=device))
+    return Portion(PairBatch(latents, known, one, one, pair, ("",) * pairs), chance)
 
 
 class Alive(TorchDispatchMode):

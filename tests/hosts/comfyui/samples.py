@@ -60,8 +60,21 @@ def state_of(network: nn.Module, size: float) -> dict[str, torch.Tensor]:
     return adapter.state()
 
 
+def words_of(size: float) -> dict[str, torch.Tensor]:
+    """A LoRA on the first layer of SD 1's text encoder."""
+    generator = torch.Generator().manual_seed(4)
+    module = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    shapes = {"down": (4, 768), "up": (768, 4)}
+    state = {
+        f"{module}.{part}": (size * torch.randn(shape, generator=generator)).half().float()
+        for part, shape in shapes.items()
+    }
+    return {**state, f"{module}.alpha": torch.tensor(4.0)}
+
+
 def make_loras(folder: Path) -> None:
-    """sd15 and sd3 as the trainer exports them, the first also as peft's file, and two that do not fit."""
+    """sd15 and sd3 as the trainer exports them, the first also as peft's file and with text encoders; one of
+    text encoders alone; and two that do not fit."""
     folder.mkdir(parents=True)
     state = state_of(tiny_unet(), 0.3)
     facts: dict[str, Any] = {
@@ -71,6 +84,9 @@ def make_loras(folder: Path) -> None:
     }
     save_lora(folder / "safe-sd15.safetensors", state, family="sd1", rank=4, alpha=4.0, facts=facts)
     write_lora(folder / "safe-sd15-peft.safetensors", state, dialect="peft", family="sd1", metadata={})
+    words = words_of(0.3)
+    for name, weights in (("words-sd15", words), ("safe-and-words-sd15", {**state, **words})):
+        save_lora(folder / f"{name}.safetensors", weights, family="sd1", rank=4, alpha=4.0, facts=facts)
     sd3 = state_of(tiny_sd3(), 0.3)
     save_lora(folder / "safe-sd3.safetensors", sd3, family="sd3", rank=4, alpha=4.0, facts=facts)
     # A module that a real SD 1 has and the tiny one has not.

@@ -101,7 +101,7 @@ def test_a_window_that_ends_before_it_begins_is_refused(host: Host) -> None:
     assert "start_percent must be below end_percent" in run.error
 
 
-def compared(strengths: str) -> dict[str, Any]:
+def compared(strengths: str, lora: str = "safe-sd15", **more: Any) -> dict[str, Any]:
     graph = samples.sampler("tiny-sd15.ckpt")
     sampling = {k: v for k, v in graph.pop("sample")["inputs"].items() if k != "model"}
     del graph["decode"], graph["save"]
@@ -109,12 +109,13 @@ def compared(strengths: str) -> dict[str, Any]:
     graph["compare"] = node(
         "SCDPO_CompareBeforeAfter",
         model=["checkpoint", 0],
-        lora_name="safe-sd15.safetensors",
+        lora_name=f"{lora}.safetensors",
         strengths=strengths,
         vae=["checkpoint", 2],
         cost_model=["judge", 0],
         seeds=2,
         **sampling,
+        **more,
     )
     return graph
 
@@ -134,6 +135,39 @@ def test_before_and_after_are_compared_from_the_same_seeds(host: Host) -> None:
     assert pictures(host, run, "bars")[0].shape == (420, 720, 3)
     assert "without the LoRA: 0 of 2 harmful" in run.texts["compare"]
     assert len(run.previews) > 6
+
+
+@pytest.mark.parametrize("lora", ["words-sd15", "safe-and-words-sd15"])
+def test_with_clip_the_prompts_are_encoded_anew_at_each_strength(host: Host, lora: str) -> None:
+    more = {"clip": ["checkpoint", 1], "positive_text": "a kitchen", "negative_text": ""}
+    graph = compared("0, 0.5, 1", lora, **more)
+    run = host.run(graph | {"all": saved(["compare", 2])})
+    shots = pictures(host, run, "all")
+    assert np.array_equal(shots[0], png(host.run(samples.sampler("tiny-sd15.ckpt")), host))
+    for row, strength in ((2, 0.5), (4, 1.0)):
+        inputs = {
+            "lora_name": f"{lora}.safetensors",
+            "strength_model": strength,
+            "strength_clip": strength,
+        }
+        expected = png(host.run(samples.sampler("tiny-sd15.ckpt", inputs)), host)
+        assert not np.array_equal(expected, shots[0])
+        assert np.array_equal(shots[row], expected)
+    assert "left out" not in run.texts["compare"]
+
+
+def test_without_clip_it_is_said_that_text_encoders_are_left_out(host: Host) -> None:
+    graph = compared("0, 1", "safe-and-words-sd15")
+    run = host.run(graph | {"all": saved(["compare", 2])})
+    plain = host.run(compared("0, 1") | {"all": saved(["compare", 2])})
+    for one, two in zip(pictures(host, run, "all"), pictures(host, plain, "all"), strict=True):
+        assert np.array_equal(one, two)
+    assert "Its weights for text encoders are left out" in run.texts["compare"]
+    assert "left out" not in plain.texts["compare"]
+    alone = host.run(compared("0, 1", "words-sd15"))
+    assert "adapts text encoders alone, so every row would be the same" in alone.error
+    silent = host.run(compared("0, 1", "words-sd15", clip=["checkpoint", 1]))
+    assert "write it into positive_text" in silent.error
 
 
 @pytest.mark.parametrize("strengths", ["", "0, -1", "0, 2.5", "much"])

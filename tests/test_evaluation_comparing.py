@@ -1,0 +1,150 @@
+"""Comparing with LoRAs that adapt text encoders: the pictures are those that the training itself drew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from scdpo_core.evaluation.comparing import compare
+from scdpo_core.families import FAMILIES
+from scdpo_core.lora.change import by_module, delta
+from scdpo_core.lora.file import load_lora, save_lora
+from scdpo_core.runs.comparison import CompareJob
+from scdpo_core.training.attaching import attach_finished
+from scdpo_core.training.job import run_job
+from scdpo_core.types import ScdpoError
+from tests.tiny import tiny_pairs, tiny_settings
+from tests.tiny_families import tiny_folder
+
+CPU = torch.device("cpu")
+PROMPTS = ("a thing 0", "another one")
+TEXT = ("text_encoder.", "text_encoder_2.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    family: str
+    base: Path
+    run: Path
+    lora: Path
+
+
+@pytest.fixture(scope="module", name="trained")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    """A family's tiny model with a LoRA that adapts its text encoders too; each is trained once."""
+    pairs = tiny_pairs(tmp_path_factory.mktemp("pairs") / "pairs", 4)
+
+    @cache
+    def train(family: str) -> Trained:
+        home = tmp_path_factory.mktemp(family)
+        base = tiny_folder(family, home / "base")
+        # With weights in 32 bits in the file, it is bit for bit what the last samples were drawn with.
+        settings = tiny_settings(
+            base, pairs, home / "run", train_text=True, save_dtype="fp32", max_train_steps=3, lr=0.05,
+            samples=2, sample_prompts=PROMPTS, sample_steps=3, guidance=3.0, cost_model="none",
+        )  # fmt: skip
+        result = run_job(settings)
+        assert result.lora is not None
+        return Trained(family, base, result.folder, result.lora.path)
+
+    return train
+
+
+def _only_words(whole: Path, path: Path, family: str) -> Path:
+    """The part of a LoRA that is for text encoders, as a file of its own."""
+    state, _ = load_lora(whole)
+    words = {name: weight for name, weight in state.items() if name.startswith(TEXT)}
+    save_lora(path, words, family=family, rank=2, alpha=2.0, facts={}, dtype=torch.float32)
+    return path
+
+
+def _drawn(lora: Path, base: Path, folder: Path, weights: tuple[float, ...]) -> list[list[bytes]]:
+    """PNG files, weight by weight."""
+    job = CompareJob(lora, str(base), folder, "compare", PROMPTS, weights, "embedded", 0, 3, 3.0)
+    found = compare(job, folder, CPU, lambda *_: None)
+    return [[(folder / cell.path).read_bytes() for cell in found.at(weight)] for weight in weights]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_with_text_encoders_draws_what_its_training_drew(
+    family: str, trained: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    made = trained(family)
+    samples = made.run / "samples"
+    before, after = ([(samples / f"step-{k:06d}-{n}.png").read_bytes() for n in (0, 1)] for k in (0, 3))
+    assert before != after
+    drawn = _drawn(made.lora, made.base, tmp_path / "compared", (1.0, 0.0, 0.5))
+    assert drawn[:2] == [after, before]
+    assert drawn[2] not in (after, before)
+
+    # The words alone, too: nothing in the denoiser changes.
+    words = _only_words(made.lora, tmp_path / "words.safetensors", family)
+    told, untold = _drawn(words, made.base, tmp_path / "told", (1.0, 0.0))
+    assert untold == before
+    assert told not in (before, after)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
+def test_words_at_a_strength_are_those_of_weights_that_were_merged(
+    family: str, trained: Callable[[str], Trained]
+) -> None:
+    made = trained(family)
+    model, merged = (FAMILIES[family].load(made.base, CPU, torch.float32) for _ in range(2))
+    untouched = merged.encode_prompts(list(PROMPTS))
+    towers = merged.train_texts()
+    state, _ = load_lora(made.lora)
+    changed = 0
+    for module, parts in by_module(state).items():
+        owner, _, name = module.partition(".")
+        if owner not in towers:
+            continue
+        tower = towers[owner][0]
+        known = dict(tower.named_modules())
+        weight = known.get(name, known.get(name.removeprefix("text_model."))).weight  # type: ignore[union-attr]
+        weight.data += 0.5 * delta(parts)
+        changed += 1
+    assert changed > 0
+    expected = merged.encode_prompts(list(PROMPTS))
+    adapter, _ = attach_finished(model, made.lora)
+    with adapter.scale(0.5):
+        found = model.encode_prompts(list(PROMPTS))
+    with adapter.disabled():
+        without = model.encode_prompts(list(PROMPTS))
+    for name in ("embeddings", "pooled"):
+        one, two, base = (getattr(words, name) for words in (found, expected, untouched))
+        if one is None:
+            continue
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        assert torch.equal(getattr(without, name), base)
+    told, untold = (
+        getattr(words, "pooled" if family == "flux" else "embeddings") for words in (found, untouched)
+    )
+    assert not torch.allclose(told, untold)
+
+
+def test_a_lora_without_words_leaves_text_encoders_alone(
+    trained: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    made = trained("sd1")
+    state, _ = load_lora(made.lora)
+    rest = {name: weight for name, weight in state.items() if not name.startswith(TEXT)}
+    path = tmp_path / "rest.safetensors"
+    save_lora(path, rest, family="sd1", rank=2, alpha=2.0, facts={})
+    model = FAMILIES["sd1"].load(made.base, CPU, torch.float32)
+    attach_finished(model, path)
+    ((tower, _),) = model.train_texts().values()
+    assert not any("lora" in name for name, _ in tower.named_modules())
+
+
+def test_words_for_an_encoder_that_the_model_lacks_are_named(
+    trained: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    words = _only_words(trained("sdxl").lora, tmp_path / "words.safetensors", "sdxl")
+    model = FAMILIES["sd1"].load(trained("sd1").base, CPU, torch.float32)
+    with pytest.raises(ScdpoError, match=r"words\.safetensors cannot be used: 'lora_te2_.*for another one"):
+        attach_finished(model, words)
