@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..types import CachedPair, Conditioning, LabelledPair, PairBatch, ScdpoError
 
 RESIDENT_LIMIT = 2 * 2**30
@@ -181,7 +182,7 @@ class PairStore:
     def gather(self, index: Tensor) -> PairBatch:
         """The pairs at these positions, [B] int64 on the CPU."""
         text = self._text[index]
-        there = index.to(self._device)
+        there = sent(index, self._device)
         pooled = None if self._pooled is None else self._pick(self._pooled, text)
         sizes = None if self._sizes is None else self._sizes[there]
         return PairBatch(
@@ -194,11 +195,8 @@ class PairStore:
         )
 
     def _pick(self, source: Tensor, index: Tensor) -> Tensor:
-        picked = source[index.to(source.device)]
-        if picked.device.type != "cpu" or self._device.type != "cuda":
-            return picked.to(self._device)
         # The batch is pinned and not the source: what is picked from pinned memory is not pinned itself.
-        return picked.pin_memory().to(self._device, non_blocking=True)
+        return sent(source[sent(index, source.device)], self._device)
 
 
 def _stack(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..devices import sent
 from .feed import Portion
 from .reference import autocast_for, mean_squares, reference_residuals
 from .reference_cache import Dice, ReferenceCache, extended
@@ -145,5 +146,5 @@ class FixedDraws:
         batch = self._stream.pairs(pairs)
         which = [(self._keys[pair], number) for pair, number in zip(pairs, numbers, strict=True)]
         chance = self._dice.draws(which, tuple(batch.latents.shape[2:]), self._device)
-        places = torch.tensor([pairs, numbers]).to(self._device, non_blocking=True)
+        places = sent(torch.tensor([pairs, numbers]), self._device)
         return Portion(batch, chance, self._errors[places[0], places[1]])
