@@ -74,12 +74,15 @@ class Bench:
         return [event for event in self.said if isinstance(event, Progress)]
 
 
-def stream(
-    settings: TrainSettings, pairs: int = 5, device: torch.device = CPU, **more: Any
-) -> BatchStream:
+def stream(settings: TrainSettings, pairs: int = 5, device: torch.device = CPU, **more: Any) -> BatchStream:
+    optim = settings.optim
+    return BatchStream(*pairs_of(pairs), optim.batch_size, optim.seed, device, torch.float32, **more)
+
+
+def pairs_of(count: int) -> tuple[list[CachedPair], list[LabelledPair]]:
     generator = torch.Generator().manual_seed(11)
     cached, labelled = [], []
-    for number in range(pairs):
+    for number in range(count):
         latents = torch.randn((2, LATENT_CHANNELS, 8, 8), generator=generator)
         cached.append(
             CachedPair(latents, torch.randn((TOKENS, WIDTH), generator=generator), None, str(number))
@@ -87,8 +90,7 @@ def stream(
         pair = PreferencePair(str(number), f"prompt {number}", Path("a"), Path("b"))
         chosen, rejected = (-1.0, 2.0) if number % 2 else (None, None)
         labelled.append(LabelledPair(pair, chosen, rejected, False, 1.0, 1.0, ""))
-    optim = settings.optim
-    return BatchStream(cached, labelled, optim.batch_size, optim.seed, device, torch.float32, **more)
+    return cached, labelled
 
 
 class Spoiled:

@@ -21,7 +21,7 @@ from scdpo_core.training.reference_cache import Dice
 from tests.test_training_loop import CPU, Bench, stream
 from tests.tiny import tiny_sd_folder
 
-# Torch's device without contents stands in for a GPU: what is computed there cannot be read back, and whatever
+# Torch's device without contents stands in for a GPU: what is computed there cannot be read back, and what
 # comes from the CPU is a copy that a GPU would have to be sent.
 THERE = torch.device("meta")
 
@@ -80,7 +80,9 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture(name="copies")
 def _copies(monkeypatch: pytest.MonkeyPatch) -> Copies:
-    monkeypatch.setattr(dfm, "one_hot", lambda index, count: index[:, None] == torch.arange(count, device=THERE))
+    monkeypatch.setattr(
+        dfm, "one_hot", lambda index, count: index[:, None] == torch.arange(count, device=THERE)
+    )
     return Copies(monkeypatch)
 
 
