@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from scdpo_core.families.timesteps import TimestepLaw
+from scdpo_core.preferences.batches import Room
 from scdpo_core.training.fixed_draws import FixedDraws
 from scdpo_core.training.reference_cache import Dice
 from tests.test_training_loop import Bench, stream
@@ -59,7 +60,7 @@ def test_no_thread_waits_for_the_gpu_in_a_step(
     options: dict[str, Any] = {"margin": 1.0, "dfm_warmup": 0.0, "ema": 0.9, "max_train_steps": 20}
     bench = Bench(tiny_sd_folder(tmp_path / "base"), tmp_path, dtype, **options)
     bench.move(there)
-    batches = stream(bench.settings, device=there, resident_limit=limit)
+    batches = stream(bench.settings, device=there, room=Room(limit))
     feed: Any = bench.feed(batches)
     if fixed:
         dice = Dice(7, TimestepLaw(), bench.model.timesteps)

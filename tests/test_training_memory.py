@@ -22,7 +22,7 @@ from scdpo_core.training.loop import Trainer
 from scdpo_core.training.memory import Alive, memory_of, peak_of_step
 from scdpo_core.training.portions import advice, is_out_of_memory, portion_of
 from scdpo_core.training.reference import draw, pair_residuals
-from scdpo_core.training.validation import held_out_batches
+from scdpo_core.training.validation import HeldOut
 from scdpo_core.types import Conditioning, PairBatch, ScdpoError
 from tests.test_training_loop import Bench, pairs_of, stream
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
@@ -204,7 +204,7 @@ def test_held_out_pairs_that_do_not_fit_are_halved_and_say_the_same(base: Path, 
             told.append(len(batch.prompts))
             return replace(batch, policy_conditioning=batch.conditioning)
 
-        held = held_out_batches(*pairs_of(6), 4, CPU)
+        held = HeldOut(*pairs_of(6), 4, CPU)
         trainer = bench.trainer(held_out=held, words=words)
         for step in (1, 2):
             trainer._validation.look(step)
@@ -227,7 +227,7 @@ def test_held_out_pairs_that_do_not_fit_are_halved_and_say_the_same(base: Path, 
 def test_no_room_for_one_held_out_pair_says_what_would_help(base: Path, tmp_path: Path) -> None:
     bench = Bench(base, tmp_path)
     Small(bench, pictures=1, learning=False)
-    trainer = bench.trainer(held_out=held_out_batches(*pairs_of(2), 2, CPU))
+    trainer = bench.trainer(held_out=HeldOut(*pairs_of(2), 2, CPU))
     with pytest.raises(ScdpoError, match="even for one pair"):
         trainer._validation.look(1)
 

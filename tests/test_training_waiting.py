@@ -16,6 +16,7 @@ from scdpo_core.families.sd1 import SD1
 from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.families.unet import uncropped
 from scdpo_core.objectives import dfm
+from scdpo_core.preferences.batches import Room
 from scdpo_core.training.fixed_draws import FixedDraws
 from scdpo_core.training.reference_cache import Dice
 from tests.test_training_loop import CPU, Bench, stream
@@ -115,7 +116,7 @@ def test_a_step_waits_for_no_copy_and_reads_nothing_back(
     options: dict[str, Any] = {"margin": 1.0, "loser_mu": 0.5} if objective == "sc_dpo" else {}
     bench = Bench(base, tmp_path, objective=objective, ema=0.9, dfm_warmup=0.0, dropout=0.1, **options)
     bench.move(THERE)
-    batches = stream(bench.settings, device=THERE, resident_limit=limit)
+    batches = stream(bench.settings, device=THERE, room=Room(limit))
     feed: Any = bench.feed(batches)
     if fixed:
         dice = Dice(7, TimestepLaw(), bench.model.timesteps)

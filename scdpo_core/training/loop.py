@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         on_sample: Callable[[int], None] | None = None,
         words: Callable[[PairBatch], PairBatch] | None = None,
-        held_out: Sequence[PairBatch] = (),
+        held_out: Iterable[PairBatch] = (),
         dataset_hash: str = "",
         team: Team | None = None,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from ..families.parameterisation import Weighting
 from ..families.timesteps import TimestepLaw
 from ..objectives import preference_logit
 from ..objectives.sc_dpo import preference_metrics
-from ..preferences.batches import PairStore
+from ..preferences.batches import PairStore, Room
 from ..types import CachedPair, LabelledPair, PairBatch, PairErrors
 from .events import Event, Validated, Warned
 from .feed import timestep_law, weighting_of
@@ -31,28 +31,39 @@ if TYPE_CHECKING:
 _SEED = 2**31
 
 
-def held_out_batches(
-    cached: Sequence[CachedPair],
-    labelled: Sequence[LabelledPair],
-    batch_size: int,
-    device: torch.device,
-    sizes: Tensor | None = None,
-) -> list[PairBatch]:
-    """All pairs once, in order, in batches of one shape each and at most `batch_size` pairs."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for place, pair in enumerate(cached):
-        shapes.setdefault(tuple(pair.latents.shape), []).append(place)
-    batches = []
-    for places in shapes.values():
-        store = PairStore(
-            [cached[place] for place in places],
-            [labelled[place] for place in places],
-            device,
-            torch.float32,
-            sizes=None if sizes is None else sizes[places],
-        )
-        batches += [store.gather(part) for part in torch.arange(len(places)).split(batch_size)]
-    return batches
+class HeldOut:
+    """All pairs once, in order, in batches of one shape each, as often as somebody walks through them.
+
+    A batch is put together when its turn comes: only one is on the device beside what has room there.
+    """
+
+    def __init__(
+        self,
+        cached: Sequence[CachedPair],
+        labelled: Sequence[LabelledPair],
+        batch_size: int,
+        device: torch.device,
+        sizes: Tensor | None = None,
+        room: Room | None = None,
+    ) -> None:
+        """Batches of at most `batch_size` pairs; the other arguments are those of `BatchStream`."""
+        room, shapes = room or Room(), dict[tuple[int, ...], list[int]]()
+        for place, pair in enumerate(cached):
+            shapes.setdefault(tuple(pair.latents.shape), []).append(place)
+        self._parts: list[tuple[PairStore, Tensor]] = []
+        for places in shapes.values():
+            store = PairStore(
+                [cached[place] for place in places],
+                [labelled[place] for place in places],
+                device,
+                torch.float32,
+                room,
+                None if sizes is None else sizes[places],
+            )
+            self._parts += [(store, part) for part in torch.arange(len(places)).split(batch_size)]
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        return (store.gather(index) for store, index in self._parts)
 
 
 class Validator:
@@ -66,7 +77,7 @@ class Validator:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        batches: Sequence[PairBatch],
+        batches: Iterable[PairBatch],
         *,
         law: TimestepLaw,
         weighting: Weighting,
@@ -75,12 +86,12 @@ class Validator:
         portions: Portions,
         words: Callable[[PairBatch], PairBatch] | None = None,
     ) -> None:
-        """Look at `batches`, see `held_out_batches`.
+        """Look at `batches`, see `HeldOut`.
 
         Args:
             model: with the LoRA attached.
             adapter: that LoRA.
-            batches: the held-out pairs.
+            batches: the held-out pairs, walked through on every look.
             law: of the timesteps, as in training.
             weighting: of the errors, as in training.
             beta: for u; accuracy and gaps do not depend on it.
@@ -88,7 +99,7 @@ class Validator:
             portions: how many pairs there is memory for.
             words: as in `Trainer`.
         """
-        self._model, self._adapter, self._batches, self._words = model, adapter, list(batches), words
+        self._model, self._adapter, self._batches, self._words = model, adapter, batches, words
         self._law, self._weighting, self._beta, self._draws = law, weighting, beta, draws
         self._portions = portions
         self.pairs = sum(len(batch.weight) for batch in batches)
@@ -156,7 +167,7 @@ class Validation:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        batches: Sequence[PairBatch],
+        batches: Iterable[PairBatch],
         settings: TrainSettings,
         emit: Callable[[Event], None],
         team: Team,
