@@ -1,8 +1,11 @@
-"""What a device has room for, and how it says that it has none."""
+"""What a device has room for, how it says that it has none, and copies to it that nobody waits for."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+_ASYNCHRONOUS = ("cuda",)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -20,3 +23,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     words = str(error)
     return isinstance(error, RuntimeError) and ("not enough memory" in words or "out of memory" in words)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The same values on a device. What comes from the CPU travels while a GPU computes.
+
+    A copy from memory that is not pinned would make the caller wait for all that the GPU has to do before it.
+    """
+    if device.type not in _ASYNCHRONOUS or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

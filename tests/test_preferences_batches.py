@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdpo_core.preferences.batches import BatchStream
+from scdpo_core.preferences.batches import BatchStream, Room
 from scdpo_core.types import CachedPair, LabelledPair, PairBatch, PreferencePair, ScdpoError
 
 CPU = torch.device("cpu")
@@ -139,14 +139,14 @@ def _same(one: PairBatch, other: PairBatch) -> bool:
 
 def test_large_sets_wait_on_the_cpu_and_give_the_same() -> None:
     resident = _stream([""] * 9, 4)
-    travelling = _stream([""] * 9, 4, resident_limit=0)
+    travelling = _stream([""] * 9, 4, room=Room(0))
     assert all(_same(resident.batch(step), travelling.batch(step)) for step in range(5))
     # A device without memory: what is kept on it and what is not can be told apart on any machine.
     meta = torch.device("meta")
     cached, labelled = _data([""] * 4)
     # 4 pairs of 2 * 4 latents and 2 prompts of 3 * 2 embeddings, 4 bytes each: 44 * 4 = 176 bytes.
-    inside = BatchStream(cached, labelled, 2, 0, meta, torch.float32, resident_limit=176)
-    beyond = BatchStream(cached, labelled, 2, 0, meta, torch.float32, resident_limit=175)
+    inside = BatchStream(cached, labelled, 2, 0, meta, torch.float32, room=Room(176))
+    beyond = BatchStream(cached, labelled, 2, 0, meta, torch.float32, room=Room(175))
     assert inside._store._latents.device.type == "meta"
     assert beyond._store._latents.device.type == "cpu"
     assert beyond.batch(0).latents.device.type == "meta"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scdpo_core.preferences.buckets import BucketStream, bucket_sizes, nearest_size, sizes_of
+from scdpo_core.preferences.buckets import BucketStream, _Rotation, bucket_sizes, nearest_size, sizes_of
 from scdpo_core.preferences.pictures import PictureError, covering, upright_size
 from scdpo_core.preferences.split import hold_out
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
@@ -77,13 +81,18 @@ def test_the_crop_of_a_picture_as_worked_by_hand() -> None:
     assert covering((800, 800), (400, 400)) == (0, 0)
 
 
-def _stream(shapes: list[tuple[int, int]], batch_size: int, **more: object) -> BucketStream:
+def _stream(
+    shapes: list[tuple[int, int]], batch_size: int, kinds: Sequence[bool] = (), **more: Any
+) -> BucketStream:
+    """Pair i is of that shape, and benign where `kinds` says so."""
     cached = [
         CachedPair(torch.full((2, 1, *shape), float(place)), torch.zeros(1, 1), None, str(place))
         for place, shape in enumerate(shapes)
     ]
-    labelled = [_labelled(place) for place in range(len(shapes))]
-    return BucketStream(cached, labelled, batch_size, 0, CPU, torch.float32, **more)  # type: ignore[arg-type]
+    names = ["benign" if kind else "weapon" for kind in kinds] or [""] * len(shapes)
+    labelled = [_labelled(place, category=name) for place, name in enumerate(names)]
+    seed = more.pop("seed", 0)
+    return BucketStream(cached, labelled, batch_size, seed, CPU, torch.float32, **more)
 
 
 @given(st.lists(st.sampled_from([(2, 2), (2, 4), (4, 2)]), min_size=1, max_size=9), st.integers(1, 4))
@@ -100,6 +109,115 @@ def test_every_pair_is_dealt_as_often_as_any_other(shapes: list[tuple[int, int]]
         dealt.update(own)
     # As many batches as pairs, twice: each pair batch_size times a round.
     assert set(dealt.values()) == {2 * batch_size}
+
+
+SQUARE, WIDE, TALL = (2, 2), (2, 4), (4, 2)
+
+
+def test_turns_as_worked_by_hand() -> None:
+    # Weights 1/2, 1/3 and 1/6: three, two and one of six batches; squares once in two, wide ones in three.
+    stream = _stream([SQUARE] * 3 + [WIDE] * 2 + [TALL], 1)
+    turns = [stream._bucket(step)[0] for step in range(60)]
+    assert all(turns[step : step + 2].count(0) == 1 for step in range(0, 60, 2))
+    assert all(turns[step : step + 3].count(1) == 1 for step in range(0, 60, 3))
+    number, before = stream._bucket(6 * 10**6)
+    assert before == 10**6 * (3, 2, 1)[number]
+    # Of shapes whose turn comes at once the seed decides which is first.
+    firsts = {_stream([SQUARE, WIDE, TALL], 1, seed=seed)._bucket(0)[0] for seed in range(20)}
+    assert firsts == {0, 1, 2}
+
+
+def test_buckets_that_lack_a_kind_as_worked_by_hand() -> None:
+    # Benign: two square ones. Others: two square ones and four wide ones. Half of all is asked for: squares
+    # have 1/2 * 1 + 1/2 * 2/6 = 2/3 of the batches, of which (1/2) / (2/3) = 3/4 is benign.
+    stream = _stream([SQUARE] * 4 + [WIDE] * 4, 4, [True, True] + [False] * 6, benign_share=0.5)
+    dealt = [stream.indices(step) for step in range(12)]
+    assert [max(batch) < 4 for batch in dealt].count(True) == 8
+    assert all(sum(place < 2 for place in batch) == (3 if max(batch) < 4 else 0) for batch in dealt)
+    counts = Counter(place for batch in dealt for place in batch)
+    # 24 of 48 are benign: 12 each; and 24 of six others: 4 each.
+    assert counts == {0: 12, 1: 12, **dict.fromkeys(range(2, 8), 4)}
+
+
+def test_shapes_of_one_kind_each_take_turns() -> None:
+    stream = _stream([SQUARE, WIDE, WIDE], 2, [True, False, False], benign_share=0.25)
+    dealt = [tuple(sorted(stream.indices(step))) for step in range(8)]
+    assert sorted(dealt) == [(0, 0)] * 2 + [(1, 2)] * 6
+
+
+def test_a_kind_that_nobody_wants_is_never_dealt() -> None:
+    for share, wanted in ((1.0, {0}), (0.0, {1, 2})):
+        stream = _stream([SQUARE, WIDE, SQUARE], 2, [True, False, False], benign_share=share)
+        assert {place for step in range(9) for place in stream.indices(step)} == wanted
+
+
+def test_a_folder_without_a_kind_is_still_refused() -> None:
+    for kinds, found in (([True] * 3, "3 of the 3"), ([False] * 3, "0 of the 3")):
+        with pytest.raises(ScdpoError, match=rf"0\.25 benign pairs is asked for, but {found}"):
+            _stream([SQUARE, WIDE, SQUARE], 2, kinds, benign_share=0.25)
+    with pytest.raises(ScdpoError, match="No pairs are left"):
+        _stream([], 2)
+
+
+@st.composite
+def folders(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[bool]]:
+    """Pairs of both kinds in some shapes, some of which lack a kind."""
+    pairs = draw(
+        st.lists(st.tuples(st.sampled_from([SQUARE, WIDE, TALL]), st.booleans()), min_size=2, max_size=9)
+    )
+    pairs += [(draw(st.sampled_from([SQUARE, WIDE, TALL])), kind) for kind in (True, False)]
+    return [shape for shape, _ in pairs], [kind for _, kind in pairs]
+
+
+@settings(deadline=None)
+@given(folders(), st.integers(1, 4), st.integers(0, 10), st.integers(0, 9))
+def test_the_share_holds_over_all_batches_and_within_a_kind_all_are_equal(
+    folder: tuple[list[tuple[int, int]], list[bool]], size: int, tenths: int, seed: int
+) -> None:
+    shapes, kinds = folder
+    stream = _stream(shapes, size, kinds, benign_share=tenths / 10, seed=seed)
+    benign, others = kinds.count(True), kinds.count(False)
+    # After so many batches every part of it is whole.
+    steps, seen = 10 * benign * others, Counter[int]()
+    for step in range(steps):
+        own = stream.indices(step)
+        assert len(own) == size
+        assert len({shapes[place] for place in own}) == 1
+        seen.update(own)
+        # A shape is at most one batch ahead or behind, and rounds within its own.
+        wanted = (step + 1) * size * tenths / 10
+        assert abs(sum(seen[place] for place, kind in enumerate(kinds) if kind) - wanted) < 3 * (size + 1)
+    for place, kind in enumerate(kinds):
+        slots = tenths if kind else 10 - tenths
+        assert seen[place] * 10 * (benign if kind else others) == steps * size * slots
+
+
+@settings(deadline=None)
+@given(folders(), st.integers(1, 3), st.sampled_from([None, 0.0, 0.3, 0.5, 1.0]), st.integers(0, 9))
+def test_a_team_and_a_resumed_run_deal_the_same(
+    folder: tuple[list[tuple[int, int]], list[bool]], size: int, share: float | None, seed: int
+) -> None:
+    shapes, kinds = folder
+    more: dict[str, Any] = {"benign_share": share, "seed": seed}
+    alone = _stream(shapes, 2 * size, kinds, **more)
+    batches = [alone.indices(step) for step in range(40)]
+    team = [_stream(shapes, size, kinds, share=(rank, 2), **more) for rank in (0, 1)]
+    assert [[*team[0].indices(step), *team[1].indices(step)] for step in range(40)] == batches
+    assert [team[1].dealt(step) for step in range(40)] == batches
+    resumed = _stream(shapes, 2 * size, kinds, **more)
+    assert [resumed.indices(step) for step in range(23, 40)] == batches[23:]
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=7).filter(any), st.integers(0, 9))
+def test_no_shape_is_ever_a_whole_turn_ahead_or_behind(parts: list[int], seed: int) -> None:
+    weights = [Fraction(part, sum(parts)) for part in parts]
+    ranks = np.random.default_rng(seed).permutation(len(parts)).tolist()
+    rotation, had = _Rotation(weights, ranks), [0] * len(parts)
+    for step in range(2 * sum(parts)):
+        number, before = rotation.turn(step)
+        assert before == had[number]
+        had[number] += 1
+        assert all(abs(had[each] - (step + 1) * weight) < 1 for each, weight in enumerate(weights))
 
 
 def test_any_batch_may_be_asked_for_at_any_time() -> None:

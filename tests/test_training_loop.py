@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scdpo_core.objectives import dfm
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.training import checkpoint
 from scdpo_core.training.events import Event, Progress, Saved, Warned
-from scdpo_core.training.feed import Feed, FreshDraws, timestep_law
+from scdpo_core.training.feed import Ahead, Feed, FreshDraws, timestep_law
 from scdpo_core.training.loop import Trainer, learning_rate
 from scdpo_core.types import CachedPair, LabelledPair, PairBatch, PreferencePair, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
@@ -43,15 +44,23 @@ class Bench:
         self.said: list[Event] = []
         self.folder = folder / "checkpoints"
 
-    def trainer(self, batches: Any = None, stop_at: int | None = None, **more: Any) -> Trainer:
+    def move(self, device: torch.device) -> None:
+        """Let the model compute elsewhere."""
+        self.model.denoiser.to(device)
+        self.model.alphas_cumprod = self.model.alphas_cumprod.to(device)
+        self.model.device = device
+
+    def trainer(
+        self, batches: Any = None, stop_at: int | None = None, feed: Feed | None = None, **more: Any
+    ) -> Trainer:
         trainer: Trainer
 
         def should_stop() -> bool:
             return stop_at is not None and trainer.step >= stop_at
 
         trainer = Trainer(
-            self.model, self.adapter, self.feed(batches or stream(self.settings)), self.settings, self.folder,
-            emit=self.said.append, should_stop=should_stop, **more,
+            self.model, self.adapter, feed or self.feed(batches or stream(self.settings)), self.settings,
+            self.folder, emit=self.said.append, should_stop=should_stop, **more,
         )  # fmt: skip
         return trainer
 
@@ -65,10 +74,15 @@ class Bench:
         return [event for event in self.said if isinstance(event, Progress)]
 
 
-def stream(settings: TrainSettings, pairs: int = 5) -> BatchStream:
+def stream(settings: TrainSettings, pairs: int = 5, device: torch.device = CPU, **more: Any) -> BatchStream:
+    optim = settings.optim
+    return BatchStream(*pairs_of(pairs), optim.batch_size, optim.seed, device, torch.float32, **more)
+
+
+def pairs_of(count: int) -> tuple[list[CachedPair], list[LabelledPair]]:
     generator = torch.Generator().manual_seed(11)
     cached, labelled = [], []
-    for number in range(pairs):
+    for number in range(count):
         latents = torch.randn((2, LATENT_CHANNELS, 8, 8), generator=generator)
         cached.append(
             CachedPair(latents, torch.randn((TOKENS, WIDTH), generator=generator), None, str(number))
@@ -76,7 +90,7 @@ def stream(settings: TrainSettings, pairs: int = 5) -> BatchStream:
         pair = PreferencePair(str(number), f"prompt {number}", Path("a"), Path("b"))
         chosen, rejected = (-1.0, 2.0) if number % 2 else (None, None)
         labelled.append(LabelledPair(pair, chosen, rejected, False, 1.0, 1.0, ""))
-    return BatchStream(cached, labelled, settings.optim.batch_size, settings.optim.seed, CPU, torch.float32)
+    return cached, labelled
 
 
 class Spoiled:
@@ -328,6 +342,28 @@ def test_samples_are_drawn_between_steps_in_evaluation_mode(base: Path, tmp_path
     bench.trainer(on_sample=lambda step: drawn.append((step, bench.model.denoiser.training))).run()
     # Not at step 6: what comes after the last step is drawn by whoever called.
     assert drawn == [(2, False), (4, False)]
+
+
+@pytest.mark.parametrize("method", ["run", "rehearse"])
+@pytest.mark.parametrize("error", [ScdpoError("broken"), KeyboardInterrupt()])
+def test_the_thread_that_works_ahead_ends_with_an_error(
+    base: Path, tmp_path: Path, method: str, error: BaseException
+) -> None:
+    def threads() -> int:
+        return sum(thread.name.startswith("batches") for thread in threading.enumerate())
+
+    trainer, alive = Bench(base, tmp_path).trainer(), []
+    trainer._ahead = trainer._measure._feed = Ahead(trainer._measure._feed, 4)  # as on a GPU
+
+    def fail(name: str, value: torch.Tensor) -> None:
+        alive.append(threads())
+        raise error
+
+    trainer._meter.add = fail  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        getattr(trainer, method)()
+    assert alive == [1]
+    assert threads() == 0
 
 
 def test_the_artist_is_warned_once_when_the_chosen_pictures_get_worse(base: Path, tmp_path: Path) -> None:

@@ -12,21 +12,23 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import CLIPTextModel
 
 from scdpo_core.config import TrainSettings
+from scdpo_core.devices import is_out_of_memory
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.families.base import LoadedModel
 from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter
 from scdpo_core.training import checkpoint
 from scdpo_core.training.attaching import attach_lora, live_words
-from scdpo_core.training.events import Estimated, Warned
+from scdpo_core.training.events import Estimated, Validated, Warned
 from scdpo_core.training.feed import FreshDraws, Portion, timestep_law
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.memory import Alive, Memory, memory_of, peak_of_step
-from scdpo_core.training.portions import advice, is_out_of_memory, portion_of
+from scdpo_core.training.portions import advice, portion_of
 from scdpo_core.training.reference import draw
+from scdpo_core.training.validation import HeldOut
 from scdpo_core.types import Conditioning, PairBatch, ScdpoError
-from tests.test_training_loop import Bench, stream
+from tests.test_training_loop import Bench, pairs_of, stream
 from tests.tiny import WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings
 from tests.tiny_families import T5_TOKENS, tiny_folder
 
@@ -182,14 +184,15 @@ def test_the_estimate_is_said_before_the_first_step_and_changes_nothing(base: Pa
 class Small:
     """A GPU that holds so many pictures at once, and says so in the middle of a step."""
 
-    def __init__(self, bench: Bench, pictures: int) -> None:
+    def __init__(self, bench: Bench, pictures: int, *, learning: bool = True) -> None:
+        """Hold so many; without `learning`, passes that need no gradient are too much as well."""
         self._real = bench.model.residuals
-        self._pictures = pictures
+        self._pictures, self._learning = pictures, learning
         self.seen: list[int] = []
         bench.model.residuals = self  # type: ignore[method-assign,assignment]
 
     def __call__(self, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(latents) > self._pictures and torch.is_grad_enabled():
+        if len(latents) > self._pictures and torch.is_grad_enabled() >= self._learning:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         self.seen.append(len(latents))
         return self._real(latents, *rest)
@@ -248,6 +251,48 @@ def test_what_a_failed_attempt_left_is_undone_and_a_resumed_run_stays_small(
     assert not any(isinstance(event, Warned) for event in second.said)
     paths = [checkpoint.path_of(bench.folder, 4) for bench in (whole, second)]
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_held_out_pairs_that_do_not_fit_are_halved_and_say_the_same(base: Path, tmp_path: Path) -> None:
+    found = []
+    for name, pictures in (("whole", 99), ("tight", 2)):
+        bench = Bench(base, tmp_path / name, batch_size=4, validation_draws=2)
+        with torch.no_grad():
+            for number, weight in enumerate(bench.adapter.parameters()):
+                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
+        small = Small(bench, pictures, learning=False)
+        told: list[int] = []
+
+        def words(batch: PairBatch, told: list[int] = told) -> PairBatch:
+            told.append(len(batch.prompts))
+            return replace(batch, policy_conditioning=batch.conditioning)
+
+        held = HeldOut(*pairs_of(6), 4, CPU)
+        trainer = bench.trainer(held_out=held, words=words)
+        for step in (1, 2):
+            trainer._validation.look(step)
+        said = [event.message for event in bench.said if isinstance(event, Warned)]
+        looks = [event.metrics for event in bench.said if isinstance(event, Validated)]
+        assert looks[0] == looks[1]
+        # Four and two pairs, twice; each with two draws, for reference and policy.
+        assert told == ([4, 2] * 2 if name == "whole" else [4, 2, *[1] * 6, *[1] * 6])
+        assert small.seen == (([8] * 4 + [4] * 4) * 2 if name == "whole" else [2] * 48)
+        assert len(said) == (0 if name == "whole" else 2)
+        assert all("held-out pairs at once" in line and "what is said of them stays" in line for line in said)
+        # What a step can hold is another matter.
+        assert trainer._portions.size == 4
+        found.append(looks[0])
+    assert found[0]["winner_gap"] != 0
+    for figure, value in found[0].items():
+        assert found[1][figure] == pytest.approx(value, rel=1e-3, abs=1e-7)
+
+
+def test_no_room_for_one_held_out_pair_says_what_would_help(base: Path, tmp_path: Path) -> None:
+    bench = Bench(base, tmp_path)
+    Small(bench, pictures=1, learning=False)
+    trainer = bench.trainer(held_out=HeldOut(*pairs_of(2), 2, CPU))
+    with pytest.raises(ScdpoError, match="even for one pair"):
+        trainer._validation.look(1)
 
 
 def test_no_room_for_one_pair_says_what_would_help(base: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from scdpo_core.families.timesteps import DiscreteTimesteps, TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.training.dealing import deal
+from scdpo_core.training.events import Event, Warned
 from scdpo_core.training.feed import Ahead, Portion
 from scdpo_core.training.fixed_draws import FixedDraws, turns
 from scdpo_core.training.job import run_job
@@ -78,11 +80,17 @@ def settings_of(folder: Path, **changes: Any) -> TrainSettings:
 
 
 def dealt(
-    model: SD1Model, adapter: LoraAdapter, folder: Path, network: str = "n", **changes: Any
+    model: SD1Model,
+    adapter: LoraAdapter,
+    folder: Path,
+    network: str = "n",
+    emit: Callable[[Event], None] = lambda event: None,
+    **changes: Any,
 ) -> FixedDraws:
     feed = deal(
         settings_of(folder, **({"reference_draws": 3} | changes)), model, adapter, stream(), keys=KEYS,
         network=network, folder=folder / "cache", team=Alone(), progress=lambda done, total: None,
+        emit=emit,
     )  # fmt: skip
     assert isinstance(feed, FixedDraws)
     return feed
@@ -186,6 +194,38 @@ def test_only_what_is_missing_is_measured(
     longer = dealt(model, adapter, tmp_path, reference_draws=5)._errors
     assert torch.equal(longer[:, :3], whole)
     assert calls == [4, 4, 4]
+
+
+def test_draws_that_do_not_fit_are_measured_in_smaller_groups_and_kept_as_such(
+    model: SD1Model, adapter: LoraAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = dealt(model, adapter, tmp_path / "whole", batch_size=4)._errors
+    room, seen, said = [4], [], list[Event]()
+    real = model.denoiser.forward
+
+    def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(sample) > room[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        seen.append(len(sample))
+        return real(sample, *args, **kwargs)
+
+    monkeypatch.setattr(model.denoiser, "forward", forward)
+    tight = dealt(model, adapter, tmp_path, batch_size=4, emit=said.append)._errors
+    # Three draws of two pictures each: two at once, then the third with a fourth.
+    assert seen == [4] * 6
+    (warning,) = said
+    assert isinstance(warning, Warned)
+    assert "memory for 4 draws of a pair at once: from here on 2 go through" in warning.message
+    torch.testing.assert_close(tight, whole, rtol=1e-4, atol=1e-7)
+    # They are what groups of two are, bit for bit, whoever measures them; and are found with any room.
+    seen.clear()
+    room[0] = 99
+    assert torch.equal(dealt(model, adapter, tmp_path, batch_size=4)._errors, tight)
+    assert torch.equal(dealt(model, adapter, tmp_path, batch_size=2)._errors, tight)
+    assert seen == []
+    room[0] = 1
+    with pytest.raises(ScdpoError, match="even for one pair"):
+        dealt(model, adapter, tmp_path / "none", batch_size=4)
 
 
 @pytest.mark.parametrize("change", [{"weighting": "exact"}, {"seed": 8}, {"batch_size": 3}, {"network": "m"}])

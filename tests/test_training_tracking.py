@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 from scdpo_core.training.events import Done, Event, Progress, Sample, Validated, Warned
 from scdpo_core.training.job import run_job
-from scdpo_core.training.tracking import TRACKERS, Tracking, start_tracking
+from scdpo_core.training.tracking import TRACKERS, WANDB, Tracking, start_tracking
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
 
@@ -97,6 +99,36 @@ def test_tensorboard_reads_what_a_run_wrote(tmp_path: Path) -> None:
     assert losses == [(event.step, pytest.approx(event.metrics["loss"])) for event in told]
     assert [event.step for event in found.Scalars("validation/accuracy")] == [2, 4]
     assert [event.step for event in found.Images("samples/0")] == [0, 4]
+
+
+def test_wandb_tells_runs_of_one_name_apart_and_goes_on_with_a_folder_that_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, Any]] = []
+    monkeypatch.setitem(
+        sys.modules,
+        "wandb",
+        SimpleNamespace(
+            Settings=dict, init=lambda **given: begun.append(given), errors=SimpleNamespace(Error=OSError)
+        ),
+    )
+    one, other = tmp_path / "a" / "lora", tmp_path / "b" / "lora"
+    for folder in (one, other):
+        folder.mkdir(parents=True)
+        start_tracking(["wandb"], folder, lambda event: None)
+    moved = one.rename(tmp_path / "moved")
+    for folder in (moved, other):
+        start_tracking(["wandb"], folder, lambda event: None)
+    ids = [each["id"] for each in begun]
+    assert ids[0] != ids[1]
+    assert ids[2:] == ids[:2]
+    # What wandb takes for an id.
+    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in ids)
+    assert [each["name"] for each in begun] == ["lora", "lora", "moved", "lora"]
+    # A file that somebody emptied is no id.
+    (other / WANDB).write_text("", "utf-8")
+    start_tracking(["wandb"], other, lambda event: None)
+    assert begun[-1]["id"] == (other / WANDB).read_text("utf-8").strip() != ids[1]
 
 
 def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 
 from scdpo_core.config import to_toml
+from scdpo_core.preferences.batches import Room
+from scdpo_core.preferences.buckets import BucketStream
 from scdpo_core.preferences.split import hold_out
 from scdpo_core.training import checkpoint, labelling
+from scdpo_core.training.dataset import Dataset
 from scdpo_core.training.events import Progress, Sample, Validated, Warned, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.training.team import Alone
-from scdpo_core.training.validation import Patience, Validation, held_out_batches
+from scdpo_core.training.validation import HeldOut, Patience, Validation
 from scdpo_core.types import CachedPair, ScdpoError
 from tests.test_preferences_buckets import _labelled
 from tests.test_training_job import Redness
@@ -36,7 +39,9 @@ def _pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_pairs(tmp_path_factory.mktemp("pairs") / "pairs", 6)
 
 
-def _held(shapes: list[tuple[int, int]], at_once: int) -> list[Any]:
+def _held(
+    shapes: list[tuple[int, int]], at_once: int, device: torch.device = CPU, room: Room | None = None
+) -> HeldOut:
     dice = torch.Generator().manual_seed(0)
     cached = [
         CachedPair(
@@ -47,7 +52,8 @@ def _held(shapes: list[tuple[int, int]], at_once: int) -> list[Any]:
         )
         for number, shape in enumerate(shapes)
     ]
-    return held_out_batches(cached, [_labelled(number) for number in range(len(shapes))], at_once, CPU)
+    labelled = [_labelled(number) for number in range(len(shapes))]
+    return HeldOut(cached, labelled, at_once, device, None, room)
 
 
 def test_held_out_pairs_come_once_each_in_batches_of_one_shape() -> None:
@@ -57,6 +63,34 @@ def test_held_out_pairs_come_once_each_in_batches_of_one_shape() -> None:
         ("prompt 3",),
         ("prompt 1",),
     ]
+
+
+def test_trained_and_held_out_pairs_share_the_room_on_the_device(tmp_path: Path) -> None:
+    meta = torch.device("meta")
+    # 2 pictures of 4 channels and 8 * 8 cells, and 16 words of 32 numbers: 1024 numbers of 4 bytes.
+    one = 4 * (2 * LATENT_CHANNELS * 8 * 8 + TOKENS * WIDTH)
+    pairs = [CachedPair(torch.zeros(2, LATENT_CHANNELS, 8, side), torch.zeros(TOKENS, WIDTH), None, str(side))
+             for side in (8, 4, 8, 8)]  # fmt: skip
+    labelled = [_labelled(number) for number in range(4)]
+    settings = tiny_settings("x", tmp_path, tmp_path)
+    # The second pair is a bucket of its own and needs three quarters; two are held out.
+    for room, homes in (
+        (4 * one, ["meta", "meta", "meta"]),
+        (3 * one, ["meta", "meta", "cpu"]),
+        (2 * one, ["meta", "meta", "cpu"]),
+        (one, ["meta", "cpu", "cpu"]),
+        (one - 1, ["cpu", "meta", "cpu"]),
+        (0, ["cpu", "cpu", "cpu"]),
+    ):
+        data = Dataset(pairs, labelled, [0, 1], [2, 3], room=Room(room))
+        stream = data.stream(settings, meta, Alone())
+        assert isinstance(stream, BucketStream)
+        stores = [each._store for each in stream._streams]
+        held = data.held_out(settings, meta)
+        stores += [store for store, _ in held._parts]
+        assert [store._latents.device.type for store in stores] == homes
+        # Wherever they wait, batches come to the device.
+        assert {batch.latents.device.type for batch in (stream.batch(0), *held)} == {"meta"}
 
 
 def test_patience_as_worked_by_hand() -> None:

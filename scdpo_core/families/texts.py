@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..types import ScdpoError
 from .layout import TextPart
 
@@ -52,7 +53,7 @@ class TextEncoder:
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
         )
-        return self.model(input_ids=tokens.input_ids.to(self.model.device), output_hidden_states=hidden)
+        return self.model(input_ids=sent(tokens.input_ids, self.model.device), output_hidden_states=hidden)
 
 
 def text_home(folder: Path, part: TextPart) -> Path | None:

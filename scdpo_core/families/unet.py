@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..types import Conditioning, ScdpoError
 from .components import Encoders, Reader, quiet
 from .latent import LatentModel, Predict
@@ -108,4 +109,4 @@ class UNetModel(LatentModel):
 @lru_cache(maxsize=64)
 def uncropped(height: int, width: int, device: torch.device) -> Tensor:
     """[1, 6] sizes of an uncropped picture, see `Conditioning.sizes`; kept, so that a step copies nothing."""
-    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=device)
+    return sent(torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32), device)

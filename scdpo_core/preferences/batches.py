@@ -9,10 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..types import CachedPair, Conditioning, LabelledPair, PairBatch, ScdpoError
 
 RESIDENT_LIMIT = 2 * 2**30
-"""Bytes of latents and embeddings up to which all of them stay on the training device."""
+"""Bytes of latents and embeddings of a run's pairs that may lie on the training device."""
+
+
+class Room:
+    """What is left on the training device for pairs; one for all that a run holds there."""
+
+    def __init__(self, size: int = RESIDENT_LIMIT) -> None:
+        """Room for `size` bytes."""
+        self._left = size
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for so many bytes more; then it is taken."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
 
 
 class BatchStream:
@@ -32,10 +48,10 @@ class BatchStream:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
-        benign_share: float | None = None,
-        resident_limit: int = RESIDENT_LIMIT,
+        benign_share: float | Fraction | None = None,
         sizes: Tensor | None = None,
         share: tuple[int, int] = (0, 1),
+        room: Room | None = None,
     ) -> None:
         """Stack all pairs once, so that a step does no work for each of them.
 
@@ -48,10 +64,11 @@ class BatchStream:
             dtype: of latents and embeddings; weights, labels and costs are float32.
             benign_share: part of each batch, 0..1, that is taken from the pairs of the category 'benign';
                 None: as they come.
-            resident_limit: see `RESIDENT_LIMIT`; beyond it pairs wait on the CPU and only batches travel.
             sizes: [pairs, 6] of each pair's pictures, see `Conditioning.sizes`; None: none are told.
             share: number of this process and of all of them. Together they deal what one process would with
                 a batch of `batch_size` times their number; each gets its part of that batch.
+            room: for the pairs on the device; where it is too small, they wait on the CPU and only batches
+                travel. None: `RESIDENT_LIMIT`, for them alone.
 
         Raises:
             ScdpoError: no pairs are left to train on, or none of the kind that `benign_share` asks for.
@@ -61,27 +78,11 @@ class BatchStream:
             raise ValueError(f"{len(cached)} cached pairs, but {len(labelled)} labelled ones.")
         if batch_size < 1 or seed < 0 or not 0.0 <= (benign_share or 0.0) <= 1.0:
             raise ValueError("batch_size must be at least 1, seed at least 0, benign_share within 0..1.")
-        if not cached:
-            raise ScdpoError(
-                "No pairs are left to train on. The relabelling report says why each was dropped; add pairs, "
-                "or choose another cost model or rule for unsafe pairs."
-            )
         self._batch_size = batch_size
-        # A fraction, since 0.29 * 100 is a little less than 29.
-        self._share = None if benign_share is None else Fraction(benign_share).limit_denominator(10000)
-        benign = [index for index, pair in enumerate(labelled) if pair.pair.category.casefold() == "benign"]
-        others = sorted(set(range(len(labelled))) - set(benign))
-        if self._share is None:
-            benign, others = [], list(range(len(labelled)))
-        elif (self._share > 0 and not benign) or (self._share < 1 and not others):
-            raise ScdpoError(
-                f"A share of {benign_share:g} benign pairs is asked for, but {len(benign)} of the "
-                f"{len(labelled)} pairs are of the category 'benign'. Put such pairs into chosen/benign/ and "
-                "rejected/benign/ and the others beside these folders, or ask for no share."
-            )
+        self._share, benign, others = kinds_of(labelled, benign_share)
         self._benign, self._others = _Deck(benign, seed, 1), _Deck(others, seed, 0)
         self._rank, self._processes = share
-        self._store = PairStore(cached, labelled, device, dtype, resident_limit, sizes)
+        self._store = PairStore(cached, labelled, device, dtype, room, sizes)
 
     def indices(self, step: int) -> list[int]:
         """Which pairs this process's batch `step` holds, as positions in what the stream was made of.
@@ -102,8 +103,7 @@ class BatchStream:
             raise ValueError("Steps count from 0.")
         size = self._batch_size * self._processes
         start, end = step * size, (step + 1) * size
-        share = self._share or Fraction(0)
-        benign = range(int(start * share), int(end * share))
+        benign = range(int(start * self._share), int(end * self._share))
         others = range(start - benign.start, end - benign.stop)
         return [self._benign.at(place) for place in benign] + [self._others.at(place) for place in others]
 
@@ -118,6 +118,40 @@ class BatchStream:
     def pairs(self, indices: Sequence[int]) -> PairBatch:
         """The pairs at these positions; one may come several times."""
         return self._store.gather(torch.tensor(indices))
+
+
+def kinds_of(
+    labelled: Sequence[LabelledPair], benign_share: float | Fraction | None
+) -> tuple[Fraction, list[int], list[int]]:
+    """The exact share of benign pairs, and the positions of benign and of other pairs.
+
+    Without a share all pairs count as others.
+
+    Raises:
+        ScdpoError: there are no pairs, or none of a kind that the share asks for.
+    """
+    if not labelled:
+        raise ScdpoError(
+            "No pairs are left to train on. The relabelling report says why each was dropped; add pairs, "
+            "or choose another cost model or rule for unsafe pairs."
+        )
+    if benign_share is None:
+        return Fraction(0), [], list(range(len(labelled)))
+    # 0.29 * 100 is a little less than 29.
+    exact = (
+        benign_share
+        if isinstance(benign_share, Fraction)
+        else Fraction(benign_share).limit_denominator(10000)
+    )
+    benign = [index for index, pair in enumerate(labelled) if pair.pair.category.casefold() == "benign"]
+    others = sorted(set(range(len(labelled))) - set(benign))
+    if (exact > 0 and not benign) or (exact < 1 and not others):
+        raise ScdpoError(
+            f"A share of {float(exact):g} benign pairs is asked for, but {len(benign)} of the "
+            f"{len(labelled)} pairs are of the category 'benign'. Put such pairs into chosen/benign/ and "
+            "rejected/benign/ and the others beside these folders, or ask for no share."
+        )
+    return exact, benign, others
 
 
 class _Deck:
@@ -147,7 +181,7 @@ class PairStore:
         labelled: Sequence[LabelledPair],
         device: torch.device,
         dtype: torch.dtype,
-        resident_limit: int = RESIDENT_LIMIT,
+        room: Room | None = None,
         sizes: Tensor | None = None,
     ) -> None:
         """Stack all pairs; arguments and errors as of `BatchStream`."""
@@ -165,7 +199,7 @@ class PairStore:
                 raise ValueError("Some pairs have a pooled state and some have none.")
             parts.append(_stack(pooled, dtype))
         total = sum(part.numel() * part.element_size() for part in parts)
-        home = device if total <= resident_limit else torch.device("cpu")
+        home = device if (room or Room()).take(total) else torch.device("cpu")
         self._device = device
         self._latents, self._embeddings, *rest = (part.to(home) for part in parts)
         self._pooled = rest[0] if rest else None
@@ -181,7 +215,7 @@ class PairStore:
     def gather(self, index: Tensor) -> PairBatch:
         """The pairs at these positions, [B] int64 on the CPU."""
         text = self._text[index]
-        there = index.to(self._device)
+        there = sent(index, self._device)
         pooled = None if self._pooled is None else self._pick(self._pooled, text)
         sizes = None if self._sizes is None else self._sizes[there]
         return PairBatch(
@@ -194,11 +228,8 @@ class PairStore:
         )
 
     def _pick(self, source: Tensor, index: Tensor) -> Tensor:
-        picked = source[index.to(source.device)]
-        if picked.device.type != "cpu" or self._device.type != "cuda":
-            return picked.to(self._device)
         # The batch is pinned and not the source: what is picked from pinned memory is not pinned itself.
-        return picked.pin_memory().to(self._device, non_blocking=True)
+        return sent(source[sent(index, source.device)], self._device)
 
 
 def _stack(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

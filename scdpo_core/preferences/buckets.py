@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from ..types import CachedPair, LabelledPair, PairBatch, ScdpoError
-from .batches import BatchStream
+from .batches import BatchStream, Room, kinds_of
 from .pictures import upright_size
 
 Size = tuple[int, int]
@@ -94,9 +95,10 @@ class Stream(Protocol):
 class BucketStream:
     """As `BatchStream`, for pairs of several shapes; every batch is of one shape.
 
-    Which shape comes next is dealt like the pairs themselves: in every run of as many batches as there are
-    pairs, a shape comes as often as it has pairs, in an order that seed and run decide. So every pair is seen
-    as often as any other, whatever shape it has.
+    Shapes take turns so that every pair is seen as often as any other, whatever shape it has; with
+    `benign_share`, as often as any other of its kind. Then a shape deals its benign pairs and its others in
+    the proportion in which it has them, and one that lacks a kind deals the other alone: the asked share is
+    that of all batches together, and a batch may hold more or less.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class BucketStream:
         benign_share: float | None = None,
         sizes: torch.Tensor | None = None,
         share: tuple[int, int] = (0, 1),
+        room: Room | None = None,
     ) -> None:
         """One stream for each shape; arguments and errors as of `BatchStream`."""
         places: dict[tuple[int, ...], list[int]] = {}
@@ -119,24 +122,30 @@ class BucketStream:
         self._home = {
             place: (number, own) for number, each in enumerate(self._places) for own, place in enumerate(each)
         }
-        self._streams = [
-            BatchStream(
-                [cached[place] for place in own],
-                [labelled[place] for place in own],
-                batch_size,
-                seed + number,
-                device,
-                dtype,
-                benign_share,
-                sizes=None if sizes is None else sizes[own],
-                share=share,
+        asked, benign, others = kinds_of(labelled, benign_share)
+        room, weights = room or Room(), []
+        self._streams = []
+        for number, own in enumerate(self._places):
+            # What all benign pairs have of each turn, times this shape's part of them; and so for the others.
+            gentle = asked * _part(own, benign)
+            weights.append(gentle + (1 - asked) * _part(own, others))
+            self._streams.append(
+                BatchStream(
+                    [cached[place] for place in own],
+                    [labelled[place] for place in own],
+                    batch_size,
+                    seed + number,
+                    device,
+                    dtype,
+                    None if benign_share is None or not weights[-1] else gentle / weights[-1],
+                    sizes=None if sizes is None else sizes[own],
+                    share=share,
+                    room=room,
+                )
             )
-            for number, own in enumerate(self._places)
-        ]
-        self._seed = seed
-        self._cards = [number for number, own in enumerate(self._places) for _ in own]
-        self._round = -1
-        self._order: list[int] = []
+        # A salt of its own: 0 and 1 shuffle the pairs.
+        ranks = np.random.default_rng((seed, 2)).permutation(len(weights)).tolist()
+        self._rotation = _Rotation(weights, ranks)
 
     def indices(self, step: int) -> list[int]:
         """See `Stream.indices`."""
@@ -161,10 +170,45 @@ class BucketStream:
         """The shape of a batch, and which batch of that shape it is."""
         if step < 0:
             raise ValueError("Steps count from 0.")
-        number, place = divmod(step, len(self._cards))
-        if number != self._round:
-            # A salt of its own: 0 and 1 shuffle the pairs.
-            dice = np.random.default_rng((self._seed, 2, number))
-            self._order, self._round = dice.permutation(self._cards).tolist(), number
-        bucket = self._order[place]
-        return bucket, number * len(self._places[bucket]) + self._order[:place].count(bucket)
+        return self._rotation.turn(step)
+
+
+def _part(own: Sequence[int], kind: Sequence[int]) -> Fraction:
+    """The part of a kind's pairs that is among one's own; 0 of none."""
+    return Fraction(len(set(own) & set(kind)), len(kind) or 1)
+
+
+class _Rotation:
+    """Turns by weight: of the first n each shape has had n times its weight, give or take less than one.
+
+    A shape's turn of number i must fall within floor(i / w) and ceil((i + 1) / w). Whoever must come first of
+    those who may is next, which keeps all of them (Baruah et al. 1996, "Proportionate Progress").
+    """
+
+    def __init__(self, weights: Sequence[Fraction], ranks: Sequence[int]) -> None:
+        """Turns of shapes whose weights add up to 1; of those that are due together, low ranks go first."""
+        common = math.lcm(*(weight.denominator for weight in weights))
+        parts = [int(weight * common) for weight in weights]
+        divisor = math.gcd(*parts)
+        self._parts, self._ranks = [part // divisor for part in parts], ranks
+        self._period = sum(self._parts)
+        self._had = [0] * len(parts)
+        self._turns: list[tuple[int, int]] = []
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """Whose turn a step is, and how many it has had before."""
+        periods, place = divmod(step, self._period)
+        while len(self._turns) <= place:
+            number = self._next(len(self._turns))
+            self._turns.append((number, self._had[number]))
+            self._had[number] += 1
+        number, before = self._turns[place]
+        return number, periods * self._parts[number] + before
+
+    def _next(self, now: int) -> int:
+        may = [
+            (-(-(had + 1) * self._period // part), rank, number)
+            for number, (had, part, rank) in enumerate(zip(self._had, self._parts, self._ranks, strict=True))
+            if had * self._period < (now + 1) * part
+        ]
+        return min(may)[2]

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from ..config import TrainSettings
-from ..preferences.batches import BatchStream
+from ..preferences.batches import BatchStream, Room
 from ..preferences.buckets import BucketStream, Size, Stream, sizes_of
 from ..preferences.cache import Cache, MemoryCache, PairCache, build_cache
 from ..preferences.pictures import covering, upright_size
 from ..preferences.split import hold_out
-from ..types import CachedPair, LabelledPair, PairBatch, ScdpoError
+from ..types import CachedPair, LabelledPair, ScdpoError
 from .provenance import categories, dataset_hash
 from .team import Team
-from .validation import held_out_batches
+from .validation import HeldOut
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -35,6 +35,7 @@ class Dataset:
         trained: positions of those that are trained on.
         held: positions of those that are held out.
         sizes: [pairs, 6] see `Conditioning.sizes`; None where none are told.
+        room: on the device, for those that are trained on and those that are held out.
     """
 
     cached: Sequence[CachedPair]
@@ -42,6 +43,7 @@ class Dataset:
     trained: Sequence[int]
     held: Sequence[int] = field(default_factory=list)
     sizes: Tensor | None = None
+    room: Room = field(default_factory=Room)
 
     @property
     def hash(self) -> str:
@@ -74,12 +76,13 @@ class Dataset:
             settings.data.benign_share,
             sizes=sizes,
             share=(team.rank, team.size),
+            room=self.room,
         )
 
-    def held_out(self, settings: TrainSettings, device: torch.device) -> list[PairBatch]:
+    def held_out(self, settings: TrainSettings, device: torch.device) -> HeldOut:
         """What the LoRA is tried on."""
         cached, labelled, sizes = self._part(self.held)
-        return held_out_batches(cached, labelled, settings.optim.batch_size, device, sizes)
+        return HeldOut(cached, labelled, settings.optim.batch_size, device, sizes, self.room)
 
     def _part(self, places: Sequence[int]) -> tuple[list[CachedPair], list[LabelledPair], Tensor | None]:
         sizes = None if self.sizes is None else self.sizes[list(places)]

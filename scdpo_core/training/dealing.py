@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import TrainSettings
+from .events import Event
 from .feed import Feed, FreshDraws, timestep_law, weighting_of
 from .fixed_draws import FixedDraws
+from .portions import Portions
 from .reference_cache import Dice, ReferenceCache, measured_by
 from .team import Team
 
@@ -29,6 +32,7 @@ def deal(
     folder: Path,
     team: Team,
     progress: Callable[[int, int], None],
+    emit: Callable[[Event], None] = lambda event: None,
 ) -> Feed:
     """The feed that the settings ask for, ready for its first portion.
 
@@ -42,6 +46,7 @@ def deal(
         folder: for the errors of the reference.
         team: the processes that train together.
         progress: is told how many of how many pairs the reference has been measured on.
+        emit: is told when memory runs out meanwhile.
 
     Raises:
         ScdpoError: see `FixedDraws.prepare`.
@@ -55,6 +60,19 @@ def deal(
     feed = FixedDraws(stream, keys, dice, objective.reference_draws, batches, model.device, team)
     own = settings.model
     others = (own.compile, own.channels_last, "real sizes" if settings.data.real_sizes else "")
-    by = measured_by(model, network, weighting, dice, optim.batch_size, others)
-    feed.prepare(model, adapter, weighting, optim.batch_size, ReferenceCache(folder, by), progress)
+
+    @cache
+    def kept(at_once: int) -> ReferenceCache:
+        return ReferenceCache(folder, measured_by(model, network, weighting, dice, at_once, others))
+
+    portions = Portions(
+        settings,
+        model.device,
+        emit,
+        team,
+        together=False,
+        what="draws of a pair",
+        unchanged="what the reference says of them",
+    )
+    feed.prepare(model, adapter, weighting, portions, kept, progress)
     return feed

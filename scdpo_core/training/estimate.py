@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..config import TrainSettings
+from ..devices import free_memory
 from ..types import PairBatch
 from .events import Estimated, Event, Warned
-from .memory import free_memory, memory_of
+from .memory import memory_of
 from .portions import advice
 from .team import Team
 

@@ -6,8 +6,8 @@ import errno
 
 from safetensors import SafetensorError
 
+from ..devices import is_out_of_memory
 from ..types import ScdpoError
-from .portions import is_out_of_memory
 
 
 def explain(error: BaseException) -> str | None:

@@ -106,4 +106,5 @@ class Ahead:
 
     def close(self) -> None:
         """Drop what is ready and end the thread."""
+        self._ready = None
         self._pool.shutdown(wait=True, cancel_futures=True)

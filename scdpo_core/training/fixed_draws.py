@@ -6,6 +6,7 @@ A step is then the policy's forward and backward pass alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..devices import sent
 from .feed import Portion
+from .portions import Portions
 from .reference import autocast_for, mean_squares, reference_residuals
 from .reference_cache import Dice, ReferenceCache, extended
 from .team import Alone, Team, share_of
@@ -85,8 +88,8 @@ class FixedDraws:
         model: LoadedModel,
         adapter: LoraAdapter,
         weighting: Weighting,
-        at_once: int,
-        kept: ReferenceCache,
+        portions: Portions,
+        kept: Callable[[int], ReferenceCache],
         progress: Callable[[int, int], None],
     ) -> None:
         """Measure the reference on every draw of the run that the cache does not hold; others do their share.
@@ -95,12 +98,12 @@ class FixedDraws:
             model: the base.
             adapter: the LoRA in its denoiser.
             weighting: of the errors.
-            at_once: draws of a pair in one forward pass.
-            kept: what is there already; receives what is measured.
+            portions: how many draws of a pair there is memory for in one forward pass.
+            kept: what was measured with so many draws at once; receives what is.
             progress: is told how many of how many pairs are ready.
 
         Raises:
-            ScdpoError: the reference's errors are no numbers, or the cache fails.
+            ScdpoError: the reference's errors are no numbers, the cache fails, or see `Portions.attempt`.
         """
 
         def measure(pair: int, numbers: range) -> Tensor:
@@ -114,26 +117,37 @@ class FixedDraws:
         def short(pair: int) -> bool:
             return len(found[pair]) < self.wanted[pair]
 
+        def look_up(pair: int) -> Tensor:
+            # Another process, or an earlier run, may have had less memory; what it measured is as exact.
+            for size in sizes:
+                errors = kept(size).get(self._keys[pair])
+                if len(errors) >= self.wanted[pair]:
+                    return errors
+            return torch.empty(0, 2)
+
         def extend(pair: int) -> None:
+            """Measure what is missing, in groups of one size: that decides how sums are rounded."""
+            size, key = portions.size, self._keys[pair]
             found[pair] = extended(
-                found[pair], self.wanted[pair], at_once, lambda numbers: measure(pair, numbers)
+                kept(size).get(key), self.wanted[pair], size, lambda numbers: measure(pair, numbers)
             )
 
+        sizes = portions.sizes
         todo = [pair for pair, wanted in enumerate(self.wanted) if wanted]
-        found = {pair: kept.get(self._keys[pair]) for pair in todo}
+        found = {pair: look_up(pair) for pair in todo}
         # Nobody writes before all have looked, so that all see the same.
         missing = self._team.tell([pair for pair in todo if short(pair)])
         mine = share_of(missing, self._team)
         for number, pair in enumerate(mine):
             progress(number, len(mine))
-            extend(pair)
+            portions.attempt(partial(extend, pair))
             if not self._team.lockstep or self._team.rank == 0:
-                kept.put(self._keys[pair], found[pair])
+                kept(portions.size).put(self._keys[pair], found[pair])
         self._team.wait()
         for pair in filter(short, todo):
-            found[pair] = kept.get(self._keys[pair])
+            found[pair] = look_up(pair)
             if short(pair):  # written to a disk that this process does not see
-                extend(pair)
+                portions.attempt(partial(extend, pair))
         for pair, errors in found.items():
             self._errors[pair, : self.wanted[pair]] = errors[: self.wanted[pair]]
         self._errors = self._errors.to(self._device)
@@ -145,5 +159,5 @@ class FixedDraws:
         batch = self._stream.pairs(pairs)
         which = [(self._keys[pair], number) for pair, number in zip(pairs, numbers, strict=True)]
         chance = self._dice.draws(which, tuple(batch.latents.shape[2:]), self._device)
-        places = torch.tensor([pairs, numbers]).to(self._device, non_blocking=True)
+        places = sent(torch.tensor([pairs, numbers]), self._device)
         return Portion(batch, chance, self._errors[places[0], places[1]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         on_sample: Callable[[int], None] | None = None,
         words: Callable[[PairBatch], PairBatch] | None = None,
-        held_out: Sequence[PairBatch] = (),
+        held_out: Iterable[PairBatch] = (),
         dataset_hash: str = "",
         team: Team | None = None,
     ) -> None:
@@ -136,12 +136,23 @@ class Trainer:
         self.step = state.step
 
     def run(self) -> Outcome:
-        """Train until the last step, or until somebody asks to stop.
+        """Train until the last step, or until somebody asks to stop; then the trainer is closed.
 
         Raises:
             ScdpoError: the loss is no longer a number; the last checkpoint is still good.
             OSError: a checkpoint cannot be written.
         """
+        try:
+            return self._run()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the thread that works ahead; only for those who do not `run` to the end."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def _run(self) -> Outcome:
         output, total = self._settings.output, self._settings.optim.max_train_steps
         self._model.denoiser.train()
         began, first = time.monotonic(), self.step
@@ -162,8 +173,6 @@ class Trainer:
             if self._on_sample is not None and every and not last and self.step % every == 0:
                 self._sample(self._on_sample)
         self._model.denoiser.eval()
-        if self._ahead is not None:
-            self._ahead.close()
         ended = self.step == total or patience.is_over
         return Outcome("finished" if ended else "stopped", self.step)
 
@@ -209,7 +218,18 @@ class Trainer:
                 self._scaler.scale(loss / settings.accumulation).backward()
 
     def rehearse(self) -> float:
-        """Seconds that a step's gradients take; they are thrown away, and nothing else changes."""
+        """Seconds that a step's gradients take; they are thrown away, and nothing else changes.
+
+        Raises:
+            ScdpoError: there is not enough memory for one pair. The trainer is closed then.
+        """
+        try:
+            return self._rehearse()
+        except BaseException:
+            self.close()
+            raise
+
+    def _rehearse(self) -> float:
         self._model.denoiser.train()
         before, took = (self._loss.state(), self._meter.state()), 0.0
         for _ in range(2):  # the first warms up

@@ -175,15 +175,6 @@ class Alive(TorchDispatchMode):
         weakref.finalize(storage, dies)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device has free for us; None where that is not known."""
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    # What our own allocator has set aside is as good as free.
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
 def _storage(tensor: Tensor) -> torch.UntypedStorage:
     return tensor.untyped_storage()
 

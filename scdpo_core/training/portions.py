@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
 from ..config import TrainSettings
+from ..devices import is_out_of_memory
 from ..types import PairBatch, ScdpoError
 from .events import Event, Warned
 from .feed import Portion
 from .reference import Draw
-from .team import Team
+from .team import Alone, ElsewhereError, Team
+
+T = TypeVar("T")
 
 
 class Portions:
@@ -20,14 +24,22 @@ class Portions:
 
     The pairs of a step, their noise, their weights and the learning rate stay the same. What an objective
     compares within a batch (DFM's weights have mean 1 there) it then compares within a portion, as it does
-    with a smaller batch_size and a larger accumulation.
+    with a smaller batch_size and a larger accumulation. In a team all halve when one of them has to.
 
     Attributes:
         size: pairs at a time.
     """
 
     def __init__(
-        self, settings: TrainSettings, device: torch.device, emit: Callable[[Event], None], team: Team
+        self,
+        settings: TrainSettings,
+        device: torch.device,
+        emit: Callable[[Event], None],
+        team: Team,
+        *,
+        together: bool = True,
+        what: str = "pairs",
+        unchanged: str = "the effective batch",
     ) -> None:
         """Begin with whole batches.
 
@@ -35,10 +47,23 @@ class Portions:
             settings: of the run.
             device: whose memory runs out.
             emit: is told when it does.
-            team: several processes compute in step, and one of them cannot take smaller portions alone.
+            team: the processes that train together.
+            together: whether all of them attempt the same at the same time; else each is for itself.
+            what: is computed, for the artist.
+            unchanged: what stays as it was, for the artist.
         """
-        self._settings, self._device, self._emit, self._team = settings, device, emit, team
+        self._settings, self._device, self._emit = settings, device, emit
+        self._team = team if together or team.lockstep else Alone()
+        self._what, self._unchanged = what, unchanged
         self.size = settings.optim.batch_size
+
+    @property
+    def sizes(self) -> list[int]:
+        """What `size` is and what it may become, the largest first."""
+        sizes = [self.size]
+        while sizes[-1] > 1:
+            sizes.append(_half(sizes[-1]))
+        return sizes
 
     def slices(self, pairs: int) -> Iterator[slice | None]:
         """The portions of a batch of that many pairs; None is the whole of it."""
@@ -48,19 +73,38 @@ class Portions:
         for first in range(0, pairs, self.size):
             yield slice(first, min(first + self.size, pairs))
 
-    def attempt(self, compute: Callable[[], None], undo: Callable[[], None]) -> None:
+    def attempt(self, compute: Callable[[], T], undo: Callable[[], None] = lambda: None) -> T:
         """Compute something portion by portion; while memory runs out, undo what was done and take half.
 
+        Processes that attempt the same meet before each exchange within `compute` (`Team.gather`) and after
+        it. Whoever has run out of memory says so at its next meeting, so that none waits for an exchange that
+        another never comes to.
+
         Raises:
-            ScdpoError: there is not even room for one pair; says what would help.
+            ScdpoError: there is not even room for one pair, or the network itself needs every process; says
+                what would help.
         """
         while True:
+            ours = False
             try:
-                return compute()
+                result = compute()
+                self._team.meet()
+                return result
+            except ElsewhereError:
+                pass
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                ours = True
             # Out here the error is gone, and with it what its frames held on to.
+            if self._team.lockstep:
+                raise ScdpoError(
+                    f"A GPU has not enough memory for {self.size} {self._what} at once. With FSDP, where "
+                    "every process holds a part of the model, a batch cannot go through in portions: begin a "
+                    f"new run that needs less. What helps: {advice(self._settings)}."
+                )
+            if ours:
+                self._team.anyone(True)
             undo()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -68,17 +112,20 @@ class Portions:
 
     def _halve(self) -> None:
         ways = advice(self._settings)
-        if self._team.size > 1:
-            raise ScdpoError(f"A GPU has not enough memory for {self.size} pairs. What helps: {ways}.")
         if self.size == 1:
             raise ScdpoError(f"There is not enough memory even for one pair. What helps: {ways}.")
-        before, self.size = self.size, (self.size + 1) // 2
+        before, self.size = self.size, _half(self.size)
         self._emit(
             Warned(
-                f"There is not enough memory for {before} pairs at once: from here on {self.size} go through "
-                f"the network at a time, and the effective batch stays what it was. What else helps: {ways}."
+                f"There is not enough memory for {before} {self._what} at once: from here on {self.size} go "
+                f"through the network at a time, and {self._unchanged} stays what it was. What else helps: "
+                f"{ways}."
             )
         )
+
+
+def _half(size: int) -> int:
+    return (size + 1) // 2
 
 
 def part_of(batch: PairBatch, places: slice) -> PairBatch:
@@ -99,14 +146,6 @@ def portion_of(portion: Portion, places: slice) -> Portion:
     reference = None if portion.reference is None else portion.reference[places]
     chance = Draw(portion.chance.timesteps[places], portion.chance.noise[places])
     return Portion(part_of(portion.batch, places), chance, reference)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device has no room left; CUDA has an error of its own for that, others say it in words."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    words = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in words or "out of memory" in words)
 
 
 def advice(settings: TrainSettings) -> str:

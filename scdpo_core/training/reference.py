@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..types import Conditioning, PairBatch, PairErrors
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Draw:
     @classmethod
     def sent(cls, timesteps: Tensor, noise: Tensor, device: torch.device) -> Draw:
         """Thrown on the CPU, used on the device; without waiting for a GPU."""
-        return cls(_sent(timesteps, device), _sent(noise, device))
+        return cls(sent(timesteps, device), sent(noise, device))
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,6 @@ def draw(
     times = timesteps.draw(pairs, law, generator)
     noise = torch.randn((pairs, *shape), generator=generator)
     return Draw.sent(times[share], noise[share], device)
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
-        return values.to(device)
-    # Only what is pinned travels while the GPU computes.
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def autocast_for(model: LoadedModel) -> AbstractContextManager[object]:

@@ -28,6 +28,10 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=2)
 
 
+class ElsewhereError(Exception):
+    """Another process has run out of memory, and this one must not go on without it."""
+
+
 class Team(Protocol):
     """Processes of one run. Every method must be called by all of them, in the same order.
 
@@ -44,7 +48,22 @@ class Team(Protocol):
     lockstep: bool
 
     def gather(self, rows: Tensor) -> Tensor:
-        """[B, F] of every process, in the order of ranks: [size * B, F]. Its own rows keep their gradient."""
+        """[B, F] of every process, in the order of ranks: [size * B, F]. Its own rows keep their gradient.
+
+        Raises:
+            ElsewhereError: as `meet`, and then nothing has been exchanged.
+            ScdpoError: the exchange broke off, after which processes no longer know what they wait for.
+        """
+        ...
+
+    def meet(self) -> None:
+        """Go on if no process has come to say `anyone(True)` instead.
+
+        Where the network's forward passes need every process, nobody can be met between them, and all go on.
+
+        Raises:
+            ElsewhereError: one has.
+        """
         ...
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -84,6 +103,9 @@ class Alone:
         """See `Team.gather`."""
         return rows
 
+    def meet(self) -> None:
+        """See `Team.meet`."""
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """See `Team.sum_gradients`."""
 
@@ -120,10 +142,24 @@ class Crew:
 
     def gather(self, rows: Tensor) -> Tensor:
         """See `Team.gather`."""
-        parts = [torch.empty_like(rows) for _ in range(self.size)]
-        dist.all_gather(parts, rows.detach().contiguous())
+        own, parts = rows.detach().contiguous(), [torch.empty_like(rows) for _ in range(self.size)]
+        # Whoever has no memory for these finds that out before the others send theirs.
+        self.meet()
+        try:
+            dist.all_gather(parts, own)
+        except RuntimeError as error:
+            raise ScdpoError(
+                f"The processes of this run could not exchange what they measured ({error}). The last "
+                "checkpoint is good: go on with --resume. If a GPU was nearly full, begin a new run with a "
+                "smaller --batch-size and a larger --accumulation."
+            ) from error
         parts[self.rank] = rows
         return torch.cat(parts)
+
+    def meet(self) -> None:
+        """See `Team.meet`."""
+        if not self.lockstep and self.anyone(False):
+            raise ElsewhereError
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """See `Team.sum_gradients`. One message for all of them: a LoRA is small."""

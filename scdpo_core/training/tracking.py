@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,8 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ..files import write_text
 from ..types import ScdpoError
 from .events import Done, Event, Failed, Progress, Sample, Validated, Warned
+
+WANDB = "wandb-id.txt"
+"""The file in a run folder that says which run of Weights & Biases it is."""
 
 
 class Tracker(Protocol):
@@ -77,7 +82,7 @@ class Wandb:
         settings = wandb.Settings(silent=True, console="off")
         try:
             self._run: Any = wandb.init(
-                dir=str(folder), name=folder.name, id=folder.name, resume="allow", settings=settings
+                dir=str(folder), name=folder.name, id=_wandb_id(folder), resume="allow", settings=settings
             )
         except wandb.errors.Error as error:
             raise ScdpoError(
@@ -158,6 +163,19 @@ def start_tracking(names: Sequence[str], folder: Path, warn: Callable[[Event], N
         ScdpoError: one of them cannot be had; says what to do.
     """
     return Tracking([TRACKERS[name](folder) for name in names], folder, warn)
+
+
+def _wandb_id(folder: Path) -> str:
+    """What wandb knows the run of a folder by: made once and kept there, so that it moves with the folder.
+
+    A name would not do: two folders of one name would become one run.
+    """
+    path = folder / WANDB
+    kept = path.read_text("utf-8").strip() if path.is_file() else ""
+    if not kept:
+        kept = secrets.token_hex(8)
+        write_text(path, kept + "\n")
+    return kept
 
 
 def _known(group: str, metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +15,11 @@ from ..families.parameterisation import Weighting
 from ..families.timesteps import TimestepLaw
 from ..objectives import preference_logit
 from ..objectives.sc_dpo import preference_metrics
-from ..preferences.batches import PairStore
+from ..preferences.batches import PairStore, Room
 from ..types import CachedPair, LabelledPair, PairBatch, PairErrors
 from .events import Event, Validated, Warned
 from .feed import timestep_law, weighting_of
+from .portions import Portions, part_of
 from .reference import autocast_for, draw, pair_residuals
 from .team import Team
 
@@ -29,28 +31,39 @@ if TYPE_CHECKING:
 _SEED = 2**31
 
 
-def held_out_batches(
-    cached: Sequence[CachedPair],
-    labelled: Sequence[LabelledPair],
-    batch_size: int,
-    device: torch.device,
-    sizes: Tensor | None = None,
-) -> list[PairBatch]:
-    """All pairs once, in order, in batches of one shape each and at most `batch_size` pairs."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for place, pair in enumerate(cached):
-        shapes.setdefault(tuple(pair.latents.shape), []).append(place)
-    batches = []
-    for places in shapes.values():
-        store = PairStore(
-            [cached[place] for place in places],
-            [labelled[place] for place in places],
-            device,
-            torch.float32,
-            sizes=None if sizes is None else sizes[places],
-        )
-        batches += [store.gather(part) for part in torch.arange(len(places)).split(batch_size)]
-    return batches
+class HeldOut:
+    """All pairs once, in order, in batches of one shape each, as often as somebody walks through them.
+
+    A batch is put together when its turn comes: only one is on the device beside what has room there.
+    """
+
+    def __init__(
+        self,
+        cached: Sequence[CachedPair],
+        labelled: Sequence[LabelledPair],
+        batch_size: int,
+        device: torch.device,
+        sizes: Tensor | None = None,
+        room: Room | None = None,
+    ) -> None:
+        """Batches of at most `batch_size` pairs; the other arguments are those of `BatchStream`."""
+        room, shapes = room or Room(), dict[tuple[int, ...], list[int]]()
+        for place, pair in enumerate(cached):
+            shapes.setdefault(tuple(pair.latents.shape), []).append(place)
+        self._parts: list[tuple[PairStore, Tensor]] = []
+        for places in shapes.values():
+            store = PairStore(
+                [cached[place] for place in places],
+                [labelled[place] for place in places],
+                device,
+                torch.float32,
+                room,
+                None if sizes is None else sizes[places],
+            )
+            self._parts += [(store, part) for part in torch.arange(len(places)).split(batch_size)]
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        return (store.gather(index) for store, index in self._parts)
 
 
 class Validator:
@@ -64,28 +77,31 @@ class Validator:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        batches: Sequence[PairBatch],
+        batches: Iterable[PairBatch],
         *,
         law: TimestepLaw,
         weighting: Weighting,
         beta: float,
         draws: int,
+        portions: Portions,
         words: Callable[[PairBatch], PairBatch] | None = None,
     ) -> None:
-        """Look at `batches`, see `held_out_batches`.
+        """Look at `batches`, see `HeldOut`.
 
         Args:
             model: with the LoRA attached.
             adapter: that LoRA.
-            batches: the held-out pairs.
+            batches: the held-out pairs, walked through on every look.
             law: of the timesteps, as in training.
             weighting: of the errors, as in training.
             beta: for u; accuracy and gaps do not depend on it.
             draws: timesteps for every pair, each with noise of its own.
+            portions: how many pairs there is memory for.
             words: as in `Trainer`.
         """
-        self._model, self._adapter, self._batches, self._words = model, adapter, list(batches), words
+        self._model, self._adapter, self._batches, self._words = model, adapter, batches, words
         self._law, self._weighting, self._beta, self._draws = law, weighting, beta, draws
+        self._portions = portions
         self.pairs = sum(len(batch.weight) for batch in batches)
 
     @torch.no_grad()
@@ -93,10 +109,15 @@ class Validator:
         """accuracy, u, winner_gap and loser_gap over all held-out pairs, errors averaged over the draws.
 
         accuracy is the share of pairs whose chosen picture the policy prefers more than the base model does.
+
+        Raises:
+            ScdpoError: see `Portions.attempt`.
         """
-        parts = [self._errors(number, batch) for number, batch in enumerate(self._batches)]
-        errors = PairErrors(
-            torch.cat([part.policy for part in parts]), torch.cat([part.reference for part in parts])
+        errors = _joined(
+            [
+                self._portions.attempt(partial(self._of_batch, number, batch))
+                for number, batch in enumerate(self._batches)
+            ]
         )
         figures = preference_metrics(errors, preference_logit(errors, self._beta))
         names = {
@@ -108,19 +129,31 @@ class Validator:
         values = torch.stack([figures[name].float() for name in names]).tolist()
         return dict(zip(names.values(), values, strict=True))
 
-    def _errors(self, number: int, batch: PairBatch) -> PairErrors:
+    def _of_batch(self, number: int, batch: PairBatch) -> PairErrors:
         """[B, 2] each, averaged over the draws."""
-        model, shape = self._model, tuple(batch.latents.shape[2:])
+        slices = self._portions.slices(len(batch.weight))
+        return _joined([self._of_portion(number, batch, places or slice(None)) for places in slices])
+
+    def _of_portion(self, number: int, batch: PairBatch, places: slice) -> PairErrors:
+        """Of the pairs at these places, with the dice that the whole batch is thrown."""
+        model, shape, pairs = self._model, tuple(batch.latents.shape[2:]), len(batch.weight)
+        part = part_of(batch, places)
         if self._words is not None:
-            batch = self._words(batch)
+            part = self._words(part)
         found = []
         for index in range(number * self._draws, (number + 1) * self._draws):
-            chance = draw(index, _SEED, len(batch.weight), shape, model.timesteps, self._law, model.device)
+            chance = draw(index, _SEED, pairs, shape, model.timesteps, self._law, model.device, places)
             with autocast_for(model):
-                residuals = pair_residuals(model, self._adapter, batch, chance, self._weighting)
+                residuals = pair_residuals(model, self._adapter, part, chance, self._weighting)
             found.append(residuals.errors())
         policy = torch.stack([errors.policy for errors in found]).mean(0)
         return PairErrors(policy, torch.stack([errors.reference for errors in found]).mean(0))
+
+
+def _joined(parts: Sequence[PairErrors]) -> PairErrors:
+    return PairErrors(
+        torch.cat([part.policy for part in parts]), torch.cat([part.reference for part in parts])
+    )
 
 
 class Validation:
@@ -134,7 +167,7 @@ class Validation:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        batches: Sequence[PairBatch],
+        batches: Iterable[PairBatch],
         settings: TrainSettings,
         emit: Callable[[Event], None],
         team: Team,
@@ -151,6 +184,15 @@ class Validation:
             weighting=weighting_of(own),
             beta=own.effective_beta,
             draws=settings.validation.validation_draws,
+            portions=Portions(
+                settings,
+                model.device,
+                emit,
+                team,
+                together=False,
+                what="held-out pairs",
+                unchanged="what is said of them",
+            ),
             words=words,
         )
         self.patience = Patience(settings.validation.patience)
