@@ -138,7 +138,9 @@ def train(command: Command) -> int:
     if result.lora is not None:
         screen.say(f"The LoRA is {result.lora.path}")
     if result.outcome.reason == "stopped":
-        screen.say(f"Stopped after step {result.outcome.step}; go on with --resume.")
+        go_on = f"Stopped after step {result.outcome.step}; go on with --resume."
+        # Whoever stops the checks leaves no folder.
+        screen.say(go_on if (result.folder / "job.toml").is_file() else "Stopped; nothing was begun.")
     return 0
 
 
