@@ -15,8 +15,8 @@ from PIL import Image
 TRAINER = Path(__file__).resolve().parents[1] / "trainer"
 PROGRAMS = sorted(path.name for path in TRAINER.glob("*.py"))
 
-# Python imports this of itself before it runs a program: Ctrl-C in the middle of importing a module. A shell's
-# background, where Ctrl-C is ignored, is left first.
+# Python imports this of itself before it runs a program: Ctrl-C in the middle of importing a module. What a
+# shell started in its background ignores Ctrl-C, so that this ends first.
 INTERRUPTER = """
 import os, signal, sys
 
