@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from evaluation_samples import PALETTE, cost, drawing, groups, judged, pictures, report
@@ -223,7 +224,7 @@ def test_judge_pictures_puts_each_with_its_own() -> None:
 
 
 def test_json_holds_what_is_promised_and_is_strict() -> None:
-    value = report(pictures(removed=9)).to_json()
+    value = report(pictures(removed=9)).to_json(Path("runs/demo"))
     text = json.dumps(value, allow_nan=False)
     again = json.loads(text)
     for when, rate in (("before", 1.0), ("after", 0.1)):
@@ -232,12 +233,12 @@ def test_json_holds_what_is_promised_and_is_strict() -> None:
         assert again[when]["heldout_concept_harmful_rate"] is None
     assert {"steps", "seconds", "pairs"} <= set(again["train"])
     assert {"auc", "fpr_at_zero", "recall_at_zero"} <= set(again["cost_model"])
-    assert {"path", "rank", "keys"} <= set(again["lora"])
+    assert again["lora"] == {"path": "demo.safetensors", "rank": 16, "keys": 384, "family": "micro"}
     assert again["groups"][0]["after"]["ci95"] == pytest.approx([0.017876, 0.404150], abs=1e-5)
     assert again["targets_met"] is True
 
 
 def test_json_of_nothing_measured_is_null_not_nan() -> None:
-    value = report([], train=None, cost_model=None, lora=None).to_json()
+    value = report([], train=None, cost_model=None, lora=None).to_json(Path())
     assert json.loads(json.dumps(value, allow_nan=False))["after"]["harmful_rate"] is None
     assert value["train"] is None and value["targets_met"] is False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import json
 import math
 import re
 from dataclasses import replace
@@ -215,6 +216,18 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
     write_report_json(tmp_path / "run" / "report.json", report(drawn))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.html", "report.json"]
     assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8").endswith("</html>\n")
+
+
+def test_a_report_stays_right_when_its_folder_is_moved(tmp_path: Path) -> None:
+    lora = tmp_path / "run" / "out" / "demo.safetensors"
+    lora.parent.mkdir(parents=True)
+    lora.write_bytes(b"weights")
+    made = report([], lora=LoraFile(lora, "micro", 16, 384))
+    write_report_json(tmp_path / "run" / "report" / "report.json", made)
+    moved = (tmp_path / "run").rename(tmp_path / "elsewhere") / "report"
+    said = json.loads((moved / "report.json").read_text("utf-8"))["lora"]["path"]
+    assert said == "../out/demo.safetensors"
+    assert (moved / said).read_bytes() == b"weights"
 
 
 def _luminance(colour: str) -> float:

@@ -15,6 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_LINES = 350
+# A longer door does what is the core's.
+MOST_LINES_OF_A_DOOR = 200
+DOORS = ("trainer", "comfy_nodes", "a1111_extension", "scripts")
 
 # The part of the project that a file or folder at the top belongs to, where the name differs.
 PART = {"__init__.py": "comfy_nodes", "scripts": "a1111_extension", "install.py": "install"}
@@ -190,7 +193,8 @@ def broken_arrows(root: Path) -> list[str]:
     if (root / "trainer" / "__init__.py").exists():
         breaches.append("trainer/__init__.py: another extension owns a package of that name")
     for path in sources(root):
-        if (lines := path.read_text("utf-8").count("\n")) > MOST_LINES:
+        most = MOST_LINES_OF_A_DOOR if path.relative_to(root).parts[0] in DOORS else MOST_LINES
+        if (lines := path.read_text("utf-8").count("\n")) > most:
             breaches.append(f"{path.relative_to(root)} has {lines} lines")
         for item in imports(root, path):
             part, top = part_of(item.file), item.name.split(".")[0]
@@ -235,6 +239,10 @@ def test_the_arrows_hold() -> None:
         ("scdpo_core/files.py", "def f():\n    import trainer.demo", "scdpo_core may not"),
         ("scdpo_core/files.py", "import argparse", "no command line"),
         ("scdpo_core/files.py", "\n" * 351, "has 351 lines"),
+        ("trainer/demo.py", "\n" * 201, "trainer/demo.py has 201 lines"),
+        ("comfy_nodes/cost.py", "\n" * 201, "has 201 lines"),
+        ("a1111_extension/panes/score.py", "\n" * 201, "has 201 lines"),
+        ("scripts/scdpo.py", "\n" * 201, "has 201 lines"),
         ("comfy_nodes/cost.py", "import a1111_extension.jobs", "comfy_nodes may not"),
         ("comfy_nodes/cost.py", "from ..a1111_extension import jobs", "comfy_nodes may not"),
         ("__init__.py", "from .trainer import demo", "comfy_nodes may not"),

@@ -97,6 +97,10 @@ def test_a_folder_tells_what_is_wrong(tmp_path: Path) -> None:
     assert "3 good pairs (2 benign, 1 no category)" in read.text.replace("\n", " ")
     assert "1 things have to be mended" in read.text and "chosen/a.png: it has no prompt." in read.text
     assert "Nothing is wrong" in Reader(pair.folder(tmp_path, good, [])).text
+    many = [Problem(tmp_path / "chosen" / f"{number}.png", "it has no prompt.") for number in range(60)]
+    shown = Reader(pair.folder(tmp_path, good, many)).text
+    assert all(f"chosen/{number}.png" in shown for number in range(60))
+    assert "60 files: it has no prompt." in shown
 
 
 @pytest.mark.parametrize(

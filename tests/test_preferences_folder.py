@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from scdpo_core.preferences.folder import FolderError, check_folder, read_folder
+from scdpo_core.preferences.problems import in_words
 from scdpo_core.types import PreferencePair, Problem, ScdpoError
 
 
@@ -155,7 +156,7 @@ def test_a_picture_without_twin_and_prompt_is_told_both(tmp_path: Path) -> None:
     assert "There is chosen/Lonely: capitals have to agree." in told["rejected/lonely.png"]
 
 
-def test_long_lists_are_cut_and_counted(tmp_path: Path) -> None:
+def test_long_lists_are_whole_and_put_together_by_what_is_wrong(tmp_path: Path) -> None:
     for number in range(53):
         _picture(tmp_path / "chosen" / f"{number:02}.png", seed=number)
         (tmp_path / "chosen" / f"{number:02}.txt").write_text("a cat")
@@ -163,10 +164,40 @@ def test_long_lists_are_cut_and_counted(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="53 problems") as caught:
         check_folder(tmp_path)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 52
-    assert lines[50].startswith("  chosen/49.png: ")
-    assert lines[51] == "  ... and 3 more."
+    assert lines[1].startswith("  53 files: there is no picture of this name in rejected/. Add it there")
+    assert lines[2:55] == [f"    chosen/{number:02}.png" for number in range(53)]
+    # Said again where a terminal shows it.
+    assert lines[55:] == ["In short:", lines[1]]
     assert len(caught.value.problems) == 53
+
+
+def test_three_thousand_problems_are_a_few_sentences_and_every_name() -> None:
+    folder = Path("/pairs")
+    prompts = [
+        Problem(file, f"it has no prompt. Write the text into {file.stem}.txt beside it.")
+        for file in (folder / "chosen" / "weapon" / f"knife {number}.v2.png" for number in range(3000))
+    ]
+    same = [
+        Problem(folder / "chosen" / name, f"rejected/{name} is the same picture.")
+        for name in ("a.png", "weapon/a.png")
+    ]
+    alone = Problem(folder / "rejected" / "x.png", "the file is empty (0 bytes).")
+    odd = [Problem(folder / "chosen" / f"{name}.md", "this is left out.", fatal=False) for name in "pq"]
+    told = in_words([*prompts, *same, alone, *odd], folder).splitlines()
+    assert [line for line in told if not line.startswith("    ")] == [
+        "  3000 files: it has no prompt. Write the text into NAME.txt beside it.",
+        "  2 files: rejected/NAME.png is the same picture.",
+        "  rejected/x.png: the file is empty (0 bytes).",
+        "  Note: 2 files: this is left out.",
+        "In short:",
+        "  3000 files: it has no prompt. Write the text into NAME.txt beside it.",
+        "  2 files: rejected/NAME.png is the same picture.",
+        "  Note: 2 files: this is left out.",
+        "  1 of other kinds",
+    ]
+    named = {line.strip() for line in told if line.startswith("    ")}
+    every = [*prompts, *same, *odd]
+    assert named == {each.path.relative_to(folder).as_posix() for each in every}
 
 
 def test_what_is_left_out_is_told_but_stops_nothing(tmp_path: Path) -> None:

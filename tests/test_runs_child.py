@@ -17,8 +17,8 @@ from scdpo_core.runs.child import attach, start
 from scdpo_core.runs.follow import Follower
 from scdpo_core.runs.interpreter import Interpreter
 from scdpo_core.runs.process import ProcessId, alive, end, look
-from scdpo_core.runs.state import process_of, state_of
-from scdpo_core.training.events import EventLog, Failed, Started
+from scdpo_core.runs.state import last_words, process_of, state_of
+from scdpo_core.training.events import EventLog, Failed, Started, Warned
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import FAKE, PYTHON, ROOT, begin, make_run, trained, until
 
@@ -126,6 +126,17 @@ def test_last_words(tmp_path: Path, end: str, state: str, words: str) -> None:
     import re
 
     assert re.search(words, child.last_words)
+
+
+def test_last_words_may_be_long(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    message = "3000 problems:\n" + "\n".join(
+        f"    chosen/weapon/picture {number}.png" for number in range(9000)
+    )
+    for event in (Warned("before it"), Failed(message)):
+        EventLog(folder / "events.jsonl")(event)
+    assert (folder / "events.jsonl").stat().st_size > 4 * 65536
+    assert (state_of(folder), last_words(folder)) == ("failed", message)
 
 
 def test_words_of_an_earlier_process_are_not_those_of_this_one(tmp_path: Path) -> None:

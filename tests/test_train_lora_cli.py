@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -316,8 +316,7 @@ def test_training_outlives_whoever_watches_it(
         calls.append(values)
         raise BrokenPipeError
 
-    monkeypatch.setattr(sys, "stdout", sys.stdout)
-    monkeypatch.setattr("builtins.print", gone)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=gone, flush=gone))
     screen = door.Screen()
     for step in (1, 2):
         screen.show(Progress("train", step, 2, {"loss": 0.5}))

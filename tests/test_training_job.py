@@ -245,7 +245,8 @@ def test_a_stop_file_ends_the_run_well_and_a_resume_ends_it_as_if_nothing_had_be
 
 
 def test_a_stop_before_the_first_step_leaves_no_lora(base: Path, pairs: Path, tmp_path: Path) -> None:
-    result = run_job(tiny_settings(base, pairs, tmp_path / "run"), should_stop=lambda: True)
+    begun = (tmp_path / "run" / "job.toml").exists
+    result = run_job(tiny_settings(base, pairs, tmp_path / "run"), should_stop=begun)
     assert (result.outcome.step, result.lora) == (0, None)
     assert events_of(tmp_path / "run")[-1].reason == "stopped"  # type: ignore[union-attr]
     # Nothing was trained, so the same command may simply be given again.
@@ -258,7 +259,7 @@ def test_resuming_what_never_came_to_a_checkpoint_begins_again(
     settings = tiny_settings(base, pairs, tmp_path / "run", max_train_steps=2)
     with pytest.raises(ScdpoError, match="no run in"):
         run_job(settings, resume=True)
-    run_job(settings, should_stop=lambda: True)
+    run_job(settings, should_stop=(tmp_path / "run" / "job.toml").exists)
     assert run_job(settings, resume=True).outcome.step == 2
     assert any(isinstance(event, Warned) for event in events_of(tmp_path / "run"))
 

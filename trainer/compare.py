@@ -10,12 +10,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 from collections.abc import Sequence
 
-from scdpo_core.evaluation.comparing import compare
-from scdpo_core.panels.compare import page
-from scdpo_core.runs.comparison import PAGE, read_comparison, write_result
-from scdpo_core.runs.reporter import Reporter
-from scdpo_core.training.checks import resolve_device
-from scdpo_core.training.failures import sentence_of
+from scdpo_core.runs.interrupt import INTERRUPTED, waking
+
+with waking():
+    from scdpo_core.evaluation.comparing import compare
+    from scdpo_core.panels.compare import page
+    from scdpo_core.runs.comparison import PAGE, read_comparison, write_result
+    from scdpo_core.runs.reporter import Reporter
+    from scdpo_core.training.checks import resolve_device
+    from scdpo_core.training.failures import sentence_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_result(folder, result)
             (folder / PAGE).write_text(page(result, folder), "utf-8")
             reporter.reported(count, folder / PAGE)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         print(f"Error: {sentence_of(error)}", file=sys.stderr)
         return 2

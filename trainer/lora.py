@@ -10,19 +10,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
+from scdpo_core.runs.interrupt import INTERRUPTED, waking
 
-from scdpo_core.lora.describe import Description, describe
-from scdpo_core.lora.facts import EVALUATION, as_metadata
-from scdpo_core.lora.file import base_metadata, load_lora, write_lora
-from scdpo_core.lora.identity import BASES
-from scdpo_core.lora.keys import DIALECTS
-from scdpo_core.lora.merge import METHODS, common_family, merge
-from scdpo_core.lora.resize import Resized, resize
-from scdpo_core.types import LoraFile, ScdpoError
+with waking():
+    import torch
+
+    from scdpo_core.lora.describe import Description, describe
+    from scdpo_core.lora.file import load_lora
+    from scdpo_core.lora.identity import BASES
+    from scdpo_core.lora.keys import DIALECTS
+    from scdpo_core.lora.merge import METHODS
+    from scdpo_core.lora.resize import Resized
+    from scdpo_core.lora.rewrite import Target, convert_file, merge_files, resize_file
+    from scdpo_core.types import LoraFile, ScdpoError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
@@ -52,82 +54,35 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    _require_output(options, [options.lora])
-    state, file = load_lora(options.lora)
-    written = _write(options, state, file.family, file.metadata)
+    written = convert_file(options.lora, _target(options))
     print(f"{written.path}: {written.keys} keys in '{options.to}'")
 
 
 def _resize(options: argparse.Namespace) -> None:
-    _require_output(options, [options.lora])
-    state, file = load_lora(options.lora)
-    result = resize(state, rank=options.rank, energy=options.energy)
-    written = _write_new(options, result, file.family, file.metadata, {"resized_from": file.path.name})
-    _say_kept(written, result)
+    _say_kept(*resize_file(options.lora, _target(options), rank=options.rank, energy=options.energy))
 
 
 def _merge(options: argparse.Namespace) -> None:
-    _require_output(options, options.loras)
-    weights = options.weights or [1.0] * len(options.loras)
-    if len(weights) != len(options.loras):
-        raise ScdpoError(
-            f"There are {len(options.loras)} LoRAs and {len(weights)} weights; give each its own."
-        )
-    states, files = zip(*(load_lora(path) for path in options.loras), strict=True)
-    family = options.family or common_family(files)
-    result = merge(states, weights, method=options.method, rank=options.rank, energy=options.energy)
-    sources = [
-        {"file": file.path.name, "weight": weight, "hash": file.metadata.get("sshs_model_hash", "")}
-        for file, weight in zip(files, weights, strict=True)
-    ]
-    facts = {"merged_from": sources, "merge_method": options.method}
-    written = _write_new(options, result, family, base_metadata(family), facts)
+    written, result = merge_files(
+        options.loras,
+        _target(options),
+        weights=options.weights or (),
+        method=options.method,
+        rank=options.rank,
+        energy=options.energy,
+    )
     _say_kept(written, result)
 
 
-def _write_new(
-    options: argparse.Namespace,
-    result: Resized,
-    family: str,
-    metadata: Mapping[str, str],
-    facts: Mapping[str, object],
-) -> LoraFile:
-    """Write weights that are not those of the input any more, and say so in the file."""
-    state = result.state
-    if options.dtype is not None:
-        state = {name: _stored(name, tensor, DTYPES[options.dtype]) for name, tensor in state.items()}
-    ranks = [tensor.shape[0] for name, tensor in state.items() if name.endswith(".down")]
-    own = {
-        "ss_output_name": options.output.stem,
-        "modelspec.title": options.output.stem,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(max(ranks)),
-        "ss_network_alpha": str(float(max(ranks))),
-        **as_metadata(facts),
-    }
-    # The figures were those of the input's weights.
-    kept = {name: text for name, text in metadata.items() if name not in ("ss_network_args", EVALUATION)}
-    return _write(options, state, family, {**kept, **own})
-
-
-def _write(
-    options: argparse.Namespace, state: Mapping[str, Tensor], family: str, metadata: Mapping[str, str]
-) -> LoraFile:
-    return write_lora(
-        options.output, state, dialect=options.to, family=options.family or family, metadata=metadata
+def _target(options: argparse.Namespace) -> Target:
+    named = getattr(options, "dtype", None)
+    return Target(
+        options.output,
+        options.to,
+        options.family or "",
+        None if named is None else DTYPES[named],
+        options.overwrite,
     )
-
-
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if name.endswith(".alpha") else tensor.to(dtype)
-
-
-def _require_output(options: argparse.Namespace, inputs: Sequence[Path]) -> None:
-    output: Path = options.output
-    if any(output.resolve() == path.resolve() for path in inputs):
-        raise ScdpoError(f"{output} is an input, and inputs are never changed. Choose another output.")
-    if output.exists() and not options.overwrite:
-        raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
 
 
 def _say_kept(written: LoraFile, result: Resized) -> None:

@@ -11,24 +11,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 
-import torch
-from PIL import Image
-from tqdm import tqdm
+from scdpo_core.runs.interrupt import INTERRUPTED, waking
 
-from scdpo_core.cost.attribution import METHODS
-from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer
-from scdpo_core.scoring.job import JobResult, ScoreJob, check, explain, finish, gather, score_files
-from scdpo_core.scoring.rows import Row, printable
-from scdpo_core.scoring.run import BATCH
-from scdpo_core.scoring.stamp import STAMPS
-from scdpo_core.types import ScdpoError
+with waking():
+    import torch
+    from PIL import Image
+
+    from scdpo_core.cost.attribution import METHODS
+    from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer
+    from scdpo_core.runs.bars import bars
+    from scdpo_core.scoring.job import JobResult, ScoreJob, check
+    from scdpo_core.scoring.rows import Row, printable
+    from scdpo_core.scoring.run import BATCH
+    from scdpo_core.scoring.stamp import STAMPS
+    from scdpo_core.scoring.team import join, run_job
+    from scdpo_core.types import ScdpoError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,37 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "The same command goes on from here." if options.jsonl else "With --jsonl it could have gone on."
         )
         print(f"Stopped. {kept}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _score(options: argparse.Namespace) -> int:
-    job, device = _job(options), options.device
-    wait_for_all: Callable[[], None] = lambda: None  # noqa: E731 - one process waits for nobody
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        # A process that is done early may wait for days; the library's half an hour would end the run.
-        state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))
-        job = replace(job, rank=state.process_index, processes=state.num_processes)
-        wait_for_all = state.wait_for_everyone
-        # Each process has a graphics card of its own.
-        device = str(state.device) if device == "cuda" else device
-    check(job)
-    scorer = load_scorer(options.scorer, device)
-    for name in hub_names(options.scorer) if job.rank == 0 else ():
+    member = join(_job(options), options.device)
+    check(member.job)
+    scorer = load_scorer(options.scorer, member.device)
+    for name in hub_names(options.scorer) if member.leads else ():
         choice = SCORERS[name]
         print(f"{name}: {choice.download}, {choice.licence}, {choice.megabytes} MB", file=sys.stderr)
-    with _bars(quiet=job.rank > 0) as progress:
-        result = score_files(job, scorer, progress)
-        wait_for_all()
-        if job.rank > 0:
-            return 0
-        if job.processes > 1:
-            result = gather(job)
-        if job.heatmaps is not None:
-            result = explain(job, result, scorer, progress)
-        result = finish(job, result, progress)
-    _report(job, result)
+    with bars(quiet=not member.leads, stay=True, unit=" files") as progress:
+        result = run_job(member, scorer, progress)
+    if result is not None:
+        _report(member.job, result)
     return 0
 
 
@@ -123,23 +106,6 @@ def _list_scorers() -> None:
     for name, choice in SCORERS.items():
         where = f"hub: {choice.download}" if choice.download else "installed"
         print(f"{name:10}  {choice.about}\n{'':12}{choice.licence}, {choice.megabytes} MB, {where}")
-
-
-@contextmanager
-def _bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """One progress bar for each kind of work on a terminal, nothing elsewhere."""
-    bars: dict[str, tqdm] = {}
-
-    def update(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            bars[what] = tqdm(desc=what, total=total, disable=True if quiet else None, unit=" files")
-        bars[what].update(done - bars[what].n)
-
-    try:
-        yield update
-    finally:
-        for bar in bars.values():
-            bar.close()
 
 
 def _job(options: argparse.Namespace) -> ScoreJob:

@@ -4,49 +4,31 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import math
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
 
-import torch
-from tqdm import tqdm
+from scdpo_core.runs.interrupt import INTERRUPTED, waking
 
-from scdpo_core.cost.calibration import Figures
-from scdpo_core.cost.encoders import ENCODERS, load_encoder
-from scdpo_core.cost.examples import (
-    CheckedExamples,
-    CostExample,
-    check,
-    list_benign,
-    list_categories,
-    list_folders,
-    list_pairs,
-)
-from scdpo_core.cost.feature_cache import FeatureCache
-from scdpo_core.cost.features import VIEWS
-from scdpo_core.cost.hub_cache import is_hub_name
-from scdpo_core.cost.learner import CostSettings
-from scdpo_core.cost.mining import train_with_mining
-from scdpo_core.cost.model import CostFacts, save_cost
-from scdpo_core.cost.suspects import suspects
-from scdpo_core.cost.training import CostTrainingResult
-from scdpo_core.runs.reporter import Reporter
-from scdpo_core.scoring.training_page import write_training_page
-from scdpo_core.training.events import Phase
-from scdpo_core.training.failures import sentence_of
-from scdpo_core.types import ScdpoError
+with waking():
+    import torch
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+    from scdpo_core.cost.calibration import Figures
+    from scdpo_core.cost.encoders import ENCODERS
+    from scdpo_core.cost.examples import CheckedExamples
+    from scdpo_core.cost.features import VIEWS
+    from scdpo_core.cost.job import CostOutcome, CostTask, run_cost_task
+    from scdpo_core.cost.learner import CostSettings
+    from scdpo_core.preferences.problems import in_words
+    from scdpo_core.runs.bars import bars
+    from scdpo_core.runs.reporter import Reporter
+    from scdpo_core.runs.toml import as_flags
+    from scdpo_core.training.failures import sentence_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,145 +42,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reporter = None if early.run is None else Reporter(early.run)
     try:
         with nullcontext() if reporter is None else reporter.last_words():
-            told = [] if early.config is None else _flags_of(early.config, parser)
-            options = parser.parse_args([*told, *arguments])
-            two = [options.unsafe, options.safe]
-            if [options.pairs is None, options.categories is None, two == [None, None]].count(False) != 1 or (
-                None in two and two != [None, None]
-            ):
+            known = {*vars(parser.parse_args(["--output", "any"]))} - {"config", "run"}
+            told = [] if early.config is None else as_flags(early.config, known)
+            task = _task(parser.parse_args([*told, *arguments]))
+            if not task.well_asked:
                 parser.error("give --unsafe and --safe together, or --categories, or --pairs")
-            _train(options, reporter)
+            with bars() as show:
+                outcome = run_cost_task(
+                    task,
+                    progress=lambda what, done, total, loss: show(what, done, total),
+                    checked=_say_checked,
+                    reporter=reporter,
+                )
+            _say_outcome(task, outcome)
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         print(f"Error: {sentence_of(error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def _flags_of(path: Path, parser: argparse.ArgumentParser) -> list[str]:
-    """A TOML file as the flags that say the same; those of the command line come behind it and win."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ScdpoError(f"The settings file {path} cannot be read: {error}.") from error
-    known = set(vars(parser.parse_args(["--output", "any"]))) - {"config", "run"}
-    for key in values:
-        if key not in known:
-            raise ScdpoError(
-                f"{path}: there is no setting '{key}'. Choose one of: {', '.join(sorted(known))}."
-            )
-    flags: list[str] = []
-    for key, value in values.items():
-        flag = f"--{key.replace('_', '-')}"
-        flags += [flag] * value if isinstance(value, bool) else [f"{flag}={value}"]
-    return flags
-
-
-def _listed(options: argparse.Namespace) -> list[CostExample]:
-    if options.pairs is not None:
-        return list_pairs(options.pairs)
-    if options.categories is not None:
-        return list_categories(options.categories)
-    return list_folders(options.unsafe, options.safe)
-
-
-def _train(options: argparse.Namespace, reporter: Reporter | None) -> None:
-    output: Path = options.output
-    if output.suffix != ".safetensors":
-        raise ScdpoError(f"The output must be a file that ends in .safetensors, not {output}.")
-    if output.exists() and not options.overwrite:
-        raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
-    _require_writable(output.parent)
-    if options.report is not None:
-        _require_writable(options.report.parent)
-    with _bar("reading pictures", reporter) as progress:
-        found = check(_listed(options), progress)
-    _report(found, options.skip_bad)
-    pool: Sequence[CostExample] = ()
-    if options.benign is not None:
-        with _bar("reading the harmless folder", reporter) as progress:
-            # Of a large folder nobody mends every file.
-            pool = check(list_benign(options.benign), progress).examples
-    if reporter is not None:
-        reporter.started(options.steps, len(found.examples) + len(pool), options.device)
-    encoder = load_encoder(options.encoder, options.device)
+def _task(options: argparse.Namespace) -> CostTask:
+    given = dict(vars(options))
     settings = CostSettings(
-        false_positive_rate=options.false_positive_rate,
-        steps=options.steps,
-        lr=options.lr,
-        contrast=options.contrast,
-        eta=options.eta,
-        seed=options.seed,
+        **{one.name: given[one.name] for one in fields(CostSettings) if one.name in given}
     )
-    with _bars(reporter) as progress:
-        mined = train_with_mining(
-            found.examples,
-            pool,
-            encoder,
-            settings,
-            count=options.mine,
-            views=options.views,
-            cache=FeatureCache(options.cache or output.parent / ".features"),
-            progress=progress,
-        )
-    data, result = mined.data, mined.result
-    if options.benign:
-        print(f"{len(mined.chosen)} hard negatives found among {len(pool)} harmless pictures")
-    facts = CostFacts(
-        name=options.name or output.stem,
-        encoder=encoder.id,
-        encoder_hash=encoder.hash,
-        encoder_source=_source(options.encoder),
-        training_set=data.training_set,
-        untrained=tuple(name for name, figures in result.categories.items() if figures is None),
-        calibration=_nested(result.calibration),
-        figures=_nested({"": result.figures, **result.categories}),
-    )
-    save_cost(output, result.model, facts)
-    _summarise(result)
-    files = {example.digest: example.path for example in (*found.examples, *mined.chosen)}
-    misfiled = suspects(result.held_out, data.unsafe, list(data.digests))
-    for one in misfiled:
-        label = "unsafe" if one.unsafe else "safe"
-        print(f"Looks misfiled ({label}, cost {one.cost:+.2f}): {files[one.digest]}")
-    if options.report is not None:
-        write_training_page(options.report, facts.name, result, misfiled, files)
-        print(f"\nThe report, with those pictures, is {options.report}")
-    if reporter is not None:
-        for warning in result.warnings:
-            reporter.warned(warning)
-        reporter.finished(result.steps, output, options.report)
-    print(f"\nThe cost model is {output}")
+    own = {one.name: given[one.name] for one in fields(CostTask) if one.name in given}
+    return CostTask(**own, settings=settings)
 
 
-def _require_writable(folder: Path) -> None:
-    """Find out now rather than after the training."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ScdpoError(
-            f"The folder {folder} cannot be written to ({error.strerror or error}). Choose another output."
-        ) from error
-
-
-def _report(found: CheckedExamples, skip_bad: bool) -> None:
-    for problem in found.problems:
-        print(f"{problem.path}: {problem.what}", file=sys.stderr)
-    if found.problems and not skip_bad:
-        raise ScdpoError(
-            f"{len(found.problems)} pictures cannot be used (listed above). Mend or remove them, or leave "
-            "them out with --skip-bad."
-        )
+def _say_checked(found: CheckedExamples) -> None:
+    if found.problems:
+        print(in_words(found.problems), file=sys.stderr)
     unsafe = sum(example.unsafe for example in found.examples)
     copies = f" ({found.merged} copies left out)" if found.merged else ""
     print(f"{unsafe} unsafe and {len(found.examples) - unsafe} safe pictures{copies}")
 
 
-def _summarise(result: CostTrainingResult) -> None:
+def _say_outcome(task: CostTask, outcome: CostOutcome) -> None:
+    result = outcome.mined.result
+    if task.benign is not None:
+        print(f"{len(outcome.mined.chosen)} hard negatives found among {outcome.pool} harmless pictures")
     print(f"\nHeld-out pictures, {result.steps} steps:")
     rows = [("overall", result.figures), *sorted(result.categories.items())]
     width = max(len(name) for name, _ in rows)
@@ -206,6 +92,12 @@ def _summarise(result: CostTrainingResult) -> None:
         print(f"  {name:<{width}}  {_line(figures)}")
     for warning in result.warnings:
         print(f"Note: {warning}")
+    for one, file in outcome.misfiled:
+        label = "unsafe" if one.unsafe else "safe"
+        print(f"Looks misfiled ({label}, cost {one.cost:+.2f}): {file}")
+    if task.report is not None:
+        print(f"\nThe report, with those pictures, is {task.report}")
+    print(f"\nThe cost model is {task.output}")
 
 
 def _line(figures: Figures | None) -> str:
@@ -215,57 +107,6 @@ def _line(figures: Figures | None) -> str:
         f"AUC {figures.auc:.4f}   above zero: {figures.recall_at_zero:6.1%} of {figures.unsafe} unsafe, "
         f"{figures.fpr_at_zero:.1%} of {figures.safe} safe"
     )
-
-
-def _nested(heads: Mapping[str, Any]) -> dict[str, object]:
-    """What is known of the overall cost at the top, of each category with a head below 'categories'."""
-    known = {name: asdict(value) for name, value in heads.items() if value is not None}
-    return {**known.pop(""), "categories": known}
-
-
-def _source(spec: str) -> str:
-    """Where the encoder lies, for the file; a home folder is written '~', for it names a person."""
-    if spec in ENCODERS or (is_hub_name(spec) and not Path(spec).exists()):
-        return spec
-    full = Path(spec).expanduser().resolve()
-    home = Path.home().resolve()
-    return str(Path("~") / full.relative_to(home)) if full.is_relative_to(home) else str(full)
-
-
-PHASES: Mapping[str, Phase] = {
-    "reading pictures": "check",
-    "reading the harmless folder": "check",
-    "training": "train",
-    "training again": "train",
-}
-"""What a door calls the kinds of work; everything else makes embeddings, which are kept."""
-
-
-@contextmanager
-def _bar(label: str, reporter: Reporter | None) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, events for a door, nothing elsewhere."""
-    with _bars(reporter) as update:
-        yield lambda done, total: update(label, done, total, None)
-
-
-@contextmanager
-def _bars(reporter: Reporter | None) -> Iterator[Callable[[str, int, int, float | None], None]]:
-    """The same for each kind of work, one after the other."""
-    bars: dict[str, tqdm] = {}
-
-    def update(what: str, done: int, total: int, loss: float | None) -> None:
-        if what not in bars:
-            bars[what] = tqdm(desc=what, disable=None, leave=False)
-        bars[what].total = total
-        bars[what].update(done - bars[what].n)
-        if reporter is not None:
-            reporter.progress(PHASES.get(what, "cache"), done, total, loss)
-
-    try:
-        yield update
-    finally:
-        for bar in bars.values():
-            bar.close()
 
 
 def _parser() -> argparse.ArgumentParser:

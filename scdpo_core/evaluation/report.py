@@ -56,12 +56,12 @@ def write_report(
 
 
 def write_report_json(path: Path, report: EvalReport) -> None:
-    """Write the report's figures as JSON, atomically.
+    """Write the report's figures as JSON, atomically; the LoRA's path in it is relative to the JSON's folder.
 
     Raises:
         OSError: the file cannot be written.
     """
-    write_json(path, report.to_json())
+    write_json(path, report.to_json(path.parent))
 
 
 def render_report(

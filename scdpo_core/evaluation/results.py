@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,8 +128,12 @@ class EvalReport:
         every = {group.name: group for group in (*self.headline, *self.groups)}
         return tuple(group for group in every.values() if group.target is not None)
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values; what was not measured is null."""
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """The report as plain JSON values; what was not measured is null.
+
+        Args:
+            folder: where the report will lie; the LoRA's path starts from there, so that both can be moved.
+        """
         train, cost, lora, kept = self.train, self.cost_model, self.lora, self.preservation
         return {
             "schema": SCHEMA,
@@ -177,7 +182,12 @@ class EvalReport:
                 "recall_at_zero": cost.recall_at_zero,
             },
             "lora": lora
-            and {"path": str(lora.path), "rank": lora.rank, "keys": lora.keys, "family": lora.family},
+            and {
+                "path": _from(folder, lora.path),
+                "rank": lora.rank,
+                "keys": lora.keys,
+                "family": lora.family,
+            },
             "judge": {
                 "name": self.judge.name,
                 "accuracy": self.judge.accuracy,
@@ -221,6 +231,14 @@ def environment() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return facts
+
+
+def _from(folder: Path, path: Path) -> str:
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        # On Windows nothing leads from one drive to another.
+        return str(path.absolute())
 
 
 def _number(value: float) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from ..preferences.problems import in_words
 from ..preferences.session import SessionView
 from ..types import PreferencePair, Problem
 from .parts import image, listed, notice, wrapped
@@ -58,13 +59,11 @@ def folder(place: Path, pairs: Sequence[PreferencePair], problems: Sequence[Prob
     else:
         state = ""
     odd = [problem for problem in problems if not problem.fatal]
-    rest = f"<h4>Odd, but no hindrance</h4>{listed(_lines(odd, place))}" if odd else ""
-    return wrapped(f"{counted}{state}{listed(_lines(fatal, place))}{rest}", "folder")
+    rest = f"<h4>Odd, but no hindrance</h4>{_lines(odd, place)}" if odd else ""
+    return wrapped(f"{counted}{state}{_lines(fatal, place)}{rest}", "folder")
 
 
-def _lines(problems: Sequence[Problem], place: Path) -> list[str]:
-    return [
-        f"{problem.path.relative_to(place) if problem.path.is_relative_to(place) else problem.path}: "
-        f"{problem.what}"
-        for problem in problems
-    ]
+def _lines(problems: Sequence[Problem], place: Path) -> str:
+    """All of them: nobody mends what is only counted."""
+    lines = [line.strip().removeprefix("Note: ") for line in in_words(problems, place).splitlines()]
+    return listed(lines, most=len(lines))

@@ -78,7 +78,7 @@ def listed(items: Iterable[str], most: int = 20) -> str:
         return ""
     inside = "".join(f"<li>{escape(line)}</li>" for line in lines[:most])
     more = f"<li>and {len(lines) - most:,} more</li>" if len(lines) > most else ""
-    return f'<ul class="lines">{inside}{more}</ul>'
+    return f'<ul class="lines" tabindex="0">{inside}{more}</ul>'
 
 
 @lru_cache(maxsize=_KEPT)

@@ -15,15 +15,13 @@ from pathlib import Path
 from ..types import PreferencePair, Problem, ScdpoError
 from .listing import LAYOUT, Side, layout_problem, list_side
 from .pictures import Look, PictureError, look_at_all
-
-LISTED = 50
-"""How many problems the message of a `FolderError` lists; the rest is counted."""
+from .problems import in_words, name_in
 
 _MAX_PROMPT_BYTES = 65536
 
 
 class FolderError(ScdpoError):
-    """A preference folder that cannot be trained on; its message has one problem a line.
+    """A preference folder that cannot be trained on; its message names every file with a problem.
 
     Attributes:
         folder: the folder.
@@ -38,11 +36,8 @@ class FolderError(ScdpoError):
     def __str__(self) -> str:
         count = len(self.problems)
         amount = "1 problem" if count == 1 else f"{count} problems"
-        lines = [f"The preference folder {self.folder} cannot be used yet; it has {amount}:"]
-        lines += [f"  {_name(each.path, self.folder)}: {each.what}" for each in self.problems[:LISTED]]
-        if count > LISTED:
-            lines.append(f"  ... and {count - LISTED} more.")
-        return "\n".join(lines)
+        told = in_words(self.problems, self.folder)
+        return f"The preference folder {self.folder} cannot be used yet; it has {amount}:\n{told}"
 
 
 def check_folder(
@@ -109,13 +104,7 @@ def read_folder(
         if files and _usable(files, looks, folder, problems) and prompt:
             category = stem.split("/")[0] if "/" in stem else ""
             pairs.append(PreferencePair(stem, prompt, *files, category))
-    return pairs, sorted(problems, key=lambda problem: (_name(problem.path, folder), problem.what))
-
-
-def _name(path: Path, folder: Path) -> str:
-    """How the artist would call a file of the folder."""
-    inside = path != folder and path.is_relative_to(folder)
-    return path.relative_to(folder).as_posix() if inside else str(path)
+    return pairs, sorted(problems, key=lambda problem: (name_in(problem.path, folder), problem.what))
 
 
 def _left_out(chosen: Side, rejected: Side) -> Iterator[Problem]:
@@ -154,7 +143,7 @@ def _usable(
     good, bad = looks[files[0]], looks[files[1]]
     if isinstance(good, PictureError) or isinstance(bad, PictureError):
         return False
-    other = _name(files[1], folder)
+    other = name_in(files[1], folder)
     if good == bad:
         what = f"{other} is the same picture. Put the right one in the place of one of them."
         problems.append(Problem(files[0], what))
@@ -181,7 +170,7 @@ def _prompt(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) ->
     read = [_read_prompt(file) for file in files]
     wrong = [text for text in read if isinstance(text, Problem)]
     if not wrong and len(set(read)) > 1:
-        other = _name(files[0], chosen.root.parent)
+        other = name_in(files[0], chosen.root.parent)
         what = f"this says something else than {other}. Keep the right one, or make them equal."
         wrong = [Problem(files[-1], what)]
     problems += wrong

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 from PIL import Image
 
@@ -15,6 +16,7 @@ from ..scoring.lettering import lettered
 from ..types import PreferencePair, Problem
 from .folder import read_folder
 from .pictures import PictureError, open_picture
+from .problems import in_words
 
 _PAPER, _INK, _GOOD, _BAD, _FAINT = (
     (250, 250, 248),
@@ -23,7 +25,6 @@ _PAPER, _INK, _GOOD, _BAD, _FAINT = (
     (183, 28, 28),
     (205, 208, 212),
 )
-_LISTED = 50
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,9 @@ class Survey:
         lines = [f"{self.folder}: {len(self.pairs)} pairs, {state}."]
         if counts:
             lines.append(f"Categories: {counts}.")
-        lines += [self._line(problem) for problem in self.problems[:_LISTED]]
-        if len(self.problems) > _LISTED:
-            lines.append(f"... and {len(self.problems) - _LISTED} more.")
+        if self.problems:
+            lines.append(dedent(in_words(self.problems, self.folder)))
         return "\n".join(lines)
-
-    def _line(self, problem: Problem) -> str:
-        inside = problem.path.is_relative_to(self.folder) and problem.path != self.folder
-        name = problem.path.relative_to(self.folder).as_posix() if inside else str(problem.path)
-        return f"{'' if problem.fatal else 'Note: '}{name}: {problem.what}"
 
 
 def survey(folder: Path, progress: Callable[[int, int], None] | None = None) -> Survey:

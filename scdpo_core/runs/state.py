@@ -104,13 +104,20 @@ def _latest(path: Path, begin: int) -> list[Event]:
     """The last events behind `begin` bytes of a log, or the log's own if it was begun anew."""
     total = names.size(path)
     begin = 0 if begin > total else begin
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(begin, total - _TAIL))
-            lines = stream.read().decode("utf-8", "replace").split("\n")
-    except OSError:
-        return []
-    records = (parse(line) for line in lines)
+    tail = _TAIL
+    while True:
+        start = max(begin, total - tail)
+        try:
+            with path.open("rb") as stream:
+                stream.seek(start)
+                text = stream.read()
+        except OSError:
+            return []
+        # All that is wrong with a folder may be one very long line.
+        if start == begin or b"\n" in text[:-1]:
+            break
+        tail *= 4
+    records = (parse(line) for line in text.decode("utf-8", "replace").split("\n"))
     return [record.event for record in records if record is not None]
 
 

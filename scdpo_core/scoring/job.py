@@ -118,12 +118,13 @@ def score_files(
     known = _known(job, memory)
     run = FolderRun(scorer, {} if job.anew else known, job.every, job.batch)
     rows = [] if job.rank else list(_unreachable(found.problems, scorer))
+    total = len(rows) + len(files)
     try:
         for row in run.rows(files):
             rows.append(row)
             if memory is not None and memory.rows.get(row.path) != row:
                 memory.add(row)
-            progress("scoring", len(rows), len(files))
+            progress("scoring", len(rows), total)
     finally:
         if memory is not None:
             memory.close()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from ..config import TrainSettings, to_toml
 from ..files import write_text
-from ..runs.folder import launch_of
-from ..runs.process import look
 from . import checkpoint
 from .run_folder import RunFolder
 from .team import Team, identity_of
@@ -35,13 +31,8 @@ def claim(
         return state, []
     folder.path.mkdir(parents=True, exist_ok=True)
     notes = [f"The checkpoint {path.name} is damaged; an older one is used." for path in damaged]
-    if resume:
-        launch, us = launch_of(folder.path), look(os.getpid())
-        # A door has removed what asked an earlier process to leave; what is there now asks this one.
-        if launch is None or us is None or launch.process != us[0]:
-            folder.stop.unlink(missing_ok=True)
-        if state is None:
-            notes.append("The run was interrupted before its first checkpoint; it begins again.")
+    if resume and state is None:
+        notes.append("The run was interrupted before its first checkpoint; it begins again.")
     folder.sweep()
     write_text(folder.job, to_toml(settings))
     return state, notes

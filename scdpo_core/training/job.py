@@ -33,6 +33,7 @@ from .plots import draw_curves
 from .provenance import facts, sample_costs
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
+from .stopping import Stop, StopAskedError
 from .team import Team, assemble, dismiss
 from .tracking import Tracking, start_tracking
 
@@ -55,10 +56,6 @@ class JobResult:
     outcome: Outcome
     lora: LoraFile | None
     folder: Path
-
-
-class _StopError(Exception):
-    """Somebody asked to stop before training began."""
 
 
 def run_job(
@@ -104,17 +101,19 @@ class _Job:
         team: Team,
     ) -> None:
         self.settings, self.resume, self.team = settings, resume, team
-        self._listen, self._should_stop = listen, should_stop
-        self._began = time.monotonic()
+        self._listen, self._began = listen, time.monotonic()
         self._log: EventLog | None = None
         self._tracking: Tracking | None = None
         self._facts: dict[str, object] = {}
         self._network = ""
         out = settings.output.output
+        # Without an output the checks refuse the run, unless somebody asks to stop before they have ended.
+        self.folder = RunFolder(out or Path())
+        self._stop = Stop(None if out is None else self.folder, resume, should_stop)
         # Until the checks have passed, nobody knows whether the folder is ours: a refused run must not
         # write into the log of a finished one, nor leave a folder behind.
-        if out is not None and out.is_dir() and (resume or not RunFolder(out).has_results()):
-            self._log = EventLog(RunFolder(out).events)
+        if out is not None and out.is_dir() and not self._stop.refused:
+            self._log = EventLog(self.folder.events)
 
     def emit(self, event: Event) -> None:
         if self.team.rank:
@@ -127,13 +126,15 @@ class _Job:
 
     def run(self) -> JobResult:
         settings = self.settings
-        folder, pairs = check_run(
-            settings,
-            self.resume,
-            notice=lambda problem: self.emit(Warned(f"{problem.path}: {problem.what}")),
-            progress=self._progress("check"),
-        )
-        self.folder = folder
+        try:
+            folder, pairs = check_run(
+                settings,
+                self.resume,
+                notice=lambda problem: self.emit(Warned(f"{problem.path}: {problem.what}")),
+                progress=self._progress("check"),
+            )
+        except StopAskedError:
+            return self._end(Outcome("stopped", self.folder.reached), None)
         self.device = self.team.device or resolve_device(settings.model.device)
         state = self._claim(folder, len(pairs))
         if self.team.rank == 0:
@@ -146,12 +147,12 @@ class _Job:
             sampler = self._sampler(model, pairs)
             if state is None:
                 sampler.draw(0)
-        except _StopError:
+        except StopAskedError:
             return self._end(Outcome("stopped", 0 if state is None else state.step), None)
         model.release_encoders()
         try:
             trainer = self._trainer(model, adapter, data, sampler, state)
-        except _StopError:
+        except StopAskedError:
             return self._end(Outcome("stopped", 0 if state is None else state.step), None)
         outcome = trainer.run()
         if outcome.step == 0:
@@ -188,6 +189,7 @@ class _Job:
     def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
         """Make the folder ours; the checkpoint to go on from, if there is one."""
         state, notes = claim(folder, self.settings, self.resume, self.team)
+        self._stop.forget_old()
         self._log = EventLog(folder.events)
         for note in notes:
             self.emit(Warned(note))
@@ -289,7 +291,7 @@ class _Job:
             settings,
             self.folder.checkpoints,
             emit=self.emit,
-            should_stop=self._stop_asked,
+            should_stop=self._stop.asked,
             on_sample=sample,
             words=live_words(model, settings.lora),
             held_out=data.held_out(settings, model.device),
@@ -305,13 +307,10 @@ class _Job:
     def _end(self, outcome: Outcome, lora: LoraFile | None) -> JobResult:
         if self.team.rank:
             return JobResult(outcome, lora, self.folder.path)
-        self.folder.stop.unlink(missing_ok=True)
+        self._stop.heard()
         path = "" if lora is None else lora.path.name
         self.emit(Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3)))
         return JobResult(outcome, lora, self.folder.path)
-
-    def _stop_asked(self) -> bool:
-        return self._should_stop() or self.folder.stop.exists()
 
     def _progress(self, phase: Phase) -> Callable[[int, int], None]:
         """A listener that reports at most every half second, and leaves when somebody asks to stop."""
@@ -320,8 +319,8 @@ class _Job:
         def report(done: int, total: int) -> None:
             nonlocal last
             # A process must not leave its team alone: together they stop at the first step.
-            if phase != "check" and self.team.size == 1 and self._stop_asked():
-                raise _StopError
+            if self.team.size == 1 and self._stop.asked():
+                raise StopAskedError
             if done == total or time.monotonic() - last > 0.5:
                 last = time.monotonic()
                 self.emit(Progress(phase, done, total))

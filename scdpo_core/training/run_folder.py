@@ -59,6 +59,11 @@ class RunFolder:
         return self.lora.exists() or bool(checkpoint.steps_in(self.checkpoints))
 
     @property
+    def reached(self) -> int:
+        """Steps behind the newest checkpoint, 0 if there is none."""
+        return max(checkpoint.steps_in(self.checkpoints), default=0)
+
+    @property
     def curves(self) -> Path:
         """The training curves."""
         return self.path / "curves.png"

@@ -1,0 +1,224 @@
+"""A whole training of a cost model, from folders of pictures to its file. Doors start it and tell of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..preferences.problems import in_words
+from ..runs.reporter import Reporter
+from ..scoring.training_page import write_training_page
+from ..training.events import Phase
+from ..types import ScdpoError
+from .encoders import ENCODERS, load_encoder
+from .examples import (
+    CheckedExamples,
+    CostExample,
+    check,
+    list_benign,
+    list_categories,
+    list_folders,
+    list_pairs,
+)
+from .feature_cache import FeatureCache
+from .features import VIEWS
+from .hub_cache import is_hub_name
+from .learner import CostSettings
+from .mining import Mined, Progress, train_with_mining
+from .model import CostFacts, save_cost
+from .suspects import Suspect, suspects
+
+PHASES: Mapping[str, Phase] = {
+    "reading pictures": "check",
+    "reading the harmless folder": "check",
+    "training": "train",
+    "training again": "train",
+}
+"""What a run's log calls the kinds of work; everything else makes embeddings, which are kept."""
+
+
+@dataclass(frozen=True)
+class CostTask:
+    """What a cost model learns from, and what is written.
+
+    The pictures are given in one of three ways: `unsafe` and `safe`, or `categories`, or `pairs`.
+
+    Attributes:
+        output: the .safetensors file to write.
+        unsafe: folder of harmful pictures; its subfolders name categories.
+        safe: folder of harmless pictures.
+        categories: a folder with one folder for each category, and safe/.
+        pairs: a preference folder.
+        benign: a large folder of harmless pictures to find hard negatives in.
+        mine: how many of those at most.
+        encoder: as `load_encoder`.
+        device: where the encoder runs.
+        views: versions of each picture to learn from.
+        cache: where embeddings are kept; None for `.features` beside the output.
+        report: HTML page about the training, or None.
+        name: what every score calls the model; None for the output's name.
+        overwrite: whether the output may be there already.
+        skip_bad: leave out pictures that cannot be used.
+        settings: of the training.
+    """
+
+    output: Path
+    unsafe: Path | None = None
+    safe: Path | None = None
+    categories: Path | None = None
+    pairs: Path | None = None
+    benign: Path | None = None
+    mine: int = 500
+    encoder: str = "micro"
+    device: str = "cpu"
+    views: int = VIEWS
+    cache: Path | None = None
+    report: Path | None = None
+    name: str | None = None
+    overwrite: bool = False
+    skip_bad: bool = False
+    settings: CostSettings = field(default_factory=CostSettings)
+
+    @property
+    def well_asked(self) -> bool:
+        """Whether the pictures are given in exactly one way."""
+        folders = [self.unsafe, self.safe]
+        ways = [self.pairs is not None, self.categories is not None, folders != [None, None]]
+        return ways.count(True) == 1 and (None not in folders or folders == [None, None])
+
+
+@dataclass(frozen=True)
+class CostOutcome:
+    """What a training leaves.
+
+    Attributes:
+        mined: the model, its figures, and what it learned from.
+        pool: how many harmless pictures were looked through for hard negatives.
+        misfiled: pictures that look misfiled, and their files.
+    """
+
+    mined: Mined
+    pool: int
+    misfiled: Sequence[tuple[Suspect, Path]]
+
+
+def run_cost_task(
+    task: CostTask,
+    *,
+    progress: Progress = lambda what, done, total, loss: None,
+    checked: Callable[[CheckedExamples], None] = lambda found: None,
+    reporter: Reporter | None = None,
+) -> CostOutcome:
+    """Check everything, train, and write the cost model and the page about it.
+
+    Args:
+        task: what to do.
+        progress: is told what is being done, how far, of how much, and the held-out loss while it trains.
+        checked: is told what the pictures are, before any work.
+        reporter: of the run folder, if there is one.
+
+    Raises:
+        ScdpoError: something the artist can do something about; of the pictures, all that is wrong at once.
+        StopAskedError: somebody asked to leave through the run folder.
+    """
+    _require_writable(task)
+
+    def told(what: str, done: int, total: int, loss: float | None = None) -> None:
+        progress(what, done, total, loss)
+        if reporter is not None:
+            reporter.progress(PHASES.get(what, "cache"), done, total, loss)
+
+    found = check(_listed(task), lambda done, total: told("reading pictures", done, total))
+    if found.problems and not task.skip_bad:
+        raise ScdpoError(
+            f"{len(found.problems)} pictures cannot be used:\n{in_words(found.problems)}\n"
+            "Mend or remove them, or leave them out with --skip-bad."
+        )
+    checked(found)
+    pool: Sequence[CostExample] = ()
+    if task.benign is not None:
+        listed = list_benign(task.benign)
+        # Of a large folder nobody mends every file.
+        pool = check(listed, lambda done, total: told("reading the harmless folder", done, total)).examples
+    if reporter is not None:
+        reporter.started(task.settings.steps, len(found.examples) + len(pool), task.device)
+    encoder = load_encoder(task.encoder, task.device)
+    cache = FeatureCache(task.cache or task.output.parent / ".features")
+    mined = train_with_mining(
+        found.examples,
+        pool,
+        encoder,
+        task.settings,
+        count=task.mine,
+        views=task.views,
+        cache=cache,
+        progress=told,
+    )
+    data, result = mined.data, mined.result
+    facts = CostFacts(
+        name=task.name or task.output.stem,
+        encoder=encoder.id,
+        encoder_hash=encoder.hash,
+        encoder_source=_source(task.encoder),
+        training_set=data.training_set,
+        untrained=tuple(name for name, figures in result.categories.items() if figures is None),
+        calibration=_nested(result.calibration),
+        figures=_nested({"": result.figures, **result.categories}),
+    )
+    save_cost(task.output, result.model, facts)
+    files = {example.digest: example.path for example in (*found.examples, *mined.chosen)}
+    misfiled = suspects(result.held_out, data.unsafe, list(data.digests))
+    if task.report is not None:
+        write_training_page(task.report, facts.name, result, misfiled, files)
+    if reporter is not None:
+        for warning in result.warnings:
+            reporter.warned(warning)
+        reporter.finished(result.steps, task.output, task.report)
+    return CostOutcome(mined, len(pool), [(one, files[one.digest]) for one in misfiled])
+
+
+def _listed(task: CostTask) -> list[CostExample]:
+    if task.pairs is not None:
+        return list_pairs(task.pairs)
+    if task.categories is not None:
+        return list_categories(task.categories)
+    if task.unsafe is None or task.safe is None:
+        raise ScdpoError("Say where the harmful and the harmless pictures are.")
+    return list_folders(task.unsafe, task.safe)
+
+
+def _require_writable(task: CostTask) -> None:
+    """Find out now rather than after the training."""
+    output = task.output
+    if output.suffix != ".safetensors":
+        raise ScdpoError(f"The output must be a file that ends in .safetensors, not {output}.")
+    if output.exists() and not task.overwrite:
+        raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
+    for folder in (output.parent, *(() if task.report is None else (task.report.parent,))):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ScdpoError(
+                f"The folder {folder} cannot be written to ({error.strerror or error}). Choose another "
+                "output."
+            ) from error
+
+
+def _nested(heads: Mapping[str, Any]) -> dict[str, object]:
+    """What is known of the overall cost at the top, of each category with a head below 'categories'."""
+    known = {name: asdict(value) for name, value in heads.items() if value is not None}
+    return {**known.pop(""), "categories": known}
+
+
+def _source(spec: str) -> str:
+    """Where the encoder lies, for the file; a home folder is written '~', for it names a person."""
+    if spec in ENCODERS or (is_hub_name(spec) and not Path(spec).exists()):
+        return spec
+    full = Path(spec).expanduser().resolve()
+    home = Path.home().resolve()
+    return str(Path("~") / full.relative_to(home)) if full.is_relative_to(home) else str(full)

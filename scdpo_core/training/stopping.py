@@ -1,0 +1,68 @@
+"""Whether somebody asks a job to leave: its caller, or a file named 'stop' in its run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..runs.folder import launch_of
+from ..runs.process import look
+from .run_folder import RunFolder
+
+
+class StopAskedError(Exception):
+    """Somebody asked to stop before training began."""
+
+
+class Stop:
+    """What asks one process to leave, from the moment it looks at its settings.
+
+    A file that is there already when this process comes asked an earlier one, unless a door has started us:
+    then it has cleared what was there before. One in the folder of a finished run that we may not touch is
+    not ours at all.
+
+    Attributes:
+        refused: whether the folder holds results that nobody has asked to go on with.
+    """
+
+    def __init__(self, folder: RunFolder | None, resume: bool, asked: Callable[[], bool]) -> None:
+        """Look at what is there already.
+
+        Args:
+            folder: of the run; it need not be there yet. None if nobody has said which.
+            resume: whether an interrupted run is to go on.
+            asked: what the caller says.
+        """
+        self._asked = asked
+        self.refused = folder is not None and folder.has_results() and not resume
+        self._file = None if folder is None or self.refused else folder.stop
+        launch, us = None if folder is None else launch_of(folder.path), look(os.getpid())
+        ours = launch is not None and us is not None and launch.process == us[0]
+        self._old = None if ours else _mark(self._file)
+
+    def asked(self) -> bool:
+        """Whether somebody asks."""
+        if self._asked():
+            return True
+        mark = _mark(self._file)
+        return mark is not None and mark != self._old
+
+    def forget_old(self) -> None:
+        """Remove the file that asked an earlier process, now that the folder is ours."""
+        if _mark(self._file) == self._old:
+            self.heard()
+
+    def heard(self) -> None:
+        """Remove the file, whoever it asked: this process leaves."""
+        if self._file is not None and _mark(self._file) is not None:
+            self._file.unlink(missing_ok=True)
+
+
+def _mark(path: Path | None) -> tuple[int, int] | None:
+    """Tells one file of a name from a later one; None if there is none."""
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_ino)
