@@ -69,13 +69,13 @@ def test_on_a_large_card_everything_comes_once_and_stays() -> None:
 
 
 def test_a_small_card_holds_the_largest_part_and_not_the_sum() -> None:
-    card = Card(13 * GIB)
+    card = Card(14 * GIB)
     own = places(card, 6, 10, 1)
     own.bring(DENOISER)
     own.bring(TEXTS)
     assert card.on == [TEXTS]
     own.bring(VAE)
-    # 13 - 10 leaves 3: one for the VAE, two to work with.
+    # 14 - 10 leaves 4: one for the VAE, three to work with.
     assert card.on == [TEXTS, VAE]
     own.bring(DENOISER)
     # The text encoders worked longest ago; with them gone there is room.
@@ -83,7 +83,7 @@ def test_a_small_card_holds_the_largest_part_and_not_the_sum() -> None:
 
 
 def test_what_is_fixed_never_leaves_and_what_is_dropped_is_forgotten() -> None:
-    card = Card(13 * GIB)
+    card = Card(14 * GIB)
     own = places(card, 6, 10, 1)
     own.bring(TEXTS)
     own.fix(TEXTS)

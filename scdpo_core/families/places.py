@@ -12,8 +12,9 @@ from ..devices import free_memory, is_out_of_memory
 
 DENOISER, TEXTS, VAE = "denoiser", "texts", "vae"
 _HOME = torch.device("cpu")
-_WORK = 2 * 2**30
-"""Bytes that a part is given to work with; where they do not suffice, the others leave after all."""
+_WORK = 3 * 2**30
+"""Bytes that a part is given to work with: what a VAE needs for pictures of 1024 pixels, and a little. Where
+they do not suffice, the others leave after all."""
 
 Result = TypeVar("Result")
 
