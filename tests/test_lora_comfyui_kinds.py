@@ -79,7 +79,7 @@ def trained(family: str, kind: Kind) -> tuple[LoraAdapter, dict[str, Tensor], di
     for owner, network in networks.items():
         live = on_cpu(network)
         targets = "attention+ff" if owner else preset
-        adapter = attach(live, rank=2, alpha=1.0, targets=targets, seed=1, kind=kind, owner=owner)  # type: ignore[arg-type]
+        adapter = attach(live, rank=2, alpha=1.0, targets=targets, seed=1, kind=kind, owner=owner)
         whole = adapter if whole is None else whole.joined(adapter)
     assert whole is not None
     layers = dict(zip(whole.modules, whole._layers, strict=True))
@@ -155,4 +155,4 @@ def test_comfyui_makes_of_every_kind_what_peft_does(family: str, kind: Kind, tmp
 
 
 def lengths(weight: Tensor) -> Tensor:
-    return weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
+    return torch.linalg.vector_norm(weight.flatten(1), dim=1).reshape(-1, *[1] * (weight.ndim - 1))
