@@ -1,13 +1,15 @@
 """A real ComfyUI as the judge of LoRA files, run as a script so that nothing of it gets into the tests.
 
     python tests/comfyui_oracle.py COMFYUI_DIR keys OUT.json.gz            which keys it takes, by family
-    python tests/comfyui_oracle.py COMFYUI_DIR deltas FAMILY LORA OUT      what it makes of a LoRA file
+    python tests/comfyui_oracle.py COMFYUI_DIR patch FAMILY LORA OUT ...   what it makes of LoRA files
+    python tests/comfyui_oracle.py COMFYUI_DIR places FAMILY OUT.json      where it finds each module
 
 The first writes family -> stem of a key -> [weight it changes, first row, rows] (rows only where it is a
-part of the weight). The second writes the change of every weight that the file touches, computed by ComfyUI
-at strength 1 on weights of zero (DoRA: on the base weights that the file holds under `base.`), and as
-metadata the keys it left. The models have the real depth and, because names and algebra do not depend on
-it, a small width.
+part of the weight). The second writes every weight that the file touches, computed by ComfyUI at strength 1
+on weights of zero, or on those that the file itself holds under `base.` (a DoRA looks at them), and as
+metadata the keys it left. The third writes one family's list for the models of the second. The models have
+the real depth (SD3: two blocks, but for the first list) and, because names and algebra do not depend on it,
+a small width.
 
 ComfyUI's LoRA code and its model classes are real. Its registry of model types, which imports every model
 there is, is replaced by empty classes of the same names; so are packages that the LoRA code does not call.
@@ -20,7 +22,6 @@ import importlib.util
 import json
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -178,42 +179,48 @@ def key_map(lora: Any, family: str, sd3_blocks: int) -> tuple[dict[str, Any], di
 
 
 def record(lora: Any, out: Path) -> None:
-    found: dict[str, dict[str, list[Any]]] = {}
-    for family in (*UNETS, "sd3", "flux"):
-        stems, _ = key_map(lora, family, sd3_blocks=24)
-        rows: dict[str, list[Any]] = {}
-        for stem, target in stems.items():
-            if stem.endswith(".bias"):
-                continue
-            if isinstance(target, str):
-                rows[stem] = [target]
-            elif target[1] is None:
-                rows[stem] = [target[0], "swapped"]
-            else:
-                rows[stem] = [target[0], *target[1][1:]]
-        found[family] = dict(sorted(rows.items()))
+    found = {family: places(key_map(lora, family, sd3_blocks=24)[0]) for family in (*UNETS, "sd3", "flux")}
     text = json.dumps(found, separators=(",", ":")).encode()
     out.write_bytes(gzip.compress(text, 9, mtime=0))
 
 
-def deltas(lora: Any, family: str, source: Path, out: Path) -> None:
-    tensors = load_file(source)
-    bases = {key[5:]: tensors.pop(key) for key in list(tensors) if key.startswith("base.")}
+def places(stems: dict[str, Any]) -> dict[str, list[Any]]:
+    """Stem of a key -> [weight], and behind it the rows or 'swapped'."""
+    rows: dict[str, list[Any]] = {}
+    for stem, target in stems.items():
+        if stem.endswith(".bias"):
+            continue
+        if isinstance(target, str):
+            rows[stem] = [target]
+        elif target[1] is None:
+            rows[stem] = [target[0], "swapped"]
+        else:
+            rows[stem] = [target[0], *target[1][1:]]
+    return dict(sorted(rows.items()))
+
+
+def patch(lora: Any, family: str, files: list[Path]) -> None:
+    """Write what ComfyUI makes of every first file into the second."""
     stems, weights = key_map(lora, family, sd3_blocks=2)
-    left: set[str] = set(tensors)
-    warn: Callable[..., None] = lora.logging.warning
-    lora.logging.warning = lambda text, *_: left.add(text.rpartition(" ")[2])
-    left.clear()
-    patches = lora.load_lora(tensors, stems)
-    changed = {}
-    for target, patch in patches.items():
-        name, offset, function = (target, None, None) if isinstance(target, str) else (*target, None)[:3]
-        zero = torch.zeros(weights[name].shape)
-        base = bases.get(name, changed.get(name, zero))
-        after = lora.calculate_weight([(1.0, patch, 1.0, offset, function)], base.clone(), name)
-        changed[name] = after - bases[name] if name in bases else after
-    lora.logging.warning = warn
-    save_file(changed, out, {"left": json.dumps(sorted(left))})
+    for source, out in zip(files[::2], files[1::2], strict=True):
+        tensors = load_file(source)
+        bases = {key[5:]: tensors.pop(key) for key in list(tensors) if key.startswith("base.")}
+        left: list[str] = []
+        warn, lora.logging.warning = (
+            lora.logging.warning,
+            lambda text, *_, left=left: left.append(text.rpartition(" ")[2]),
+        )
+        # All patches of a weight at once, as its ModelPatcher has them.
+        patches: dict[str, list[Any]] = {}
+        for target, change in lora.load_lora(tensors, stems).items():
+            name, offset, function = (target, None, None) if isinstance(target, str) else (*target, None)[:3]
+            patches.setdefault(name, []).append((1.0, change, 1.0, offset, function))
+        lora.logging.warning = warn
+        patched = {}
+        for name, changes in patches.items():
+            base = bases[name] if name in bases else torch.zeros(weights[name].shape)
+            patched[name] = lora.calculate_weight(changes, base.clone(), name)
+        save_file(patched, out, {"left": json.dumps(sorted(left))})
 
 
 if __name__ == "__main__":
@@ -221,5 +228,8 @@ if __name__ == "__main__":
     comfy_lora = import_comfy(Path(command[0]).resolve())
     if command[1] == "keys":
         record(comfy_lora, Path(command[2]))
+    elif command[1] == "places":
+        found = places(key_map(comfy_lora, command[2], sd3_blocks=2)[0])
+        Path(command[3]).write_text(json.dumps(found), "utf-8")
     else:
-        deltas(comfy_lora, command[2], Path(command[3]), Path(command[4]))
+        patch(comfy_lora, command[2], [Path(name) for name in command[3:]])

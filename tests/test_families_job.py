@@ -63,6 +63,16 @@ def test_a_folder_trains_and_its_lora_changes_the_picture(family: str, pairs: Pa
     assert _changed(family, base, result, LoadOptions(t5_tokens=T5_TOKENS))
 
 
+@pytest.mark.parametrize(("family", "kind"), [("sd3", "loha"), ("flux", "lokr"), ("flux", "dora")])
+def test_every_kind_can_be_saved_for_the_transformers(
+    family: str, kind: str, pairs: Path, tmp_path: Path
+) -> None:
+    # The original layout fuses queries, keys and values, which these kinds change apart from one another.
+    base = tiny_folder(family, tmp_path / "base")
+    result = _train(base, pairs, tmp_path / "lora", kind=kind)
+    assert _changed(family, base, result, LoadOptions(t5_tokens=T5_TOKENS))
+
+
 @pytest.mark.parametrize(
     ("family", "make", "write"),
     [("sd1", tiny_pipeline, write_single_file), ("sdxl", sdxl_pipeline, write_sdxl_file)],

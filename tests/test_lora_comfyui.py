@@ -1,6 +1,8 @@
 """What we export, judged by ComfyUI: by key lists recorded from it, and by itself when COMFYUI_DIR is set.
 
-    COMFYUI_DIR=/path/to/ComfyUI python -m pytest tests/test_lora_comfyui.py
+    COMFYUI_DIR=/path/to/ComfyUI python -m pytest -m "" tests/test_lora_comfyui.py
+
+COMFYUI_PYTHON may name the Python that ComfyUI runs with; without it, this one runs ComfyUI's LoRA code.
 
 The lists are facts, made by `tests/comfyui_oracle.py` with ComfyUI 0.3.64.
 """
@@ -12,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -42,9 +45,23 @@ def accepted() -> dict[str, dict[str, list[object]]]:
 
 def oracle(*arguments: object) -> None:
     script = Path(__file__).parent / "comfyui_oracle.py"
-    command = [sys.executable, str(script), COMFYUI, *map(str, arguments)]
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    command = [python, str(script), COMFYUI, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def patched_by_comfyui(
+    family: str, files: Mapping[Dialect, Path]
+) -> dict[Dialect, tuple[dict[str, Tensor], list[str]]]:
+    """What ComfyUI makes of LoRA files, weight by weight, and the keys of each that it left alone."""
+    outs = {dialect: file.with_name(f"{file.stem} patched.safetensors") for dialect, file in files.items()}
+    oracle("patch", family, *(path for dialect in files for path in (files[dialect], outs[dialect])))
+    found = {}
+    for dialect, out in outs.items():
+        with safe_open(str(out), framework="pt") as handle:
+            found[dialect] = load_file(out), json.loads(handle.metadata()["left"])
+    return found
 
 
 def stems(state: dict[str, Tensor], dialect: Dialect, family: str) -> set[str]:
@@ -102,13 +119,12 @@ def test_comfyui_leaves_no_key_and_changes_the_model_as_we_say(family: str, tmp_
     changes = {}
     # It takes the transformers' names of diffusers too, and finds their place in the fused weights by itself.
     dialects = HOST_DIALECTS if family in UNETS else (*HOST_DIALECTS, "peft")
-    for dialect in dialects:
-        file, out = tmp_path / f"{dialect}.safetensors", tmp_path / f"{dialect}-changes.safetensors"
+    files = {dialect: tmp_path / f"{dialect}.safetensors" for dialect in dialects}
+    for dialect, file in files.items():
         save_file(to_file(state, dialect, family).tensors, file)
-        oracle("deltas", family, file, out)
-        with safe_open(str(out), framework="pt") as handle:
-            assert json.loads(handle.metadata()["left"]) == []
-        changes[dialect] = load_file(out)
+    for dialect, (patched, left) in patched_by_comfyui(family, files).items():
+        assert left == []
+        changes[dialect] = patched
     first = changes[HOST_DIALECTS[0]]
     for dialect, other in changes.items():
         assert other.keys() == first.keys()

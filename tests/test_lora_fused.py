@@ -192,16 +192,38 @@ def test_a_fused_weight_that_cannot_be_read_is_named() -> None:
     key = "lora_unet_double_blocks_0_img_attn_qkv"
     with pytest.raises(ScdpoError, match=rf"'{key}\.lora_up\.weight' cannot be read: is incomplete.*no down"):
         from_file({f"{key}.lora_up.weight": torch.ones(12, 1)}, {})
-    with pytest.raises(
-        ScdpoError, match=rf"'{key}' cannot be written in 'kohya': its members are of different"
-    ):
-        block = "transformer_blocks.0.attn"
-        to_file(
-            {
-                f"{block}.to_q.down": torch.ones(1, 4),
-                f"{block}.to_q.up": torch.ones(4, 1),
-                **{f"{block}.to_k.{part}": tensor for part, tensor in split_rows(loha(0), QKV)["k"].items()},
-            },
-            "kohya",
-            "flux",
-        )
+    kernel = {"down": torch.ones(1, 4), "up": torch.ones(4, 1), "mid": torch.ones(1, 1, 3, 3)}
+    state = {f"transformer_blocks.0.attn.to_q.{part}": tensor for part, tensor in kernel.items()}
+    with pytest.raises(ScdpoError, match=rf"'{key}' cannot be written in 'kohya': a convolution's kernel"):
+        to_file(state, "kohya", "flux")
+
+
+def test_members_that_cannot_be_fused_keep_their_own_names() -> None:
+    block = "transformer_blocks.0.attn"
+    columns = {**plain(2, 1, 4, 4, 1.0), "dora_scale": torch.ones(1, 4)}
+    shares = {
+        "to_q": plain(0, 1, 4, 4, 1.0),
+        "to_k": split_rows(loha(1), QKV)["k"],
+        "to_v": columns,
+        "to_out.0": plain(3, 1, 4, 4, 1.0),
+    }
+    state = {
+        f"{block}.{member}.{part}": tensor
+        for member, share in shares.items()
+        for part, tensor in share.items()
+    }
+    stems = {
+        "kohya": ("lycoris_transformer_blocks_0_attn_to_k", "lora_unet_double_blocks_0_img_attn_proj"),
+        "comfyui": (
+            "transformer.transformer_blocks.0.attn.to_k",
+            "diffusion_model.double_blocks.0.img_attn.proj",
+        ),
+    }
+    for dialect, (apart, alone) in stems.items():
+        tensors = to_file(state, dialect, "flux").tensors  # type: ignore[arg-type]
+        assert {
+            f"{apart}.hada_w1_a",
+            f"{apart[:-1]}v.dora_scale",
+            f"{alone}.lora_up.weight",
+        } <= tensors.keys()
+        assert same(from_file(tensors, {}), state)

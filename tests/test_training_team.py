@@ -320,3 +320,43 @@ def test_fsdp_spreads_the_frozen_weights_and_trains_the_same(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert figures(folder) == pytest.approx(figures(alone.folder), rel=1e-3)
     assert close(folder / "lora.safetensors", alone.folder / "lora.safetensors")
+
+
+@pytest.mark.slow
+def test_a_stopped_fsdp_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    base, pairs = tiny_folder("flux", tmp_path / "flux"), tiny_pairs(tmp_path / "pairs")
+    changes: dict[str, Any] = {
+        "width": 32,
+        "height": 32,
+        "max_train_steps": 4,
+        "log_every": 1,
+        # Nothing may depend on how many steps are planned. What remembers earlier ones must come back.
+        "schedule": "constant",
+        "warmup": 0.0,
+        "dfm_warmup": 0.0,
+        "dropout": 0.1,
+        "ema": 0.5,
+    }
+    folders = {name: tmp_path / name / "lora" for name in ("whole", "parts")}
+    for name, folder in folders.items():
+        (tmp_path / f"{name}.toml").write_text(
+            to_toml(tiny_settings(base, pairs, folder, **changes)), "utf-8"
+        )
+
+    def fsdp(name: str, *extra: str) -> None:
+        config = str(PROGRAM.parent / "accelerate" / "fsdp.yaml")
+        done = launch("--config_file", config, job=tmp_path / f"{name}.toml", extra=extra)
+        assert done.returncode == 0, done.stderr
+
+    fsdp("whole")
+    fsdp("parts", "--max-train-steps", "2")
+    halfway = read_tensors(folders["parts"] / "lora.safetensors")[0]
+    fsdp("parts", "--resume")
+    seen = [record.event for record in read_events(folders["parts"] / "events.jsonl")]
+    assert [event.first_step for event in seen if isinstance(event, Started)] == [0, 2]
+    assert figures(folders["parts"]) == figures(folders["whole"])
+    # Two processes add their gradients in one order only, and the base's weights are gathered, not summed.
+    whole, parts = (folder / "lora.safetensors" for folder in folders.values())
+    assert parts.read_bytes() == whole.read_bytes()
+    finished = read_tensors(whole)[0]
+    assert any(not torch.equal(finished[key], halfway[key]) for key in finished)

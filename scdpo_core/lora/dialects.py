@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..types import ScdpoError
 from .change import by_module, check, inputs_of, names_of, rank_of, rows_and_unit, scale_of
-from .fused import join_rows, split_rows, swap_halves
-from .keys import TEXT_ENCODERS, Dialect, addresses, key, place
+from .fused import ApartError, join_rows, split_rows, swap_halves
+from .keys import TEXT_ENCODERS, Dialect, addresses, apart, key, place
 from .layouts import TRANSFORMERS, swaps_halves
 
 ALPHAS = "scdpo_alpha"
@@ -74,13 +74,14 @@ def from_file(
 def to_file(state: Mapping[str, Tensor], dialect: Dialect, family: str) -> Written:
     """The tensors of a file in a dialect, in the order of their names.
 
-    kohya, kohya-ldm and comfyui keep every bit, but for the rounding that `fused.join_rows` tells of. peft
+    kohya, kohya-ldm and comfyui keep every bit, but for the rounding that `fused.join_rows` tells of; what
+    cannot be joined at all keeps the names of its members, see `keys.apart`. peft
     files have no place for alpha that all their readers look at, so alpha / rank is multiplied into the
     weights: exact for powers of two (1 above all), one rounding otherwise.
 
     Raises:
         KeyNameError: the dialect has no name for a weight.
-        ScdpoError: a weight cannot be fused exactly; names it.
+        ScdpoError: a weight does not belong where it is; names it.
     """
     modules = by_module(state)
     done: set[str] = set()
@@ -99,6 +100,12 @@ def to_file(state: Mapping[str, Tensor], dialect: Dialect, family: str) -> Writt
             shares = {member: modules[member] for member in members if member in modules}
             try:
                 parts = join_rows(shares, members)
+            except ApartError:
+                for member, share in shares.items():
+                    tensors |= {
+                        key(apart(member, dialect), part, dialect): own for part, own in share.items()
+                    }
+                continue
             except ScdpoError as error:
                 raise ScdpoError(f"'{stem}' cannot be written in '{dialect}': {error}.") from error
         elif family in TRANSFORMERS and swaps_halves(module, partial(_sides, stem, parts)):

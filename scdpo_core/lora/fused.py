@@ -4,8 +4,8 @@ The rows of the fused matrix are those of its members, one after the other. Spli
 LoHa: each member gets its own rows, and shares what all rows have in common. So is joining what shares that
 already. LoRAs that do not are joined block by block, which adds their ranks up and is exact too, but for
 one rounding where the members' alpha / rank differ. LoKr splits where its first factor's rows do; a DoRA
-splits where its magnitudes belong to rows. What cannot be exact raises a sentence. Shapes: down [rank, in],
-up [rows, rank].
+splits where its magnitudes belong to rows. What cannot be exact raises a sentence; what cannot be joined can
+still be written member by member. Shapes: down [rank, in], up [rows, rank].
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from ..types import ScdpoError
 from .change import Parts, inputs_of, row_parts, rows_and_unit
 
 _LAST_OF_LINEAR1 = "proj_mlp"
+
+
+class ApartError(ScdpoError):
+    """Members whose changes no weights of the fused matrix can hold exactly."""
 
 
 def split_rows(parts: Parts, members: Sequence[str]) -> dict[str, dict[str, Tensor]]:
@@ -71,21 +75,22 @@ def join_rows(shares: Mapping[str, Parts], members: Sequence[str]) -> dict[str, 
     """The weights of the fused module; rows of members that `shares` lacks stay unchanged.
 
     Raises:
-        ScdpoError: they cannot be joined exactly.
+        ApartError: they cannot be joined exactly.
+        ScdpoError: they are no changes of linear layers.
     """
     given = [shares[member] for member in members if member in shares]
     first = given[0]
+    if any(part in share for share in given for part in ("mid", "hada_t1", "lokr_t2")):
+        raise ScdpoError("a convolution's kernel stands where a linear layer belongs")
     kinds = {frozenset(share) - {"alpha"} for share in given}
     if len(kinds) > 1:
-        raise ScdpoError("its members are of different kinds (LoRA, LoHa, LoKr, DoRA), which cannot be fused")
-    if "mid" in first or "hada_t1" in first or "lokr_t2" in first:
-        raise ScdpoError("a convolution's kernel stands where a linear layer belongs")
+        raise ApartError("its members are of different kinds (LoRA, LoHa, LoKr, DoRA), which cannot be fused")
     if "dora_scale" in first and len(given) < len(members):
-        raise ScdpoError(
+        raise ApartError(
             "a DoRA of only some of its members cannot be fused: the others' magnitudes are unknown"
         )
     if "dora_scale" in first and any(share["dora_scale"].shape[0] == 1 for share in given):
-        raise ScdpoError("a DoRA with magnitudes of columns cannot be fused exactly")
+        raise ApartError("a DoRA with magnitudes of columns cannot be fused exactly")
     rows_of = _member_rows(shares, members)
     by_rows = row_parts(first)
     shared = [part for part in first if part not in by_rows]
@@ -102,7 +107,7 @@ def join_rows(shares: Mapping[str, Parts], members: Sequence[str]) -> dict[str, 
             joined[part] = torch.cat(pieces)
         return joined
     if "up" not in first or "dora_scale" in first:
-        raise ScdpoError(
+        raise ApartError(
             "only members that share their other factors can be fused exactly, unless they are plain LoRAs"
         )
     return _block_diagonal(shares, members, rows_of)

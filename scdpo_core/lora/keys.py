@@ -6,6 +6,7 @@
     kohya       lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight
                 lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha     (lora_te1_, lora_te2_ with two)
                 lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight        (SD3 and FLUX: original names)
+                lycoris_transformer_blocks_0_attn_to_q.hada_w1_a               (a part of such a fused matrix)
     kohya-ldm   lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_down.weight
     peft        unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight
     comfyui     diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.lora_down.weight
@@ -48,6 +49,7 @@ __all__ = [
     "Dialect",
     "KeyNameError",
     "addresses",
+    "apart",
     "key",
     "place",
     "split",
@@ -152,6 +154,14 @@ def place(module: str, dialect: Dialect, family: str) -> tuple[str, tuple[str, .
     original, members = found
     stem = f"diffusion_model.{original}" if dialect == "comfyui" else f"lora_unet_{flat(original)}"
     return stem, members
+
+
+def apart(module: str, dialect: Dialect) -> str:
+    """The stem for a module of the denoiser that stays apart where `place` has it fused with others.
+
+    LyCORIS' trainers write these names for SD3 and FLUX; ComfyUI (and Forge, with its loader) finds the rows.
+    """
+    return f"transformer.{module}" if dialect == "comfyui" else f"lycoris_{flat(module)}"
 
 
 def key(stem: str, part: str, dialect: Dialect) -> str:
