@@ -186,7 +186,7 @@ class _Rotation:
     """
 
     def __init__(self, weights: Sequence[Fraction], ranks: Sequence[int]) -> None:
-        """Turns of shapes whose weights add up to 1; of those that are due together, low ranks go first."""
+        """Turns of shapes whose weights add up to 1; among those due together, low ranks go first."""
         common = math.lcm(*(weight.denominator for weight in weights))
         parts = [int(weight * common) for weight in weights]
         divisor = math.gcd(*parts)

@@ -117,8 +117,7 @@ class FixedDraws:
         def short(pair: int) -> bool:
             return len(found[pair]) < self.wanted[pair]
 
-        def look_up(pair: int) -> Tensor:
-            # Another process, or an earlier run, may have had less memory; what it measured is as exact.
+        def look_up(pair: int, sizes: Sequence[int]) -> Tensor:
             for size in sizes:
                 errors = kept(size).get(self._keys[pair])
                 if len(errors) >= self.wanted[pair]:
@@ -134,7 +133,7 @@ class FixedDraws:
 
         sizes = portions.sizes
         todo = [pair for pair, wanted in enumerate(self.wanted) if wanted]
-        found = {pair: look_up(pair) for pair in todo}
+        found = {pair: look_up(pair, sizes[:1]) for pair in todo}
         # Nobody writes before all have looked, so that all see the same.
         missing = self._team.tell([pair for pair in todo if short(pair)])
         mine = share_of(missing, self._team)
@@ -144,8 +143,10 @@ class FixedDraws:
             if not self._team.lockstep or self._team.rank == 0:
                 kept(portions.size).put(self._keys[pair], found[pair])
         self._team.wait()
+        # Some may have had less memory than others.
+        reached = [size for size in sizes if self._team.anyone(portions.size <= size)]
         for pair in filter(short, todo):
-            found[pair] = look_up(pair)
+            found[pair] = look_up(pair, reached)
             if short(pair):  # written to a disk that this process does not see
                 portions.attempt(partial(extend, pair))
         for pair, errors in found.items():
