@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.families.unet import uncropped
 from scdpo_core.objectives import dfm
 from scdpo_core.preferences.batches import Room
+from scdpo_core.training.feed import Ahead
 from scdpo_core.training.fixed_draws import FixedDraws
 from scdpo_core.training.reference_cache import Dice
+from scdpo_core.types import ScdpoError
 from tests.test_training_loop import CPU, Bench, stream
 from tests.tiny import tiny_sd_folder
 
@@ -142,3 +145,53 @@ def test_what_is_told_of_sizes_and_words_waits_for_no_copy(copies: Copies, base:
     uncropped.cache_clear()
     assert copies.seen == 2
     assert copies.slow == []
+
+
+@pytest.mark.parametrize("method", ["run", "rehearse"])
+@pytest.mark.parametrize("error", [ScdpoError("broken"), KeyboardInterrupt()])
+def test_the_thread_that_works_ahead_ends_with_an_error(
+    base: Path, tmp_path: Path, method: str, error: BaseException
+) -> None:
+    def threads() -> int:
+        return sum(thread.name.startswith("batches") for thread in threading.enumerate())
+
+    trainer, alive = Bench(base, tmp_path).trainer(), []
+    trainer._ahead = trainer._measure._feed = Ahead(trainer._measure._feed, 4)  # as on a GPU
+
+    def fail(name: str, value: torch.Tensor) -> None:
+        alive.append(threads())
+        raise error
+
+    trainer._meter.add = fail  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        getattr(trainer, method)()
+    assert alive == [1]
+    assert threads() == 0
+
+
+def test_a_forward_pass_never_waits_for_the_device(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
+        return index[:, None] == torch.arange(count)
+
+    # Torch's own looks at the largest index, but only on a CPU.
+    monkeypatch.setattr(dfm, "one_hot", one_hot)
+
+    class Fetches(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.seen = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen += "_local_scalar_dense" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    for objective in ("sc_dpo", "duo"):
+        trainer = Bench(base, tmp_path, objective=objective, margin=1.0, loser_mu=0.5).trainer()
+        with Fetches() as fetches:
+            trainer._forward(0).backward()
+        assert fetches.seen == 0
+        with Fetches() as fetches:
+            torch.ones(()).item()
+        assert fetches.seen == 1
