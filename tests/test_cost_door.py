@@ -233,6 +233,10 @@ def test_what_is_wrong_goes_into_the_log(
     assert "there is no setting 'stepps'" in said and "steps" in said
     view = Follower(pictures / "run").view()
     assert (view.state, view.message) == ("failed", said.strip().removeprefix("Error: "))
+    (pictures / "safe" / "p003.png").write_bytes(b"")
+    assert door(job(pictures, tower)) == 2
+    message = Follower(pictures / "run").view().message
+    assert "1 pictures cannot be used" in message and "p003.png: the file is empty" in message
     (pictures / "run" / "job.toml").write_text("steps =")
     assert door(["--config", str(pictures / "run" / "job.toml")]) == 2
     assert "cannot be read" in capsys.readouterr().err

@@ -52,7 +52,8 @@ class Trained:
 
     def costs(self, data: FeatureSet) -> torch.Tensor:
         with torch.no_grad():
-            return self.result.model(data.embeddings[:, 0])[:, 0]
+            costs: torch.Tensor = self.result.model(data.embeddings[:, 0])[:, 0]
+        return costs
 
 
 @pytest.fixture(scope="module")
