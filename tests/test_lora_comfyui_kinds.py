@@ -115,7 +115,7 @@ def in_comfyui(
 def fit(patched: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
     """Whether every weight is the expected one, but for rounding."""
     return all(
-        torch.allclose(patched[name], weight.reshape(patched[name].shape), rtol=1e-4, atol=1e-5)
+        torch.allclose(patched[name], weight.reshape(patched[name].shape), rtol=1e-6, atol=1e-6)
         for name, weight in expected.items()
     )
 
