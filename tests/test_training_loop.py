@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scdpo_core.config import DEFAULT_BETAS, OptimSettings, TrainSettings
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.lora.adapter import LoraAdapter, attach
-from scdpo_core.objectives import dfm
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.training import checkpoint
 from scdpo_core.training.events import Event, Progress, Saved, Warned
-from scdpo_core.training.feed import Ahead, Feed, FreshDraws, timestep_law
+from scdpo_core.training.feed import Feed, FreshDraws, timestep_law
 from scdpo_core.training.loop import Trainer, learning_rate
 from scdpo_core.types import CachedPair, LabelledPair, PairBatch, PreferencePair, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
@@ -150,34 +147,6 @@ def test_the_report_holds_every_figure(base: Path, tmp_path: Path) -> None:
             assert event.metrics["chosen_cost"] == pytest.approx(-1)
             assert event.metrics["rejected_cost"] == pytest.approx(2)
     assert bench.progress()[-1].seconds_left == 0
-
-
-def test_a_forward_pass_never_waits_for_the_device(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def one_hot(index: torch.Tensor, count: int) -> torch.Tensor:
-        return index[:, None] == torch.arange(count)
-
-    # Torch's own looks at the largest index, but only on a CPU.
-    monkeypatch.setattr(dfm, "one_hot", one_hot)
-
-    class Fetches(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.seen = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.seen += "_local_scalar_dense" in str(func)
-            return func(*args, **(kwargs or {}))
-
-    for objective in ("sc_dpo", "duo"):
-        trainer = Bench(base, tmp_path, objective=objective, margin=1.0, loser_mu=0.5).trainer()
-        with Fetches() as fetches:
-            trainer._forward(0).backward()
-        assert fetches.seen == 0
-        with Fetches() as fetches:
-            torch.ones(()).item()
-        assert fetches.seen == 1
 
 
 def test_the_learning_rate_rises_and_falls_as_worked_by_hand() -> None:
@@ -342,28 +311,6 @@ def test_samples_are_drawn_between_steps_in_evaluation_mode(base: Path, tmp_path
     bench.trainer(on_sample=lambda step: drawn.append((step, bench.model.denoiser.training))).run()
     # Not at step 6: what comes after the last step is drawn by whoever called.
     assert drawn == [(2, False), (4, False)]
-
-
-@pytest.mark.parametrize("method", ["run", "rehearse"])
-@pytest.mark.parametrize("error", [ScdpoError("broken"), KeyboardInterrupt()])
-def test_the_thread_that_works_ahead_ends_with_an_error(
-    base: Path, tmp_path: Path, method: str, error: BaseException
-) -> None:
-    def threads() -> int:
-        return sum(thread.name.startswith("batches") for thread in threading.enumerate())
-
-    trainer, alive = Bench(base, tmp_path).trainer(), []
-    trainer._ahead = trainer._measure._feed = Ahead(trainer._measure._feed, 4)  # as on a GPU
-
-    def fail(name: str, value: torch.Tensor) -> None:
-        alive.append(threads())
-        raise error
-
-    trainer._meter.add = fail  # type: ignore[method-assign]
-    with pytest.raises(type(error)):
-        getattr(trainer, method)()
-    assert alive == [1]
-    assert threads() == 0
 
 
 def test_the_artist_is_warned_once_when_the_chosen_pictures_get_worse(base: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""A step never waits for the GPU: what it copies there is pinned, and nothing is read back."""
+"""A step never waits for the GPU: its copies are pinned, nothing is read back, and a thread works ahead."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.families.unet import uncropped
 from scdpo_core.objectives import dfm
 from scdpo_core.preferences.batches import Room
+from scdpo_core.training.feed import Ahead
 from scdpo_core.training.fixed_draws import FixedDraws
 from scdpo_core.training.reference_cache import Dice
+from scdpo_core.types import ScdpoError
 from tests.test_training_loop import CPU, Bench, stream
 from tests.tiny import tiny_sd_folder
 
@@ -142,3 +145,25 @@ def test_what_is_told_of_sizes_and_words_waits_for_no_copy(copies: Copies, base:
     uncropped.cache_clear()
     assert copies.seen == 2
     assert copies.slow == []
+
+
+@pytest.mark.parametrize("method", ["run", "rehearse"])
+@pytest.mark.parametrize("error", [ScdpoError("broken"), KeyboardInterrupt()])
+def test_the_thread_that_works_ahead_ends_with_an_error(
+    base: Path, tmp_path: Path, method: str, error: BaseException
+) -> None:
+    def threads() -> int:
+        return sum(thread.name.startswith("batches") for thread in threading.enumerate())
+
+    trainer, alive = Bench(base, tmp_path).trainer(), []
+    trainer._ahead = trainer._measure._feed = Ahead(trainer._measure._feed, 4)  # as on a GPU
+
+    def fail(name: str, value: torch.Tensor) -> None:
+        alive.append(threads())
+        raise error
+
+    trainer._meter.add = fail  # type: ignore[method-assign]
+    with pytest.raises(type(error)):
+        getattr(trainer, method)()
+    assert alive == [1]
+    assert threads() == 0
