@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from scdpo_core.training.events import Done, Event, Progress, Sample, Validated, Warned
 from scdpo_core.training.job import run_job
@@ -129,22 +127,3 @@ def test_wandb_tells_runs_of_one_name_apart_and_goes_on_with_a_folder_that_was_m
     (other / WANDB).write_text("", "utf-8")
     start_tracking(["wandb"], other, lambda event: None)
     assert begun[-1]["id"] == (other / WANDB).read_text("utf-8").strip() != ids[1]
-
-
-def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    for name, value in (("WANDB_MODE", "offline"), ("WANDB_DIR", str(tmp_path))):
-        monkeypatch.setenv(name, value)
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    said: list[Event] = []
-    tracking = start_tracking(["wandb"], tmp_path, said.append)
-    tracking(Progress("train", 2, 2, {"loss": 0.25}))
-    tracking(Sample(2, "a.png", "a prompt", 0))
-    tracking(Done("finished", 2, "x", 1.0))
-    assert said == []
-    (kept,) = (tmp_path / "wandb").glob("offline-run-*")
-    (summary,) = [*kept.glob("files/wandb-summary.json")] or [None]
-    if summary is not None:
-        assert json.loads(summary.read_text("utf-8"))["train/loss"] == 0.25
-    assert list(kept.glob("*.wandb"))
-    assert list(kept.glob("files/media/images/samples/*.png"))
