@@ -283,6 +283,7 @@ class _Job:
             folder=settings.data.cache or self.folder.cache,
             team=team,
             progress=self._progress("reference"),
+            emit=self.emit,
         )
         trainer = Trainer(
             model,
