@@ -257,7 +257,7 @@ def to_toml(settings: TrainSettings) -> str:
 
 # These say where a run lives, how often it reports or where it computes, never what it learns.
 _NO_IDENTITY = {
-    "model": {"device", "channels_last", "compile"},
+    "model": {"device", "channels_last", "compile", "gradient_checkpointing"},
     "data": {"pairs", "cache", "cache_in", "cost_model"},
     "optim": {"max_train_steps"},
     "output": {key.name for key in dataclasses.fields(OutputSettings)},

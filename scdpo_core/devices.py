@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _ASYNCHRONOUS = ("cuda",)
+# The last is what cuBLAS and cuDNN say.
+_SIGNS = ("not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -22,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     words = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in words or "out of memory" in words)
+    return isinstance(error, RuntimeError) and any(sign in words for sign in _SIGNS)
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from scdpo_core.families import FAMILIES, LoadOptions
-from scdpo_core.families.places import DENOISER, TEXTS, VAE, Places
+from scdpo_core.families.places import DENOISER, LIVE, TEXTS, VAE, Places
 from scdpo_core.preferences import cache as caches
 from scdpo_core.preferences.cache import MemoryCache, build_cache, pair_key
 from scdpo_core.types import Conditioning
@@ -137,6 +139,40 @@ def test_alone_on_the_card_running_out_is_an_error_and_other_errors_are_not_trie
     assert card.on == [VAE, TEXTS]
 
 
+def test_a_part_that_finds_no_room_on_its_way_comes_once_the_others_have_left() -> None:
+    card = Card(80 * GIB)
+    own = places(card, 6, 10, 1)
+    own.bring(DENOISER)
+    real, tries = card.parts[TEXTS].to, list[int]()
+
+    def to(device: torch.device) -> Part:
+        tries.append(len(card.on))
+        if card.on:
+            raise RuntimeError("MPS backend out of memory")
+        return real(device)
+
+    card.parts[TEXTS].to = to  # type: ignore[method-assign,assignment]
+    assert own.work(TEXTS, lambda: 7) == 7
+    assert (tries, card.on) == ([1, 0], [TEXTS])
+
+
+def test_what_several_processes_share_is_alone_from_the_start_and_tried_once() -> None:
+    card = Card(80 * GIB)
+    own = places(card, 6, 10, 1)
+    own.fix(DENOISER)
+    own.bring(TEXTS)
+    own.bring(VAE)
+    tries: list[list[str]] = []
+
+    def out() -> None:
+        tries.append(list(card.on))
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        own.work(DENOISER, out)
+    assert tries == [[]]
+
+
 @pytest.mark.parametrize("family", ["sd1", "flux"])
 def test_a_model_calls_for_its_parts_in_turn(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,10 +194,30 @@ def test_a_model_calls_for_its_parts_in_turn(
     model.release_encoders()
     assert calls[-1] == DENOISER
     model.train_texts()
-    assert calls[-1] == TEXTS
-    before = len(calls)
-    model.live_prompts(["a"])
+    assert calls[-1] == LIVE
+    known, before = model.encode_prompts(["a"]), len(calls)
+    found = model.live_prompts(["a"], known)
     assert len(calls) == before
+    assert torch.equal(found.embeddings, known.embeddings)
+
+
+def test_each_part_has_one_turn_however_many_pictures_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scdpo_core.families.latent._PICTURES_AT_ONCE", 1)
+    base = tiny_folder("sd1", tmp_path / "base")
+    model = FAMILIES["sd1"].load(base, torch.device("cpu"), torch.float32)
+    turns: list[str] = []
+    work = Places.work
+
+    def noted(self: Places, name: str, compute: Any) -> Any:
+        turns.append(name)
+        return work(self, name, compute)
+
+    monkeypatch.setattr(Places, "work", noted)
+    pictures = model.sample(["a", "b", "c"], [0, 1, 2], 2, 3.0)
+    assert [name for name, _ in groupby(turns)] == [TEXTS, DENOISER, VAE]
+    assert len({picture.tobytes() for picture in pictures}) == 3
 
 
 def test_prompts_of_many_pairs_come_before_their_pictures(

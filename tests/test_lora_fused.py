@@ -58,6 +58,17 @@ def test_a_shared_down_is_kept_once() -> None:
     assert same(join_rows(split, QKV), fused)
 
 
+def test_an_alpha_that_only_some_members_have_is_no_shared_one() -> None:
+    down = torch.tensor([[3.0, 4.0], [1.0, 2.0]])
+    shares = {member: {"down": down, "up": torch.ones(2, 2)} for member in QKV}
+    # Alpha 1 at rank 2 halves; q has none and counts whole.
+    shares["k"]["alpha"] = torch.tensor(1.0)
+    joined = join_rows(shares, QKV)
+    scale = float(joined["alpha"]) / len(joined["down"]) if "alpha" in joined else 1.0
+    whole = scale * joined["up"] @ joined["down"]
+    assert whole.tolist() == [[4, 6]] * 2 + [[2, 3]] * 2 + [[4, 6]] * 2
+
+
 def test_flux_mlp_takes_what_is_left() -> None:
     fused = plain(1, 2, 3 * 4 + 16, 4, 2.0)
     split = split_rows(fused, LINEAR1)

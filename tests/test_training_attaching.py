@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import T5EncoderModel
 
 from scdpo_core.config import LoraSettings
 from scdpo_core.families import FAMILIES, LoadOptions
@@ -89,6 +90,45 @@ def test_text_encoders_train_along_and_the_reference_never_hears_of_it(
     idle = [n for n, w in zip(names, weights, strict=True) if w.grad is None or not bool(w.grad.any())]
     # SD 3's last block throws its own words away, whoever trains.
     assert [name for name in idle if name.startswith("text_encoder")] == []
+
+
+def test_words_drop_out_while_the_denoiser_trains_and_never_else(folders: dict[str, Path]) -> None:
+    model = FAMILIES["sd1"].load(folders["sd1"], CPU, torch.float32, OPTIONS)
+    batch = _batch(model, ("a thing", "another one"))
+    settings = LoraSettings(rank=2, train_text=True, dropout=0.5)
+    adapter = attach_lora(model, settings, 0)
+    with torch.no_grad():
+        for weight in adapter.parameters():
+            weight.normal_(0, 0.3)
+    encode = live_words(model, settings)
+    assert encode is not None
+
+    def seen() -> list[torch.Tensor]:
+        found = [encode(batch).policy_conditioning for _ in range(2)]
+        return [words.embeddings for words in found if words is not None]
+
+    model.denoiser.eval()
+    assert torch.equal(*seen())
+    model.denoiser.train()
+    assert not torch.equal(*seen())
+
+
+def test_t5_is_asked_once_and_never_while_others_train(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for family in ("sd3", "flux"):
+        model = FAMILIES[family].load(folders[family], CPU, torch.float32, OPTIONS)
+        settings = LoraSettings(rank=2, train_text=True)
+        adapter = attach_lora(model, settings, 0)
+        batch = _batch(model, ("a thing", "another one"))
+        encode = live_words(model, settings)
+        assert encode is not None and adapter.parameters()
+        model.release_encoders()
+        with monkeypatch.context() as patch:
+            patch.setattr(T5EncoderModel, "forward", lambda *_, **__: pytest.fail("T5 was asked"))
+            patch.setattr(type(model), "_read_encoders", lambda self: pytest.fail("read again"))
+            assert encode(batch).policy_conditioning is not None
+        assert len(model.encode_prompts(["a thing"]).embeddings) == 1
 
 
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])

@@ -22,8 +22,8 @@ from scdpo_core.training.validation import HeldOut, Patience, Validation
 from scdpo_core.types import CachedPair, ScdpoError
 from tests.test_preferences_buckets import _labelled
 from tests.test_training_job import Redness
+from tests.test_training_launched import close, launch
 from tests.test_training_loop import Bench, stream
-from tests.test_training_team import close, launch
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings
 
 CPU = torch.device("cpu")

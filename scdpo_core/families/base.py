@@ -103,8 +103,13 @@ class LoadedModel(Protocol):
         """Embeddings [N, T, D] in float32 on `device`; words that do not fit are cut off."""
         ...
 
-    def live_prompts(self, prompts: list[str]) -> Conditioning:
-        """As `encode_prompts`, with gradients to whatever trains in the text encoders."""
+    def live_prompts(self, prompts: list[str], known: Conditioning) -> Conditioning:
+        """As `encode_prompts` after `train_texts`, with gradients to whatever trains in the text encoders.
+
+        Args:
+            prompts: N of them.
+            known: what `encode_prompts` said of them before anything trained; T5's part of it still holds.
+        """
         ...
 
     def train_texts(self) -> dict[str, tuple[nn.Module, int]]:
@@ -116,7 +121,7 @@ class LoadedModel(Protocol):
         ...
 
     def live_texts(self) -> list[nn.Module]:
-        """The text encoders that stay in memory, T5 among them; none before `train_texts`."""
+        """The text encoders that stay in memory, without T5; none before `train_texts`."""
         ...
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:

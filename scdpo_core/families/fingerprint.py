@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from .components import Encoders
 
 
 def weights_fingerprint(network: nn.Module, facts: object) -> str:
@@ -24,4 +27,27 @@ def weights_fingerprint(network: nn.Module, facts: object) -> str:
         digest.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
         # Bytes, since numpy knows no bfloat16.
         digest.update(raw.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def encoders_fingerprint(encoders: Encoders, lengths: Sequence[int]) -> str:
+    """12 hexadecimal digits that change with any weight of the encoders, their vocabularies and lengths.
+
+    Args:
+        encoders: of a model.
+        lengths: in tokens, of what stands in for a text encoder that is not there.
+    """
+    digest = hashlib.sha256()
+    for text, length in zip(encoders.texts, lengths, strict=True):
+        if text is None:
+            digest.update(f"nothing of {length}".encode())
+        else:
+            digest.update(json.dumps(sorted(text.tokenizer.get_vocab().items())).encode())
+            digest.update(str(text.tokens).encode())
+    models = [text.model for text in encoders.texts if text is not None]
+    for module in (*models, encoders.vae):
+        for _, tensor in sorted(module.state_dict().items()):
+            # Bytes, since numpy knows no bfloat16.
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(raw.numpy().data)
     return digest.hexdigest()[:12]

@@ -87,9 +87,14 @@ class FluxModel(FlowModel):
         even = [1 - step / steps for step in range(steps)]
         return super()._times(latents, steps) | {"sigmas": even}
 
-    def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
+    def _encode(
+        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+    ) -> Conditioning:
         clip, t5 = encoders.texts
-        assert clip is not None and t5 is not None  # the family needs both, and the checks looked for them
+        assert clip is not None  # the family needs both, and the checks looked for them
+        if known is not None:
+            return Conditioning(known.embeddings, clip.run(prompts).pooler_output)
+        assert t5 is not None
         return Conditioning(t5.run(prompts).last_hidden_state, clip.run(prompts).pooler_output)
 
     def _guided(self, prompts: list[str], guidance: float) -> Predict:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 from ..types import Conditioning, ScdpoError
 from .base import LoadOptions
 from .components import Encoders, Reader, in_a_sentence, vae_from
-from .fingerprint import weights_fingerprint
+from .fingerprint import encoders_fingerprint, weights_fingerprint
 from .layout import Layout
 from .parameterisation import Parameterisation, Weighting, error_weight
-from .places import DENOISER, TEXTS, VAE, Places, Result
+from .places import DENOISER, LIVE, TEXTS, VAE, Places, Result
 from .quantized import quantize
 from .texts import TextEncoder
 from .timesteps import Timesteps
@@ -94,7 +93,7 @@ class LatentModel(ABC):
         self.default_size = self._own_size()
         lengths = [self._text_tokens(index) for index in range(len(layout.texts))]
         tiled = "-tiled" if options.vae_tiling else ""
-        self.encoder_id = f"{self.family}-{fingerprint(self._encoders, lengths)}{tiled}"
+        self.encoder_id = f"{self.family}-{encoders_fingerprint(self._encoders, lengths)}{tiled}"
 
     @abstractmethod
     def _scheduler(self, reader: Reader) -> dict[str, Any]:
@@ -113,8 +112,10 @@ class LatentModel(ABC):
         """[N] levels of the parameterisation at [N] timesteps."""
 
     @abstractmethod
-    def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
-        """What the denoiser knows of a portion of prompts."""
+    def _encode(
+        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+    ) -> Conditioning:
+        """What the denoiser knows of a portion of prompts; what T5 says of them may be known already."""
 
     @abstractmethod
     def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -157,17 +158,20 @@ class LatentModel(ABC):
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """See `LoadedModel.encode_prompts`."""
-        if self._live is None:
-            self._get_encoders()
-        return self._places.work(TEXTS, lambda: self.live_prompts(prompts))
+        encoders = self._get_encoders()
+        return self._places.work(TEXTS, lambda: self._words(encoders, prompts, None))
 
-    def live_prompts(self, prompts: list[str]) -> Conditioning:
+    def live_prompts(self, prompts: list[str], known: Conditioning) -> Conditioning:
         """See `LoadedModel.live_prompts`."""
-        encoders = self._get_encoders() if self._live is None else Encoders(self._live, None)
-        parts = [
-            self._encode(encoders, prompts[first : first + _PICTURES_AT_ONCE])
-            for first in range(0, len(prompts), _PICTURES_AT_ONCE)
-        ]
+        assert self._live is not None  # `train_texts` comes first
+        return self._words(Encoders(self._live, None), prompts, known)
+
+    def _words(self, encoders: Encoders, prompts: list[str], known: Conditioning | None) -> Conditioning:
+        parts = []
+        for first in range(0, len(prompts), _PICTURES_AT_ONCE):
+            some = slice(first, first + _PICTURES_AT_ONCE)
+            told = None if known is None else known.map(itemgetter(some))
+            parts.append(self._encode(encoders, prompts[some], told))
         pooled = [part.pooled for part in parts if part.pooled is not None]
         return Conditioning(
             torch.cat([part.embeddings for part in parts]).float(),
@@ -176,18 +180,23 @@ class LatentModel(ABC):
 
     def train_texts(self) -> dict[str, tuple[nn.Module, int]]:
         """See `LoadedModel.train_texts`."""
-        self._live = self._get_encoders().texts
-        self._places.bring(TEXTS)
-        self._places.fix(TEXTS)
+        if self._live is None:
+            texts = self._get_encoders().texts
+            trains = [part.model != "T5EncoderModel" for part in self._layout.texts]
+            self._live = tuple(text if own else None for text, own in zip(texts, trains, strict=True))
+            self._places.put(TEXTS, _models(text for text, own in zip(texts, trains, strict=True) if not own))
+            self._places.put(LIVE, _models(self._live))
+            self._places.bring(LIVE)
+            self._places.fix(LIVE)
         return {
             part.folder: (text.model, self.unread_layers.get(part.folder, 0))
             for part, text in zip(self._layout.texts, self._live, strict=True)
-            if text is not None and part.model != "T5EncoderModel"
+            if text is not None
         }
 
     def live_texts(self) -> list[nn.Module]:
         """See `LoadedModel.live_texts`."""
-        return [text.model for text in self._live or () if text is not None]
+        return _models(self._live or ())
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -244,18 +253,21 @@ class LatentModel(ABC):
     ) -> list[Image.Image]:
         """See `LoadedModel.sample`. Without added noise, whatever scheduler the model came with."""
         shape = self.latent_shape(size)
-        pictures: list[Image.Image] = []
         at_once = _at_once(shape[2] * self.vae_scale, shape[1] * self.vae_scale)
-        for first in range(0, len(prompts), at_once):
-            some = slice(first, first + at_once)
-            dice = [torch.Generator().manual_seed(seed) for seed in seeds[some]]
-            noise = torch.stack([torch.randn(shape, generator=generator) for generator in dice])
-            predict = self._guided(list(prompts[some]), guidance)
-            latents = self._places.work(DENOISER, partial(self._drawn, noise, predict, steps))
-            pictures += self._with_vae(partial(self._decode, latents))
-        return pictures
+        groups = [slice(first, first + at_once) for first in range(0, len(prompts), at_once)]
+        # All words, then all latents, then all pictures: on a small GPU each has its turn once.
+        told = [self._guided(list(prompts[some]), guidance) for some in groups]
+        latents = [
+            self._places.work(DENOISER, partial(self._drawn, shape, seeds[some], predict, steps))
+            for some, predict in zip(groups, told, strict=True)
+        ]
+        return [picture for part in latents for picture in self._with_vae(partial(self._decode, part))]
 
-    def _drawn(self, noise: Tensor, predict: Predict, steps: int) -> Tensor:
+    def _drawn(
+        self, shape: tuple[int, int, int], seeds: Sequence[int], predict: Predict, steps: int
+    ) -> Tensor:
+        dice = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in dice])
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self._denoise(noise.to(self.device), predict, steps)
 
@@ -288,8 +300,7 @@ class LatentModel(ABC):
     def release_encoders(self) -> None:
         """See `LoadedModel.release_encoders`."""
         self._encoders = None
-        if self._live is None:
-            self._places.drop(TEXTS)
+        self._places.drop(TEXTS)
         self._places.drop(VAE)
         self._places.bring(DENOISER)
         if self.device.type == "cuda":
@@ -303,44 +314,26 @@ class LatentModel(ABC):
     def _read_encoders(self) -> Encoders:
         own, reader = self._options, self._reader
         with in_a_sentence(self._path):
-            texts = self._live or tuple(
-                reader.text(part, self._text_dtype(index), self._text_tokens(index))
-                for index, part in enumerate(self._layout.texts)
+            live = self._live or (None,) * len(self._layout.texts)
+            texts = tuple(
+                text or reader.text(part, self._text_dtype(index), self._text_tokens(index))
+                for index, (part, text) in enumerate(zip(self._layout.texts, live, strict=True))
             )
             vae = reader.vae() if own.vae is None else vae_from(own.vae, self._layout, own)
         if own.vae_tiling:
             vae.enable_slicing()
             vae.enable_tiling()
-        known = [text.model for text in texts if text is not None]
         # What trains stays as it is.
-        for module in (*(known if self._live is None else ()), vae):
+        frozen = _models(text for text, trains in zip(texts, live, strict=True) if trains is None)
+        for module in (*frozen, vae):
             module.requires_grad_(False).eval()
-        self._places.put(TEXTS, known)
+        self._places.put(TEXTS, frozen)
         self._places.put(VAE, [vae])
         return Encoders(texts, vae)
 
 
-def fingerprint(encoders: Encoders, lengths: Sequence[int]) -> str:
-    """12 hexadecimal digits that change with any weight of the encoders, their vocabularies and lengths.
-
-    Args:
-        encoders: of a model.
-        lengths: in tokens, of what stands in for a text encoder that is not there.
-    """
-    digest = hashlib.sha256()
-    for text, length in zip(encoders.texts, lengths, strict=True):
-        if text is None:
-            digest.update(f"nothing of {length}".encode())
-        else:
-            digest.update(json.dumps(sorted(text.tokenizer.get_vocab().items())).encode())
-            digest.update(str(text.tokens).encode())
-    models = [text.model for text in encoders.texts if text is not None]
-    for module in (*models, encoders.vae):
-        for _, tensor in sorted(module.state_dict().items()):
-            # Bytes, since numpy knows no bfloat16.
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(raw.numpy().data)
-    return digest.hexdigest()[:12]
+def _models(texts: Iterable[TextEncoder | None]) -> list[nn.Module]:
+    return [text.model for text in texts if text is not None]
 
 
 def _at_once(width: int, height: int) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..devices import free_memory, is_out_of_memory
 
-DENOISER, TEXTS, VAE = "denoiser", "texts", "vae"
+DENOISER, TEXTS, LIVE, VAE = "denoiser", "texts", "live texts", "vae"
 _HOME = torch.device("cpu")
 _WORK = 3 * 2**30
 """Bytes that a part is given to work with: what a VAE needs for pictures of 1024 pixels, and a little. Where
@@ -50,7 +50,7 @@ class Places:
         self._here = [other for other in self._here if other != name]
 
     def fix(self, name: str) -> None:
-        """From here on this part stays where it is: it trains, or it is spread over several devices."""
+        """From here on this part stays where it is: it trains, or it is spread over several processes."""
         self._fixed.add(name)
 
     def bring(self, name: str) -> None:
@@ -65,20 +65,31 @@ class Places:
     def work(self, name: str, compute: Callable[[], Result]) -> Result:
         """What a computation with a part gives; if memory runs out, once more with the device to itself.
 
+        A part that is fixed has the device to itself from the start, and one try: the processes that it is
+        spread over work in step, and one of them cannot begin again alone.
+
         Args:
             name: of the part.
             compute: may be called twice.
         """
-        self.bring(name)
+        if name in self._fixed:
+            self._clear(name)
+            self.bring(name)
+            return compute()
         try:
+            self.bring(name)
             return compute()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not self._others(name):
                 raise
         # Out here the error is gone, and with it what its frames held on to.
+        self._clear(name)
+        self.bring(name)
+        return compute()
+
+    def _clear(self, name: str) -> None:
         for other in self._others(name):
             self._send_home(other)
-        return compute()
 
     def _others(self, name: str) -> list[str]:
         """What could leave the device for a part, in the order in which it should."""

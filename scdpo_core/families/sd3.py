@@ -106,12 +106,16 @@ class SD3Model(FlowModel):
             raise ScdpoError(f"This model knows no pictures beyond {most * self.vae_scale} pixels a side.")
         return shape
 
-    def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
+    def _encode(
+        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+    ) -> Conditioning:
         *clips, t5 = encoders.texts
         answers = [clip.run(prompts, hidden=True) for clip in clips if clip is not None]
         words = torch.cat([answer.hidden_states[-2] for answer in answers], dim=-1)
         width = int(self.denoiser.config.joint_attention_dim)  # type: ignore[union-attr,arg-type]
-        if t5 is None:
+        if known is not None:
+            more = known.embeddings[:, words.shape[1] :]
+        elif t5 is None:
             more = words.new_zeros(len(prompts), self._t5_tokens, width)
         else:
             more = t5.run(prompts).last_hidden_state.float()

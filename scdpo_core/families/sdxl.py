@@ -51,7 +51,9 @@ class SDXLModel(UNetModel):
     # The second encoder's last layer still reaches the pooled state.
     unread_layers: ClassVar[Mapping[str, int]] = {"text_encoder": 1}
 
-    def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
+    def _encode(
+        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+    ) -> Conditioning:
         answers = [text.run(prompts, hidden=True) for text in encoders.texts if text is not None]
         words = torch.cat([answer.hidden_states[-2] for answer in answers], dim=-1)
         return Conditioning(words, answers[-1].text_embeds)

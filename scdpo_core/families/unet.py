@@ -71,7 +71,9 @@ class UNetModel(LatentModel):
     def _level(self, timesteps: Tensor) -> Tensor:
         return self.alphas_cumprod[timesteps]
 
-    def _encode(self, encoders: Encoders, prompts: list[str]) -> Conditioning:
+    def _encode(
+        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+    ) -> Conditioning:
         text = encoders.texts[0]
         assert text is not None  # the family needs it, and the checks looked for it
         return Conditioning(text.run(prompts).last_hidden_state)

@@ -93,7 +93,9 @@ def join_rows(shares: Mapping[str, Parts], members: Sequence[str]) -> dict[str, 
         raise ApartError("a DoRA with magnitudes of columns cannot be fused exactly")
     rows_of = _member_rows(shares, members)
     by_rows = row_parts(first)
-    shared = [part for part in first if part not in by_rows]
+    shared = [
+        part for part in dict.fromkeys(part for share in given for part in share) if part not in by_rows
+    ]
     if all(_equal(share.get(part), first.get(part)) for share in given for part in shared):
         unit = rows_and_unit(first)[1]
         joined = dict(first)

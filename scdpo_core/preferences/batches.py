@@ -9,22 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..devices import sent
+from ..devices import free_memory, sent
 from ..types import CachedPair, Conditioning, LabelledPair, PairBatch, ScdpoError
 
 RESIDENT_LIMIT = 2 * 2**30
 """Bytes of latents and embeddings of a run's pairs that may lie on the training device."""
+_SHARE = 20
 
 
 class Room:
     """What is left on the training device for pairs; one for all that a run holds there."""
 
-    def __init__(self, size: int = RESIDENT_LIMIT) -> None:
-        """Room for `size` bytes."""
+    def __init__(self, size: int | None = None) -> None:
+        """Room for `size` bytes.
+
+        Args:
+            size: None: a twentieth of what the device has free when the first pairs come, at most
+                `RESIDENT_LIMIT`. A small GPU needs its memory for the step.
+        """
         self._left = size
 
-    def take(self, size: int) -> bool:
-        """Whether there is room for so many bytes more; then it is taken."""
+    def take(self, size: int, device: torch.device) -> bool:
+        """Whether there is room for so many bytes more on the device; then it is taken."""
+        if self._left is None:
+            free = free_memory(device)
+            self._left = RESIDENT_LIMIT if free is None else min(RESIDENT_LIMIT, free // _SHARE)
         if size > self._left:
             return False
         self._left -= size
@@ -68,7 +77,7 @@ class BatchStream:
             share: number of this process and of all of them. Together they deal what one process would with
                 a batch of `batch_size` times their number; each gets its part of that batch.
             room: for the pairs on the device; where it is too small, they wait on the CPU and only batches
-                travel. None: `RESIDENT_LIMIT`, for them alone.
+                travel. None: a `Room()` for them alone.
 
         Raises:
             ScdpoError: no pairs are left to train on, or none of the kind that `benign_share` asks for.
@@ -199,7 +208,7 @@ class PairStore:
                 raise ValueError("Some pairs have a pooled state and some have none.")
             parts.append(_stack(pooled, dtype))
         total = sum(part.numel() * part.element_size() for part in parts)
-        home = device if (room or Room()).take(total) else torch.device("cpu")
+        home = device if (room or Room()).take(total, device) else torch.device("cpu")
         self._device = device
         self._latents, self._embeddings, *rest = (part.to(home) for part in parts)
         self._pooled = rest[0] if rest else None

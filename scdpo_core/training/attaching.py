@@ -118,10 +118,10 @@ def live_words(model: LoadedModel, settings: LoraSettings) -> Callable[[PairBatc
     towers = [tower for tower, _ in model.train_texts().values()]
 
     def encode(batch: PairBatch) -> PairBatch:
-        # Only for as long as it takes: samples are drawn without dropout.
+        # Only for as long as it takes: samples are drawn, and held-out pairs looked at, without dropout.
         for tower in towers:
-            tower.train(settings.dropout > 0)
-        words = model.live_prompts(list(batch.prompts))
+            tower.train(settings.dropout > 0 and model.denoiser.training)
+        words = model.live_prompts(list(batch.prompts), batch.conditioning)
         for tower in towers:
             tower.eval()
         words = dataclasses.replace(

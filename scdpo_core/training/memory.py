@@ -61,7 +61,7 @@ def memory_of(
 ) -> Memory:
     """What training needs with these settings.
 
-    Text encoders that train along count with their weights, T5's too, which stays beside them.
+    Text encoders that train along count with their weights.
 
     Args:
         model: with the LoRA attached.
