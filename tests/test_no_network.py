@@ -13,10 +13,10 @@ from scdpo_core.config import to_toml
 from scdpo_core.families import FAMILIES
 from scdpo_core.lora.file import read_lora_info
 from tests.no_network import without_network
-from tests.original_files import write_full_sd15, write_sdxl_file
+from tests.original_files import write_full_sd15, write_sd2_file, write_sd3_file, write_sdxl_file
 from tests.test_train_lora_cli import PROGRAM
 from tests.tiny import tiny_pairs, tiny_pipeline, tiny_settings, write_single_file
-from tests.tiny_families import sdxl_pipeline
+from tests.tiny_families import sd2_pipeline, sd3_pipeline, sdxl_pipeline
 
 # The program, with the configurations of a tiny model in place of those of the full size that ship.
 TINY = """
@@ -55,13 +55,20 @@ def job(base: Path | str, tmp_path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("family", "make", "write"),
-    [("sd1", tiny_pipeline, write_single_file), ("sdxl", sdxl_pipeline, write_sdxl_file)],
+    [
+        ("sd1", tiny_pipeline, write_single_file),
+        ("sd2", sd2_pipeline, write_sd2_file),
+        ("sdxl", sdxl_pipeline, write_sdxl_file),
+        ("sd3", sd3_pipeline, write_sd3_file),
+    ],
 )
 def test_a_single_file_trains_without_a_network(family: str, make: Any, write: Any, tmp_path: Path) -> None:
     pipeline = make(tmp_path / "words")
     pipeline.save_pretrained(tmp_path / "configs" / family)
     base = write(pipeline, tmp_path / "base.safetensors")
-    config = job(base, tmp_path)
+    # T5's vocabulary is in no file of version 3.
+    more = {"text_encoders": tmp_path / "configs" / family} if family == "sd3" else {}
+    config = job(base, tmp_path, **more)
     done, attempts = python(tmp_path, "-c", TINY, tmp_path / "configs", PROGRAM, "--config", config)
     assert done.returncode == 0, done.stderr
     assert attempts == []
