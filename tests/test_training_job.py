@@ -75,7 +75,7 @@ def test_a_run_leaves_everything_that_doors_look_for(base: Path, pairs: Path, tm
     assert (result.outcome.reason, result.outcome.step, result.folder) == ("finished", 5, out)
     assert sorted(path.name for path in out.iterdir()) == [
         "cache", "checkpoints", "curves.png", "events.jsonl", "job.toml", "my lora.json", "my lora.png",
-        "my lora.safetensors", "samples",
+        "my lora.safetensors", "run.lock", "samples",
     ]  # fmt: skip
     assert load_toml(out / "job.toml") == settings
     assert checkpoint.steps_in(out / "checkpoints") == [4, 5]

@@ -13,6 +13,7 @@ import torch
 
 from scdpo_core.config import to_toml
 from scdpo_core.files import read_tensors
+from scdpo_core.runs.hold import Hold
 from scdpo_core.training.events import Failed, Progress, Sample, Started, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
@@ -68,6 +69,13 @@ def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: P
     assert half.returncode == 0, half.stderr
     assert half.stdout.count("The LoRA is") == 1
     assert figures(folder) == pytest.approx(figures(alone)[:3], rel=1e-4)
+
+    log = (folder / "events.jsonl").read_bytes()
+    with Hold(folder) as hold:
+        hold.take()
+        refused = launch(*gpus, job=job, extra=("--resume",))
+    assert refused.returncode != 0 and f"is at work in {folder}" in refused.stderr
+    assert (folder / "events.jsonl").read_bytes() == log
 
     whole = launch(*gpus, job=job, extra=("--resume",))
     assert whole.returncode == 0, whole.stderr

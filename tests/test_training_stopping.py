@@ -73,7 +73,7 @@ def test_a_file_stops_the_checks_of_a_run_that_a_door_began(base: Path, pairs: P
     assert result.outcome.reason == "stopped"
     ended = last_of(run)
     assert isinstance(ended, Done) and (ended.reason, ended.step) == ("stopped", 0)
-    assert sorted(path.name for path in run.iterdir()) == ["events.jsonl", "job.toml"]
+    assert sorted(path.name for path in run.iterdir()) == ["events.jsonl", "job.toml", "run.lock"]
     assert (run / "job.toml").read_text("utf-8") == "# the door's"
     assert run_job(tiny_settings(base, pairs, run, max_train_steps=2), resume=True).outcome.step == 2
 

@@ -17,6 +17,7 @@ QUEUED = "queued"  # a file of this name says that the run waits for its turn
 LOG = "child.log"  # what the process wrote on its screen
 KIND = "run.json"  # which trainer the settings are for
 LAUNCH = "child.json"  # the process that was started last
+HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
 
 Kind = Literal["lora", "cost", "compare"]
 """'compare' trains nothing: it draws with a LoRA at several weights."""

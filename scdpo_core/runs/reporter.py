@@ -11,6 +11,7 @@ from pathlib import Path
 from ..training.events import Done, EventLog, Failed, Phase, Progress, Saved, Started, Warned
 from ..types import ScdpoError
 from . import folder as names
+from .hold import Hold
 
 _EVERY = 0.5  # seconds between two reports
 
@@ -73,7 +74,19 @@ class Reporter:
 
     @contextmanager
     def last_words(self) -> Iterator[None]:
-        """Whatever ends the work goes into the log; a stop that was asked for is no error."""
+        """Whatever ends the work goes into the log; a stop that was asked for is no error.
+
+        Raises:
+            ScdpoError: another process is at work in the folder; nothing was written then.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with Hold(self.folder, "run folder") as hold:
+            hold.take()
+            with self._end_in_log():
+                yield
+
+    @contextmanager
+    def _end_in_log(self) -> Iterator[None]:
         try:
             yield
         except StopAskedError:

@@ -1,16 +1,50 @@
-"""Making a run folder ours, and finding out where a resumed run goes on."""
+"""Making a run folder ours and nobody else's, and finding out where a resumed run goes on."""
 
 from __future__ import annotations
 
 from ..config import TrainSettings, to_toml
 from ..files import write_text
+from ..runs.hold import Hold
+from ..types import ScdpoError
 from . import checkpoint
+from .events import EventLog
 from .run_folder import RunFolder
 from .team import Team, identity_of
 
 
+def enter(folder: RunFolder, hold: Hold, team: Team, *, write: bool) -> EventLog | None:
+    """Keep other processes out of a folder that is there; its log, if we may write there already.
+
+    Until the checks have passed, nobody knows whether the folder is ours: a refused run must not write into
+    the log of a finished one, nor leave a folder behind.
+
+    Args:
+        folder: of the run.
+        hold: on the folder.
+        team: its first process keeps others out; all of them must come here.
+        write: see `Hold.take`.
+
+    Raises:
+        ScdpoError: another process is at work there. Nothing was written then.
+    """
+    _occupy(hold, team, write=write)
+    return EventLog(folder.events) if write and folder.path.is_dir() else None
+
+
+def _occupy(hold: Hold, team: Team, *, write: bool) -> None:
+    refusal = ""
+    if team.rank == 0:
+        try:
+            hold.take(write=write)
+        except ScdpoError as error:
+            refusal = str(error)
+    refusal = team.tell(refusal)
+    if refusal:
+        raise ScdpoError(refusal)
+
+
 def claim(
-    folder: RunFolder, settings: TrainSettings, resume: bool, team: Team
+    folder: RunFolder, settings: TrainSettings, resume: bool, hold: Hold, team: Team
 ) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """The checkpoint to go on from, if there is one, and sentences for the artist. Then the folder is ours.
 
@@ -18,18 +52,22 @@ def claim(
         folder: of the run.
         settings: of the run; they become its job.toml.
         resume: whether an interrupted run is to go on.
+        hold: on the folder.
         team: its first process writes, all of them read.
 
     Raises:
-        ScdpoError: the checkpoint was made with other settings, or processes do not see the same one.
+        ScdpoError: the checkpoint was made with other settings, processes do not see the same one, or
+            another process has come into the folder since we looked.
     """
     state, damaged = checkpoint.latest(folder.checkpoints) if resume else (None, [])
     if state is not None:
         checkpoint.check_same_run(state, identity_of(settings, team))
     team.agree(0 if state is None else state.step, "The newest checkpoint")
+    if team.rank == 0:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    _occupy(hold, team, write=True)
     if team.rank:
         return state, []
-    folder.path.mkdir(parents=True, exist_ok=True)
     notes = [f"The checkpoint {path.name} is damaged; an older one is used." for path in damaged]
     if resume and state is None:
         notes.append("The run was interrupted before its first checkpoint; it begins again.")

@@ -17,10 +17,11 @@ from ..families.base import LoadedModel
 from ..files import write_json
 from ..lora.file import save_lora
 from ..preferences.relabel import unscored
+from ..runs.hold import Hold
 from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
 from .checks import check_run, resolve_device
-from .claim import claim
+from .claim import claim, enter
 from .dataset import Dataset, encode
 from .dealing import deal
 from .estimate import estimate
@@ -82,9 +83,10 @@ def run_job(
         ScdpoError: something the artist can do something about; the message says what.
     """
     team = assemble(settings.model.device)
-    job = _Job(settings, resume, listen, should_stop, team)
-    with job.failures():
-        result = job.run()
+    with Hold(settings.output.output or Path()) as hold:
+        job = _Job(settings, resume, listen, should_stop, team, hold)
+        with job.failures():
+            result = job.run()
     dismiss(team)
     return result
 
@@ -99,8 +101,9 @@ class _Job:
         listen: Callable[[Event], None],
         should_stop: Callable[[], bool],
         team: Team,
+        hold: Hold,
     ) -> None:
-        self.settings, self.resume, self.team = settings, resume, team
+        self.settings, self.resume, self.team, self._hold = settings, resume, team, hold
         self._listen, self._began = listen, time.monotonic()
         self._log: EventLog | None = None
         self._tracking: Tracking | None = None
@@ -110,10 +113,8 @@ class _Job:
         # Without an output the checks refuse the run, unless somebody asks to stop before they have ended.
         self.folder = RunFolder(out or Path())
         self._stop = Stop(None if out is None else self.folder, resume, should_stop)
-        # Until the checks have passed, nobody knows whether the folder is ours: a refused run must not
-        # write into the log of a finished one, nor leave a folder behind.
-        if out is not None and out.is_dir() and not self._stop.refused:
-            self._log = EventLog(self.folder.events)
+        if out is not None:
+            self._log = enter(self.folder, hold, team, write=not self._stop.refused)
 
     def emit(self, event: Event) -> None:
         if self.team.rank:
@@ -147,10 +148,7 @@ class _Job:
             sampler = self._sampler(model, pairs)
             if state is None:
                 sampler.draw(0)
-        except StopAskedError:
-            return self._end(Outcome("stopped", 0 if state is None else state.step), None)
-        model.release_encoders()
-        try:
+            model.release_encoders()
             trainer = self._trainer(model, adapter, data, sampler, state)
         except StopAskedError:
             return self._end(Outcome("stopped", 0 if state is None else state.step), None)
@@ -188,7 +186,7 @@ class _Job:
 
     def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
         """Make the folder ours; the checkpoint to go on from, if there is one."""
-        state, notes = claim(folder, self.settings, self.resume, self.team)
+        state, notes = claim(folder, self.settings, self.resume, self._hold, self.team)
         self._stop.forget_old()
         self._log = EventLog(folder.events)
         for note in notes:

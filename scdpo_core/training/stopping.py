@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from ..runs.folder import launch_of
-from ..runs.process import look
+from ..runs.hold import is_ours
 from .run_folder import RunFolder
 
 
@@ -37,26 +36,26 @@ class Stop:
         self._asked = asked
         self.refused = folder is not None and folder.has_results() and not resume
         self._file = None if folder is None or self.refused else folder.stop
-        launch, us = None if folder is None else launch_of(folder.path), look(os.getpid())
-        ours = launch is not None and us is not None and launch.process == us[0]
-        self._old = None if ours else _mark(self._file)
+        launch = None if folder is None else launch_of(folder.path)
+        self._old = None if launch is not None and is_ours(launch.process) else _mark(self._file)
 
     def asked(self) -> bool:
         """Whether somebody asks."""
-        if self._asked():
-            return True
-        mark = _mark(self._file)
-        return mark is not None and mark != self._old
+        return self._asked() or self._is_told()
 
     def forget_old(self) -> None:
         """Remove the file that asked an earlier process, now that the folder is ours."""
-        if _mark(self._file) == self._old:
-            self.heard()
+        if self._file is not None and self._old is not None and _mark(self._file) == self._old:
+            self._file.unlink(missing_ok=True)
 
     def heard(self) -> None:
-        """Remove the file, whoever it asked: this process leaves."""
-        if self._file is not None and _mark(self._file) is not None:
+        """Remove the file that asked this process: it leaves."""
+        if self._file is not None and self._is_told():
             self._file.unlink(missing_ok=True)
+
+    def _is_told(self) -> bool:
+        mark = _mark(self._file)
+        return mark is not None and mark != self._old
 
 
 def _mark(path: Path | None) -> tuple[int, int] | None:
