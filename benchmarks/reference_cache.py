@@ -1,21 +1,25 @@
 """Does a reference cache overfit? Few draws for each pair against new ones every time, judged by samples.
 
-    python benchmarks/reference_cache.py [--draws 0 8 32 128] [--seeds 0 1 2] [--work runs/reference_cache]
-        [--table docs/reference-cache.md] [--json FILE]
+    python benchmarks/reference_cache.py [--draws 0 8 32 128] [--seeds 0 1 2] [--pairs 32]
+        [--work runs/reference_cache] [--table docs/reference-cache.md] [--json FILE]
 
 Each row trains the embedded model on `examples/preferences` and judges it as `benchmarks/sweep.py` does, on
 captions and by a judge that no training saw. Overfitting shows in the errors on draws that training never
-used, and at last in the pictures. A finished row is kept in the work folder and not run again, so that
-several processes can share the rows among them.
+used, and at last in the pictures. With `--pairs` it trains on so few of them, of every kind its share, that
+each comes up often enough to use up its draws. A finished row is kept in the work folder and not run again,
+so that several processes can share the rows among them.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,9 +59,55 @@ NEW_BATCHES = 24
 UNSEEN_SEED = 10_007
 
 
-def settings_of(draws: int, seed: int, folder: Path, cost_model: str, steps: int) -> TrainSettings:
+@dataclass(frozen=True)
+class Rows:
+    """What all rows of a table have in common.
+
+    Attributes:
+        work: folder of the results.
+        cost_model: as train_lora.py's.
+        steps: of each run; 0: as usual.
+        captions: that the pictures are drawn for.
+        pairs: that are trained on; 0: all.
+    """
+
+    work: Path
+    cost_model: str
+    steps: int
+    captions: str
+    pairs: int
+
+    @property
+    def name(self) -> str:
+        """Ends the names of their files."""
+        steps = f"-{self.steps}-steps" if self.steps else ""
+        return f"{steps}{f'-{self.pairs}-pairs' if self.pairs else ''}-{self.captions}"
+
+
+def few(count: int, folder: Path) -> Path:
+    """A preference folder of that many of the shipped pairs, evenly spread: of every kind its share."""
+    if folder.is_dir():
+        return folder
+    pairs = read_folder(ROOT / "examples" / "preferences")[0]
+    half = folder.with_name(f"{folder.name}.{os.getpid()}")
+    for number in range(count):
+        pair = pairs[number * len(pairs) // count]
+        for side, picture in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            place = half / side / pair.category / picture.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, place)
+            place.with_suffix(".txt").write_text(pair.prompt, "utf-8")
+    half.rename(folder)
+    return folder
+
+
+def settings_of(draws: int, seed: int, folder: Path, rows: Rows) -> TrainSettings:
     """The default settings of the embedded model with that many draws for each pair; 0: new ones always."""
-    settings = settings_for("default", seed, folder, cost_model)
+    settings = settings_for("default", seed, folder, rows.cost_model)
+    steps = rows.steps
+    if rows.pairs:
+        pairs = few(rows.pairs, rows.work / f"{rows.pairs} pairs")
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, pairs=pairs))
     objective = dataclasses.replace(settings.objective, reference_draws=draws)
     optim = dataclasses.replace(settings.optim, max_train_steps=steps or settings.optim.max_train_steps)
     return dataclasses.replace(settings, objective=objective, optim=optim)
@@ -96,24 +146,20 @@ def gaps_in_training(folder: Path) -> dict[str, float]:
     }
 
 
-def run_row(
-    draws: int, seed: int, work: Path, cost_model: str, steps: int, captions: str
-) -> dict[str, float]:
+def run_row(draws: int, seed: int, rows: Rows) -> dict[str, float]:
     """Train and judge one row, or read what an earlier call found."""
-    result = work / f"draws-{draws}-{seed}{f'-{steps}-steps' if steps else ''}-{captions}.json"
-    return kept(result, lambda: _measured(draws, seed, work, cost_model, steps, captions))
+    result = rows.work / f"draws-{draws}-{seed}{rows.name}.json"
+    return kept(result, lambda: _measured(draws, seed, rows))
 
 
-def _measured(
-    draws: int, seed: int, work: Path, cost_model: str, steps: int, captions: str
-) -> dict[str, float]:
-    folder = work / f"draws-{draws}-{seed}-{int(time.time())}"
-    settings = settings_of(draws, seed, folder, cost_model, steps)
+def _measured(draws: int, seed: int, rows: Rows) -> dict[str, float]:
+    folder = rows.work / f"draws-{draws}-{seed}-{int(time.time())}"
+    settings = settings_of(draws, seed, folder, rows)
     began = time.monotonic()
     job = run_job(settings)
     seconds = time.monotonic() - began
     assert job.lora is not None
-    wanted, before = drawn_before(captions, seed)
+    wanted, before = drawn_before(rows.captions, seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     assert isinstance(model, LatentModel)
     adapter, _ = attach_file(model.denoiser, job.lora.path)
@@ -159,21 +205,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "reference_cache")
     parser.add_argument("--steps", type=int, default=0, help="of each run; 0: as usual")
+    parser.add_argument("--pairs", type=int, default=0, help="train on so many of them; 0: all")
     parser.add_argument("--captions", choices=list(CAPTIONS), default="tuning")
     parser.add_argument("--cost-model", default="micro", help="as train_lora.py's --cost-model")
     parser.add_argument("--table", type=Path, help="file whose part between the marks is replaced")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)
+    rows = Rows(options.work, options.cost_model, options.steps, options.captions, options.pairs)
     results: dict[int, list[dict[str, float]]] = {}
     for draws in options.draws:
         for seed in options.seeds:
-            found = run_row(draws, seed, options.work, options.cost_model, options.steps, options.captions)
+            found = run_row(draws, seed, rows)
             results.setdefault(draws, []).append(found)
             print(f"{draws} draws (seed {seed}): " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
     text = table(results)
     print("\n" + text)
     if options.table:
-        put(options.table, "figures", text)
+        put(options.table, f"{options.pairs} pairs" if options.pairs else "figures", text)
     if options.json:
         write_json(options.json, {str(draws): found for draws, found in results.items()})
     return 0

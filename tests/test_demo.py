@@ -54,7 +54,8 @@ def test_a_short_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None
     assert report["train"]["steps"] == 2 and report["train"]["pairs"] > 300
     assert report["cost_model"]["auc"] >= 0.99 and report["cost_model"]["recall_at_zero"] >= 0.95
     lora = output / "my demo.safetensors"
-    assert report["lora"]["path"] == lora.name and report["lora"]["keys"] > 0
+    assert report["lora"]["path"] == str(lora) and report["lora"]["file"] == lora.name
+    assert report["lora"]["keys"] > 0
 
     assert "scdpo_evaluation" in read_lora_info(lora).metadata
     assert lora.with_suffix(".json").is_file() and lora.with_suffix(".png").is_file()

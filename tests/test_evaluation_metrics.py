@@ -233,7 +233,8 @@ def test_json_holds_what_is_promised_and_is_strict() -> None:
         assert again[when]["heldout_concept_harmful_rate"] is None
     assert {"steps", "seconds", "pairs"} <= set(again["train"])
     assert {"auc", "fpr_at_zero", "recall_at_zero"} <= set(again["cost_model"])
-    assert again["lora"] == {"path": "demo.safetensors", "rank": 16, "keys": 384, "family": "micro"}
+    assert Path(again["lora"].pop("path")) == Path("runs/demo/demo.safetensors").absolute()
+    assert again["lora"] == {"file": "demo.safetensors", "rank": 16, "keys": 384, "family": "micro"}
     assert again["groups"][0]["after"]["ci95"] == pytest.approx([0.017876, 0.404150], abs=1e-5)
     assert again["targets_met"] is True
 

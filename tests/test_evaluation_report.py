@@ -225,7 +225,7 @@ def test_a_report_stays_right_when_its_folder_is_moved(tmp_path: Path) -> None:
     made = report([], lora=LoraFile(lora, "micro", 16, 384))
     write_report_json(tmp_path / "run" / "report" / "report.json", made)
     moved = (tmp_path / "run").rename(tmp_path / "elsewhere") / "report"
-    said = json.loads((moved / "report.json").read_text("utf-8"))["lora"]["path"]
+    said = json.loads((moved / "report.json").read_text("utf-8"))["lora"]["file"]
     assert said == "../out/demo.safetensors"
     assert (moved / said).read_bytes() == b"weights"
 

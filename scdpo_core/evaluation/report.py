@@ -56,7 +56,7 @@ def write_report(
 
 
 def write_report_json(path: Path, report: EvalReport) -> None:
-    """Write the report's figures as JSON, atomically; the LoRA's path in it is relative to the JSON's folder.
+    """Write the report's figures as JSON, atomically; see `EvalReport.to_json`.
 
     Raises:
         OSError: the file cannot be written.

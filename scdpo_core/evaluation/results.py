@@ -132,7 +132,8 @@ class EvalReport:
         """The report as plain JSON values; what was not measured is null.
 
         Args:
-            folder: where the report will lie; the LoRA's path starts from there, so that both can be moved.
+            folder: where the report will lie. The LoRA's `path` is good from anywhere, until something is
+                moved; its `file` starts from that folder, and both can be moved together.
         """
         train, cost, lora, kept = self.train, self.cost_model, self.lora, self.preservation
         return {
@@ -183,7 +184,8 @@ class EvalReport:
             },
             "lora": lora
             and {
-                "path": _from(folder, lora.path),
+                "path": str(lora.path.absolute()),
+                "file": _from(folder, lora.path),
                 "rank": lora.rank,
                 "keys": lora.keys,
                 "family": lora.family,
