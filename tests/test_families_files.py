@@ -315,5 +315,7 @@ def test_scaled_eight_bit_weights_get_their_factor_back(tmp_path: Path, factor: 
 def test_what_is_too_large_for_the_card_is_not_called_broken(tmp_path: Path) -> None:
     with pytest.raises(torch.cuda.OutOfMemoryError), in_a_sentence(tmp_path):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match=r"^MPS backend"), in_a_sentence(tmp_path):
+        raise RuntimeError("MPS backend out of memory")
     with pytest.raises(ScdpoError, match="could not be loaded: half of it"), in_a_sentence(tmp_path):
         raise RuntimeError("half of it")

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..devices import is_out_of_memory
 from ..types import ScdpoError
 from .base import LoadOptions
 from .detect import read_config
@@ -301,7 +302,7 @@ def in_a_sentence(path: Path) -> Iterator[None]:
         with quiet():
             yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ScdpoError) as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise  # Nothing is wrong with the model; what helps is known above.
         lines = str(error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
