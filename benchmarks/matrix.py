@@ -1,11 +1,13 @@
-"""What share of a card's matrix units a step keeps busy."""
+"""What share of a card's matrix units a step keeps busy, and how much a step hands to it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 _SIDE = 8192
@@ -33,3 +35,23 @@ def operations(step: Callable[[], None]) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def handed_out(step: Callable[[], None]) -> int:
+    """How many operations a step hands to the device one by one, which is what a card too large for its
+    task waits for. The same on every machine; compiled code is not seen."""
+    with _Counter() as counter:
+        step()
+    return counter.count

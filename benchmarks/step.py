@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from benchmarks.matrix import matrix_peak, operations  # noqa: E402
+from benchmarks.matrix import handed_out, matrix_peak, operations  # noqa: E402
 from benchmarks.random_models import SHAPES, random_model, save_pipeline  # noqa: E402
 from benchmarks.step_variants import (  # noqa: E402
     BETA,
@@ -240,6 +240,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         on_gpu = model.device.type == "cuda"
         counted = on_gpu and options.compile == "off"
         work_of = {kind: operations(variant.step) for kind, variant in variants.items()} if counted else {}
+        calls = {kind: handed_out(variant.step) for kind, variant in variants.items()}
         peak = matrix_peak(model.device, model.dtype) if on_gpu else None
         values = {
             "model": work / "model",
@@ -277,9 +278,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         print(
             f"matrix products on this card: {peak / 1e12:.0f} TFLOP/s; share of it: {shares or 'not counted'}"
         )
+    print("operations handed out: " + ", ".join(f"{kind} {count:,}" for kind, count in calls.items()))
     device = model.device
     return found | {
         "seconds": seconds,
+        "operations": calls,
         "matrix_peak_tflops": peak and round(peak / 1e12, 1),
         "matrix_share": busy,
         "memory": memory,

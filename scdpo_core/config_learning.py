@@ -17,7 +17,7 @@ class OptimSettings:
         max_train_steps: optimiser steps.
         batch_size: pairs per forward pass.
         accumulation: forward passes per step; the effective batch is batch_size * accumulation.
-        optimizer: 'adamw', 'adamw8bit' (on a GPU, with bitsandbytes), 'prodigy' (finds its own rate; give
+        optimizer: 'adamw', 'adamw8bit' (with bitsandbytes), 'prodigy' (finds its own rate; give
             lr 1) or 'adafactor' (keeps next to nothing beside the LoRA).
         lr: highest learning rate.
         text_lr: of the text encoders' LoRA; not given, the same as lr.

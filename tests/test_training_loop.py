@@ -31,11 +31,13 @@ def _base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Bench:
     """A trainer on a fresh tiny model, with everything that it says."""
 
-    def __init__(self, base: Path, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> None:
+    def __init__(
+        self, base: Path, folder: Path, dtype: torch.dtype = torch.float32, rank: int = 2, **changes: Any
+    ) -> None:
         self.settings: TrainSettings = tiny_settings(base, folder, folder, **changes)
         self.model: SD1Model = SD1().load(base, CPU, dtype)
         self.adapter: LoraAdapter = attach(
-            self.model.denoiser, rank=2, alpha=2.0, targets="attention", seed=0,
+            self.model.denoiser, rank=rank, alpha=float(rank), targets="attention", seed=0,
             dropout=self.settings.lora.dropout,
         )  # fmt: skip
         self.said: list[Event] = []

@@ -17,7 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+from .icon_names import NAMED_OTHERWISE, PISTOL
 
 PACKAGES = {
     "noto": "emoji-datasource-google@16.0.0",
@@ -30,6 +32,10 @@ PACKAGES = {
     "noto-oreo": "emoji-datasource-google@4.0.4",
     "fluent-ink": "@iconify-json/fluent-emoji-high-contrast@1.2.6",
     "emojione-ink": "@iconify-json/emojione-monotone@1.2.1",
+    "noto-ink": "@fontsource/noto-emoji@5.3.2",
+    "mdi": "@iconify-json/mdi@1.2.3",
+    "game-icons": "@iconify-json/game-icons@1.2.4",
+    "tabler": "@iconify-json/tabler@1.2.41",
     "twemoji": "emoji-datasource-twitter@16.0.0",
 }
 """Drawing styles: the generator draws in Noto; all but Twemoji train the image tower, the first seven the
@@ -37,7 +43,8 @@ cost model too, the first five the towers' first leg; Twemoji is the style that 
 
 STYLES_TRAINED = ("noto", "fluent-3d", "fluent-flat", "noto-old", "emojione")
 STYLES_OF_COST = (*STYLES_TRAINED, "fxemoji", "streamline")
-STYLES_OF_TOWER = (*STYLES_OF_COST, "noto-oreo", "fluent-ink", "emojione-ink")
+STYLES_IN_INK = ("fluent-ink", "emojione-ink", "noto-ink", "mdi", "game-icons", "tabler")
+STYLES_OF_TOWER = (*STYLES_OF_COST, "noto-oreo", *STYLES_IN_INK)
 STYLE_UNSEEN = "twemoji"
 SPRITE_SIZE = 64
 
@@ -100,7 +107,7 @@ def fetch(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Art:
     return Art(folder)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def _index(folder: Path, style: str) -> dict[str, str]:
     """Emoji code (without variation selectors) to the file or icon name of a style."""
     package = folder / style / "package"
@@ -111,11 +118,13 @@ def _index(folder: Path, style: str) -> dict[str, str]:
             _plain(row["unified"].lower()): str(package / "img" / vendor / "64" / row["image"])
             for row in rows
             if row[f"has_img_{vendor}"] and row["category"] not in ("Flags", "Component")
-            if not (style == "noto-oreo" and row["unified"].lower() == _PISTOL)
+            if not (style == "noto-oreo" and row["unified"].lower() == PISTOL)
         }
     if style == "fluent-3d":
         return {_plain(path.stem): str(path) for path in sorted((package / "assets").glob("*.webp"))}
-    if style in _NAMED_OTHERWISE:
+    if style == "noto-ink":
+        return _glyphs(package)
+    if style in NAMED_OTHERWISE:
         return _by_any_name(folder, style)
     # These Iconify sets name their icons after Unicode's own names; the Fluent one has a list of the codes.
     drawn = _icons(package / "icons.json")
@@ -128,22 +137,6 @@ def _index(folder: Path, style: str) -> dict[str, str]:
 
 _DATASOURCES = {"noto": "google", "noto-oreo": "google", "twemoji": "twitter"}
 """Styles in packages of pictures with a table of their codes, and that table's name for the vendor."""
-
-_PISTOL = "1f52b"  # a water pistol today; a revolver when some of the sets were drawn
-
-_NAMED_OTHERWISE: dict[str, dict[str, str | None]] = {
-    # A revolver is no water pistol; one skull is drawn in a corner of its canvas, too small to see.
-    "fxemoji": {
-        "1f4a9": "poo",
-        "1f595": "reversehandmiddlefinger",
-        "2620": "blackskullcrossbones",
-        _PISTOL: None,
-        "1f480": None,
-    },
-    "streamline": {_PISTOL: None},
-    "emojione-ink": {_PISTOL: None},
-}
-"""Sets that follow no one's names for all their icons, and what no rule finds in them, or finds wrongly."""
 
 
 def _by_any_name(folder: Path, style: str) -> dict[str, str]:
@@ -160,9 +153,22 @@ def _by_any_name(folder: Path, style: str) -> dict[str, str]:
         code = _plain(row["unified"].lower())
         calls = [fluent.get(code, ""), row["name"] or "", *row["short_names"]]
         name = next((named[squash(call)] for call in calls if squash(call) in named), None)
-        name = _NAMED_OTHERWISE[style].get(code, name)
+        name = NAMED_OTHERWISE[style].get(code, name)
         if name is not None:
             found[code] = name
+    return found
+
+
+def _glyphs(package: Path) -> dict[str, str]:
+    """Emoji of one code point to the part of the font that draws them."""
+    ranges = json.loads((package / "unicode.json").read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for part, listed in ranges.items():
+        path = package / "files" / f"noto-emoji-{part.strip('[]')}-400-normal.woff2"
+        for span in listed.split(","):
+            first, _, last = span.removeprefix("U+").partition("-")
+            for code in range(int(first, 16), int(last or first, 16) + 1):
+                found.setdefault(f"{code:x}", str(path))
     return found
 
 
@@ -175,7 +181,7 @@ def _plain(code: str) -> str:
     return "-".join(part for part in code.split("-") if part != "fe0f")
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def _icons(path: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
@@ -193,8 +199,21 @@ def _sprite(folder: Path, style: str, code: str) -> Image.Image | None:
         path = Path(where)
         if not path.is_file():
             return None
-        picture = Image.open(path).convert("RGBA")
+        if path.suffix == ".woff2":
+            picture = _written(path, chr(int(code, 16)))
+        else:
+            picture = Image.open(path).convert("RGBA")
     return picture.resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.LANCZOS)
+
+
+def _written(font: Path, letter: str) -> Image.Image:
+    side = 2 * SPRITE_SIZE
+    ink = Image.new("L", (side, side))
+    face = ImageFont.truetype(str(font), round(0.78 * side))
+    ImageDraw.Draw(ink).text((side / 2, side / 2), letter, fill=255, font=face, anchor="mm")
+    drawn = Image.new("RGBA", (side, side))
+    drawn.putalpha(ink)
+    return drawn
 
 
 def _rasterise(icons: dict[str, Any], name: str) -> Image.Image:

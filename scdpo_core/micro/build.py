@@ -1,7 +1,7 @@
 """`python -m scdpo_core.micro.build`: make the embedded model anew from the art.
 
-Seeded, resumable (run it again after a stop), on a GPU when there is one; two CPU cores need a few hours,
-and train the image tower on an eighth of the pictures, which would take them a day. The weights replace
+Seeded, resumable (run it again after a stop), on a GPU when there is one; without one every part is trained
+for a shorter time (`ON_PROCESSORS`), so that two cores need a few hours and not a day. The weights replace
 those of the checkout only when everything is done.
 
 Networks this small gain little from a second core. Two processes do more, each with OMP_NUM_THREADS=1:
@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,7 +35,6 @@ from .stages import unet as unet_stage
 from .stages import vae as vae_stage
 
 LIMIT_MB = 24
-IMAGE_STEPS_ON_CPU = 500
 PARTS = ("vae", "towers", "image", "judge")
 """What can be trained by itself; the image tower's second leg after the towers, the denoiser after these."""
 
@@ -48,6 +47,7 @@ class Recipe:
     vae_steps: int = 8000
     tower_steps: int = 2500
     image_steps: int = 4000
+    image_batch: int = 512
     unet_steps: int = 3500
     unet_pictures: int = 32_000
     meaning_steps: int = 500
@@ -55,6 +55,20 @@ class Recipe:
     settle_pictures: int = 12_000
     judge_steps: int = 4000
     seed: int = 0
+
+
+ON_PROCESSORS = Recipe(
+    vae_steps=3000,
+    tower_steps=1500,
+    image_steps=600,
+    image_batch=256,
+    unet_steps=1800,
+    unet_pictures=24_000,
+    settle_steps=250,
+    settle_pictures=8000,
+    judge_steps=2500,
+)
+"""Lengths for two cores. What such a model is worth is in docs/embedded-model.md."""
 
 
 def build(
@@ -88,8 +102,10 @@ def build(
         return towers_stage.build(sprites, state, tokenizer, device, tell, steps=steps, seed=seed)
 
     def train_image() -> ResNetForImageClassification:
-        steps = recipe.image_steps
-        return image_stage.build(sprites, state, train_towers(), device, tell, steps=steps, seed=seed)
+        steps, batch = recipe.image_steps, recipe.image_batch
+        return image_stage.build(
+            sprites, state, train_towers(), device, tell, steps=steps, batch=batch, seed=seed
+        )
 
     def train_judge() -> Judge:
         # Another seed than every other stage: no picture of the judge's is one of theirs.
@@ -166,13 +182,11 @@ def _publish(model: Path, target: Path, tell: Callable[[str], None]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and build."""
-    defaults = Recipe()
+    on_gpu = torch.cuda.is_available()
+    defaults = Recipe() if on_gpu else ON_PROCESSORS
     parser = argparse.ArgumentParser(prog="python -m scdpo_core.micro.build", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build"), help="folder for art and checkpoints")
     parser.add_argument("--target", type=Path, default=WEIGHTS, help="where the finished weights go")
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        defaults = replace(defaults, image_steps=IMAGE_STEPS_ON_CPU)
     for name, value in vars(defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default: {value}")
     parser.add_argument("--only", choices=PARTS, help="train this part and stop")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Groups = list[dict[str, Any]]
 """What torch calls parameter groups; `share` is by what its learning rate differs from the step's."""
+_BNB_ON_CPU = (0, 50)
 _FUSED_ON_CPU = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
 
 
@@ -34,16 +35,22 @@ def _adamw(groups: Groups, settings: OptimSettings, device: torch.device) -> tor
 
 
 def _adamw8bit(groups: Groups, settings: OptimSettings, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW whose moments are kept in 8 bits (Dettmers et al. 2022)."""
-    if device.type != "cuda":
-        raise ScdpoError(
-            f"--optimizer adamw8bit needs an NVIDIA GPU, and this run computes on '{device.type}'. Take "
-            "adamw, or adafactor, which keeps less still."
-        )
+    """AdamW whose moments are kept in 8 bits, in blocks of 256 with a scale each (Dettmers et al. 2022).
+
+    Weights of fewer than 4,096 numbers keep theirs in 32 bits: they cost nothing, and would lose most.
+    """
     try:
+        import bitsandbytes
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise _missing("adamw8bit", "bitsandbytes", "adam8bit") from error
+    version = tuple(int(part) for part in bitsandbytes.__version__.split(".")[:2])
+    if device.type == "mps" or (device.type == "cpu" and version < _BNB_ON_CPU):
+        raise ScdpoError(
+            f"--optimizer adamw8bit cannot compute on '{device.type}' with bitsandbytes "
+            f"{bitsandbytes.__version__}. It wants an NVIDIA GPU, or bitsandbytes 0.50 for a processor. Take "
+            "adamw, or adafactor, which keeps less still."
+        )
     optimizer: torch.optim.Optimizer = AdamW8bit(
         groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay
     )

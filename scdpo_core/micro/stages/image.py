@@ -28,7 +28,7 @@ from .scatter import scatter
 from .towers import IMAGE_CHANNELS, Towers
 
 IMAGE_SIZE = 128  # pixels along an edge that the tower sees; the world's pictures are half as large
-_BATCH = 512
+_CHECKPOINT = 100  # steps between checkpoints: minutes on two cores
 _VERSIONS = 16  # redrawn versions of every drawing
 _OTHERS = 0.3  # share of scenes in which a subject is a thing that is no concept of the world
 _TWO = 0.55  # share of scenes with two subjects
@@ -66,7 +66,15 @@ class _Tagger(nn.Module):
 
 
 def build(
-    art: Art, folder: Path, towers: Towers, device: torch.device, tell: Tell, *, steps: int, seed: int
+    art: Art,
+    folder: Path,
+    towers: Towers,
+    device: torch.device,
+    tell: Tell,
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
 ) -> ResNetForImageClassification:
     """Train a copy of the image tower on, with a classifier of the concepts; the towers stay as they are."""
     torch.manual_seed(seed)
@@ -74,8 +82,11 @@ def build(
     tell(f"image: drawing {len(things)} things in {len(STYLES_OF_TOWER)} styles, {1 + _VERSIONS} times each")
     bank = Bank.fill(art, things, STYLES_OF_TOWER, _VERSIONS, device)
     tagger = _Tagger(copy.deepcopy(towers.image).requires_grad_(True), len(things))
-    plan = Plan("image", steps, lr=1e-3, ema=0.999, weight_decay=0.05, seed=seed)
-    trained = train(plan, tagger, lambda context: _loss(tagger, bank, context), folder, device, tell, 1000)
+    # The name holds the batch, so that no checkpoint of another batch is gone on from.
+    plan = Plan(f"image-{batch}", steps, lr=1e-3, ema=0.999, weight_decay=0.05, seed=seed)
+    trained = train(
+        plan, tagger, lambda context: _loss(tagger, bank, batch, context), folder, device, tell, _CHECKPOINT
+    )
     assert isinstance(trained, _Tagger)
     return _of_concepts(trained, towers.image.config)
 
@@ -106,28 +117,28 @@ def everyday(art: Art) -> list[Concept]:
     return found
 
 
-def _loss(tagger: _Tagger, bank: Bank, context: StepContext) -> Tensor:
+def _loss(tagger: _Tagger, bank: Bank, batch: int, context: StepContext) -> Tensor:
     """Cross-entropy of all tags, summed over them, on a fresh batch."""
     generator = torch.Generator(context.device).manual_seed(context.rng.getrandbits(48))
     count = len(bank.rows)
-    subjects = _scenes(count, generator)
-    wanted = torch.zeros(_BATCH, count + 1, device=context.device)
+    subjects = _scenes(batch, count, generator)
+    wanted = torch.zeros(batch, count + 1, device=context.device)
     wanted.scatter_(1, torch.where(subjects < 0, count, subjects), 1.0)
     pixels = scatter(bank.draw(subjects, generator), generator)
     pixels = F.interpolate(pixels, IMAGE_SIZE, mode="bicubic", align_corners=False)
     with context.autocast():
         tags = tagger(pixels)
-    return F.binary_cross_entropy_with_logits(tags.float(), wanted[:, :count], reduction="sum") / _BATCH
+    return F.binary_cross_entropy_with_logits(tags.float(), wanted[:, :count], reduction="sum") / batch
 
 
-def _scenes(count: int, generator: torch.Generator) -> Tensor:
-    """Subjects [_BATCH, 2] of as many scenes: numbers of things, of which the world's own come first; -1
+def _scenes(batch: int, count: int, generator: torch.Generator) -> Tensor:
+    """Subjects [batch, 2] of as many scenes: numbers of things, of which the world's own come first; -1
     for none. The tower has to tell harmful things from their near-misses, so these are shown more often."""
     device = generator.device
-    uniform = partial(torch.rand, _BATCH, generator=generator, device=device)
+    uniform = partial(torch.rand, batch, generator=generator, device=device)
 
     def any_of(high: int) -> Tensor:
-        return torch.randint(high, (_BATCH,), generator=generator, device=device)
+        return torch.randint(high, (batch,), generator=generator, device=device)
 
     world = concepts()
     number = {thing.name: place for place, thing in enumerate(world)}

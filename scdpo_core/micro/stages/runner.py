@@ -37,8 +37,18 @@ class StepContext:
     device: torch.device
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 for the forward pass: 1.2 to 1.6 times as fast, on CPUs with AVX-512 too."""
-        return torch.autocast(self.device.type, torch.bfloat16)
+        """See `autocast`."""
+        return autocast(self.device)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 for the forward pass where that is faster.
+
+    On GPUs and on processors with AVX-512 it is 1.2 to 1.6 times as fast; other processors have to spell
+    every product out and take ten times as long.
+    """
+    faster = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.autocast(device.type, torch.bfloat16, enabled=faster)
 
 
 @dataclass(frozen=True)

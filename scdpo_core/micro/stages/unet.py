@@ -14,7 +14,7 @@ from ...files import read_tensors, write_tensors
 from ..art import Art
 from ..render import render, to_tensor
 from ..world import Concept, Scene, concepts, random_scene, varied_caption
-from .runner import Plan, StepContext, Tell, train
+from .runner import Plan, StepContext, Tell, autocast, train
 from .towers import WIDTH, Towers, tokenize
 from .vae import LATENT_CHANNELS
 
@@ -76,7 +76,7 @@ def _dataset(
                 scene = Scene((order.pop(),), scene.background)
             scenes.append(scene)
         pixels = to_tensor([render(scene, art, rng, "noto") for scene in scenes]).to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), autocast(device):
             encoded = vae.encode(pixels).latent_dist.mean
         latents.append((encoded * vae.config.scaling_factor).half().cpu())
         for scene in scenes:
