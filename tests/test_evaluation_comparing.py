@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from scdpo_core.training.attaching import attach_finished
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_settings
-from tests.tiny_families import tiny_folder
+from tests.tiny_families import sd2_pipeline, tiny_folder
 
 CPU = torch.device("cpu")
 PROMPTS = ("a thing 0", "another one")
@@ -87,6 +88,28 @@ def test_a_lora_with_text_encoders_draws_what_its_training_drew(
     told, untold = _drawn(words, made.base, tmp_path / "told", (1.0, 0.0))
     assert untold == before
     assert told not in (before, after)
+
+
+def test_the_base_is_loaded_as_the_run_that_made_the_lora_loaded_it(tmp_path: Path) -> None:
+    """Told that the model predicts v, and with another VAE, as no file of the base says."""
+    base, other = tiny_folder("sd1", tmp_path / "base"), sd2_pipeline(tmp_path / "other", seed=7)
+    other.vae.save_pretrained(tmp_path / "vae")
+    settings = tiny_settings(
+        base, tiny_pairs(tmp_path / "pairs", 4), tmp_path / "run", prediction="v_prediction",
+        vae=tmp_path / "vae", save_dtype="fp32", max_train_steps=2, lr=0.05, samples=2,
+        sample_prompts=PROMPTS, sample_steps=3, guidance=3.0, cost_model="none",
+    )  # fmt: skip
+    result = run_job(settings)
+    assert result.lora is not None
+    after = [(result.folder / "samples" / f"step-000002-{n}.png").read_bytes() for n in (0, 1)]
+    assert _drawn(result.lora.path, base, tmp_path / "compared", (1.0,)) == [after]
+
+    # Elsewhere, or with another base, only the files of the base are there to be asked.
+    moved = Path(shutil.copy2(result.lora.path, tmp_path))
+    assert _drawn(moved, base, tmp_path / "moved", (1.0,)) != [after]
+    # Somebody else's file of that name is no reason to draw nothing.
+    (tmp_path / "job.toml").write_text("[somebody]\nelse = 1\n", "utf-8")
+    assert _drawn(moved, base, tmp_path / "again", (1.0,)) != [after]
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from scdpo_core.config import to_toml
+from scdpo_core.evaluation.comparing import compare
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import read_lora_info
+from scdpo_core.runs.comparison import CompareJob
 from scdpo_core.training.job import JobResult, run_job
 from scdpo_core.types import ScdpoError
 from tests.original_files import flux_shapes, write_full_sd15, write_sdxl_file
@@ -190,3 +192,7 @@ def test_a_flux_transformer_alone_trains_with_its_other_parts_from_elsewhere(
     assert result.outcome.step == 2
     assert result.lora is not None
     assert result.lora.family == "flux"
+    # The comparison finds the other parts by the run's own settings.
+    job = CompareJob(result.lora.path, str(base), tmp_path, "compare", ("a thing",), (0.0, 1.0), steps=1)
+    cells = compare(job, tmp_path / "compared", CPU, lambda *_: None).cells
+    assert len(cells) == 2

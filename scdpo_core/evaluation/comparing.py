@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..config import ModelSettings, load_toml
 from ..cost.protocol import provenance
 from ..cost.scorers import load_scorer
 from ..files import atomic_path
+from ..runs import folder as names
 from ..runs.comparison import Cell, CompareJob, Comparison
 from ..types import ScdpoError
 from .similarity import ssim
@@ -29,6 +31,9 @@ def compare(
 ) -> Comparison:
     """Draw, score and write the pictures into samples/ below the folder.
 
+    A LoRA in the folder of the run that made it is drawn with its base loaded as that run loaded it: with its
+    VAE, its text encoders, its prediction, in its number format and its 8 or 4 bits.
+
     Args:
         job: what to draw.
         folder: the run folder.
@@ -45,12 +50,14 @@ def compare(
     from ..families.source import model_name
     from ..lora.file import read_lora_info
     from ..training.attaching import attach_finished
-    from ..training.checks import resolve_dtype
+    from ..training.checks import load_options, resolve_dtype
 
     total = len(job.prompts) * len(job.weights)
     progress(0, total)
     scorer = load_scorer(job.cost_model)
-    model = family_of("auto", job.base).load(job.base, device, resolve_dtype("auto", device))
+    own = _as_trained(job)
+    dtype = resolve_dtype(own.precision, device)
+    model = family_of(own.family, job.base).load(job.base, device, dtype, load_options(own))
     made_for = read_lora_info(job.lora).family
     if made_for and made_for != model.family:
         raise ScdpoError(
@@ -82,6 +89,16 @@ def compare(
                 )
             )
     return Comparison(job.lora.stem, model_name(job.base), provenance(scorer), tuple(cells))
+
+
+def _as_trained(job: CompareJob) -> ModelSettings:
+    """What the run that made the LoRA says of the base, if it is this base; else what its own files say."""
+    run = job.lora.expanduser().absolute().parent / names.JOB
+    try:
+        own = load_toml(run).model
+    except ScdpoError:  # no run's folder, or somebody else's file of that name
+        return ModelSettings(base=job.base)
+    return own if own.base == job.base else ModelSettings(base=job.base)
 
 
 def _draw(model: LoadedModel, job: CompareJob, progress: Callable[[int], None]) -> list[Image.Image]:
