@@ -10,7 +10,7 @@ import pytest
 
 from scdpo_core.preferences import pictures
 from scdpo_core.preferences.pictures import look_at_all
-from scdpo_core.training.events import Done, Event, Progress, read_events
+from scdpo_core.training.events import Done, Event, Progress, Sample, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
@@ -135,3 +135,33 @@ def test_whoever_stops_does_not_wait_for_the_pictures_that_are_left(
     with pytest.raises(KeyboardInterrupt):
         look_at_all(files, stop)
     assert len(files) == 600 and len(looked) < 100
+
+
+@pytest.mark.parametrize(("before", "step"), [(None, 0), (2, 3)])
+def test_a_stop_is_heard_while_samples_are_drawn(
+    base: Path, pairs: Path, tmp_path: Path, before: int | None, step: int
+) -> None:
+    """Large ones take minutes on a processor: those before the training, and those after its second step."""
+    settings = tiny_settings(
+        base,
+        pairs,
+        tmp_path / "run",
+        max_train_steps=9,
+        log_every=1,
+        samples=2,
+        sample_steps=50,
+        sample_every=2,
+    )
+    heard: list[Event] = []
+    asked: list[bool] = []
+
+    def listen(event: Event) -> None:
+        heard.append(event)
+        trained = max((e.step for e in heard if isinstance(e, Progress) and e.phase == "train"), default=None)
+        if isinstance(event, Progress) and event.phase == "sample" and trained == before:
+            asked.append(True)
+
+    result = run_job(settings, listen=listen, should_stop=lambda: bool(asked))
+    assert (result.outcome.reason, result.outcome.step) == ("stopped", step)
+    drawn = {event.step for event in heard if isinstance(event, Sample)}
+    assert drawn == (set() if before is None else {0, 3})

@@ -106,6 +106,10 @@ def _draw(model: LoadedModel, job: CompareJob, progress: Callable[[int], None]) 
     for first in range(0, len(job.prompts), AT_ONCE):
         prompts = job.prompts[first : first + AT_ONCE]
         seeds = [job.seed + first + number for number in range(len(prompts))]
-        pictures += model.sample(prompts, seeds, job.steps, job.guidance)
-        progress(len(pictures))
+
+        def heard(drawn: int, _: int, first: int = first) -> None:
+            progress(first + drawn)
+
+        pictures += model.sample(prompts, seeds, job.steps, job.guidance, progress=heard)
+    progress(len(pictures))
     return pictures

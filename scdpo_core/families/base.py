@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..types import Conditioning, Problem
+from .drawing import Heard
 from .parameterisation import Weighting
 from .quantized import Quantize
 from .timesteps import Timesteps
@@ -168,10 +169,12 @@ class LoadedModel(Protocol):
         steps: int,
         guidance: float,
         size: tuple[int, int] | None = None,
+        progress: Heard | None = None,
     ) -> list[Image.Image]:
         """One picture for each prompt, from noise that its own seed alone decides.
 
-        Loads the encoders again if they were released.
+        Loads the encoders again if they were released. `progress` is told before every step of the denoiser
+        how many pictures of how many are drawn, and may raise to end the work.
         """
         ...
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .components import Reader, quiet
-from .latent import LatentModel, Predict
+from .drawing import Predict
+from .latent import LatentModel
 from .parameterisation import Flow
 from .timesteps import ContinuousTimesteps
 

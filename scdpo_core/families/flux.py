@@ -11,10 +11,10 @@ from torch import Tensor
 from ..types import Conditioning
 from .components import Encoders, Reader
 from .detect import TITLES
+from .drawing import Predict
 from .family import LayoutFamily
 from .flow import FlowModel
 from .header import numbers
-from .latent import Predict
 from .layout import Layout, Shapes, TextPart
 
 _T5_TOKENS = 512

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..types import Conditioning, ScdpoError
 from .base import LoadOptions
 from .components import Encoders, Reader, in_a_sentence, vae_from
+from .drawing import Heard, Predict, followed, in_groups
 from .fingerprint import encoders_fingerprint, weights_fingerprint
 from .layout import Layout
 from .parameterisation import Parameterisation, Weighting, error_weight
@@ -26,9 +27,6 @@ from .timesteps import Timesteps
 
 _PIXELS_AT_ONCE = 2 * 512 * 512
 _PICTURES_AT_ONCE = 32
-
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""Noisy latents [N, C, h, w] and timesteps [N] in, the network's answer out, guidance included."""
 
 
 class LatentModel(ABC):
@@ -250,13 +248,18 @@ class LatentModel(ABC):
         steps: int,
         guidance: float,
         size: tuple[int, int] | None = None,
+        progress: Heard | None = None,
     ) -> list[Image.Image]:
         """See `LoadedModel.sample`. Without added noise, whatever scheduler the model came with."""
         shape = self.latent_shape(size)
-        at_once = _at_once(shape[2] * self.vae_scale, shape[1] * self.vae_scale)
-        groups = [slice(first, first + at_once) for first in range(0, len(prompts), at_once)]
+        groups = in_groups(len(prompts), _at_once(shape[2] * self.vae_scale, shape[1] * self.vae_scale))
         # All words, then all latents, then all pictures: on a small GPU each has its turn once.
         told = [self._guided(list(prompts[some]), guidance) for some in groups]
+        if progress is not None:
+            told = [
+                followed(predict, progress, some.start, some.stop - some.start, len(prompts), steps)
+                for some, predict in zip(groups, told, strict=True)
+            ]
         latents = [
             self._places.work(DENOISER, partial(self._drawn, shape, seeds[some], predict, steps))
             for some, predict in zip(groups, told, strict=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..devices import sent
 from ..types import Conditioning, ScdpoError
 from .components import Encoders, Reader, quiet
-from .latent import LatentModel, Predict
+from .drawing import Predict
+from .latent import LatentModel
 from .parameterisation import parameterisation
 from .timesteps import DiscreteTimesteps
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,7 +147,7 @@ class _Job:
             adapter = self._attach(model)
             sampler = self._sampler(model, pairs)
             if state is None:
-                sampler.draw(0)
+                sampler.draw(0, self._progress("sample"))
             model.release_encoders()
             trainer = self._trainer(model, adapter, data, sampler, state)
         except StopAskedError:
@@ -267,7 +267,8 @@ class _Job:
         self._facts |= facts(settings, model) | told
 
         def sample(step: int) -> None:
-            sampler.draw(step)
+            with suppress(StopAskedError):  # the loop hears it too, after its next step
+                sampler.draw(step, self._progress("sample"))
             model.release_encoders()
 
         stream = data.stream(settings, model.device, team)

@@ -62,8 +62,12 @@ class Sampler:
         self._model, self._prompts, self._settings, self._size = model, list(prompts), settings, size
         self._folder, self._emit, self._scorer = run_folder, emit, scorer
 
-    def draw(self, step: int) -> list[Image.Image]:
+    def draw(self, step: int, progress: Callable[[int, int], None] | None = None) -> list[Image.Image]:
         """Draw all prompts and write them as samples/step-000100-0.png and so on.
+
+        Args:
+            step: of the training.
+            progress: is told how many pictures are drawn; may raise to end the work.
 
         Raises:
             OSError: a picture cannot be written.
@@ -74,7 +78,7 @@ class Sampler:
         self._emit(Progress("sample", 0, count))
         seeds = list(range(count))
         pictures = self._model.sample(
-            self._prompts, seeds, self._settings.sample_steps, self._settings.guidance, self._size
+            self._prompts, seeds, self._settings.sample_steps, self._settings.guidance, self._size, progress
         )
         if self._folder is None:
             return pictures
