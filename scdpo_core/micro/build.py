@@ -66,7 +66,7 @@ ON_PROCESSORS = Recipe(
     unet_pictures=24_000,
     settle_steps=250,
     settle_pictures=8000,
-    judge_steps=2500,
+    judge_steps=2000,
 )
 """Lengths for two cores. What such a model is worth is in docs/embedded-model.md."""
 
