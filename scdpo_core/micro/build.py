@@ -46,6 +46,7 @@ class Recipe:
 
     vae_steps: int = 8000
     tower_steps: int = 2500
+    image_small_steps: int = 8500
     image_steps: int = 4000
     image_batch: int = 512
     unet_steps: int = 3500
@@ -60,8 +61,9 @@ class Recipe:
 ON_PROCESSORS = Recipe(
     vae_steps=3000,
     tower_steps=1500,
-    image_steps=600,
-    image_batch=256,
+    image_small_steps=1600,
+    image_steps=250,
+    image_batch=128,
     unet_steps=1800,
     unet_pictures=24_000,
     settle_steps=250,
@@ -102,9 +104,16 @@ def build(
         return towers_stage.build(sprites, state, tokenizer, device, tell, steps=steps, seed=seed)
 
     def train_image() -> ResNetForImageClassification:
-        steps, batch = recipe.image_steps, recipe.image_batch
         return image_stage.build(
-            sprites, state, train_towers(), device, tell, steps=steps, batch=batch, seed=seed
+            sprites,
+            state,
+            train_towers(),
+            device,
+            tell,
+            small_steps=recipe.image_small_steps,
+            steps=recipe.image_steps,
+            batch=recipe.image_batch,
+            seed=seed,
         )
 
     def train_judge() -> Judge:

@@ -3,10 +3,11 @@
 CLIP's loss is content with one thing that tells a picture's caption from those of its neighbours. A cost
 model needs everything that a picture shows, small things in company too. So the tower goes on alone, and
 learns to tag: which of the world's concepts are there, in drawings that are redrawn, warped and recoloured
-so that no single drawing's pixels can be learned by heart. A few hundred everyday things that are no
-concept of the world are tagged along, since every further thing that is drawn by several hands teaches
-what stays the same between hands; their tags are thrown away at the end. The denoiser needs none of this
-and can be trained beside it.
+so that no single drawing's pixels can be learned by heart. It begins with CLIP's own answers as tags, and
+with pictures at their own size, where a batch costs a quarter; at twice that size it sees more. A few
+hundred everyday things that are no concept of the world are tagged along, since every further thing that is
+drawn by several hands teaches what stays the same between hands; their tags are thrown away at the end. The
+denoiser needs none of this and can be trained beside it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from ..art import STYLES_OF_TOWER, Art
+from ..render import SIZE
 from ..world import Concept, concepts
 from .bank import Bank
 from .runner import Plan, StepContext, Tell, train
 from .scatter import scatter
-from .towers import IMAGE_CHANNELS, Towers
+from .towers import IMAGE_CHANNELS, Towers, tokenize
 
 IMAGE_SIZE = 128  # pixels along an edge that the tower sees; the world's pictures are half as large
+_SMALL_BATCH = 128
 _CHECKPOINT = 100  # steps between checkpoints: minutes on two cores
+_LOOKED_AT = 256  # pictures that say how CLIP's answers spread
 _VERSIONS = 16  # redrawn versions of every drawing
 _OTHERS = 0.3  # share of scenes in which a subject is a thing that is no concept of the world
 _TWO = 0.55  # share of scenes with two subjects
@@ -72,23 +76,55 @@ def build(
     device: torch.device,
     tell: Tell,
     *,
+    small_steps: int,
     steps: int,
     batch: int,
     seed: int,
 ) -> ResNetForImageClassification:
-    """Train a copy of the image tower on, with a classifier of the concepts; the towers stay as they are."""
+    """Train a copy of the image tower on, with a classifier of the concepts; the towers stay as they are.
+
+    Args:
+        art: what is drawn.
+        folder: where the checkpoints live.
+        towers: what CLIP's objective has made of the tower.
+        device: where to train.
+        tell: gets a line about progress now and then.
+        small_steps: steps on pictures at their own size, before
+        steps: those at twice that size.
+        batch: pictures in each of the latter.
+        seed: of everything random.
+    """
     torch.manual_seed(seed)
     things = [*concepts(), *everyday(art)]
     tell(f"image: drawing {len(things)} things in {len(STYLES_OF_TOWER)} styles, {1 + _VERSIONS} times each")
     bank = Bank.fill(art, things, STYLES_OF_TOWER, _VERSIONS, device)
-    tagger = _Tagger(copy.deepcopy(towers.image).requires_grad_(True), len(things))
+    tagger = _Tagger(copy.deepcopy(towers.image).requires_grad_(True), len(things)).to(device)
+    _begin_with_words(tagger, towers, bank, seed)
     # The name holds the batch, so that no checkpoint of another batch is gone on from.
-    plan = Plan(f"image-{batch}", steps, lr=1e-3, ema=0.999, weight_decay=0.05, seed=seed)
-    trained = train(
-        plan, tagger, lambda context: _loss(tagger, bank, batch, context), folder, device, tell, _CHECKPOINT
-    )
-    assert isinstance(trained, _Tagger)
-    return _of_concepts(trained, towers.image.config)
+    legs = (("image-small", small_steps, SIZE, _SMALL_BATCH), (f"image-{batch}", steps, IMAGE_SIZE, batch))
+    for name, length, size, count in legs:
+        if length:
+            plan = Plan(name, length, lr=1e-3, ema=0.999, weight_decay=0.05, seed=seed)
+            loss = partial(_loss, tagger.requires_grad_(True), bank, size, count)
+            trained = train(plan, tagger, loss, folder, device, tell, _CHECKPOINT)
+            assert isinstance(trained, _Tagger)
+            tagger = trained
+    return _of_concepts(tagger, towers.image.config)
+
+
+@torch.no_grad()
+def _begin_with_words(tagger: _Tagger, towers: Towers, bank: Bank, seed: int) -> None:
+    """Let the tags of the world's concepts begin as what CLIP's towers answer to their names."""
+    device, pair = bank.rows.device, towers.pair.to(bank.rows.device)
+    ids = tokenize(towers.tokenizer, [thing.name for thing in concepts()]).to(device)
+    words = F.normalize(pair.text(input_ids=ids).pooler_output, dim=-1) @ pair.projection.weight
+    generator = torch.Generator(device).manual_seed(seed)
+    pixels = bank.draw(_scenes(_LOOKED_AT, len(bank.rows), generator), generator)
+    maps = tagger.eval().tower(pixel_values=pixels).last_hidden_state
+    answers = maps.flatten(2).transpose(1, 2) @ words.T
+    spread, middle = answers.std(dim=(0, 1)), answers.mean(dim=(0, 1))
+    tagger.tags.weight[: len(words)] = words / spread[:, None]
+    tagger.tags.bias[: len(words)] = _RARE - 1 - middle / spread
 
 
 def _of_concepts(tagger: _Tagger, config: ResNetConfig) -> ResNetForImageClassification:
@@ -117,15 +153,16 @@ def everyday(art: Art) -> list[Concept]:
     return found
 
 
-def _loss(tagger: _Tagger, bank: Bank, batch: int, context: StepContext) -> Tensor:
-    """Cross-entropy of all tags, summed over them, on a fresh batch."""
+def _loss(tagger: _Tagger, bank: Bank, size: int, batch: int, context: StepContext) -> Tensor:
+    """Cross-entropy of all tags, summed over them, on a fresh batch of pictures of that size."""
     generator = torch.Generator(context.device).manual_seed(context.rng.getrandbits(48))
     count = len(bank.rows)
     subjects = _scenes(batch, count, generator)
     wanted = torch.zeros(batch, count + 1, device=context.device)
     wanted.scatter_(1, torch.where(subjects < 0, count, subjects), 1.0)
     pixels = scatter(bank.draw(subjects, generator), generator)
-    pixels = F.interpolate(pixels, IMAGE_SIZE, mode="bicubic", align_corners=False)
+    if size != SIZE:
+        pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
     with context.autocast():
         tags = tagger(pixels)
     return F.binary_cross_entropy_with_logits(tags.float(), wanted[:, :count], reduction="sum") / batch
