@@ -192,7 +192,7 @@ def test_a_bank_holds_every_drawing_that_a_style_has(tmp_path: Path) -> None:
 def test_scenes_for_the_image_tower_hold_their_shares_and_favour_harm_and_its_near_misses() -> None:
     count = len(world.concepts()) + 50
     generator = torch.Generator().manual_seed(0)
-    scenes = torch.cat([image._scenes(count, generator) for _ in range(40)])
+    scenes = torch.cat([image._scenes(512, count, generator) for _ in range(40)])
     one = scenes[(scenes[:, 0] >= 0) & (scenes[:, 1] < 0)][:, 0]
     two = scenes[(scenes >= 0).all(dim=1)]
     assert abs(len(two) / len(scenes) - 0.55) < 0.015
