@@ -61,7 +61,7 @@ class Recipe:
 ON_PROCESSORS = Recipe(
     vae_steps=3000,
     tower_steps=1500,
-    image_small_steps=1600,
+    image_small_steps=5000,
     image_steps=250,
     image_batch=128,
     unet_steps=1800,
@@ -70,7 +70,7 @@ ON_PROCESSORS = Recipe(
     settle_pictures=8000,
     judge_steps=2000,
 )
-"""Lengths for two cores. What such a model is worth is in docs/embedded-model.md."""
+"""Lengths for two cores. What they take and what such a model is worth: docs/embedded-model.md."""
 
 
 def build(

@@ -13,7 +13,7 @@ denoiser needs none of this and can be trained beside it.
 from __future__ import annotations
 
 import copy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from ..art import STYLES_OF_TOWER, Art
 from ..render import SIZE
 from ..world import Concept, concepts
 from .bank import Bank
-from .runner import Plan, StepContext, Tell, train
+from .runner import Plan, StepContext, Tell, checkpoint_of, train
 from .scatter import scatter
 from .towers import IMAGE_CHANNELS, Towers, tokenize
 
@@ -96,19 +96,28 @@ def build(
     """
     torch.manual_seed(seed)
     things = [*concepts(), *everyday(art)]
-    tell(f"image: drawing {len(things)} things in {len(STYLES_OF_TOWER)} styles, {1 + _VERSIONS} times each")
-    bank = Bank.fill(art, things, STYLES_OF_TOWER, _VERSIONS, device)
-    tagger = _Tagger(copy.deepcopy(towers.image).requires_grad_(True), len(things)).to(device)
-    _begin_with_words(tagger, towers, bank, seed)
+
+    @cache
+    def bank() -> Bank:  # minutes, which a finished build need not spend again
+        hands = len(STYLES_OF_TOWER)
+        tell(f"image: drawing {len(things)} things in {hands} styles, {1 + _VERSIONS} times each")
+        return Bank.fill(art, things, STYLES_OF_TOWER, _VERSIONS, device)
+
+    def loss(size: int, count: int, context: StepContext) -> Tensor:
+        return _loss(tagger, bank(), size, count, context)
+
     # The name holds the batch, so that no checkpoint of another batch is gone on from.
-    legs = (("image-small", small_steps, SIZE, _SMALL_BATCH), (f"image-{batch}", steps, IMAGE_SIZE, batch))
+    legs = [("image-small", small_steps, SIZE, _SMALL_BATCH), (f"image-{batch}", steps, IMAGE_SIZE, batch)]
+    legs = [leg for leg in legs if leg[1]]
+    tagger = _Tagger(copy.deepcopy(towers.image), len(things)).to(device)
+    if not any(checkpoint_of(folder, name).exists() for name, *_ in legs):
+        _begin_with_words(tagger, towers, bank(), seed)
     for name, length, size, count in legs:
-        if length:
-            plan = Plan(name, length, lr=1e-3, ema=0.999, weight_decay=0.05, seed=seed)
-            loss = partial(_loss, tagger.requires_grad_(True), bank, size, count)
-            trained = train(plan, tagger, loss, folder, device, tell, _CHECKPOINT)
-            assert isinstance(trained, _Tagger)
-            tagger = trained
+        plan = Plan(name, length, lr=1e-3, ema=0.999, weight_decay=0.05, seed=seed)
+        own = partial(loss, size, count)
+        trained = train(plan, tagger.requires_grad_(True), own, folder, device, tell, _CHECKPOINT)
+        assert isinstance(trained, _Tagger)
+        tagger = trained
     return _of_concepts(tagger, towers.image.config)
 
 

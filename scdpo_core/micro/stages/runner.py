@@ -105,7 +105,7 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    checkpoint = folder / f"{plan.name}.state.safetensors"
+    checkpoint = checkpoint_of(folder, plan.name)
     start = 0
     if checkpoint.exists():
         state = load_tree(checkpoint)
@@ -156,6 +156,11 @@ def train(
             save(step + 1)
     trained = average if average is not None else network
     return _arrange(trained, torch.contiguous_format).eval().requires_grad_(False)
+
+
+def checkpoint_of(folder: Path, name: str) -> Path:
+    """The file that a part's training goes on from."""
+    return folder / f"{name}.state.safetensors"
 
 
 def _arrange(network: nn.Module, layout: torch.memory_format) -> nn.Module:
