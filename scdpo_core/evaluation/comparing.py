@@ -32,7 +32,7 @@ def compare(
     """Draw, score and write the pictures into samples/ below the folder.
 
     A LoRA in the folder of the run that made it is drawn with its base loaded as that run loaded it: with its
-    VAE, its text encoders, its prediction, in its number format and its 8 or 4 bits.
+    VAE, its text encoders, its prediction, in its 8 or 4 bits and, on a GPU, its number format.
 
     Args:
         job: what to draw.
@@ -56,7 +56,8 @@ def compare(
     progress(0, total)
     scorer = load_scorer(job.cost_model)
     own = _as_trained(job)
-    dtype = resolve_dtype(own.precision, device)
+    # A processor may not know the format that a GPU trained in.
+    dtype = resolve_dtype(own.precision if device.type == "cuda" else "auto", device)
     model = family_of(own.family, job.base).load(job.base, device, dtype, load_options(own))
     made_for = read_lora_info(job.lora).family
     if made_for and made_for != model.family:
