@@ -130,20 +130,21 @@ def test_an_untrained_lora_is_the_base_model_and_a_look_is_always_the_same(
     assert bench.model.denoiser.training
 
 
-def test_a_rising_gap_ends_the_run_early_and_resuming_leaves_it_ended(base: Path, tmp_path: Path) -> None:
-    # A rate at which everything falls apart at once.
+def test_a_rising_gap_ends_the_run_early_and_resuming_leaves_it_ended(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a training that falls apart does is not the same on every processor: the gaps are given.
+    see, gaps = Patience.see, iter((0.1, 0.2, 0.3))
+    monkeypatch.setattr(Patience, "see", lambda self, _: see(self, next(gaps)))
     options: dict[str, Any] = {
-        "lr": 0.3, "max_train_steps": 30, "validation": 0.5, "validation_every": 1, "patience": 2,
-        "schedule": "constant", "warmup": 0.0,
+        "max_train_steps": 30, "validation": 0.5, "validation_every": 1, "patience": 2,
     }  # fmt: skip
     bench = Bench(base, tmp_path, **options)
     held = _held([(8, 8)] * 3, 2)
     outcome = bench.trainer(held_out=held).run()
-    assert outcome.reason == "finished"
-    assert 3 <= outcome.step < 30
-    assert checkpoint.steps_in(bench.folder)[-1] == outcome.step
-    gaps = [event.metrics["winner_gap"] for event in bench.said if isinstance(event, Validated)]
-    assert gaps[-1] > gaps[-2] > 0  # type: ignore[operator]
+    assert (outcome.reason, outcome.step) == ("finished", 3)
+    assert checkpoint.steps_in(bench.folder)[-1] == 3
+    assert sum(isinstance(event, Validated) for event in bench.said) == 3
     assert any(isinstance(event, Warned) and "Stopped early" in event.message for event in bench.said)
     again = Bench(base, tmp_path, **options)
     state, _ = checkpoint.latest(again.folder)
