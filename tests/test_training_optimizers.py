@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ def test_the_average_is_what_is_drawn_and_the_weights_go_on(base: Path, tmp_path
         {"optimizer": "adamw", "ema": 0.9, "schedule": "restarts"},
         {"optimizer": "prodigy", "lr": 1.0},
         {"optimizer": "adafactor"},
+        # A rank that makes every weight of the tiny LoRA large enough to be kept in 8 bits.
+        pytest.param(
+            {"optimizer": "adamw8bit", "rank": 256},
+            marks=pytest.mark.skipif(
+                find_spec("bitsandbytes") is None, reason="only the extra adam8bit has bitsandbytes"
+            ),
+        ),
     ],
     ids=lambda change: change["optimizer"],
 )
