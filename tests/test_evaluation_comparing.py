@@ -64,7 +64,7 @@ def _only_words(whole: Path, path: Path, family: str) -> Path:
     return path
 
 
-def _drawn(lora: Path, base: Path, folder: Path, weights: tuple[float, ...]) -> list[list[bytes]]:
+def _drawn(lora: Path, base: Path | str, folder: Path, weights: tuple[float, ...]) -> list[list[bytes]]:
     """PNG files, weight by weight."""
     job = CompareJob(lora, str(base), folder, "compare", PROMPTS, weights, "embedded", 0, 3, 3.0)
     found = compare(job, folder, CPU, lambda *_: None)
@@ -110,6 +110,29 @@ def test_the_base_is_loaded_as_the_run_that_made_the_lora_loaded_it(tmp_path: Pa
     # Somebody else's file of that name is no reason to draw nothing.
     (tmp_path / "job.toml").write_text("[somebody]\nelse = 1\n", "utf-8")
     assert _drawn(moved, base, tmp_path / "again", (1.0,)) != [after]
+
+
+def test_a_lora_of_the_embedded_model_is_drawn_with_it_alone(tmp_path: Path) -> None:
+    pairs = tiny_pairs(tmp_path / "pairs", 4)
+    # A model that only happens to have the same name.
+    other = tiny_folder("sd1", tmp_path / "micro")
+    made = {}
+    for base in ("micro", str(other)):
+        settings = tiny_settings(
+            base, pairs, tmp_path / f"run-{len(made)}", max_train_steps=1, lr=0.05, save_dtype="fp32",
+            samples=2, sample_prompts=PROMPTS, sample_steps=3, guidance=3.0, cost_model="none",
+        )  # fmt: skip
+        result = run_job(settings)
+        assert result.lora is not None
+        after = [(result.folder / "samples" / f"step-000001-{n}.png").read_bytes() for n in (0, 1)]
+        made[base] = result.lora.path
+        assert _drawn(made[base], base, result.folder / "compared", (1.0,)) == [after]
+    for lora, base, words in (
+        (made["micro"], str(other), r"for the embedded model, and .*micro is Stable Diffusion 1"),
+        (made[str(other)], "micro", r"for Stable Diffusion 1, and micro is the embedded model"),
+    ):
+        with pytest.raises(ScdpoError, match=words):
+            _drawn(lora, base, tmp_path / "wrong", (1.0,))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])

@@ -46,9 +46,9 @@ def compare(
     """
     # Late: they take seconds, and wrong settings should not wait for them.
     from ..families import family_of
-    from ..families.detect import TITLES
-    from ..families.source import model_name
+    from ..families.source import lora_family, model_name
     from ..lora.file import read_lora_info
+    from ..lora.identity import BASES
     from ..training.attaching import attach_finished
     from ..training.checks import load_options, resolve_dtype
 
@@ -59,11 +59,11 @@ def compare(
     # A processor may not know the format that a GPU trained in.
     dtype = resolve_dtype(own.precision if device.type == "cuda" else "auto", device)
     model = family_of(own.family, job.base).load(job.base, device, dtype, load_options(own))
-    made_for = read_lora_info(job.lora).family
-    if made_for and made_for != model.family:
+    made_for, wanted = read_lora_info(job.lora).family, lora_family(job.base, model.family)
+    if made_for and made_for != wanted:
         raise ScdpoError(
-            f"{job.lora} is a LoRA for {TITLES.get(made_for, made_for)}, and {job.base} is a "
-            f"{TITLES[model.family]} model. Give the base that the LoRA was made for."
+            f"{job.lora} is a LoRA for {BASES[made_for].title}, and {job.base} is {BASES[wanted].title}. "
+            "Give the base that the LoRA was made for."
         )
     adapter, _ = attach_finished(model, job.lora)
     drawn: dict[float, list[Image.Image]] = {}

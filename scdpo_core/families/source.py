@@ -32,6 +32,14 @@ def model_name(base: str | Path) -> str:
     return path.stem if path.suffix == ".safetensors" else path.name
 
 
+def lora_family(base: str | Path, family: str) -> str:
+    """What a LoRA that is made on a base model says that it is for.
+
+    The embedded model has a name of its own there: its LoRAs fit no other model of its `family`.
+    """
+    return MICRO if str(base) == MICRO else family
+
+
 def locate(base: str | Path, parts: Sequence[str] = (), *, weights: bool = True) -> Path:
     """The folder or file that `base` means. What the hub has is fetched into its own cache once.
 

@@ -14,6 +14,7 @@ import torch
 
 from ..config import TrainSettings, config_hash
 from ..families.base import LoadedModel
+from ..families.source import lora_family
 from ..files import write_json
 from ..lora.file import save_lora
 from ..preferences.relabel import unscored
@@ -173,7 +174,7 @@ class _Job:
         lora = save_lora(
             folder.lora,
             adapter.state(),
-            family="micro" if model.name == "micro" else model.family,
+            family=lora_family(settings.model.base, model.family),
             rank=adapter.rank,
             alpha=settings.lora.effective_alpha,
             facts=self._facts | sample_costs(records, step) | {"train_steps": step, "train_pairs": pairs},
