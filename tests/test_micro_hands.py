@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from scdpo_core.micro import build
 from scdpo_core.micro.art import STYLES_IN_INK, Art
 from scdpo_core.micro.model import WEIGHTS
 from scdpo_core.micro.stages import image, runner, towers
@@ -77,6 +79,13 @@ def test_tags_begin_as_what_the_towers_answer_to_the_names() -> None:
     word = pair.text(input_ids=names).pooler_output @ pair.projection.weight
     cosine = torch.cosine_similarity(tagger.tags.weight[7], word[0], dim=0)
     assert cosine.item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_pictures_come_to_the_tower_in_the_size_that_it_learnt_last() -> None:
+    shipped = json.loads((WEIGHTS / "image_encoder" / "preprocessor_config.json").read_text("utf-8"))
+    assert build.Recipe().image_size == shipped["size"] == 128
+    assert build.ON_PROCESSORS.image_size == 64
+    assert replace(build.ON_PROCESSORS, image_steps=1).image_size == 128
 
 
 @pytest.mark.parametrize(("ability", "half"), [("AVX2", False), ("AVX512", True), ("DEFAULT", False)])

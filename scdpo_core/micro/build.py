@@ -27,6 +27,7 @@ from ..files import write_json
 from . import art
 from .judge import Judge
 from .model import WEIGHTS
+from .render import SIZE
 from .stages import image as image_stage
 from .stages import judge as judge_stage
 from .stages import meaning as meaning_stage
@@ -57,13 +58,17 @@ class Recipe:
     judge_steps: int = 4000
     seed: int = 0
 
+    @property
+    def image_size(self) -> int:
+        """Pixels along an edge of what the image tower has learnt last; it sees no other size well."""
+        return image_stage.IMAGE_SIZE if self.image_steps else SIZE
+
 
 ON_PROCESSORS = Recipe(
     vae_steps=3000,
     tower_steps=1500,
     image_small_steps=5000,
-    image_steps=250,
-    image_batch=128,
+    image_steps=0,
     unet_steps=1800,
     unet_pictures=24_000,
     settle_steps=250,
@@ -164,7 +169,7 @@ def build(
     image.cpu().half().save_pretrained(model / "image_encoder", safe_serialization=True)
     write_json(
         model / "image_encoder" / "preprocessor_config.json",
-        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": image_stage.IMAGE_SIZE},
+        {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": recipe.image_size},
     )
     judge.save(model / "judge" / "judge.safetensors")
     _publish(model, target, tell)

@@ -90,7 +90,7 @@ def build(
         device: where to train.
         tell: gets a line about progress now and then.
         small_steps: steps on pictures at their own size, before
-        steps: those at twice that size.
+        steps: those at twice that size; 0 for none.
         batch: pictures in each of the latter.
         seed: of everything random.
     """
