@@ -228,7 +228,7 @@ class LoraFile:
 
     Attributes:
         path: the safetensors file.
-        family: the model family it was trained for, a name in `families.FAMILIES`.
+        family: the model family it was trained for, a name in `lora.identity.BASES`.
         rank: of its matrices.
         keys: number of tensors.
         metadata: everything the file says of itself.

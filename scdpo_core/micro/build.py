@@ -75,7 +75,11 @@ ON_PROCESSORS = Recipe(
     settle_pictures=8000,
     judge_steps=2000,
 )
-"""Lengths for two cores. What they take and what such a model is worth: docs/embedded-model.md."""
+"""Lengths for two cores. What they take and what such a model is worth: docs/embedded-model.md.
+
+The image tower gets no steps on larger pictures: the few that two cores have time for undo more than they
+bring.
+"""
 
 
 def build(
