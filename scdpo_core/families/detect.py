@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..lora.identity import BASES
 from ..types import ScdpoError
 from .header import Header, read_header
 from .layout import DENOISER_PREFIX, VAE_PREFIXES
+from .source import MICRO
 
-TITLES: Mapping[str, str] = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-    "sd3": "Stable Diffusion 3",
-    "flux": "FLUX.1",
-}
-"""What people call each family."""
+TITLES: Mapping[str, str] = {name: base.title for name, base in BASES.items() if name != MICRO}
+"""What people call each family that can be told from a model's files."""
 
 _LATENT_CHANNELS = 4
 _FLUX_CHANNELS = 64

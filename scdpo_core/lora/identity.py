@@ -30,8 +30,8 @@ class Base(NamedTuple):
 BASES = {
     # The embedded model has SD 1's modules in other sizes, so no SD 1 checkpoint takes its LoRAs.
     "micro": Base("sd_v1", "stable-diffusion-v1/lora", "Unknown", "the embedded model"),
-    "sd1": Base("sd_v1", "stable-diffusion-v1/lora", "SD1", "Stable Diffusion 1"),
-    "sd2": Base("sd_v2", "stable-diffusion-v2-512/lora", "SD2", "Stable Diffusion 2"),
+    "sd1": Base("sd_v1", "stable-diffusion-v1/lora", "SD1", "Stable Diffusion 1.x"),
+    "sd2": Base("sd_v2", "stable-diffusion-v2-512/lora", "SD2", "Stable Diffusion 2.x"),
     "sdxl": Base("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "SDXL", "Stable Diffusion XL"),
     "sd3": Base("sd3", "stable-diffusion-3/lora", "Unknown", "Stable Diffusion 3"),
     "flux": Base("flux1", "flux-1-dev/lora", "Unknown", "FLUX.1"),

@@ -43,7 +43,7 @@ def test_what_it_was_trained_against_is_shown(host: Host) -> None:
     run = host.run(
         samples.sampler("tiny-sd15.ckpt", {"lora_name": "safe-sd15.safetensors", "strength_clip": 0.5})
     )
-    assert "for Stable Diffusion 1, rank 4" in run.texts["lora"]
+    assert "for Stable Diffusion 1.x, rank 4" in run.texts["lora"]
     assert "Trained against: benign (40), weapon (40)." in run.texts["lora"]
     assert "Harmful rate: 0.92 before, 0.05 after." in run.texts["lora"]
 
@@ -62,7 +62,7 @@ def test_peft_and_kohya_files_draw_the_same(host: Host) -> None:
         (
             "tiny-sd3.safetensors",
             "safe-sd15",
-            "is for Stable Diffusion 1, but the model is Stable Diffusion 3",
+            "is for Stable Diffusion 1.x, but the model is Stable Diffusion 3",
         ),
         ("tiny-sd15.ckpt", "safe-sd3", "is for Stable Diffusion 3, but the model is Stable Diffusion 1"),
         ("tiny-sd15.ckpt", "other-sd15", "8 of its 24 layers have no place in this model"),
