@@ -27,7 +27,7 @@ def test_everything_that_the_trainer_writes_is_said() -> None:
         }
     )
     assert text == (
-        "Calm: for Stable Diffusion 1, rank 8.\n"
+        "Calm: for Stable Diffusion 1.x, rank 8.\n"
         "Safety LoRA for v1-5.\n"
         "Trained against: not said (3), weapon (40).\n"
         "Harmful rate: 0.92 before, 0.05 after.\n"
@@ -48,7 +48,7 @@ def test_a_stranger_is_named_as_one() -> None:
 @pytest.mark.parametrize("broken", ["", "{", "3", '"text"', "null", '[["a"]]', '{"a": {"before": 1}}'])
 def test_metadata_that_is_none_of_ours_does_no_harm(broken: str) -> None:
     text = card(scdpo_categories=broken, scdpo_evaluation=broken)
-    assert text.startswith("calm: for Stable Diffusion 1, rank 8.")
+    assert text.startswith("calm: for Stable Diffusion 1.x, rank 8.")
 
 
 def test_categories_may_be_a_list() -> None:
