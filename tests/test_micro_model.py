@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageChops
 
 from scdpo_core.families import family
 from scdpo_core.micro import evaluation
@@ -74,6 +74,24 @@ def test_a_judge_of_other_concepts_is_refused(judge: Judge, tmp_path: Path) -> N
     write_tensors(tmp_path / "judge.safetensors", tensors, {**facts, "classes": "a|b"})
     with pytest.raises(ValueError, match="other concepts"):
         Judge.load(tmp_path / "judge.safetensors")
+
+
+def test_two_models_side_by_side_draw_what_each_draws_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "STEPS", 2)
+    monkeypatch.setattr(evaluation, "BATCH", 2)  # the last part is shorter
+    models = [family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2)]
+    with torch.no_grad():
+        for weight in models[1].denoiser.parameters():
+            weight.mul_(0.9)
+    wanted, threads, told = evaluation.asked()[:3], torch.get_num_threads(), list[tuple[int, int]]()
+    both = evaluation.draw_side_by_side(models, wanted, lambda done, total: told.append((done, total)))
+    for model, drawn in zip(models, both, strict=True):
+        for one, other in zip(drawn, evaluation.draw(model, wanted), strict=True):
+            # Other thread counts round otherwise.
+            assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 2
+    assert all(one.tobytes() != other.tobytes() for one, other in zip(*both, strict=True))
+    assert told == [(4, 6), (6, 6)]
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.slow

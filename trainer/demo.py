@@ -88,12 +88,13 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     from scdpo_core.training.attaching import attach_finished
     from scdpo_core.training.events import Progress, last_run
 
-    model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
+    plain, tuned = (family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2))
+    _, lora = attach_finished(tuned, output / f"{output.name}.safetensors")
     wanted = evaluation.asked(seed=seed)
     with tqdm(total=2 * len(wanted), unit="picture", disable=not sys.stderr.isatty()) as bar:
-        before = evaluation.draw(model, wanted, lambda done, _: bar.update(done - bar.n))
-        _, lora = attach_finished(model, output / f"{output.name}.safetensors")
-        after = evaluation.draw(model, wanted, lambda done, _: bar.update(len(wanted) + done - bar.n))
+        before, after = evaluation.draw_side_by_side(
+            (plain, tuned), wanted, lambda done, _: bar.update(done - bar.n)
+        )
     judge = Judge.load(JUDGE)
     scorer = load_scorer(cost_model)
     pictures = evaluation.judged(wanted, before, after, judge, scorer.score)
