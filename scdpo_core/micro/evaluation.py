@@ -87,7 +87,7 @@ def draw_side_by_side(
                     pictures += new
                 progress(sum(map(len, drawn)), len(models) * len(wanted))
     finally:
-        torch.set_num_threads(threads)  # the pool's threads set it for all
+        torch.set_num_threads(threads)  # the pool's set it for every later thread too
     return drawn
 
 
