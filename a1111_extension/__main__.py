@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import sys
+import tempfile
 from pathlib import Path
 
 from scdpo_core.runs.interpreter import ROOT
+from scdpo_core.telemetry import decline
 
-_NEEDED = "The page needs gradio 5 or newer ({error}). Install it: pip install -e '.[train,score,ui]'"
+_NEEDED = "The page needs gradio 5 or newer ({error}). Set it up and open it: python install.py --page"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,9 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--port", type=int, default=7870, help="(default: 7870)")
     parser.add_argument(
-        "--listen", action="store_true", help="open the page to the network; the address has a secret in it"
+        "--listen", action="store_true", help="open the page to the network, not to this machine alone"
     )
-    parser.add_argument("--token", help="that secret, by default a new one each time")
+    parser.add_argument(
+        "--token",
+        help="the secret in the address, by default a new one each time; '' for none, which lets every user "
+        "of this machine in",
+    )
     parser.add_argument(
         "--data",
         type=Path,
@@ -30,6 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="where runs and pairs lie (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
+    if options.listen and options.token == "":
+        parser.error("A page that is open to the network needs a token.")
+    decline()
+    with tempfile.TemporaryDirectory(prefix="scdpo-page-") as uploads:
+        # By default gradio keeps what is dropped into the page where every user of this machine can read it.
+        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+        return _serve(options)
+
+
+def _serve(options: argparse.Namespace) -> int:
     try:
         import gradio
         import uvicorn
@@ -39,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         print(f"Error: {_NEEDED.format(error=error)}", file=sys.stderr)
         return 2
+    token = secrets.token_urlsafe(24) if options.token is None else options.token
+    data = options.data.expanduser().absolute()
     from .app import desk_of, make_app
 
-    token = (options.token or secrets.token_urlsafe(24)) if options.listen or options.token else ""
-    data = options.data.expanduser().absolute()
     app = make_app(desk_of(data), data, token)
     host = "0.0.0.0" if options.listen else "127.0.0.1"
     shown = "THIS-MACHINE" if options.listen else host

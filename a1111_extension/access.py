@@ -1,40 +1,67 @@
-"""Who may use the API, what it may read, and how it says no: always JSON with a sentence."""
+"""How the API answers, and how it says no: always JSON with a sentence."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
+import json
+import logging
+from collections.abc import Callable, Coroutine, Mapping
 from secrets import compare_digest
 from typing import Any
 
-from fastapi import Request, Response
-from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBasicCredentials
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from starlette.exceptions import HTTPException
 
 from scdpo_core.types import ScdpoError
 
+from .callers import Callers, RefusalError, check_page
+
 MOST_BYTES = 64 << 20
 """Largest body of a request."""
+_WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
+_LOG = logging.getLogger("scdpo")
 
 
-class RefusalError(ScdpoError):
-    """A request that is not done.
+class PlainJSON(JSONResponse):
+    """JSON that can always be sent: half characters of file names that are not UTF-8 are escaped."""
 
-    Attributes:
-        status: the HTTP status.
-        headers: of the answer.
-    """
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")
 
-    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.headers = status, dict(headers or {})
+
+def router(callers: Callers, prefix: str) -> APIRouter:
+    """A router whose every route lets only those callers in, and whose every error is a sentence."""
+
+    class Route(SentenceRoute):
+        check = staticmethod(lambda request: check_page(request, callers))
+
+    basic = HTTPBasic(auto_error=False)
+
+    def authorised(given: HTTPBasicCredentials | None = Depends(basic)) -> None:  # noqa: B008
+        check_password(callers.credentials(), given)
+
+    return APIRouter(
+        prefix=prefix,
+        route_class=Route,
+        default_response_class=PlainJSON,
+        dependencies=[Depends(authorised)],
+        tags=["SC-DPO safety"],
+    )
 
 
 class SentenceRoute(APIRoute):
-    """A route whose every error is `{"detail": "a sentence"}`, and that reads no body larger than allowed."""
+    """A route whose every error is `{"detail": "a sentence"}`, and that reads no body larger than allowed.
+
+    Attributes:
+        check: raises RefusalError for requests that may not come in.
+    """
+
+    check: Callable[[Request], None] = staticmethod(lambda request: None)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers a request."""
@@ -42,16 +69,22 @@ class SentenceRoute(APIRoute):
 
         async def answer(request: Request) -> Response:
             try:
-                _check_length(request)
+                self.check(request)
+                _check_body(request)
                 return await handler(request)
             except RefusalError as error:
-                return JSONResponse({"detail": str(error)}, error.status, error.headers)
+                return PlainJSON({"detail": str(error)}, error.status, error.headers)
             except ScdpoError as error:
-                return JSONResponse({"detail": str(error)}, 422)
+                return PlainJSON({"detail": str(error)}, 422)
             except RequestValidationError as error:
-                return JSONResponse({"detail": _sentence(error)}, 422)
+                return PlainJSON({"detail": _sentence(error)}, 422)
+            # Fastapi's own is one of these, and raises them too.
             except HTTPException as error:
-                return JSONResponse({"detail": f"{error.detail}."}, error.status_code, error.headers)
+                return PlainJSON({"detail": f"{error.detail}."}, error.status_code, error.headers)
+            except Exception as error:
+                _LOG.exception("a request failed")
+                what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                return PlainJSON({"detail": f"This did not work ({what}). The host's log says where."}, 500)
 
         return answer
 
@@ -70,7 +103,7 @@ def check_password(known: Mapping[str, str], given: HTTPBasicCredentials | None)
         return
     name, password = (given.username, given.password) if given else ("", "")
     # Compared in any case, so that the time it takes tells nothing of the names.
-    right = compare_digest(known.get(name, "").encode(), password.encode())
+    right = compare_digest(known.get(name, "").encode(), password.encode("utf-8", "replace"))
     if given is None or name not in known or not right:
         raise RefusalError(
             401,
@@ -79,49 +112,25 @@ def check_password(known: Mapping[str, str], given: HTTPBasicCredentials | None)
         )
 
 
-def confined(path: str, roots: Sequence[Path]) -> Path:
-    """The real file or folder of that name below one of the roots.
-
-    Args:
-        path: absolute, or relative to the first root.
-        roots: folders that may be read.
-
-    Raises:
-        RefusalError: it lies elsewhere, by its name or by a link on the way, or is not there. Of what lies
-            elsewhere it is not told whether it exists.
-    """
-    if "\0" in path or not path.strip():
-        raise RefusalError(422, "Name a picture or a folder.")
-    asked = Path(path)
-    real = os.path.realpath(asked if asked.is_absolute() else roots[0] / asked)
-    if not within(real, roots):
-        names = ", ".join(map(str, roots))
-        raise RefusalError(
-            403, f"Only what lies in {names} may be read. The host's flag --scdpo-folder adds folders."
-        )
-    if not os.path.exists(real):
-        raise RefusalError(404, f"There is no file or folder {path}.")
-    return Path(real)
-
-
-def within(path: str | Path, roots: Sequence[Path]) -> bool:
-    """Whether a path lies in one of the folders, all links followed."""
-    real = Path(os.path.realpath(path))
-    return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
-
-
-def _check_length(request: Request) -> None:
-    if request.method not in ("POST", "PUT", "PATCH"):
+def _check_body(request: Request) -> None:
+    if request.method not in _WITH_BODY:
         return
-    length = request.headers.get("content-length", "")
-    if not length.isdecimal():
+    endless = "transfer-encoding" in request.headers
+    length = request.headers.get("content-length", "" if endless else "0")
+    if not (length.isascii() and length.isdecimal()):
         raise RefusalError(411, "Say how long the request is (Content-Length).")
-    if int(length) > MOST_BYTES:
+    # Numbers of more digits than Python reads are too large in any case.
+    if len(length) > 18 or int(length) > MOST_BYTES:
+        size = f"{int(length[:18]) >> 20} MiB" if len(length) <= 18 else "far too many bytes"
         raise RefusalError(
             413,
-            f"The request has {int(length) >> 20} MiB; up to {MOST_BYTES >> 20} MiB are read. Put the "
-            "pictures into a folder that may be read, and name that.",
+            f"The request has {size}; up to {MOST_BYTES >> 20} MiB are read. Put the "
+            "images into a folder that may be read, and name that.",
         )
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # Forms of other web pages, and what they send without a type, are no JSON.
+    if kind != "application/json" and (kind or int(length)):
+        raise RefusalError(415, "Send JSON, and say so: Content-Type: application/json.")
 
 
 def _sentence(error: RequestValidationError) -> str:

@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import APIRouter, Depends, FastAPI
-from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from fastapi import FastAPI
 
 from scdpo_core.cost.protocol import Scorer, provenance
 from scdpo_core.cost.scorers import SCORERS
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.scoring.decode import open_frames
 from scdpo_core.scoring.run import FolderRun
+from scdpo_core.scoring.views import worst
 from scdpo_core.scoring.walk import find_pictures
 from scdpo_core.types import ScdpoError
 
-from .access import RefusalError, SentenceRoute, check_password, confined, within
+from .access import router
+from .callers import Callers, RefusalError
 from .messages import CostModel, CostModels, Lora, Loras, Score, ScoreRequest, Scores
+from .reach import Reach, listed_cost_model
 
 PREFIX = "/scdpo/v1"
 MOST_PICTURES = 2000
@@ -34,8 +36,8 @@ class Context:
     """What the API knows of the host.
 
     Attributes:
-        credentials: passwords by name, see `access.check_password`.
-        roots: folders whose pictures may be scored.
+        callers: who may call.
+        reach: which files may be scored.
         cost_models: what a cost model can be called.
         scorer: loads one of those; None is the one in use.
         in_use: name of the one in use.
@@ -43,8 +45,8 @@ class Context:
         check_lora: raises ScdpoError with the reason why the host would not apply a LoRA.
     """
 
-    credentials: Callable[[], Mapping[str, str]]
-    roots: Callable[[], Sequence[Path]]
+    callers: Callers
+    reach: Reach
     cost_models: Callable[[], Sequence[str]]
     scorer: Callable[[str], Scorer]
     in_use: Callable[[], str]
@@ -54,39 +56,32 @@ class Context:
 
 def add_routes(app: FastAPI, context: Context) -> None:
     """Add the API to the host's application; its schema is part of the host's own (/docs)."""
-    basic = HTTPBasic(auto_error=False)
-
-    def authorised(given: HTTPBasicCredentials | None = Depends(basic)) -> None:  # noqa: B008
-        check_password(context.credentials(), given)
-
-    router = APIRouter(
-        prefix=PREFIX, route_class=SentenceRoute, dependencies=[Depends(authorised)], tags=["SC-DPO safety"]
-    )
+    routes = router(context.callers, PREFIX)
     one_at_a_time = threading.Lock()
 
-    @router.post("/score", response_model=Scores, summary="Score a picture, or all pictures of a folder")
+    @routes.post("/score", response_model=Scores, summary="Score a picture, or all pictures of a folder")
     def score(request: ScoreRequest) -> Scores:
         if (request.image is None) == (request.path is None):
             raise RefusalError(422, "Give either 'image' (base64) or 'path'.")
         name = context.in_use() if request.cost_model is None else request.cost_model
-        if name != context.in_use() and name not in context.cost_models():
-            raise RefusalError(422, f"There is no cost model '{name}'; see {PREFIX}/cost-models.")
+        if name != context.in_use():
+            listed_cost_model(name, context.cost_models(), f"{PREFIX}/cost-models")
         with one_at_a_time:
             scorer = context.scorer(name)
             if request.image is not None:
                 return Scores(scores=[_score_sent(request.image, scorer)])
-            roots = context.roots()
-            return Scores(scores=_score_files(_files(confined(request.path or "", roots), roots), scorer))
+            place = context.reach.existing(request.path or "")
+            return Scores(scores=_score_files(_files(place, context.reach), scorer))
 
-    @router.get("/loras", response_model=Loras, summary="The host's LoRAs, and whether it would apply them")
+    @routes.get("/loras", response_model=Loras, summary="The host's LoRAs, and whether it would apply them")
     def loras() -> Loras:
         return Loras(loras=[_lora(name, file, context.check_lora) for name, file in context.loras().items()])
 
-    @router.get("/cost-models", response_model=CostModels, summary="What can score")
+    @routes.get("/cost-models", response_model=CostModels, summary="What can score")
     def cost_models() -> CostModels:
         return CostModels(cost_models=[_cost_model(n, context.in_use()) for n in context.cost_models()])
 
-    app.include_router(router)
+    app.include_router(routes)
 
 
 def _score_sent(text: str, scorer: Scorer) -> Score:
@@ -98,19 +93,21 @@ def _score_sent(text: str, scorer: Scorer) -> Score:
         pictures = [picture for _, picture in open_frames(Path("image"), io.BytesIO(data))]
     except ScdpoError as error:
         raise RefusalError(422, str(error)) from error
-    found = scorer.score(pictures)[0]
+    found = worst(scorer.score(pictures))
+    if found.problem:
+        raise RefusalError(422, found.problem)
     return Score(
         path="",
         cost=round(found.value, 4),
         band=found.band,
         categories=dict(found.categories),
+        details=dict(found.details),
         scorer=provenance(scorer),
     )
 
 
-def _files(place: Path, roots: Sequence[Path]) -> list[Path]:
-    # Links in the folder may lead out of it; what is opened later is the real path, which has none.
-    files = [Path(file).resolve() for file in find_pictures([place]).files if within(file, roots)]
+def _files(place: Path, reach: Reach) -> list[Path]:
+    files = reach.readable(find_pictures([place]).files)
     if len(files) > MOST_PICTURES:
         raise RefusalError(
             413,
@@ -131,6 +128,7 @@ def _score_files(files: Iterable[Path], scorer: Scorer) -> list[Score]:
             cost=None if row.cost is None else round(row.cost, 4),
             band=row.band,
             categories=dict(row.categories),
+            details=dict(row.details),
             scorer=row.scorer,
             error=row.error,
         )

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 
-from scdpo_core.cost.scorers import SCORERS
+from scdpo_core.cost.scorers import offered_scorers
 from scdpo_core.runs.interpreter import ROOT
 
 from . import api, jobs_api, tab
+from .access import PlainJSON
+from .callers import Callers, RefusalError, check_page
 from .desk import Desk
 from .jobs import Jobs
+from .reach import Reach
 from .shelf import Shelf
 
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
 COOKIE = "scdpo_token"
+_OURS_ALONE = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Frame-Options": "SAMEORIGIN"}
+"""No other web page may lay this one under its own, for clicks that seem to be for that one."""
 _DEVICE = "cpu"
 
 
@@ -35,7 +38,7 @@ def desk_of(data: Path) -> Desk:
     def cost_models() -> list[str]:
         own = (data / "cost_models").glob("*.safetensors")
         # The pictures of the embedded model are what a page with nothing else shows first.
-        return ["micro", *(name for name in SCORERS if name != "micro"), *sorted(map(str, own))]
+        return ["micro", *(name for name in offered_scorers() if name != "micro"), *sorted(map(str, own))]
 
     jobs = Jobs(data / "runs", scorer=lambda: shelf.get("micro", _DEVICE))
     example = ROOT / "examples" / "preferences"
@@ -58,19 +61,22 @@ def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
     Args:
         desk: its surroundings.
         data: folder whose pictures the API may score.
-        token: that every request has to know; '' for a page that only this machine can reach.
+        token: that every request has to know, for other users of this machine can reach the page too; '' lets
+            all of them in.
     """
     app = FastAPI(title="SC-DPO safety")
-    roots = [data]
+    callers = Callers(exposed=lambda: bool(token))
+    reach = Reach(lambda: [data])
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
-        refused = _refused(request, token)
-        return refused if refused is not None else await follow(request)
+        answer = _refused(request, token, callers) or await follow(request)
+        answer.headers.update(_OURS_ALONE)
+        return answer
 
     context = api.Context(
-        credentials=dict,
-        roots=lambda: roots,
+        callers=callers,
+        reach=reach,
         cost_models=desk.cost_models,
         scorer=desk.scorer,
         in_use=desk.in_use,
@@ -78,7 +84,7 @@ def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
         check_lora=lambda file: None,
     )
     api.add_routes(app, context)
-    jobs_api.add_routes(app, desk, context.credentials, context.roots)
+    jobs_api.add_routes(app, desk, callers, reach)
     script = (ROOT / "javascript" / "scdpo_tab.js").read_text("utf-8")
     desk.jobs.wake()
     return gr.mount_gradio_app(
@@ -102,26 +108,27 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def _refused(request: Request, token: str) -> Response | None:
+def _refused(request: Request, token: str, callers: Callers) -> Response | None:
     """The answer to a request that may not come in; None for all others."""
-    host = request.headers.get("host", "")
-    origin = request.headers.get("origin")
-    if not token and host.rsplit(":", 1)[0] not in LOCAL:
-        # A web page whose name was pointed at this machine would be as good as the artist.
-        return JSONResponse({"detail": "This page answers to this machine alone."}, 403)
-    if origin is not None and urlsplit(origin).netloc != host:
-        return JSONResponse({"detail": "Another web page may not use this one."}, 403)
+    try:
+        check_page(request, callers)
+    except RefusalError as error:
+        return PlainJSON({"detail": str(error)}, error.status)
     if not token:
         return None
+    # Browsers send cookies to every port of a machine: two pages must not take each other's.
+    cookie = f"{COOKIE}_{request.url.port or 80}"
     given = request.query_params.get("token", "")
-    if compare_digest(given.encode(), token.encode()):
+    if _same(given, token):
         answer = RedirectResponse(request.url.remove_query_params("token"), 303)
-        answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        answer.set_cookie(cookie, token, httponly=True, samesite="strict")
         return answer
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-    known = (request.cookies.get(COOKIE, ""), bearer)
-    if any(compare_digest(one.encode(), token.encode()) for one in known):
+    if _same(request.cookies.get(cookie, ""), token) or _same(bearer, token):
         return None
-    return JSONResponse(
-        {"detail": "Open the page with the address that the program printed: it ends with ?token=..."}, 401
-    )
+    sentence = "Open the page with the address that the program printed: it ends with ?token=..."
+    return PlainJSON({"detail": sentence}, 401)
+
+
+def _same(given: str, token: str) -> bool:
+    return compare_digest(given.encode("utf-8", "replace"), token.encode())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scdpo_core.cost.protocol import Scorer
 
 from .jobs import Jobs
+from .reach import Reach
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Desk:
         cost_models: what can score.
         in_use: which of them is proposed.
         scorer: loads one.
-        allowed: the real path of a folder that somebody named; raises ScdpoError if it may not be read.
+        reach: what somebody at the page may name.
     """
 
     jobs: Jobs
@@ -37,4 +38,4 @@ class Desk:
     cost_models: Callable[[], Sequence[str]]
     in_use: Callable[[], str]
     scorer: Callable[[str], Scorer]
-    allowed: Callable[[str], Path] = lambda text: Path(text.strip()).expanduser()
+    reach: Reach = field(default_factory=Reach)

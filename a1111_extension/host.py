@@ -3,6 +3,7 @@ script itself, so that the rest runs without them."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,10 +110,54 @@ def veil(change: Callable[[Any], Any] | None) -> None:
         shared.state.assign_current_image = lambda image: show(change(image))
 
 
+def after(owner: Any, name: str, follow: Callable[..., None]) -> Callable[[], None]:
+    """Call a function with the same arguments after each call of a function of the host, until it is undone.
+
+    Other extensions are asked by the host's own function, in an order that nobody is sure of: what is called
+    after that comes last.
+
+    Args:
+        owner: a module or object of the host.
+        name: of its function.
+        follow: is called whether or not that one raised.
+
+    Returns:
+        What undoes it.
+    """
+    original, hidden = getattr(owner, name), vars(owner).get(name)
+
+    def both(*given: Any, **named: Any) -> Any:
+        try:
+            return original(*given, **named)
+        finally:
+            follow(*given)
+
+    def undo() -> None:
+        # Another extension may have wrapped it since; then ours stays, and has no guard to ask.
+        if vars(owner).get(name) is not both:
+            return
+        if hidden is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, hidden)
+
+    setattr(owner, name, both)
+    return undo
+
+
 def credentials() -> dict[str, str]:
     """Names and passwords of --api-auth; empty if it is not used."""
     given = shared.cmd_opts.api_auth or ""
     return dict(part.partition(":")[::2] for part in given.split(",") if part)
+
+
+def welcomes(origin: str) -> bool:
+    """Whether the host was started to answer the web pages of that origin too."""
+    given = shared.cmd_opts.cors_allow_origins or ""
+    if origin in (part.strip() for part in given.split(",") if part.strip()) or given.strip() == "*":
+        return True
+    pattern = shared.cmd_opts.cors_allow_origins_regex
+    return bool(pattern and re.fullmatch(pattern, origin))
 
 
 def serves_api() -> bool:

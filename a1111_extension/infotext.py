@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .controls import NO_LORA, Wish
-from .guard import Guard, Verdict
+from .guard import Guard
 from .policy import OWN_NUMBER, word_of
+from .verdicts import Verdict
 
 COST, BAND, ERROR = "Safety cost", "Safety band", "Safety error"
 SCORER, THRESHOLD = "Safety scorer", "Safety threshold"

@@ -13,7 +13,7 @@ from scdpo_core.lora.publish import publish, published
 from scdpo_core.preferences.pictures import open_picture
 from scdpo_core.runs import jobs as core_jobs
 from scdpo_core.runs.comparison import CompareJob, write_comparison
-from scdpo_core.runs.folder import JOB, Kind, kind_of
+from scdpo_core.runs.folder import Kind, kind_of, run_folder
 from scdpo_core.runs.follow import Follower, RunView
 from scdpo_core.runs.listing import runs_in
 from scdpo_core.runs.state import State, state_of
@@ -75,10 +75,7 @@ class Jobs:
         Raises:
             ScdpoError: there is no run of that name.
         """
-        folder = self.root / name
-        if not name or Path(name).name != name or name.startswith(".") or not (folder / JOB).is_file():
-            raise ScdpoError(f"There is no run '{name}'. Choose one of the list.")
-        return folder
+        return run_folder(self.root, name)
 
     def start(self, job: core_jobs.LoraJob) -> str:
         """Write a training's settings and let it begin when it is its turn; what happens, a sentence.
@@ -149,7 +146,8 @@ class Jobs:
                         self._costs.clear()
                     assert self._scorer is not None
                     self._costs[key] = self._scorer().score([open_picture(Path(sample.path))])[0]
-                found[sample.path] = self._costs[key]
+                if self._costs[key].finite:
+                    found[sample.path] = self._costs[key]
             except (OSError, ScdpoError):
                 continue
         return found

@@ -20,6 +20,7 @@ class Score(BaseModel):
     cost: float | None = Field(None, description="log-odds; above 0 is harmful")
     band: str | None = Field(None, description="safe, review or unsafe")
     categories: dict[str, float | None] = Field(description="cost by category; null where not known")
+    details: dict[str, float] = Field({}, description="log-odds by each network of a joint scorer")
     scorer: str = Field(description="id@hash; costs of different scorers do not compare")
     error: str | None = Field(None, description="why there is no cost")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -37,29 +36,19 @@ def keep(folder: Path, picture: Image.Image, texts: Mapping[str, str]) -> Path:
         if not folder.is_dir():
             folder.mkdir(parents=True)
             folder.chmod(0o700)
-        path = _free_name(folder)
-        try:
-            with atomic_path(path) as temporary:
-                picture.save(temporary, format="PNG", pnginfo=chunks)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        now = datetime.now().strftime("%Y%m%d-%H%M%S")
+        for number in range(_MOST):
+            path = folder / f"{now}-{number:04}.png"
+            try:
+                # Not reserved by an empty file, which a killed host would leave there.
+                with atomic_path(path, replace=False) as temporary:
+                    picture.save(temporary, format="PNG", pnginfo=chunks)
+            except FileExistsError:
+                continue
+            return path
+        raise OSError("no name is free")
     except OSError as error:
         raise ScdpoError(
             f"The original could not be kept in {folder} ({error.strerror or error}). Make room there, or "
             "choose another quarantine folder in the settings."
         ) from error
-    return path
-
-
-def _free_name(folder: Path) -> Path:
-    """A name that is ours from now on: the file exists, empty."""
-    now = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for number in range(_MOST):
-        path = folder / f"{now}-{number:04}.png"
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        except FileExistsError:
-            continue
-        return path
-    raise OSError("no name is free")

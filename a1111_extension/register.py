@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from modules import script_callbacks
 
-from . import api, grid, host, jobs_api, packages, prompts, script, settings, workshop
+from . import api, grid, host, jobs_api, packages, prompts, script, settings, watch, workshop
+from .callers import Callers
+from .reach import Reach
 
 
 def register() -> None:
     """Register everything; to be called each time the host loads its scripts, for it forgets in between."""
     script_callbacks.on_ui_settings(settings.register)
     script_callbacks.on_before_ui(grid.add_axes)
-    script_callbacks.on_before_image_saved(script.before_saved)
-    script_callbacks.on_image_grid(script.before_grid)
+    script_callbacks.on_before_image_saved(watch.before_saved)
+    script_callbacks.on_image_grid(watch.before_grid)
     script_callbacks.on_infotext_pasted(script.without_our_tag)
     script_callbacks.on_ui_tabs(workshop.tabs)
     script_callbacks.on_app_started(_started)
@@ -31,17 +34,28 @@ def _started(demo: Any, app: Any) -> None:
     """
     if demo is not None:
         # Gradio serves every file below the host's folder otherwise, and looks at this list each time.
-        demo.blocked_paths.append(str(settings.quarantine()))
+        demo.blocked_paths.append(_Quarantine())
     if host.serves_api():
         api.add_routes(app, _context())
-        jobs_api.add_routes(app, workshop.desk(), host.credentials, workshop.roots)
+        jobs_api.add_routes(app, workshop.desk(), _callers(), Reach(workshop.roots, workshop.quarantine))
     workshop.desk().jobs.wake()
+
+
+class _Quarantine(os.PathLike[str]):
+    """The folder of the settings as they are whenever it is asked for, not as they were at the start."""
+
+    def __fspath__(self) -> str:
+        return str(settings.quarantine())
+
+
+def _callers() -> Callers:
+    return Callers(host.credentials, host.welcomes, workshop.exposed)
 
 
 def _context() -> api.Context:
     return api.Context(
-        credentials=host.credentials,
-        roots=host.roots,
+        callers=_callers(),
+        reach=Reach(host.roots, workshop.quarantine),
         cost_models=settings.cost_models,
         scorer=lambda name: script.SHELF.get(name, settings.device()),
         in_use=settings.cost_model,

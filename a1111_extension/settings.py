@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 from modules import shared
 
-from scdpo_core.cost.scorers import SCORERS
+from scdpo_core.cost.scorers import offered_scorers
 
 from . import host
 
@@ -27,7 +27,7 @@ def register() -> None:
         "Cost model that scores pictures",
         gr.Dropdown,
         lambda: {"choices": cost_models()},
-        f"'embedded' knows sexual content in photographs; your own lie in {host.cost_models_folder()}",
+        f"'embedded' knows sexual content, photos and drawings; yours lie in {host.cost_models_folder()}",
     )
     _add(
         DEVICE,
@@ -49,7 +49,7 @@ def register() -> None:
 
 def cost_models() -> list[str]:
     """What the cost model can be: names of scorers, and files in the folder for them."""
-    return [*SCORERS, *(str(file) for file in host.cost_model_files())]
+    return [*offered_scorers(), *(str(file) for file in host.cost_model_files())]
 
 
 def cost_model() -> str:

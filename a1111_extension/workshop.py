@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from scdpo_core.types import ScdpoError
-
-from . import access, host, script, settings
+from . import host, script, settings
 from .desk import Desk
 from .jobs import Jobs
+from .reach import Reach
 
 EMBEDDED = "embedded model (emoji, for a try)"
 _desk: Desk | None = None
@@ -39,7 +37,7 @@ def desk() -> Desk:
             cost_models=settings.cost_models,
             in_use=settings.cost_model,
             scorer=lambda name: script.SHELF.get(name, settings.device()),
-            allowed=allowed,
+            reach=Reach(lambda: roots() if exposed() else None, quarantine),
         )
     return _desk
 
@@ -84,19 +82,9 @@ def base() -> str:
     return info.name if info is not None and info.name in found else next(iter(found))
 
 
-def allowed(text: str) -> Path:
-    """A folder that somebody named. Who sits at the machine may name any; who comes by network may not.
-
-    Raises:
-        ScdpoError: it may not be read.
-    """
-    path = Path(text.strip()).expanduser()
-    if exposed() and not access.within(os.path.abspath(path), roots()):
-        raise ScdpoError(
-            "This host is open to the network: only folders below "
-            f"{', '.join(map(str, roots()))} may be used."
-        )
-    return path
+def quarantine() -> list[Path]:
+    """Where hidden originals lie, which nobody sees by network."""
+    return [settings.quarantine()]
 
 
 def roots() -> list[Path]:

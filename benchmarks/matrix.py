@@ -1,4 +1,5 @@
-"""What share of a card's matrix units a step keeps busy, and how much a step hands to it."""
+"""What share of a card's matrix units a step keeps busy, how much a step hands to it, and how many images
+it computes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,3 +57,22 @@ def handed_out(step: Callable[[], None]) -> int:
     with _Counter() as counter:
         step()
     return counter.count
+
+
+def images_computed(step: Callable[[], None], network: nn.Module) -> tuple[int, int]:
+    """How many images a step puts through the network: with a gradient (policy), and without (reference).
+
+    Compiled code is not seen.
+    """
+    counts = [0, 0]
+
+    def count(_: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        images = given[0] if given else next(value for value in named.values() if torch.is_tensor(value))
+        counts[0 if torch.is_grad_enabled() else 1] += len(images)
+
+    hook = network.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        step()
+    finally:
+        hook.remove()
+    return counts[0], counts[1]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from scdpo_core.families.base import LoadOptions
+from scdpo_core.families.chunks import TextEncoder
 from scdpo_core.families.components import Reader
 from scdpo_core.families.latent import LatentModel
 from scdpo_core.families.layout import Layout, TextPart
@@ -18,7 +19,7 @@ from scdpo_core.families.sd1 import LAYOUT as SD1_LAYOUT
 from scdpo_core.families.sd1 import SD1Model
 from scdpo_core.families.sdxl import LAYOUT as SDXL_LAYOUT
 from scdpo_core.families.sdxl import SDXLModel
-from scdpo_core.families.texts import CONFIGS, TextEncoder, clip_tokenizer
+from scdpo_core.families.texts import CONFIGS, clip_tokenizer
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"block_out_channels": [32, 64, 128, 128], "cross_attention_dim": 64},

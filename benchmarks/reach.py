@@ -53,7 +53,7 @@ def measured(kind: str, size: int, batch: int, steps: int) -> str:
     batch = batch or (16 if kind == MICRO else 1)
     adapter = attach(model.denoiser, rank=RANK, alpha=RANK, targets="attention", seed=0)
     model.denoiser.train()
-    step = floor(model, adapter, random_pairs(model, size, batch), batch, reference=True).step
+    step = floor(model, adapter, random_pairs(model, size, batch), 2 * batch, 2 * batch).step
     step()
     promised, took = [], []
     for _ in range(steps):

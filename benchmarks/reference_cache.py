@@ -102,8 +102,8 @@ def few(count: int, folder: Path) -> Path:
 
 
 def settings_of(draws: int, seed: int, folder: Path, rows: Rows) -> TrainSettings:
-    """The default settings of the embedded model with that many draws for each pair; 0: new ones always."""
-    settings = settings_for("default", seed, folder, rows.cost_model)
+    """SC-DPO on the embedded model with that many draws for each pair; 0: new ones always."""
+    settings = settings_for("SC-DPO", seed, folder, rows.cost_model)
     steps = rows.steps
     if rows.pairs:
         pairs = few(rows.pairs, rows.work / f"{rows.pairs} pairs")

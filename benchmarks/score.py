@@ -5,6 +5,8 @@ rows) over the network's own rate on prepared pixels, as a host calls it, in bat
 process. A folder run gives each processor batches of its own, which the network alone is faster with too;
 `folder_vs_side_by_side` is over that rate: what is left to opening and decoding.
 `latency_vs_network`: the time for one 1024 x 1024 picture, as a host asks for it, over one bare network call.
+`cost_vs_open_nsfw`: processor time of one such picture over that of open_nsfw alone; of the embedded scorer,
+with its two networks, at most 1.8.
 `training_seconds`: a cost model on the embedded scorer's features, from folders to the file, nothing kept.
 """
 
@@ -92,6 +94,20 @@ def latencies(scorer: Scorer, calls: int) -> tuple[float, float]:
     return statistics.median(whole), statistics.median(bare)
 
 
+def cost_over(scorer: Scorer, other: Scorer, calls: int) -> float:
+    """The processor time of one 1024 x 1024 picture over that with another scorer, in turns."""
+    picture = photo(1024, 1)
+    ratios = []
+    for _ in range(calls):
+        times = []
+        for each in (scorer, other):
+            began = time.process_time()
+            each.score([picture])
+            times.append(time.process_time() - began)
+        ratios.append(times[0] / times[1])
+    return statistics.median(ratios)
+
+
 def training(folder: Path, count: int, side: int) -> dict[str, object]:
     """Seconds to train a cost model on so many pictures, half of them with a red disc, and how well."""
     for number in range(count):
@@ -150,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         "folder_vs_network": _ratio(found["folder"], found["network"]),
         "folder_vs_side_by_side": _ratio(found["folder"], found["side_by_side"]),
         "latency_vs_network": round(one / call, 4),
+        "cost_vs_open_nsfw": round(cost_over(scorer, load_scorer("open-nsfw"), 21), 4),
         **{f"{name}_per_second": round(statistics.median(each), 2) for name, each in found.items()},
         "latency_ms": round(one * 1000, 2),
         "network_ms": round(call * 1000, 2),

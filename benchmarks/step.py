@@ -8,9 +8,11 @@ One random model, the same pairs and batch for all, in one process. The kinds of
 
     floor              the network forward and backward on 2B pictures
     floor + reference  the same after a forward pass without the LoRA
-    ours               our trainer's step, from dealing the pairs to the optimizer
+    ours               our trainer's step of SC-DPO, from dealing the pairs to the optimizer
     ours, cached       the same with a reference cache
     peer               VAE and text encoder in every step, then as 'ours' without its care
+    redirect and keep  our trainer's step of the default objective (for --batch-size 4, 8, 12 ...)
+    redirect floor     the network on as many images as that computes
 
 An external script is run twice with different numbers of steps; the difference is what its steps cost. In its
 command, {model} is a diffusers folder, {pairs} a preference folder.
@@ -39,16 +41,18 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from benchmarks.matrix import handed_out, matrix_peak, operations  # noqa: E402
+from benchmarks.matrix import handed_out, images_computed, matrix_peak, operations  # noqa: E402
 from benchmarks.random_models import SHAPES, random_model, save_pipeline  # noqa: E402
 from benchmarks.step_variants import (  # noqa: E402
     BETA,
     Pairs,
     Variant,
     floor,
+    images_of_terms,
     ours,
     peer,
     random_pairs,
+    redirect_keep,
     with_draws,
 )
 from scdpo_core.config import (  # noqa: E402
@@ -72,6 +76,9 @@ FLOOR, FLOOR_REFERENCE, OURS, CACHED, PEER = (
     "ours, cached",
     "peer",
 )
+REDIRECT, NO_TEXT = "redirect and keep", "redirect and keep, no keep text"
+OWN_FLOOR = {REDIRECT: "redirect floor", NO_TEXT: "redirect floor, no keep text"}
+"""Kinds of step with a floor of their own, and its name."""
 PAIRS = 4
 TARGETS = {
     "ours_vs_floor": 1.05,
@@ -83,7 +90,7 @@ TARGETS = {
 
 
 def settings_of(options: argparse.Namespace, device: torch.device) -> TrainSettings:
-    """Of our trainer: what it does by default, at a rate that leaves the LoRA where it is."""
+    """Of our trainer with SC-DPO, at a rate that leaves the LoRA where it is."""
     return TrainSettings(
         model=ModelSettings(
             device=str(device),
@@ -92,7 +99,7 @@ def settings_of(options: argparse.Namespace, device: torch.device) -> TrainSetti
             channels_last=options.channels_last,
             compile=options.compile,
         ),
-        objective=ObjectiveSettings(beta=BETA),
+        objective=ObjectiveSettings("sc_dpo", beta=BETA),
         optim=OptimSettings(batch_size=options.batch_size, accumulation=1, lr=1e-7, max_train_steps=200),
         lora=LoraSettings(rank=options.rank),
     )
@@ -116,12 +123,17 @@ def build(options: argparse.Namespace, work: Path) -> tuple[LatentModel, Pairs, 
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     make_ready(model, adapter, settings.model, Alone())
     variants = {
-        FLOOR: floor(model, adapter, pairs, options.batch_size, reference=False),
-        FLOOR_REFERENCE: floor(model, adapter, pairs, options.batch_size, reference=True),
+        FLOOR: floor(model, adapter, pairs, 2 * options.batch_size),
+        FLOOR_REFERENCE: floor(model, adapter, pairs, 2 * options.batch_size, 2 * options.batch_size),
         OURS: ours(model, adapter, pairs, settings, work),
         CACHED: ours(model, adapter, pairs, with_draws(settings, 2), work),
         PEER: peer(model, adapter, pairs, options.batch_size, second, BETA),
     }
+    for kind in OWN_FLOOR if options.batch_size % 4 == 0 else ():
+        terms = redirect_keep(settings, keep_text=kind == REDIRECT)
+        policy, reference = map(round, images_of_terms(terms))
+        variants[kind] = ours(model, adapter, pairs, terms, work)
+        variants[OWN_FLOOR[kind]] = floor(model, adapter, pairs, policy, reference)
     began = time.perf_counter()
     for variant in variants.values():
         variant.step()
@@ -207,6 +219,11 @@ def summary(seconds: Mapping[str, list[float]], memory: Mapping[str, int]) -> di
         "ours_cached_vs_peer": ratio(seconds[CACHED], seconds[PEER]),
         "ours_vs_peer": ratio(seconds[OURS], seconds[PEER]),
     }
+    for kind, own in OWN_FLOOR.items():
+        if kind in seconds:
+            name = kind.replace(",", "").replace(" ", "_")
+            ratios[f"{name}_vs_floor"] = ratio(seconds[kind], seconds[own])
+            ratios[f"{name}_vs_ours"] = ratio(seconds[kind], seconds[OURS])
     found: dict[str, Any] = {name: round(value["median"], 4) for name, value in ratios.items()}
     found["memory_vs_floor"] = round(max(memory[OURS], memory[CACHED]) / memory[FLOOR], 4)
     found["memory_vs_peer"] = round(memory[CACHED] / memory[PEER], 4)
@@ -241,6 +258,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         counted = on_gpu and options.compile == "off"
         work_of = {kind: operations(variant.step) for kind, variant in variants.items()} if counted else {}
         calls = {kind: handed_out(variant.step) for kind, variant in variants.items()}
+        images = {kind: images_computed(one.step, model.denoiser) for kind, one in variants.items()}
         peak = matrix_peak(model.device, model.dtype) if on_gpu else None
         values = {
             "model": work / "model",
@@ -278,11 +296,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         print(
             f"matrix products on this card: {peak / 1e12:.0f} TFLOP/s; share of it: {shares or 'not counted'}"
         )
+    print("images, policy + reference: " + ", ".join(f"{kind} {p} + {r}" for kind, (p, r) in images.items()))
     print("operations handed out: " + ", ".join(f"{kind} {count:,}" for kind, count in calls.items()))
     device = model.device
     return found | {
         "seconds": seconds,
         "operations": calls,
+        "images": images,
         "matrix_peak_tflops": peak and round(peak / 1e12, 1),
         "matrix_share": busy,
         "memory": memory,

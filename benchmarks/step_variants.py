@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scdpo_core.config import TrainSettings
+from scdpo_core.config import ObjectiveSettings, TrainSettings
+from scdpo_core.config_terms import TermSettings, term_weights
 from scdpo_core.families.latent import LatentModel
 from scdpo_core.lora.adapter import LoraAdapter
 from scdpo_core.preferences.batches import BatchStream
@@ -20,10 +21,13 @@ from scdpo_core.preferences.relabel import unscored
 from scdpo_core.training.dealing import deal
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.reference import autocast_for
+from scdpo_core.training.rows import BaseImages, TermData
 from scdpo_core.training.team import Alone
+from scdpo_core.training.term_data import RunTerms
 from scdpo_core.types import CachedPair, Conditioning, PreferencePair
 
 BETA = 2000.0
+_HARMFUL = 0.5  # every second pair
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,28 @@ def weight_bytes(*modules: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
 
 
-def floor(model: LatentModel, adapter: LoraAdapter, pairs: Pairs, batch: int, *, reference: bool) -> Variant:
-    """The network on 2B noisy pictures and back again, and nothing else; if asked, the reference first."""
-    latents = pairs.latents[:batch].transpose(0, 1).flatten(0, 1).to(model.dtype)
-    words = pairs.words.map(lambda part: torch.cat([part[:batch]] * 2))
-    timesteps = torch.full((2 * batch,), 500, device=model.device)
+def floor(model: LatentModel, adapter: LoraAdapter, pairs: Pairs, policy: int, reference: int = 0) -> Variant:
+    """The network on noisy images and back again, and nothing else.
+
+    Args:
+        model: the base.
+        adapter: the LoRA in its denoiser.
+        pairs: whose latents and prompts are used.
+        policy: images with the LoRA and a gradient.
+        reference: images before that without either; not more than `policy`.
+    """
+    rows = torch.arange(policy, device=model.device) % len(pairs.latents)
+    latents = pairs.latents[rows, 0].to(model.dtype)
+    words = pairs.words.map(lambda part: part[rows])
+    timesteps = torch.full((policy,), 500, device=model.device)
     parameters = adapter.parameters()
+    known = words.map(lambda part: part[:reference])
 
     def step() -> None:
         with autocast_for(model):
             if reference:
                 with torch.no_grad(), adapter.disabled():
-                    model._predict(latents, timesteps, words)
+                    model._predict(latents[:reference], timesteps[:reference], known)
             answer = model._predict(latents, timesteps, words)
         answer.square().mean().backward()
         for weight in parameters:
@@ -97,7 +111,10 @@ def floor(model: LatentModel, adapter: LoraAdapter, pairs: Pairs, batch: int, *,
 def ours(
     model: LatentModel, adapter: LoraAdapter, pairs: Pairs, settings: TrainSettings, work: Path
 ) -> Variant:
-    """Our trainer's step, complete; with `settings.objective.reference_draws`, the reference known before."""
+    """Our trainer's step, complete; with `settings.objective.reference_draws`, the reference known before.
+
+    Every second pair is benign. `keep_text` has the pairs' latents for images of the base model.
+    """
     keys = [f"random {number}" for number in range(len(pairs.prompts))]
     parts = zip(keys, pairs.latents.cpu(), pairs.words.embeddings.cpu(), strict=True)
     pooled = [None] * len(keys) if pairs.words.pooled is None else list(pairs.words.pooled.cpu())
@@ -106,15 +123,24 @@ def ours(
         for (key, latents, words), pool in zip(parts, pooled, strict=True)
     ]
     labelled = unscored(
-        [PreferencePair(key, text, work, work) for key, text in zip(keys, pairs.prompts, strict=True)]
+        [
+            PreferencePair(key, text, work, work, "benign" if number % 2 else "weapon")
+            for number, (key, text) in enumerate(zip(keys, pairs.prompts, strict=True))
+        ]
     )
     optim = settings.optim
+    weights = term_weights(settings.objective.objective, settings.terms, benign_prompts=0)
+    drawn = BaseImages(pairs.latents[:, 0], pairs.words, tuple(pairs.prompts))
+    known = TermData(model.encode_prompts([""]), base_images=drawn, harmful_share=_HARMFUL)
+    terms = RunTerms(weights, known if weights else None).source(settings, model, Alone())
     stream = BatchStream(cached, labelled, optim.batch_size, optim.seed, model.device, torch.float32)
     feed = deal(
         settings, model, adapter, stream, keys=keys, network="random", folder=work / "cache", team=Alone(),
-        progress=lambda done, total: None,
+        progress=lambda done, total: None, terms=terms,
     )  # fmt: skip
-    trainer = Trainer(model, adapter, feed, settings, work / "checkpoints", emit=lambda event: None)
+    trainer = Trainer(
+        model, adapter, feed, settings, work / "checkpoints", emit=lambda event: None, term_weights=weights
+    )
     model.denoiser.train()
     data = sum(pair.latents.nbytes + pair.embeddings.nbytes for pair in cached)
 
@@ -201,3 +227,23 @@ def with_draws(settings: TrainSettings, draws: int) -> TrainSettings:
     return dataclasses.replace(
         settings, objective=dataclasses.replace(settings.objective, reference_draws=draws)
     )
+
+
+def redirect_keep(settings: TrainSettings, *, keep_text: bool) -> TrainSettings:
+    """The same settings with the objective *redirect and keep*, with or without the term `keep_text`."""
+    return dataclasses.replace(
+        settings,
+        objective=ObjectiveSettings("redirect_keep"),
+        terms=TermSettings() if keep_text else TermSettings(keep_text=0.0),
+    )
+
+
+def images_of_terms(settings: TrainSettings) -> tuple[float, float]:
+    """Images that *redirect and keep* computes in a step: policy, and reference.
+
+    A harmful pair brings one image to the policy, a benign one an image to both; those under the empty prompt
+    and those of the base model go to both.
+    """
+    batch, own = settings.optim.batch_size, settings.terms
+    more = own.keep_empty_share + (own.keep_text_share if own.keep_text is None else 0.0)
+    return batch * (1 + more), batch * ((1 - _HARMFUL) + more)

@@ -42,17 +42,19 @@ from scdpo_core.micro.world import BACKGROUNDS  # noqa: E402
 from scdpo_core.training.events import Progress, last_run  # noqa: E402
 from scdpo_core.training.job import run_job  # noqa: E402
 
+_SC_DPO = {"objective.objective": "sc_dpo"}
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
+    "SC-DPO": _SC_DPO,
     "winner term only": {"objective.objective": "winner_only"},
-    "preference term only": {"objective.winner": 0.0},
-    "beta / 4": {"objective.beta": 0.25},
-    "beta x 4": {"objective.beta": 4.0},
-    "winner / 2": {"objective.winner": 0.5},
-    "winner x 4": {"objective.winner": 4.0},
-    "exact weighting": {"objective.weighting": "exact"},
-    "no DFM": {"objective.dfm_gamma": 0.0},
-    "margin 1": {"objective.margin": 1.0},
+    "preference term only": {**_SC_DPO, "objective.winner": 0.0},
+    "no keep": {"terms.keep_benign": 0.0},
+    "no keep empty": {"terms.keep_empty": 0.0},
+    "no keep text": {"terms.keep_text": 0.0},
+    "redirect alone": {"terms.keep_benign": 0.0, "terms.keep_empty": 0.0, "terms.keep_text": 0.0},
+    "keep 1": {"terms.keep_benign": 1.0},
+    "keep 20": {"terms.keep_benign": 20.0},
+    "from the rejected image alone": {"terms.redirect_pure": 1.0},
     "lr / 2": {"optim.lr": 0.5},
     "lr x 2": {"optim.lr": 2.0},
     "lr / 2, steps x 2": {"optim.lr": 0.5, "optim.max_train_steps": 2.0},
@@ -61,8 +63,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "attention+ff": {"lora.targets": "attention+ff"},
     "no benign pairs": {"data.benign_share": 0.0},
     "benign share 0.7": {"data.benign_share": 0.7},
+    "SC-DPO, beta / 4": {**_SC_DPO, "objective.beta": 0.25},
+    "SC-DPO, beta x 4": {**_SC_DPO, "objective.beta": 4.0},
+    "SC-DPO, winner / 10": {**_SC_DPO, "objective.winner": 0.1},
+    "SC-DPO, winner x 4": {**_SC_DPO, "objective.winner": 4.0},
+    "SC-DPO, exact weighting": {**_SC_DPO, "objective.weighting": "exact"},
+    "SC-DPO, no DFM": {**_SC_DPO, "objective.dfm_gamma": 0.0},
+    "SC-DPO, margin 1": {**_SC_DPO, "objective.margin": 1.0},
 }
-"""What each row changes; the numbers of `_SCALED` multiply the default instead of replacing it."""
+"""What each row changes of the default, *redirect and keep*; those of `_SCALED` multiply what is there."""
 
 _SCALED = {"objective.beta", "objective.winner", "optim.lr", "optim.max_train_steps"}
 _COLUMNS = {
@@ -73,6 +82,7 @@ _COLUMNS = {
     "ssim": "SSIM",
     "accuracy": "implicit accuracy",
 }
+"""Implicit accuracy is a figure of objectives over pairs alone; other rows have none."""
 
 
 def settings_for(row: str, seed: int, folder: Path, cost_model: str) -> TrainSettings:
@@ -110,7 +120,7 @@ def drawn_before(captions: str, seed: int) -> tuple[list[Asked], list[Image.Imag
 
 def run_row(row: str, seed: int, work: Path, cost_model: str, captions: str) -> dict[str, float]:
     """Train and judge one row with one seed, or read what an earlier call found."""
-    name = f"{row.replace(' ', '_').replace('/', 'by')}-{seed}"
+    name = f"{row.replace(' ', '_').replace('/', 'by').replace(',', '')}-{seed}"
     result = work / f"{name}-{captions}.json"
     return kept(result, lambda: _judged(row, seed, work / f"{name}.safetensors", cost_model, captions))
 
@@ -141,7 +151,10 @@ def _judged(row: str, seed: int, file: Path, cost_model: str, captions: str) -> 
 
 
 def _trained(row: str, seed: int, lora: Path, cost_model: str) -> tuple[Path, dict[str, float]]:
-    """The LoRA of a row and seed with its accuracy and duration; trained once, judged by any captions."""
+    """The LoRA of a row and seed with its duration and, of objectives over pairs, its accuracy.
+
+    It is trained once, and judged by any captions.
+    """
     facts = lora.with_suffix(".json")
     if not facts.exists():
         began = time.monotonic()
@@ -149,18 +162,18 @@ def _trained(row: str, seed: int, lora: Path, cost_model: str) -> tuple[Path, di
         job = run_job(settings_for(row, seed, run, cost_model))
         assert job.lora is not None
         shutil.copyfile(job.lora.path, lora)
-        write_json(facts, {"accuracy": _last_accuracy(job.folder), "seconds": time.monotonic() - began})
+        write_json(facts, {**_last_accuracy(job.folder), "seconds": time.monotonic() - began})
     notes: dict[str, float] = json.loads(facts.read_text(encoding="utf-8"))
     return lora, notes
 
 
-def _last_accuracy(folder: Path) -> float:
+def _last_accuracy(folder: Path) -> dict[str, float]:
     rows = [
         record.event.metrics.get("implicit_accuracy")
         for record in last_run(folder / "events.jsonl")
         if isinstance(record.event, Progress) and record.event.phase == "train"
     ]
-    return next((float(value) for value in reversed(rows) if value is not None), float("nan"))
+    return next(({"accuracy": float(value)} for value in reversed(rows) if value is not None), {})
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -174,11 +187,17 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         + " | |",
     ]
     for row, found in results.items():
-        columns = {key: [one[key] for one in found] for key in _COLUMNS}
-        cells = [cell(values, 2) if key == "ssim" else percent(values) for key, values in columns.items()]
+        columns = {key: [one[key] for one in found if key in one] for key in _COLUMNS}
+        cells = [_cell(key, values) for key, values in columns.items()]
         seconds = sum(one["seconds"] for one in found) / len(found)
         lines.append(f"| {row} | {' | '.join(cells)} | {seconds:.0f} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(column: str, values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return cell(values, 2) if column == "ssim" else percent(values)
 
 
 def _before(values: Sequence[float | None]) -> str:

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..scdpo_core.types import ScdpoError
 from .sampling import draw, sampling_inputs
-from .shared import CostModelType, say, schema
+from .shared import CostModelType, SafetyNode, say, schema, with_text
 
 if TYPE_CHECKING:
     from ..scdpo_core.cost.protocol import Scorer
@@ -25,7 +25,7 @@ _LEFT_OUT = (
 )
 
 
-class CompareBeforeAfter(io.ComfyNode):
+class CompareBeforeAfter(SafetyNode):
     """The same seeds without a LoRA and with it, at one or several strengths."""
 
     @classmethod
@@ -65,8 +65,10 @@ class CompareBeforeAfter(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None, **others: Any) -> int:
         """Changes with the file; a node that is connected tells of its own changes."""
+        from ..scdpo_core.lora.file import changed_at
+
         path = None if lora_name is None else folder_paths.get_full_path("loras", lora_name)
-        return 0 if path is None else Path(path).stat().st_mtime_ns
+        return 0 if path is None else changed_at(Path(path))
 
     @classmethod
     def validate_inputs(cls, strengths: str) -> bool | str:
@@ -139,7 +141,7 @@ class CompareBeforeAfter(io.ComfyNode):
             torch.cat(batches),
             [cost for row in costs for cost in row],
             report,
-            ui=preview.show([grid]),
+            ui=with_text(report, preview.show([grid])),
         )
 
 

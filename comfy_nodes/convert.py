@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..scdpo_core.preferences.pictures import to_rgb
+from ..scdpo_core.scoring.views import views
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -33,17 +34,41 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
     Args:
         images: [B, H, W, C] of 0..1, with 1, 3 or 4 channels; what is no number becomes black.
     """
-    return from_each(images, lambda picture: picture)
+    return from_each(images, lambda looks, value: looks[0])
 
 
-def from_each(images: Tensor, work: Callable[[Image.Image], A]) -> list[A]:
-    """What some work makes of each picture of a batch, right after it was made, in threads.
+def from_each(images: Tensor, work: Callable[[list[Image.Image], NDArray[np.float32]], A]) -> list[A]:
+    """What some work makes of each image of a batch, right after it was converted, in threads.
+
+    Args:
+        images: as `to_pictures`.
+        work: gets the image as RGB in every way it may be seen, which for one with transparent areas is on
+            white, which comes first, on black and without its alpha; and its values, [H, W, C] of 0..1.
+    """
+    values = images.detach().float().cpu().numpy()
+    return in_threads(lambda value: work(_looks(value), value), list(values))
+
+
+def fingerprints(images: Tensor) -> list[str]:
+    """A fingerprint of each image of a batch: equal for two images that are saved as the same pixels.
 
     Args:
         images: as `to_pictures`.
     """
-    values = images.detach().float().cpu().numpy()
-    return in_threads(lambda value: work(_to_picture(value)), list(values))
+    return from_each(images, lambda looks, value: fingerprint(looks[0], value))
+
+
+def fingerprint(picture: Image.Image, value: NDArray[np.float32]) -> str:
+    """A fingerprint of the pixels that Save Image writes, in 32 hexadecimal digits.
+
+    Args:
+        picture: the image as RGB.
+        value: [H, W, C] of 0..1, which it was made of; what is transparent counts as it is, not as white.
+    """
+    content = picture.tobytes() if value.shape[-1] == 3 else _levels(value).tobytes()
+    digest = hashlib.blake2b(f"{value.shape} ".encode(), digest_size=16)
+    digest.update(content)
+    return digest.hexdigest()
 
 
 def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
@@ -93,7 +118,7 @@ def enlarged(pictures: Sequence[Image.Image], height: int, width: int, mode: str
     return torch.from_numpy(images.reshape(-1, height, width, 3))
 
 
-def _to_picture(value: NDArray[np.float32]) -> Image.Image:
+def _looks(value: NDArray[np.float32]) -> list[Image.Image]:
     if value.shape[-1] == 1:
         value = value.repeat(3, axis=-1)
     if value.flags.c_contiguous:
@@ -102,7 +127,7 @@ def _to_picture(value: NDArray[np.float32]) -> Image.Image:
         # What a decoder made lies in memory colour by colour; Pillow joins those faster than NumPy.
         colours = [Image.fromarray(_levels(value[..., k])) for k in range(value.shape[-1])]
         picture = Image.merge("RGBA" if len(colours) == 4 else "RGB", colours)
-    return picture if picture.mode == "RGB" else to_rgb(picture)
+    return [picture] if picture.mode == "RGB" else [*views(picture)]
 
 
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,12 +18,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..scdpo_core.cost.model import is_cost_file
-from ..scdpo_core.cost.scorers import SCORERS, Scorer, load_scorer
+from ..scdpo_core.cost.scorers import SCORERS, Scorer, load_scorer, offered_scorers
 from ..scdpo_core.scoring import words
-from . import metadata, preview
+from . import preview
 from .convert import to_mask
 from .judging import judged
-from .shared import COST_FOLDER, CostModelType, ScoresType, say, schema
+from .shared import COST_FOLDER, CostModelType, SafetyNode, ScoresType, say, schema, with_text
 
 HEATMAPS = {"off": (), "review and unsafe": ("review", "unsafe"), "all": ("safe", "review", "unsafe")}
 """Which bands get a heatmap."""
@@ -30,7 +31,7 @@ _KEPT = 2
 _loaded: OrderedDict[tuple[str, str, str], Scorer] = OrderedDict()
 
 
-class LoadCostModel(io.ComfyNode):
+class LoadCostModel(SafetyNode):
     """A scorer by name, or a cost model from `models/safety_cost`."""
 
     @classmethod
@@ -60,14 +61,14 @@ class LoadCostModel(io.ComfyNode):
         """Load it, unless it is loaded."""
         key = _key(cost_model, device)
         if key not in _loaded:
-            _loaded[key] = load_scorer(_spec(cost_model), _device(device))
+            _loaded[key] = load_scorer(spec_of(cost_model), _device(device))
             while len(_loaded) > _KEPT:
                 _loaded.popitem(last=False)
         _loaded.move_to_end(key)
         return io.NodeOutput(_loaded[key])
 
 
-class ScoreSafetyCost(io.ComfyNode):
+class ScoreSafetyCost(SafetyNode):
     """A cost for each image of a batch."""
 
     @classmethod
@@ -94,33 +95,32 @@ class ScoreSafetyCost(io.ComfyNode):
                 io.Mask.Output("heatmap"),
                 io.String.Output("report"),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, images: Tensor, cost_model: Scorer, heatmap: str) -> io.NodeOutput:
-        """Score, draw the badges, note the result."""
+        """Score, draw the badges."""
         pictures, scores = judged(cost_model, images)
         report = words.report(scores)
-        metadata.write(cls, metadata.note(scores))
         say(cls, report)
         wanted = [score.band in HEATMAPS[heatmap] for score in scores]
         return io.NodeOutput(
             images,
             scores,
-            [score.value for score in scores],
-            max(score.value for score in scores),
+            costs := [score.value if score.finite else math.inf for score in scores],
+            max(costs),
             json.dumps([words.facts(score)["categories"] for score in scores]),
             _heat(pictures, wanted, cost_model, images.shape[1:3]),
             report,
-            ui=preview.badges(pictures, [(words.label(score), score.band) for score in scores]),
+            ui=with_text(report, preview.badges(pictures, scores)),
         )
 
 
 def cost_models() -> list[str]:
     """Names of scorers and of the cost models in `models/safety_cost`."""
-    return [*SCORERS, *(name for name in _files() if _is_cost_model(name))]
+    return [*offered_scorers(), *(name for name in _files() if _is_cost_model(name))]
 
 
 def _files() -> list[str]:
@@ -139,12 +139,17 @@ def _says_so(path: str, mtime_ns: int) -> bool:
     return is_cost_file(Path(path))
 
 
-def _spec(name: str) -> str:
-    return name if name in SCORERS else folder_paths.get_full_path_or_raise(COST_FOLDER, name)
+def spec_of(name: str) -> str:
+    """What the core loads: a scorer by its name, with its folder if that lies in `models/safety_cost`."""
+    if name not in SCORERS:
+        return folder_paths.get_full_path_or_raise(COST_FOLDER, name)  # type: ignore[no-any-return]
+    folders = [Path(root) / name for root in folder_paths.get_folder_paths(COST_FOLDER)]
+    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return name if found is None else f"{name}={found}"
 
 
 def _key(name: str, device: str) -> tuple[str, str, str]:
-    changed = "" if name in SCORERS else str(Path(_spec(name)).stat().st_mtime_ns)
+    changed = "" if name in SCORERS else str(Path(spec_of(name)).stat().st_mtime_ns)
     return name, changed, device
 
 

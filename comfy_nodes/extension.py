@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 import folder_paths
+import nodes
 from comfy_api.latest import ComfyExtension, io
-from server import PromptServer
 
-from . import compare, cost, gate, lora, metadata, pairs, preferences, train, train_cost
+from ..scdpo_core.files import copy_file
+from . import compare, cost, gate, lora, metadata, pairs, preferences, switch, train, train_cost
 from .shared import COST_FOLDER
 
 NODES: list[type[io.ComfyNode]] = [
@@ -17,7 +18,7 @@ NODES: list[type[io.ComfyNode]] = [
     cost.LoadCostModel,
     cost.ScoreSafetyCost,
     gate.SafetyGate,
-    gate.SafetySwitch,
+    switch.SafetySwitch,
     compare.CompareBeforeAfter,
     preferences.PreferenceFolder,
     pairs.MakePreferencePairs,
@@ -25,6 +26,14 @@ NODES: list[type[io.ComfyNode]] = [
     train.TrainSafetyLora,
 ]
 """Every node of the pack, in the order of the menu."""
+
+
+EXAMPLES = {
+    "safety-example-apple.png": "examples/cost_pictures/safe/apple-0.png",
+    "safety-example-knife.png": "examples/cost_pictures/unsafe/weapon/kitchen-knife-0.png",
+}
+"""Names in ComfyUI's input folder -> drawings of this pack."""
+_ROOT = Path(__file__).parents[1]
 
 
 class SafetyExtension(ComfyExtension):
@@ -38,8 +47,20 @@ class SafetyExtension(ComfyExtension):
 def open_door() -> SafetyExtension:
     """Make the pack ready: register what belongs to it, and hand over its nodes."""
     _register_folder()
-    metadata.watch(PromptServer.instance)
+    _offer_examples()
+    metadata.watch_saving(nodes.NODE_CLASS_MAPPINGS)
     return SafetyExtension()
+
+
+def _offer_examples() -> None:
+    """Two drawings in ComfyUI's input folder, where the menu of Load Image finds them for the templates."""
+    for name, source in EXAMPLES.items():
+        target = Path(folder_paths.get_input_directory()) / name
+        try:
+            if not target.exists():
+                copy_file(_ROOT / source, target)
+        except OSError as error:
+            logging.info("%s cannot be written (%s); choose images of your own.", target, error.strerror)
 
 
 def _register_folder() -> None:

@@ -1,8 +1,8 @@
-"""Safety Gate and Safety Switch."""
+"""Safety Gate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from ..scdpo_core.scoring import words
 from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back, remains
 from ..scdpo_core.types import CostScore, ScdpoError
 from . import metadata, preview
-from .convert import enlarged, in_threads, to_images, to_pictures
+from .convert import enlarged, fingerprints, in_threads, to_images, to_pictures
 from .judging import scores_of
-from .shared import CostModelType, ScoresType, say, schema
+from .shared import PREFIX, CostModelType, SafetyNode, ScoresType, say, schema, with_text
 
 _ENLARGED = {"blur": "linear", "pixelate": "nearest-exact"}
 """How the pixels that a cover lets through fill the image again."""
@@ -26,7 +26,7 @@ _ENLARGED = {"blur": "linear", "pixelate": "nearest-exact"}
 ACTIONS = ["blur", "pixelate", "replace", "drop", "stop", "pass"]
 
 
-class SafetyGate(io.ComfyNode):
+class SafetyGate(SafetyNode):
     """Holds back images whose cost is too high, one by one."""
 
     @classmethod
@@ -56,7 +56,7 @@ class SafetyGate(io.ComfyNode):
                 io.Int.Output("held_indexes", is_output_list=True),
                 io.String.Output("report"),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )
 
@@ -70,7 +70,7 @@ class SafetyGate(io.ComfyNode):
         threshold: float,
         replacement: Tensor | None = None,
     ) -> io.NodeOutput:
-        """Judge, treat, preview, note."""
+        """Judge, treat, preview."""
         pictures, scores = scores_of(judge, images)
         held = held_back(scores, hold, threshold)
         passed = [k for k in range(len(images)) if k not in held]
@@ -80,56 +80,21 @@ class SafetyGate(io.ComfyNode):
             raise ScdpoError(f"The Safety Gate stopped the run. {report}")
         out, shown = _treated(images, pictures, held, action, replacement)
         left = passed if action == "drop" else list(range(len(images)))
-        if left:
-            done = {place: action for place, k in enumerate(left) if k in held}
-            metadata.write(cls, metadata.note([scores[k] for k in left], done))
+        going_on = _some(out, left) if left else _nothing(cls, images, pictures)
+        if held and action in COVERS:
+            _note_covers(images[held], out[held], [scores[k] for k in held], action)
         mask = torch.zeros(images.shape[:3])
         mask[held] = 1.0
-        labels = [(f"{words.label(s)}{', held' if k in held else ''}", s.band) for k, s in enumerate(scores)]
         return io.NodeOutput(
-            _some(out, left) if left else ExecutionBlocker(None),
+            going_on,
             _some(images, held) if held else ExecutionBlocker(None),
             bool(held),
             mask,
             passed or [ExecutionBlocker(None)],
             held or [ExecutionBlocker(None)],
             report,
-            ui=preview.badges(shown, labels),
+            ui=with_text(report, preview.badges(shown, scores, held)),
         )
-
-
-class SafetySwitch(io.ComfyNode):
-    """Two branches, of which only the needed one is computed."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
-        return schema(
-            "SafetySwitch",
-            ["if else", "lazy switch", "branch on nsfw", "conditional"],
-            inputs=[
-                io.Boolean.Input("any_held", default=False),
-                io.AnyType.Input("if_safe", optional=True, lazy=True),
-                io.AnyType.Input("if_held", optional=True, lazy=True),
-            ],
-            outputs=[io.AnyType.Output("chosen")],
-        )
-
-    @classmethod
-    def check_lazy_status(cls, any_held: bool, **sides: Any) -> list[str]:
-        """The one side that has to be computed, if it is connected."""
-        side = _side(any_held)
-        return [side] if side in sides and sides[side] is None else []
-
-    @classmethod
-    def execute(cls, any_held: bool, if_safe: Any = None, if_held: Any = None) -> io.NodeOutput:
-        """Pass it on."""
-        chosen = {"if_safe": if_safe, "if_held": if_held}[_side(any_held)]
-        return io.NodeOutput(ExecutionBlocker(None) if chosen is None else chosen)
-
-
-def _side(any_held: bool) -> str:
-    return "if_held" if any_held else "if_safe"
 
 
 def _treated(
@@ -159,6 +124,17 @@ def _treated(
     return torch.stack([places.get(place, image) for place, image in enumerate(images)]), shown
 
 
+def _note_covers(images: Tensor, covers: Tensor, scores: Sequence[CostScore], action: str) -> None:
+    """Remember what was hidden for the files that are saved of the covers.
+
+    Scores that were connected from elsewhere may be those of other images; then nothing is known of these.
+    """
+    marks = zip(fingerprints(images), fingerprints(covers), scores, strict=True)
+    for image, cover, score in marks:
+        if metadata.belongs(image, score):
+            metadata.remember(cover, metadata.note(score, action))
+
+
 def _fitting(covers: Tensor, images: Tensor) -> Tensor:
     """[N, H, W, 3] with as many channels as the batch has, fully opaque, and where and as it lies."""
     more = images.shape[-1] - 3
@@ -172,7 +148,36 @@ def _some(images: Tensor, places: Sequence[int]) -> Tensor:
     return images if len(places) == len(images) else images[list(places)]
 
 
+def _nothing(cls: type[io.ComfyNode], images: Tensor, pictures: Sequence[Image.Image]) -> Any:
+    """What goes on when all images are dropped: nothing, and what is behind the gate does not run.
+
+    A switch of this gate must run all the same, because it takes its other side. ComfyUI would not run it
+    with nothing on the side that it leaves, so that side gets covers, which the switch then does not use.
+    """
+    if not feeds_only_switches(cls.hidden.prompt, str(cls.hidden.unique_id)):
+        return ExecutionBlocker(None)
+    return _treated(images, pictures, range(len(images)), "blur", None)[0]
+
+
+def feeds_only_switches(prompt: Mapping[str, Any] | None, gate: str) -> bool:
+    """Whether a gate's images go nowhere but to Safety Switches that this gate itself sets.
+
+    Args:
+        prompt: what ComfyUI runs: node -> its class and inputs.
+        gate: the gate's place in it.
+    """
+    parts = [part for part in (prompt or {}).values() if isinstance(part.get("inputs"), Mapping)]
+    users = [(part, name) for part in parts for name, link in part["inputs"].items() if link == [gate, 0]]
+    return bool(users) and all(
+        (part.get("class_type"), name, part["inputs"].get("any_held"))
+        == (f"{PREFIX}SafetySwitch", "if_safe", [gate, 2])
+        for part, name in users
+    )
+
+
 def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> str:
     places = ", ".join(map(str, held))
     what = f"Held ({action}): {places}." if held else "Nothing was held."
+    if action == "drop" and len(held) == len(scores):
+        what += " That is all of them, so nothing that needs these images runs."
     return f"{what}\n{words.report(scores)}"

@@ -9,10 +9,10 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..scdpo_core.types import ScdpoError
-from .shared import say, schema
+from .shared import SafetyNode, say, schema, with_text
 
 
-class LoadSafetyLora(io.ComfyNode):
+class LoadSafetyLora(SafetyNode):
     """A LoRA that is checked before it is applied."""
 
     @classmethod
@@ -44,8 +44,10 @@ class LoadSafetyLora(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None, **others: Any) -> int:
         """Changes with the file; a node that is connected tells of its own changes."""
+        from ..scdpo_core.lora.file import changed_at
+
         path = None if lora_name is None else folder_paths.get_full_path("loras", lora_name)
-        return 0 if path is None else Path(path).stat().st_mtime_ns
+        return 0 if path is None else changed_at(Path(path))
 
     @classmethod
     def execute(
@@ -70,4 +72,4 @@ class LoadSafetyLora(io.ComfyNode):
         applied = apply(lora, model, clip, strength_model, strength_clip, window)
         info = f"{card_of(lora.file)}\n{applied.note}"
         say(cls, info)
-        return io.NodeOutput(applied.model, applied.clip, info)
+        return io.NodeOutput(applied.model, applied.clip, info, ui=with_text(info))

@@ -1,98 +1,129 @@
-"""Scores in the metadata of every image that is saved behind a node, by the normal Save Image.
+"""Scores in the files that ComfyUI's own save nodes write: each file gets the score of its own pixels.
 
-Save Image writes each entry of the prompt's `extra_pnginfo` into its file, so a node that scores adds one.
-A node whose result ComfyUI reuses does not run, however, and each prompt comes with an `extra_pnginfo` of its
-own: so what was found last is kept, by what the node depends on, and put into each new prompt.
+Save Image writes one text for all images of a run, so nothing that is given to it can tell two images of a
+batch, a list or two branches apart. What was found of an image is therefore kept under a fingerprint of its
+pixels, and put into a file after it was saved, when the pixels are known. An image that was not scored, or
+that was changed after it was scored, has another fingerprint and gets nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io
+import folder_paths
 
+from ..scdpo_core.files import atomic_path
+from ..scdpo_core.scoring.containers import ContainerError, with_score
 from ..scdpo_core.scoring.words import facts
 from ..scdpo_core.types import CostScore
-from .shared import PREFIX
+from .convert import fingerprints
 
-KEY = "safety_cost"
-"""Of the PNG's text, as `trainer/score.py` writes it."""
+SAVE_NODES = {"SaveImage": "save_images", "SaveImageAdvanced": "execute"}
+"""ComfyUI's own nodes that write one file per image -> their method; Preview Image inherits it."""
 
-_MOST = 256
-_found: OrderedDict[str, dict[str, Any]] = OrderedDict()
+_MOST = 16384
+"""Images that are remembered; about half a kilobyte each."""
+_notes: OrderedDict[str, dict[str, dict[str, Any]]] = OrderedDict()
+_lock = threading.Lock()
 
 
-def note(scores: Sequence[CostScore], done: Mapping[int, str] | None = None) -> dict[str, Any]:
-    """What is written: the highest cost, and each image of the batch in its order.
+def note(score: CostScore, action: str = "") -> dict[str, Any]:
+    """What is written for one image, as `trainer/score.py` writes it.
 
     Args:
-        scores: of the images as they leave the node; at least one.
-        done: image -> what became of it, such as 'blur'.
+        score: of the image, or of what was there before it was hidden.
+        action: what hid it, such as 'blur'; '' for an image as it was scored.
     """
-    images = [facts(score) for score in scores]
-    for number, action in (done or {}).items():
-        images[number]["action"] = action
-    highest = max(range(len(scores)), key=lambda k: scores[k].value)
-    scorer = f"{scores[0].scorer}@{scores[0].scorer_hash}"
-    return {**facts(scores[highest]), "scorer": scorer, "images": images}
+    scorer = {"scorer": f"{score.scorer}@{score.scorer_hash}"}
+    if action == "replace":
+        # One card stands for every image that it replaces, so no cost is its own.
+        return {"action": action, **scorer}
+    return {**facts(score), **scorer, **({"action": action} if action else {})}
 
 
-def write(cls: type[io.ComfyNode], value: dict[str, Any]) -> None:
-    """Add a note to this prompt's images, and keep it for prompts in which the node's result is reused."""
-    if cls.hidden is None or cls.hidden.unique_id is None:
+def remember(fingerprint: str, found: dict[str, Any]) -> None:
+    """Keep a note of an image for the files that are saved of it; the newest note of a scorer stands."""
+    with _lock:
+        known = _notes.setdefault(fingerprint, {})
+        known.pop(found["scorer"], None)
+        known[found["scorer"]] = found
+        _notes.move_to_end(fingerprint)
+        while len(_notes) > _MOST:
+            _notes.popitem(last=False)
+
+
+def recall(fingerprint: str) -> dict[str, Any] | None:
+    """The note of an image, with those of other scorers under 'others'; None if it was never scored."""
+    with _lock:
+        *others, newest = _notes.get(fingerprint, {}).values() or (None,)
+    return newest if newest is None or not others else {**newest, "others": others[::-1]}
+
+
+def belongs(fingerprint: str, score: CostScore) -> bool:
+    """Whether this score was found of this image, and not of another one."""
+    found = note(score)
+    with _lock:
+        return _notes.get(fingerprint, {}).get(found["scorer"]) == found
+
+
+def watch_saving(node_classes: Mapping[str, Any]) -> None:
+    """Have ComfyUI's save nodes put the note of each image into the file that they have written of it.
+
+    Args:
+        node_classes: ComfyUI's node classes by their ids.
+    """
+    for name, method in SAVE_NODES.items():
+        node = node_classes.get(name)
+        saving = None if node is None else vars(node).get(method)
+        if isinstance(saving, classmethod):
+            setattr(node, method, classmethod(_noting(saving.__func__)))
+        elif callable(saving):
+            setattr(node, method, _noting(saving))
+
+
+def _noting(saving: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(saving)
+    def saves(*args: Any, **named: Any) -> Any:
+        result = saving(*args, **named)
+        try:
+            images = named["images"] if "images" in named else args[1]
+            ui = result["ui"] if isinstance(result, Mapping) else result.ui
+            write(images, ui["images"])
+        except Exception:
+            # The image itself is saved; a note that cannot be written must not fail the run.
+            logging.warning("The safety cost could not be written into a saved image.", exc_info=True)
+        return result
+
+    return saves
+
+
+def write(images: Any, saved: Sequence[Mapping[str, str]]) -> None:
+    """Put the note of each image into its file.
+
+    Args:
+        images: [B, H, W, C], as they were saved.
+        saved: the file of each, in the same order, as ComfyUI's nodes report them.
+    """
+    from comfy.cli_args import args
+
+    if args.disable_metadata or not _notes or len(saved) != len(images):
         return
-    node = str(cls.hidden.unique_id)
-    _found[_lineage(cls.hidden.prompt or {}, node)] = value
-    while len(_found) > _MOST:
-        _found.popitem(last=False)
-    if cls.hidden.extra_pnginfo is not None:
-        _put(cls.hidden.extra_pnginfo, node, value)
-
-
-def watch(server: Any) -> None:
-    """Look at each prompt before it runs."""
-    server.add_on_prompt_handler(recall)
-
-
-def recall(request: dict[str, Any]) -> dict[str, Any]:
-    """A request for a prompt, with what is known already of nodes that ComfyUI may not run again."""
-    prompt = request.get("prompt")
-    if not isinstance(prompt, dict):
-        return request
-    ours = [node for node, what in prompt.items() if str(what.get("class_type", "")).startswith(PREFIX)]
-    if not ours:
-        return request
-    # Programs that use the API may leave these out; Save Image needs them to be there.
-    extra = request.setdefault("extra_data", {})
-    info = extra["extra_pnginfo"] = extra.get("extra_pnginfo") or {}
-    for node in ours:
-        if known := _found.get(_lineage(prompt, node)):
-            _put(info, node, known)
-    return request
-
-
-def _put(info: dict[str, Any], node: str, value: dict[str, Any]) -> None:
-    """The first node gets the plain key, others one with their number."""
-    held = info.get(KEY)
-    own = KEY if held is None or held.get("node") == node else f"{KEY}_{node}"
-    info[own] = {**value, "node": node}
-
-
-def _lineage(prompt: Mapping[str, Any], node: str, known: dict[str, str] | None = None) -> str:
-    """A hash of a node and all that it depends on; like ComfyUI's own, whatever the nodes' numbers are."""
-    known = {} if known is None else known
-    if node not in known:
-        known[node] = ""  # should it depend on itself, which ComfyUI refuses later
-        what = prompt.get(node)
-        if isinstance(what, Mapping):
-            inputs = {}
-            for name, value in what.get("inputs", {}).items():
-                linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-                inputs[name] = [_lineage(prompt, value[0], known), value[1]] if linked else value
-            told = json.dumps([what.get("class_type"), inputs], sort_keys=True, default=str)
-            known[node] = hashlib.sha256(told.encode()).hexdigest()
-    return known[node]
+    for fingerprint, entry in zip(fingerprints(images), saved, strict=True):
+        found = recall(fingerprint)
+        if found is None:
+            continue
+        folder = Path(folder_paths.get_directory_by_type(entry["type"]))
+        path = folder / entry["subfolder"] / entry["filename"]
+        try:
+            content = with_score(path.read_bytes(), json.dumps(found).encode("ascii"))
+        except ContainerError:
+            continue  # an EXR file has no place for it
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)

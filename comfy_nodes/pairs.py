@@ -12,19 +12,29 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..scdpo_core.cost.protocol import Scorer
-from ..scdpo_core.preferences.build import RULES, Drawn, Match, match, prompts_of, with_safe, write_pair
+from ..scdpo_core.preferences.build import (
+    RULES,
+    Drawn,
+    Match,
+    check_names,
+    check_rule,
+    match,
+    prompts_of,
+    with_safe,
+    write_pair,
+)
 from ..scdpo_core.preferences.survey import grid, twins
 from ..scdpo_core.scoring.words import spoken
 from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images, to_pictures
 from .sampling import draw, sampling_inputs
-from .shared import CostModelType, say, schema
+from .shared import CostModelType, SafetyNode, say, schema, with_text
 
 _SHOWN = 12
 
 
-class MakePreferencePairs(io.ComfyNode):
+class MakePreferencePairs(SafetyNode):
     """Draws under prompts and safe prompts, scores, and writes what makes a pair."""
 
     @classmethod
@@ -59,10 +69,20 @@ class MakePreferencePairs(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None) -> bool | str:
-        """Say at once if the folder is none of the output folder."""
+    def validate_inputs(
+        cls,
+        folder: str | None,
+        category: str | None,
+        rule: str | None,
+        prompts: str | None,
+        safe_prompts: str | None,
+    ) -> bool | str:
+        """Say at once what would make no pairs; what is connected is None here, and looked at later."""
         try:
-            own_folder(folder or "any")
+            own_folder("any" if folder is None else folder)
+            check_names(category or "", next(iter(RULES)) if rule is None else rule)
+            if None not in (prompts, safe_prompts, rule):
+                _planned(prompts or "", safe_prompts or "", rule)
         except ScdpoError as error:
             return str(error)
         return True
@@ -84,7 +104,8 @@ class MakePreferencePairs(io.ComfyNode):
     ) -> io.NodeOutput:
         """Draw, score, keep what says something; each pair is written as soon as it is there."""
         place = own_folder(folder)
-        asked = with_safe(prompts_of(prompts), prompts_of(safe_prompts))
+        check_names(category, rule)
+        asked = _planned(prompts, safe_prompts, rule)
         numbers = [seed + k for k in range(seeds)]
         cards: list[Image.Image] = []
         new, old, reasons = 0, 0, []
@@ -96,7 +117,7 @@ class MakePreferencePairs(io.ComfyNode):
                 if found.reason:
                     reasons.append(f"Left out: {prompt} (seed {found.rejected.seed}): {found.reason}")
                     continue
-                _, is_new = write_pair(place, prompt, category, found)
+                _, is_new = write_pair(place, prompt, category, found, safe)
                 new, old = new + is_new, old + (not is_new)
                 cards.append(_card(prompt, found))
         known = f", {old} were there already" if old else ""
@@ -108,7 +129,21 @@ class MakePreferencePairs(io.ComfyNode):
                 "Try more seeds, other prompts, a smaller gap or another rule."
             )
         preview.keep(grid(cards[:_SHOWN]))
-        return io.NodeOutput(str(place), new + old, to_images(cards), report, ui=preview.show(cards[:_SHOWN]))
+        return io.NodeOutput(
+            str(place),
+            new + old,
+            to_images(cards),
+            report,
+            ui=with_text(report, preview.show(cards[:_SHOWN])),
+        )
+
+
+def _planned(prompts: str, safe_prompts: str, rule: Any) -> list[tuple[str, str]]:
+    """Each prompt and its safe prompt, checked before the first image is drawn."""
+    asked = with_safe(prompts_of(prompts), prompts_of(safe_prompts))
+    for _, safe in asked:
+        check_rule(rule, bool(safe))
+    return asked
 
 
 def own_folder(name: str) -> Path:
@@ -134,6 +169,8 @@ def _drawn(
         comfy.model_management.throw_exception_if_processing_interrupted()
         pictures = to_pictures(draw(seed=seed, positive=positive, **sampling))
         for picture, score in zip(pictures, scorer.score(pictures), strict=True):
+            if score.problem:
+                raise ScdpoError(score.problem)
             yield Drawn(picture, score, seed)
 
 

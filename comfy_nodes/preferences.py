@@ -6,21 +6,21 @@ import json
 from pathlib import Path
 
 import comfy.utils
-import folder_paths
 from comfy_api.latest import io
 
 from ..scdpo_core.preferences.survey import card, find, spread, stamp_of_pairs, survey
 from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images
-from .shared import say, schema
+from .folders import roots, typed_folder, unquoted
+from .shared import SafetyNode, say, schema, with_text
 
 EXAMPLE = "example: drawings"
 """The pairs that come with the pack."""
 _EXAMPLES = Path(__file__).parents[1] / "examples" / "preferences"
 
 
-class PreferenceFolder(io.ComfyNode):
+class PreferenceFolder(SafetyNode):
     """The pairs in a folder, and what is wrong with it."""
 
     @classmethod
@@ -67,20 +67,16 @@ class PreferenceFolder(io.ComfyNode):
             json.dumps(found.categories, ensure_ascii=False),
             to_images(cards or [card(found.pairs[0])]),
             report,
-            ui=preview.show(cards),
+            ui=with_text(report, preview.show(cards)),
         )
 
 
 def known_folders() -> dict[str, Path]:
     """Names for the menu: what lies in ComfyUI's input and output folders, and the example."""
-    roots = {
-        "input": Path(folder_paths.get_input_directory()),
-        "output": Path(folder_paths.get_output_directory()),
-    }
     return {
         **{
             f"{name}/{place.relative_to(root).as_posix()}": place
-            for name, root in roots.items()
+            for name, root in roots().items()
             for place in find(root)
         },
         EXAMPLE: _EXAMPLES,
@@ -91,10 +87,10 @@ def chosen_folder(folder: str, path: str) -> Path:
     """The typed folder, else the one of the menu.
 
     Raises:
-        ScdpoError: the menu has no such entry (any more).
+        ScdpoError: there is no such folder; the menu has no such entry (any more).
     """
-    if path.strip():
-        return Path(path.strip().strip('"')).expanduser().absolute()
+    if unquoted(path):
+        return typed_folder(path)
     known = known_folders()
     if folder not in known:
         raise ScdpoError(f"There is no preference folder {folder}. Choose one of: {', '.join(known)}.")

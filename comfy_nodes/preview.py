@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,41 @@ import comfy.utils
 import folder_paths
 from PIL import Image
 
+from ..scdpo_core.scoring import words
 from ..scdpo_core.scoring.board import with_badge
-from ..scdpo_core.types import Band
+from ..scdpo_core.types import CostScore
 from .convert import in_threads
 
 LARGEST, SMALLEST = 512, 256
 """Longest side of a preview, pixels; small pictures are enlarged so that the badge can be read."""
+MOST = 9
+"""Images that a node shows, so that a badge can still be read; the whole batch goes on all the same."""
 _MANY, _LARGEST_OF_MANY = 4, 384
 """A node shows four and more side by side, each a quarter of its area at most."""
 
 
-def badges(pictures: Sequence[Image.Image], labels: Sequence[tuple[str, Band]]) -> dict[str, Any]:
-    """The `ui` of a node that shows pictures with a badge each."""
-    return show([with_badge(picture, *told) for picture, told in zip(small(pictures), labels, strict=True)])
+def badges(
+    pictures: Sequence[Image.Image], scores: Sequence[CostScore], held: Collection[int] = ()
+) -> dict[str, Any]:
+    """The `ui` of a node that shows images with a badge each; of many, the MOST with the highest costs.
+
+    Args:
+        pictures: RGB.
+        scores: one for each.
+        held: the places of those that a gate has held.
+    """
+    chosen = sorted(words.highest(scores, MOST))
+    numbered = len(scores) > MOST
+    return show(
+        [
+            with_badge(
+                picture,
+                f"{f'{k}: ' if numbered else ''}{words.label(scores[k])}{', held' if k in held else ''}",
+                scores[k].band,
+            )
+            for k, picture in zip(chosen, small([pictures[k] for k in chosen]), strict=True)
+        ]
+    )
 
 
 def small(pictures: Sequence[Image.Image]) -> list[Image.Image]:

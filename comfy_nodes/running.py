@@ -75,9 +75,10 @@ def _python(cls: type[io.ComfyNode]) -> interpreter.Interpreter:
     """The Python that trains, set up on first use."""
 
     def tell(line: str) -> None:
-        say(cls, f"Setting up the trainer, once; this takes some minutes.\n{line}")
+        say(cls, f"Setting up the trainer, once; this takes some minutes. Interrupt to leave.\n{line}")
 
-    return interpreter.find() or interpreter.prepare(tell)
+    check = comfy.model_management.throw_exception_if_processing_interrupted
+    return interpreter.find() or interpreter.prepare(tell, check=check)
 
 
 def _free_memory() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -12,9 +12,13 @@ from typing import Any
 from comfy_api.latest import io
 from server import PromptServer
 
+from .errors import in_graph_words, without_flags
+
 PREFIX = "SCDPO_"
 CATEGORY = "Safety (SC-DPO)"
 COST_FOLDER = "safety_cost"
+TEXT_EVENT, TEXT_OUTPUT = "scdpo.text", "scdpo_text"
+"""Names under which web/reports.js gets a node's text: while it runs, and with its result."""
 
 CostModelType = io.Custom("SAFETY_COST_MODEL")
 """Carries a `Scorer`."""
@@ -36,6 +40,17 @@ AnyMenuType = io.Custom(_Any("*"))
 
 _ENGLISH = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
 _KNOWN_TO_SCHEMA = frozenset(field.name for field in fields(io.Schema))
+
+
+class SafetyNode(io.ComfyNode):
+    """A node whose errors speak of what a graph has."""
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        own = vars(cls).get("execute")
+        # ComfyUI runs a locked copy of the class, which has the function that is made here.
+        if isinstance(own, classmethod) and not hasattr(own.__func__, "__wrapped__"):
+            cls.execute = classmethod(in_graph_words(own.__func__))
 
 
 def schema(
@@ -72,9 +87,16 @@ def schema(
 
 
 def say(cls: type[io.ComfyNode], text: str) -> None:
-    """Show a few lines on the running node."""
+    """Show a few lines on the running node, while it runs; web/reports.js keeps them there when it ends."""
     if cls.hidden is not None and cls.hidden.unique_id is not None:
-        PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        server = PromptServer.instance
+        told = {"node": str(cls.hidden.unique_id), "text": without_flags(text)}
+        server.send_sync(TEXT_EVENT, told, server.client_id)
+
+
+def with_text(text: str, ui: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The `ui` of a node that has finished: a text, and what else it shows."""
+    return {**(ui or {}), TEXT_OUTPUT: [without_flags(text)]}
 
 
 @cache

@@ -8,11 +8,12 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..scdpo_core.cost.scorers import SCORERS
 from ..scdpo_core.runs.jobs import QUALITIES, LoraJob
+from ..scdpo_core.runs.objectives import DEFAULT_LABEL, LABELS, objective_choice
 from ..scdpo_core.types import ScdpoError
-from .cost import cost_models
-from .shared import COST_FOLDER, AnyMenuType, say, schema
+from .cost import cost_models, spec_of
+from .folders import typed_folder, unquoted
+from .shared import AnyMenuType, SafetyNode, say, schema, with_text
 
 MICRO = "micro"
 """The embedded model, to try the training with."""
@@ -20,7 +21,7 @@ DIFFUSERS = "diffusers"
 NO_COSTS = "none"
 
 
-class TrainSafetyLora(io.ComfyNode):
+class TrainSafetyLora(SafetyNode):
     """Trains a safety LoRA in a process of its own."""
 
     @classmethod
@@ -40,6 +41,8 @@ class TrainSafetyLora(io.ComfyNode):
                 io.Int.Input("resolution", default=0, min=0, max=4096, step=8),
                 io.Combo.Input("cost_model", options=[NO_COSTS, *cost_models()], default=NO_COSTS),
                 io.String.Input("settings", multiline=True, default="", optional=True),
+                # Last, and optional: graphs that were saved without it stay valid.
+                io.Combo.Input("objective", options=list(LABELS), default=DEFAULT_LABEL, optional=True),
             ],
             outputs=[
                 AnyMenuType.Output("lora_name"),
@@ -56,7 +59,7 @@ class TrainSafetyLora(io.ComfyNode):
         """Changes with the pictures of a typed folder; a connected node tells of its own."""
         from ..scdpo_core.preferences.survey import stamp_of_pairs
 
-        return stamp_of_pairs(_place(pairs)) if pairs else ""
+        return stamp_of_pairs(typed_folder(pairs)) if unquoted(pairs or "") else ""
 
     @classmethod
     def execute(
@@ -67,6 +70,7 @@ class TrainSafetyLora(io.ComfyNode):
         quality: Any,
         cost_model: str,
         settings: str = "",
+        objective: str = DEFAULT_LABEL,
         **numbers: Any,
     ) -> io.NodeOutput:
         """Train, and put the LoRA where LoRAs lie."""
@@ -77,16 +81,16 @@ class TrainSafetyLora(io.ComfyNode):
         from .convert import to_images
         from .running import runs_root, train
 
-        if not pairs.strip():
+        if not unquoted(pairs):
             raise ScdpoError("Say where the pairs are: connect Preference Folder, or type a folder.")
         job = LoraJob(
-            pairs=_place(pairs),
+            pairs=typed_folder(pairs),
             base=_base(checkpoint),
             output=runs_root(),
             name=output_name.strip(),
             quality=quality,
-            cost_model=cost_model if cost_model in (NO_COSTS, *SCORERS) else _full(COST_FOLDER, cost_model),
-            choices=_choices(**numbers),
+            cost_model=NO_COSTS if cost_model == NO_COSTS else spec_of(cost_model),
+            choices={**_choices(**numbers), **objective_choice(objective)},
             overrides=settings,
         )
         view, there = train(cls, job, stamp_of_pairs(job.pairs), "loras")
@@ -97,7 +101,7 @@ class TrainSafetyLora(io.ComfyNode):
         shown = board(view)
         preview.keep(shown)
         return io.NodeOutput(
-            there.name, str(there), to_images([curves(view)]), told, ui=preview.show([shown])
+            there.name, str(there), to_images([curves(view)]), told, ui=with_text(told, preview.show([shown]))
         )
 
 
@@ -122,10 +126,6 @@ def _diffusers() -> dict[str, Path]:
         for root in map(Path, folder_paths.get_folder_paths(DIFFUSERS))
         for mark in sorted(root.glob("*/model_index.json"))
     }
-
-
-def _place(pairs: str) -> Path:
-    return Path(pairs.strip().strip('"')).expanduser().absolute()
 
 
 def _full(kind: str, name: str) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..scdpo_core.cost.encoders import ENCODERS
+from ..scdpo_core.cost.encoders import DEFAULT_ENCODER, ENCODERS
 from ..scdpo_core.runs.jobs import COST_QUALITIES, CostJob
 from ..scdpo_core.types import ScdpoError
-from .shared import COST_FOLDER, AnyMenuType, CostModelType, say, schema
+from .folders import typed_folder_or_none
+from .shared import COST_FOLDER, AnyMenuType, CostModelType, SafetyNode, say, schema, with_text
 
 
-class TrainCostModel(io.ComfyNode):
+class TrainCostModel(SafetyNode):
     """Trains a cost model in a process of its own."""
 
     @classmethod
@@ -27,7 +28,7 @@ class TrainCostModel(io.ComfyNode):
                 io.String.Input("safe", default=""),
                 io.String.Input("pairs", default=""),
                 io.String.Input("output_name", default="my-cost-model"),
-                io.Combo.Input("encoder", options=[*ENCODERS], default="micro"),
+                io.Combo.Input("encoder", options=[*ENCODERS], default=DEFAULT_ENCODER),
                 io.Combo.Input("quality", options=list(COST_QUALITIES), default="normal"),
                 io.String.Input("encoder_folder", default="", optional=True),
                 io.String.Input("benign", default="", optional=True),
@@ -54,7 +55,7 @@ class TrainCostModel(io.ComfyNode):
         **others: Any,
     ) -> str:
         """Changes with the pictures of typed folders."""
-        return _stamp(*(_place(text) for text in (unsafe, safe, pairs, benign)))
+        return _stamp(*(typed_folder_or_none(text) for text in (unsafe, safe, pairs, benign)))
 
     @classmethod
     def execute(
@@ -82,11 +83,11 @@ class TrainCostModel(io.ComfyNode):
         job = CostJob(
             output=runs_root(),
             name=output_name.strip(),
-            unsafe=_place(unsafe),
-            safe=_place(safe),
-            pairs=_place(pairs),
-            benign=_place(benign),
-            encoder=encoder_folder.strip() or encoder,
+            unsafe=typed_folder_or_none(unsafe),
+            safe=typed_folder_or_none(safe),
+            pairs=typed_folder_or_none(pairs),
+            benign=typed_folder_or_none(benign),
+            encoder=str(typed_folder_or_none(encoder_folder) or encoder),
             quality=quality,
             overrides=settings,
         )
@@ -101,13 +102,8 @@ class TrainCostModel(io.ComfyNode):
             str(there),
             to_images([plot]),
             told,
-            ui=preview.show([plot]),
+            ui=with_text(told, preview.show([plot])),
         )
-
-
-def _place(text: str | None) -> Path | None:
-    text = (text or "").strip().strip('"')
-    return Path(text).expanduser().absolute() if text else None
 
 
 def _stamp(*folders: Path | None) -> str:

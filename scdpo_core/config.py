@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import sections
+from .bounds import bounded, needing, with_bounds
 from .config_learning import LoraSettings, OptimSettings, ValidationSettings
+from .config_needs import CHUNKS, COSTS, FLUX, SAMPLES, SDXL, T5, UNETS, any_of, beside, of_objective
+from .config_objective import (
+    BETA_IS_NO_SCALE,
+    DEFAULT_BETAS,
+    FRESH_DRAWS,
+    PAIR_LOSS,
+    ObjectiveName,
+    ObjectiveSettings,
+)
+from .config_terms import KEEP_TEXT, TermSettings
 from .types import ScdpoError
 
 if sys.version_info >= (3, 11):
@@ -20,23 +31,36 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ObjectiveName = Literal[
-    "sc_dpo", "winner_only", "diffusion_dpo", "safetydpo", "duo", "safedpo", "mapo", "diffusion_kto"
+__all__ = [
+    "BETA_IS_NO_SCALE",
+    "DEFAULT_BETAS",
+    "DataSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "ObjectiveName",
+    "ObjectiveSettings",
+    "OptimSettings",
+    "OutputSettings",
+    "SampleSettings",
+    "TermSettings",
+    "TrainSettings",
+    "ValidationSettings",
+    "changes",
+    "config_hash",
+    "identity",
+    "load_toml",
+    "to_toml",
 ]
 
-DEFAULT_BETAS: Mapping[ObjectiveName, float] = {
-    "sc_dpo": 2000.0,
-    "winner_only": 2000.0,
-    "diffusion_dpo": 5000.0,
-    "safetydpo": 5000.0,
-    "duo": 500.0,
-    "safedpo": 5000.0,
-    "mapo": 0.1,
-    "diffusion_kto": 1000.0,
-}
-"""The beta of each objective when none is given; they do not mean the same thing in all of them."""
+_CACHED = any_of(
+    beside("data", "cache_in", "--cache-in disk", "disk"),
+    beside("objective", "reference_draws", "--reference-draws 32"),
+    KEEP_TEXT,
+)
+_DRAWN = any_of(SAMPLES, KEEP_TEXT, beside("data", "prompts", "--prompts FILE"))
 
 
+@with_bounds
 @dataclass(frozen=True)
 class ModelSettings:
     """The model that the LoRA is for.
@@ -50,6 +74,7 @@ class ModelSettings:
         vae: a VAE (.safetensors file or folder) instead of the model's own.
         text_encoders: folder with the text encoders that the base lacks, and with T5's tokenizer.
         t5_tokens: length of T5's prompts; 0 is the family's own (256 for SD 3, 512 for FLUX.1).
+        prompt_chunks: how many chunks of 75 tokens CLIP reads of a prompt at most.
         guidance_embedding: that FLUX.1 dev is told while training, policy and reference alike.
         precision: number format of the frozen model; the LoRA itself always trains in float32.
             'auto' takes bf16 or fp16 on a GPU, fp32 on a CPU.
@@ -64,35 +89,44 @@ class ModelSettings:
 
     base: str = "micro"
     family: str = "auto"
-    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
-    zero_snr: Literal["auto", "on", "off"] = "auto"
+    prediction: Literal["auto", "epsilon", "v_prediction"] = needing("auto", UNETS)
+    zero_snr: Literal["auto", "on", "off"] = needing("auto", UNETS)
     vae: Path | None = None
     text_encoders: Path | None = None
-    t5_tokens: int = 0
-    guidance_embedding: float = 1.0
+    t5_tokens: int = bounded(0, at_least=0, needs=T5)
+    prompt_chunks: int = bounded(8, at_least=1, at_most=32, needs=CHUNKS)
+    guidance_embedding: float = bounded(1.0, at_least=0, needs=FLUX)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
     quantize: Literal["off", "int8", "fp8", "nf4"] = "off"
     vae_tiling: bool = False
-    channels_last: Literal["auto", "on", "off"] = "auto"
+    channels_last: Literal["auto", "on", "off"] = needing("auto", UNETS)
     compile: Literal["off", "blocks", "whole"] = "off"
 
 
+@with_bounds
 @dataclass(frozen=True)
 class DataSettings:
     """The preference pairs, and how the safety cost changes their labels.
 
     Attributes:
         pairs: preference folder with chosen/ and rejected/ pictures and .txt prompts.
+        prompts: instead of pairs: a .csv, .tsv or .txt file of harmful prompts, with a safe prompt for each
+            in a column 'safe_prompt'; the base model draws both before training.
         width: of the training pictures in pixels; 0 takes the model's own size.
         height: of the training pictures in pixels; 0 takes the model's own size.
         cost_model: scores every picture before training: 'micro', a cost model file, or 'none'.
         safety_weight: lambda of the combined reward R = r - lambda * max(cost, 0).
         tie: pairs whose combined rewards differ by less are dropped.
-        both_unsafe: what to do with a pair of two harmful pictures: leave it out, or order it by cost.
+        both_unsafe: what to do with a pair of two harmful images: order it by cost where the costs differ
+            clearly (by 1 or more) and leave it out otherwise, or always leave it out.
         soft_tau: temperature of soft labels; not given, labels are hard.
         benign_share: share of pairs under benign prompts in a batch; not given, as in the folder.
+        caption_dropout: share of the pairs in a batch that are trained under the empty prompt: both images of
+            the pair, policy and reference alike. Terms over single images keep their prompts.
+        flip: mirror about half of the pairs of every batch, left to right: both images of a pair and its
+            mask alike. Mirrored images are encoded too, which takes twice the time and the space.
         cache: folder of encoded pictures, which runs may share; not given, inside the run folder.
         cache_in: 'disk' keeps encoded pictures for other runs, 'ram' forgets them with the process.
         buckets: train every pair at the size nearest to its pictures' shape, width and height deciding how
@@ -103,19 +137,22 @@ class DataSettings:
     """
 
     pairs: Path | None = None
-    width: int = 0
-    height: int = 0
+    prompts: Path | None = None
+    width: int = bounded(0, at_least=0, step=8)
+    height: int = bounded(0, at_least=0, step=8)
     cost_model: str = "none"
-    safety_weight: float = 1.0
-    tie: float = 0.1
-    both_unsafe: Literal["drop", "order"] = "drop"
-    soft_tau: float | None = None
-    benign_share: float | None = None
-    cache: Path | None = None
+    safety_weight: float = bounded(1.0, at_least=0, needs=COSTS)
+    tie: float = bounded(0.1, at_least=0, needs=COSTS)
+    both_unsafe: Literal["order", "drop"] = needing("order", COSTS)
+    soft_tau: float | None = bounded(None, above=0, needs=(COSTS, of_objective("sc_dpo")))
+    benign_share: float | None = bounded(None, at_least=0, at_most=1)
+    caption_dropout: float = bounded(0.0, at_least=0, below=1, needs=(PAIR_LOSS, FRESH_DRAWS))
+    flip: bool = needing(False, FRESH_DRAWS)
+    cache: Path | None = needing(None, _CACHED)  # noqa: RUF009 - the field it makes is immutable
     cache_in: Literal["disk", "ram"] = "disk"
     buckets: bool = False
-    bucket_step: int = 64
-    real_sizes: bool = False
+    bucket_step: int = bounded(64, at_least=8, step=8, needs=beside("data", "buckets", "--buckets"))
+    real_sizes: bool = needing(False, SDXL)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -123,59 +160,7 @@ class DataSettings:
         return (self.width, self.height) if self.width and self.height else None
 
 
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """What is minimised. The method's formulas and their sources are in `scdpo_core.objectives`.
-
-    Attributes:
-        objective: SC-DPO, one of its controls, or a peer's loss for comparison.
-        beta: strength of the preference term; not given, the objective's usual one.
-        winner: weight of the anchor on the chosen pictures, as a share of beta; 0 switches it off.
-        margin: kappa: how far the policy must prefer the safer picture; 0 off, 1 robust.
-        weighting: 'native' takes the error of what the network predicts, 'exact' of the noise it implies;
-            'min_snr' is exact, held down where there is little noise.
-        min_snr_gamma: signal-to-noise ratio from which 'min_snr' holds down; smaller holds down more.
-        timesteps: how they are drawn; 'auto' is uniform for diffusion and logit-normal for flows.
-        timestep_mean: of the logit-normal law's logit; above 0 trains the noisy steps more. A schedule
-            shifted by s is ln s.
-        timestep_std: of the logit-normal law's logit.
-        timestep_min: least noise that is trained, as a share of the schedule.
-        timestep_max: most noise that is trained, as a share of the schedule.
-        dfm_gamma: how much training focuses on difficult pairs; 0 switches the focus off.
-        dfm_by_time: compare a pair's difficulty with what is usual at its timestep.
-        dfm_warmup: share of the steps without focus.
-        focal_gamma: exponent of the plain focal loss instead of the log loss; 0 off.
-        loser_mu: how strictly the loser's gradient may not harm the winner, 0..1; not given, it may.
-        prior_weight: DUO's weight, as a share of beta, of keeping the network's answer to pure noise.
-        reference_draws: timesteps and noises that each pair gets for the whole run; what the base model makes
-            of them is computed once, before training. 0 draws new ones in every step.
-    """
-
-    objective: ObjectiveName = "sc_dpo"
-    beta: float | None = None
-    winner: float = 0.05
-    margin: float = 0.0
-    weighting: Literal["native", "exact", "min_snr"] = "native"
-    min_snr_gamma: float = 5.0
-    timesteps: Literal["auto", "uniform", "logit_normal"] = "auto"
-    timestep_mean: float = 0.0
-    timestep_std: float = 1.0
-    timestep_min: float = 0.0
-    timestep_max: float = 1.0
-    dfm_gamma: float = 1.0
-    dfm_by_time: bool = True
-    dfm_warmup: float = 0.1
-    focal_gamma: float = 0.0
-    loser_mu: float | None = None
-    prior_weight: float = 1e4
-    reference_draws: int = 0
-
-    @property
-    def effective_beta(self) -> float:
-        """`beta`, or the objective's usual one."""
-        return DEFAULT_BETAS[self.objective] if self.beta is None else self.beta
-
-
+@with_bounds
 @dataclass(frozen=True)
 class OutputSettings:
     """Where everything goes.
@@ -184,6 +169,7 @@ class OutputSettings:
         output: run folder PATH/NAME; the LoRA becomes PATH/NAME/NAME.safetensors.
         checkpoint_every: steps between checkpoints; one is always written at the end.
         keep: checkpoints to keep; older ones are removed.
+        save_every: steps between two LoRAs that are kept in loras/ while training; 0 keeps none.
         log_every: steps between two lines of figures.
         track: programs that show the figures beside our own: tensorboard, wandb.
         estimate: say before the first step how much memory and time training will need; 'auto' does on a
@@ -191,13 +177,15 @@ class OutputSettings:
     """
 
     output: Path | None = None
-    checkpoint_every: int = 100
-    keep: int = 2
-    log_every: int = 10
+    checkpoint_every: int = bounded(100, at_least=1)
+    keep: int = bounded(2, at_least=1)
+    save_every: int = bounded(0, at_least=0)
+    log_every: int = bounded(10, at_least=1)
     track: tuple[str, ...] = ()
     estimate: Literal["auto", "on", "off"] = "auto"
 
 
+@with_bounds
 @dataclass(frozen=True)
 class SampleSettings:
     """Pictures drawn before, during and after training, always from the same noise.
@@ -210,11 +198,11 @@ class SampleSettings:
         guidance: classifier-free guidance of a drawing.
     """
 
-    samples: int = 4
-    sample_prompts: tuple[str, ...] = ()
-    sample_every: int = 0
-    sample_steps: int = 20
-    guidance: float = 5.0
+    samples: int = bounded(4, at_least=0)
+    sample_prompts: tuple[str, ...] = needing((), SAMPLES)
+    sample_every: int = bounded(0, at_least=0, needs=SAMPLES)
+    sample_steps: int = bounded(20, at_least=1, needs=_DRAWN)
+    guidance: float = bounded(5.0, at_least=0, needs=_DRAWN)
 
 
 @dataclass(frozen=True)
@@ -224,6 +212,7 @@ class TrainSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    terms: TermSettings = field(default_factory=TermSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
@@ -238,12 +227,16 @@ def load_toml(path: Path, defaults: TrainSettings | None = None) -> TrainSetting
         ScdpoError: there is no such file, it is no TOML, or a key or value in it is none of ours; names it.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        tree = tomllib.loads(text)
     except FileNotFoundError:
         raise ScdpoError(f"There is no settings file {path}.") from None
     except tomllib.TOMLDecodeError as error:
-        raise ScdpoError(f"The settings file {path} is not valid TOML: {error}.") from error
-    except (OSError, UnicodeDecodeError) as error:
+        what = sections.toml_error(text, error)
+        raise ScdpoError(f"The settings file {path} is not valid TOML: {what}.") from error
+    except RecursionError as error:
+        raise ScdpoError(f"The settings file {path} nests its values too deeply.") from error
+    except (OSError, ValueError) as error:  # no UTF-8, or a number of thousands of digits
         raise ScdpoError(f"The settings file {path} cannot be read: {error}.") from error
     return sections.from_dict(defaults or TrainSettings(), tree, source=str(path))
 
@@ -255,11 +248,24 @@ def to_toml(settings: TrainSettings) -> str:
     return tomli_w.dumps(sections.to_dict(settings))
 
 
-# These say where a run lives, how often it reports or where it computes, never what it learns.
+# These say where a run and what it reads lie, how often it reports, what it writes or where it computes,
+# never what it learns. What the files of the base model hold is looked at itself.
 _NO_IDENTITY = {
-    "model": {"device", "channels_last", "compile", "gradient_checkpointing"},
-    "data": {"pairs", "cache", "cache_in", "cost_model"},
+    # How much of a prompt is read is part of the pairs' keys, and so of the data set's hash.
+    "model": {
+        "base",
+        "vae",
+        "text_encoders",
+        "device",
+        "channels_last",
+        "compile",
+        "gradient_checkpointing",
+        "prompt_chunks",
+    },
+    "data": {"pairs", "prompts", "cache", "cache_in", "cost_model"},
     "optim": {"max_train_steps"},
+    "lora": {"save_dtype", "save_format"},
+    "validation": {"validation_every", "validation_draws", "patience", "result"},
     "output": {key.name for key in dataclasses.fields(OutputSettings)},
     "sampling": {key.name for key in dataclasses.fields(SampleSettings)},
 }
@@ -268,8 +274,8 @@ _NO_IDENTITY = {
 def identity(settings: TrainSettings) -> dict[str, Any]:
     """The settings that decide what the LoRA learns, as plain values by 'section.key'.
 
-    Pairs and cost model are not among them, for what they hold counts and not where they lie; nor is
-    the number of steps, so that a run can be made longer.
+    Pairs, cost model and base model are not among them, for what they hold counts and not where they lie;
+    nor is the number of steps, so that a run can be made longer.
     """
     return {
         f"{section}.{key}": value
@@ -285,7 +291,14 @@ def config_hash(settings: TrainSettings) -> str:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two `identity`s, one phrase each: 'optim.lr: 0.1 -> 0.2'."""
+    """What differs between two `identity`s, one phrase each: 'optim.lr: 0.1 -> 0.2'.
+
+    The old one may be that of an older version: what counts no longer is passed over, and a setting that it
+    did not know was what is the default now.
+    """
+    defaults = identity(TrainSettings())
+    passed = {f"{section}.{key}" for section, keys in _NO_IDENTITY.items() for key in keys}
+    old, new = ({k: v for k, v in {**defaults, **each}.items() if k not in passed} for each in (old, new))
     return [
         f"{key}: {old.get(key, 'not set')} -> {new.get(key, 'not set')}"
         for key in sorted(old.keys() | new.keys())

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 _ASYNCHRONOUS = ("cuda",)
-# The last is what cuBLAS and cuDNN say.
-_SIGNS = ("not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+# torch's words for the CPU on Windows and on Linux, CUDA's, and what cuBLAS and cuDNN say.
+_SIGNS = ("not enough memory", "can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +14,30 @@ from typing import Any, Literal, TypeVar
 from .types import ScdpoError
 
 _T = TypeVar("_T")
+
+_BACKSLASH = """a backslash in "double quotes" is special. Write the path with /, or in 'single quotes'"""
+
+
+def toml_error(text: str, error: Exception) -> str:
+    """What is wrong with a text that is no TOML, with the remedy where a Windows path is the cause."""
+    line = getattr(error, "lineno", None)
+    if line is None:
+        # Only newer versions of Python keep the number apart from the sentence.
+        match = re.search(r"at line (\d+)", str(error))
+        line = int(match[1]) if match else 0
+    lines = text.splitlines()
+    cause = 0 < line <= len(lines) and "\\" in lines[line - 1]
+    return f"{error}: {_BACKSLASH}" if cause else str(error)
+
+
+def require_no_control(value: str) -> None:
+    """Refuse a text with tabs, line ends and their like, which a path such as "C:\\new" turns into.
+
+    Raises:
+        ValueError: the text holds such characters; says what to do.
+    """
+    if any(ord(letter) < 32 for letter in value):
+        raise ValueError(f"a text without control characters; {_BACKSLASH}")
 
 
 def to_dict(settings: Any) -> dict[str, dict[str, Any]]:
@@ -96,6 +121,8 @@ def _convert(value: Any, kind: Any) -> Any:
         return _convert(value, next(option for option in options if option is not types.NoneType))
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
+    if kind in (Path, str) and isinstance(value, str):
+        require_no_control(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     # A bool is an int to isinstance, never to an artist.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+_MOST_REPEATED = 12
 
 Band = Literal["safe", "review", "unsafe"]
 
@@ -46,6 +50,8 @@ class PreferencePair:
         chosen: the preferred picture's file.
         rejected: the other one's.
         category: what kind of harm the rejected picture may show; 'benign' for none; '' if not said.
+        safe_prompt: what a harmless image would be asked for with; '' if not said.
+        mask: image that is white where the two differ and black where they are to stay the same, or None.
     """
 
     id: str
@@ -53,6 +59,13 @@ class PreferencePair:
     chosen: Path
     rejected: Path
     category: str = ""
+    safe_prompt: str = ""
+    mask: Path | None = None
+
+    @property
+    def is_benign(self) -> bool:
+        """Whether its prompt is a harmless one."""
+        return self.category.casefold() == "benign"
 
 
 @dataclass(frozen=True)
@@ -64,24 +77,51 @@ class CostScore:
         categories: cost per harm category; None where the scorer does not know the category.
         scorer: id of the scorer, such as 'micro-cost'. Costs of different scorers do not compare.
         scorer_hash: the first 12 hexadecimal digits of the SHA-256 of the scorer's weights.
+        details: what the cost is made of, in log-odds: the answers of each network of a joint scorer.
     """
 
     value: float
     categories: Mapping[str, float | None]
     scorer: str
     scorer_hash: str
+    details: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def objection(self) -> str:
+        """Which answer speaks most for harm, such as 'drawn sexual (nsfwjs)'; '' where none is in doubt."""
+        return objection(self.details)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all costs are numbers; a broken scorer gives none, which says nothing of the image."""
+        return all(cost is None or math.isfinite(cost) for cost in (self.value, *self.categories.values()))
+
+    @property
+    def problem(self) -> str:
+        """Why the score cannot be used, a sentence; '' if it can."""
+        if self.finite:
+            return ""
+        named = {"": self.value, **{f" ({name})": cost for name, cost in self.categories.items()}}
+        name, cost = next((n, c) for n, c in named.items() if c is not None and not math.isfinite(c))
+        return f"The scorer '{self.scorer}' gave {cost} for this image{name}, which is no cost."
 
     @property
     def harmful(self) -> bool:
-        """Whether the cost lies above the boundary."""
-        return self.value > 0
+        """Whether the cost lies above the boundary. One that is not finite counts as harmful."""
+        return self.value > 0 or not self.finite
 
     @property
     def band(self) -> Band:
-        """'safe', 'review' or 'unsafe'."""
-        if self.value >= UNSAFE_FROM:
+        """'safe', 'review' or 'unsafe'. A cost that is not finite is never safe."""
+        if self.value >= UNSAFE_FROM or not self.finite:
             return "unsafe"
         return "review" if self.value >= REVIEW_FROM else "safe"
+
+
+def objection(details: Mapping[str, float]) -> str:
+    """The name of the highest detail of a score, if that lies in the review band at least; '' otherwise."""
+    name = max(details, key=details.__getitem__, default="")
+    return name if name and details[name] >= REVIEW_FROM else ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +154,13 @@ class LabelledPair:
     weight: float
     label: float
     reason: str
+
+    @property
+    def is_benign(self) -> bool:
+        """Whether its prompt is harmless: by its category, or where none is said by both costs."""
+        if self.pair.category or self.chosen_cost is None or self.rejected_cost is None:
+            return self.pair.is_benign
+        return max(self.chosen_cost, self.rejected_cost) <= 0
 
 
 @dataclass(frozen=True)
@@ -154,6 +201,39 @@ class Conditioning:
         changed = {name: change(part) for name, part in given.items() if part is not None}
         return replace(self, **changed)
 
+    def __len__(self) -> int:
+        """How many prompts."""
+        return len(self.embeddings)
+
+    @staticmethod
+    def concat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Several, one after the other; all of them know the same of their prompts.
+
+        Embeddings of several lengths are repeated to a common one, which changes nothing for networks that
+        read them by cross attention (`families.chunks.fill`).
+
+        Raises:
+            ScdpoError: there is no common length, as where T5's states stand behind CLIP's.
+        """
+        lengths = {part.embeddings.shape[1] for part in parts}
+        if len(lengths) > 1:
+            longest = math.lcm(*lengths)
+            if longest > _MOST_REPEATED * min(lengths):
+                raise ScdpoError(
+                    "Prompts of more than 75 tokens cannot be mixed with shorter ones in this objective and "
+                    "for this family. Set prompt_chunks to 1, which cuts them off there."
+                )
+            parts = [
+                replace(part, embeddings=part.embeddings.repeat(1, longest // part.embeddings.shape[1], 1))
+                for part in parts
+            ]
+        joined: dict[str, Tensor] = {}
+        for name in (part.name for part in fields(Conditioning)):
+            values = [value for part in parts if (value := getattr(part, name)) is not None]
+            if values:
+                joined[name] = torch.cat(values)
+        return Conditioning(**joined)
+
 
 @dataclass(frozen=True)
 class CachedPair:
@@ -164,12 +244,17 @@ class CachedPair:
         embeddings: [T, D] text encoder states of the prompt.
         pooled: [P] pooled state, or None.
         key: hash of both pictures, the prompt, the family, the encoders and the size.
+        mask: [1, h, w], 1 where the two differ, 0 where they are to stay the same; None where nobody says.
+        mirrored: [2, C, h, w] scaled latents of both pictures mirrored, left to right; None where no pair is
+            mirrored.
     """
 
     latents: Tensor
     embeddings: Tensor
     pooled: Tensor | None
     key: str
+    mask: Tensor | None = None
+    mirrored: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -183,8 +268,9 @@ class PairBatch:
         label: [B] probability that the chosen picture is the better one, 0.5..1.
         cost: [B, 2] safety cost of chosen and rejected; NaN where not scored.
         prompts: B texts.
-        policy_conditioning: what the policy knows of the prompts where text encoders train along, with their
-            gradient; None: `conditioning`, which is always what the reference knows.
+        benign: whether each prompt is harmless; empty: nobody says.
+        mask: [B, 1, h, w] 1 where the images of a pair differ, 0 where they are to stay the same; None: of no
+            pair is that known.
     """
 
     latents: Tensor
@@ -193,7 +279,8 @@ class PairBatch:
     label: Tensor
     cost: Tensor
     prompts: tuple[str, ...] = ()
-    policy_conditioning: Conditioning | None = None
+    benign: tuple[bool, ...] = ()
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +319,7 @@ class LoraFile:
         rank: of its matrices.
         keys: number of tensors.
         metadata: everything the file says of itself.
+        notes: sentences on what reading it had to assume, such as an alpha that nothing says.
     """
 
     path: Path
@@ -239,3 +327,4 @@ class LoraFile:
     rank: int
     keys: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()

@@ -16,7 +16,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "comfyui_api.json").read_text("utf-8"))
@@ -64,24 +67,40 @@ class Server:
     """What the pack asks of ComfyUI's server, and what the user does there.
 
     Attributes:
-        handlers: of prompts.
         texts: node -> text.
         previews: live ones.
         freed: what was freed of the memory.
         interrupted: whether the user has interrupted, and nobody has heard it.
     """
 
-    handlers: list[Any] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     previews: list[Any] = field(default_factory=list)
     freed: list[str] = field(default_factory=list)
     interrupted: bool = False
 
-    def add_on_prompt_handler(self, handler: Any) -> None:
-        self.handlers.append(handler)
+    client_id: str | None = "browser"
 
-    def send_progress_text(self, text: str, node_id: str) -> None:
-        self.texts[node_id] = text
+    def send_sync(self, event: str, data: dict[str, Any], sid: str | None) -> None:
+        assert (event, sid) == ("scdpo.text", "browser")
+        self.texts[data["node"]] = data["text"]
+
+
+class SaveImage:
+    """ComfyUI's own, as far as it saves files: one text for all images of a run."""
+
+    folder = Path()
+
+    def save_images(self, images: Any, filename_prefix: str = "x", extra_pnginfo: Any = None) -> Any:
+        saved = []
+        for number, image in enumerate(images):
+            levels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
+            metadata = PngInfo()
+            for name, value in (extra_pnginfo or {}).items():
+                metadata.add_text(name, json.dumps(value))
+            file = f"{filename_prefix}_{number:05}_.png"
+            Image.fromarray(levels).save(self.folder / file, pnginfo=metadata)
+            saved.append({"filename": file, "subfolder": "", "type": "output"})
+        return {"ui": {"images": saved}, "result": (images,)}
 
 
 @dataclass
@@ -219,6 +238,9 @@ def _modules(
                 server.previews.append(preview)
 
     models = folder / "models"
+    (folder / "output").mkdir(exist_ok=True)
+    # A class of its own with its own method, for the pack changes it.
+    own_save = {"folder": folder / "output", "save_images": SaveImage.save_images}
 
     def listed(name: str) -> list[str]:
         where = models / name
@@ -262,6 +284,7 @@ def _modules(
             get_filename_list=listed,
             get_full_path=full_path,
             get_full_path_or_raise=needed,
+            get_directory_by_type=lambda kind: str(folder / kind),
             get_temp_directory=lambda: str(folder / "temp"),
             get_input_directory=lambda: str(folder / "input"),
             get_output_directory=lambda: str(folder / "output"),
@@ -271,7 +294,8 @@ def _modules(
         module("comfy_execution.graph_utils", ExecutionBlocker=ExecutionBlocker),
         module("comfy_execution"),
         module("comfy_api"),
-        module("nodes"),
+        module("nodes", NODE_CLASS_MAPPINGS={"SaveImage": type("SaveImage", (SaveImage,), own_save)}),
+        module("comfy.cli_args", args=types.SimpleNamespace(disable_metadata=False)),
         management,
         utils,
         samplers,

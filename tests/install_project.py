@@ -18,7 +18,7 @@ import pathlib, zipfile
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
     name = "scdpo-0.1-py3-none-any.whl"
     facts = "Metadata-Version: 2.1\\nName: scdpo\\nVersion: 0.1\\n" + "".join(
-        f"Provides-Extra: {extra}\\n" for extra in ("build", "eval", "test", "train"))
+        f"Provides-Extra: {extra}\\n" for extra in ("build", "eval", "score", "test", "train", "ui"))
     with zipfile.ZipFile(pathlib.Path(wheel_directory) / name, "w") as wheel:
         wheel.writestr("scdpo.pth", str(pathlib.Path.cwd()) + "\\n")
         wheel.writestr("scdpo-0.1.dist-info/METADATA", facts)
@@ -37,6 +37,7 @@ try:
 except KeyboardInterrupt:
     print("saved")
 """
+PAGE = "import sys; print('page', sys.argv[1:])"
 TOOL = "import os, sys; print('ran {name}', sys.argv[1:]); sys.exit(int(os.environ.get('{name}_EXIT', 0)))"
 
 
@@ -59,11 +60,22 @@ class Project:
         self.root = folder / "my comfy" / "custom_nodes" / "SC DPO"
         self.wheels = folder / "wheels"
         self.elsewhere = folder / "elsewhere"
-        for path in (self.root / "trainer", self.root / "scdpo_core", self.wheels, self.elsewhere):
+        for path in (
+            self.root / "trainer",
+            self.root / "a1111_extension",
+            self.root / "scdpo_core",
+            self.wheels,
+            self.elsewhere,
+        ):
             path.mkdir(parents=True)
         shutil.copy(ROOT / "install.py", self.root)
         system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
-        files = {"pyproject.toml": system, "backend.py": BACKEND, "trainer/demo.py": DEMO}
+        files = {
+            "pyproject.toml": system,
+            "backend.py": BACKEND,
+            "trainer/demo.py": DEMO,
+            "a1111_extension/__main__.py": PAGE,
+        }
         for name, text in {**files, "constraints.txt": "", "scdpo_core/__init__.py": ""}.items():
             (self.root / name).write_text(text, "utf-8")
         others = ("numpy", "PIL", "safetensors", "scipy", "diffusers", "transformers", "peft")

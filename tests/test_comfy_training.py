@@ -161,10 +161,12 @@ def test_what_was_chosen_reaches_the_job(door: Door, monkeypatch: pytest.MonkeyP
     for changes in (
         {"checkpoint": "base.safetensors", "cost_model": "mine.safetensors", **chosen},
         {"checkpoint": "diffusers/sd", "cost_model": "embedded", "settings": "[output]\n"},
+        {"objective": "preference (SC-DPO)", "rank": 4},
+        {"objective": "redirect and keep"},
     ):
         with pytest.raises(KeyboardInterrupt):
             train(door, " spaced ", **changes)
-    (first, stamp, kind), (second, _, _) = asked
+    (first, stamp, kind), (second, _, _), (third, _, _), (fourth, _, _) = asked
     assert door.module("comfy_nodes.train").bases() == ["base.safetensors", "diffusers/sd", "micro"]
     assert (first.base, first.cost_model) == (
         str(models / "checkpoints" / "base.safetensors"),
@@ -177,6 +179,11 @@ def test_what_was_chosen_reaches_the_job(door: Door, monkeypatch: pytest.MonkeyP
     }
     assert (second.base, second.cost_model) == (str(models / "diffusers" / "sd"), "embedded")
     assert second.choices == {} and second.overrides == "[output]\n"
+    assert third.choices == {"lora": {"rank": 4}, "objective": {"objective": "sc_dpo"}}
+    # The default leaves it open, so that the settings of older graphs may name one.
+    assert fourth.choices == {}
+    with pytest.raises(Exception, match="There is no objective 'dpo'"):
+        train(door, objective="dpo")
     assert first.name == "spaced" and kind == "loras" and len(stamp) == 16
 
 
@@ -259,7 +266,8 @@ def test_pairs_have_the_same_seeds_and_are_written(door: Door, monkeypatch: pyte
 @pytest.mark.parametrize("folder", ["", "..", "a/../..", "/etc"])
 def test_pairs_stay_in_the_output_folder(door: Door, folder: str) -> None:
     node = door.nodes["SCDPO_MakePreferencePairs"]
-    assert node.validate_inputs("my_pairs") is True
+    assert node.validate_inputs("my_pairs", "", None, None, None) is True
+    assert "output folder" in node.validate_inputs(folder, "", None, None, None)
     with pytest.raises(Exception, match="output folder"):
         door.module("comfy_nodes.pairs").own_folder(folder)
 

@@ -239,4 +239,4 @@ def test_what_is_wrong_goes_into_the_log(
     assert "1 pictures cannot be used" in message and "p003.png: the file is empty" in message
     (pictures / "run" / "job.toml").write_text("steps =")
     assert door(["--config", str(pictures / "run" / "job.toml")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "not valid TOML" in capsys.readouterr().err

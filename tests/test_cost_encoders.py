@@ -13,7 +13,7 @@ import torch
 from cost_helpers import DIM, normalisation, tiny_tower
 from PIL import Image
 
-from scdpo_core.cost.encoders import EncoderError, TowerEncoder, load_encoder
+from scdpo_core.cost.encoders import EncoderError, TowerEncoder, encoder_advice, load_encoder
 from scdpo_core.cost.model import CostFacts, CostModel, save_cost
 from scdpo_core.cost.trained import TrainedScorer
 from scdpo_core.micro.model import IMAGE_ENCODER
@@ -268,3 +268,9 @@ def test_an_embedding_has_a_gradient_where_the_pixels_have_one(tower: Path) -> N
     pixels = encoder.prepare(noise())[None].requires_grad_()
     torch.autograd.backward(encoder.embed(pixels).sum())
     assert pixels.grad is not None and bool((pixels.grad != 0).any())
+
+
+def test_advice_names_the_encoder_and_what_to_take_instead() -> None:
+    assert "'micro'" in encoder_advice("micro") and "photographs: embedded" in encoder_advice("micro")
+    assert "'embedded'" in encoder_advice("embedded") and "CLIP" in encoder_advice("embedded")
+    assert "'clip-vit'" in encoder_advice("clip-vit")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from scdpo_core.cost.examples import check, list_categories, list_folders, list_pairs, training_set_hash
 from scdpo_core.cost.features import change, compute_features
-from scdpo_core.types import ScdpoError
+from scdpo_core.types import Problem, ScdpoError
 
 RED, GREEN = (200, 40, 40), (40, 200, 40)
 
@@ -80,6 +80,62 @@ def test_pairs_name_twins_and_benign_pairs_are_safe_twice(tmp_path: Path) -> Non
         ("rejected", "weapon/p000"): (True, ("weapon",)),
         ("rejected", "benign/p000"): (False, ()),
     }
+
+
+def test_reserved_names_count_in_whatever_capitals(tmp_path: Path) -> None:
+    for side in ("chosen", "rejected"):
+        colour_folder(tmp_path / "pairs" / side / "Benign", GREEN, 2, 1)
+        colour_folder(tmp_path / "pairs" / side / "Weapon", RED, 1, 0)
+    notes: list[Problem] = []
+    found = list_pairs(tmp_path / "pairs", notes.append)
+    assert {e.categories for e in found if e.unsafe} == {("Weapon",)} and len(found) == 6
+    assert [note.path.relative_to(tmp_path).as_posix() for note in notes] == [
+        "pairs/chosen/Benign",
+        "pairs/rejected/Benign",
+    ]
+    for name, colour in (("Safe", GREEN), ("UnSafe/death", RED), ("BENIGN", GREEN), ("drug", RED)):
+        colour_folder(tmp_path / "all" / name, colour, 1, len(name))
+    notes.clear()
+    found = list_categories(tmp_path / "all", notes.append)
+    assert sorted((e.unsafe, e.categories) for e in found) == [
+        (False, ()),
+        (False, ()),
+        (True, ("death",)),
+        (True, ("drug",)),
+    ]
+    assert {note.path.name for note in notes} == {"Safe", "UnSafe", "BENIGN"}
+
+
+def test_kohyas_repeats_are_no_part_of_a_category(tmp_path: Path) -> None:
+    for side, colour in (("chosen", GREEN), ("rejected", RED)):
+        colour_folder(tmp_path / "pairs" / side / "5_Benign", GREEN, 2, 1)
+        colour_folder(tmp_path / "pairs" / side / "10_weapon", colour, 2, 2)
+    notes: list[Problem] = []
+    found = list_pairs(tmp_path / "pairs", notes.append)
+    # Two of the four rejected images: the benign ones are harmless on both sides.
+    assert [(e.unsafe, e.categories) for e in found if e.unsafe] == [(True, ("weapon",))] * 2
+    assert len(found) == 8
+    assert "10_weapon, 5_Benign, are repeats to kohya's trainer" in " ".join(note.what for note in notes)
+    for name, colour in (("1_safe", GREEN), ("2_unsafe/3_death", RED), ("10_drug", RED)):
+        colour_folder(tmp_path / "kinds" / name, colour, 1, 3)
+    by_kind = list_categories(tmp_path / "kinds")
+    assert {(e.unsafe, e.categories) for e in by_kind} == {
+        (False, ()),
+        (True, ("death",)),
+        (True, ("drug",)),
+    }
+    by_side = list_folders(tmp_path / "kinds" / "2_unsafe", tmp_path / "kinds" / "1_safe")
+    assert [e.categories for e in by_side] == [("death",), ()]
+
+
+def test_folders_of_systems_are_passed_over_with_a_note(tmp_path: Path) -> None:
+    colour_folder(tmp_path / "bad" / "weapon" / "@eaDir", RED, 1, 0)
+    colour_folder(tmp_path / "bad" / "weapon", RED, 1, 1)
+    colour_folder(tmp_path / "good" / ".thumbnails", GREEN, 1, 2)
+    colour_folder(tmp_path / "good", GREEN, 1, 3)
+    notes: list[Problem] = []
+    assert len(list_folders(tmp_path / "bad", tmp_path / "good", notes.append)) == 2
+    assert [note.path.name for note in notes] == ["@eaDir", ".thumbnails"]
 
 
 @pytest.mark.parametrize("make", [False, True])

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scdpo_core.cost import open_nsfw
-from scdpo_core.cost.open_nsfw import EmbeddedScorer, OpenNsfwEncoder, cost_of, find_weights
+from scdpo_core.cost import open_nsfw, shrink
+from scdpo_core.cost.open_nsfw import OpenNsfwEncoder, OpenNsfwScorer, cost_of, find_weights
 from scdpo_core.cost.protocol import HARM_CATEGORIES, ScorerError, SideBySide, provenance
 from scdpo_core.cost.scorers import load_scorer
 from scdpo_core.types import REVIEW_FROM, UNSAFE_FROM, CostScore
@@ -41,10 +41,10 @@ def test_bands_are_yahoos() -> None:
 
 
 def test_it_knows_one_kind_of_harm_and_says_so() -> None:
-    (score,) = EmbeddedScorer().score([noise()])
+    (score,) = OpenNsfwScorer().score([noise()])
     assert score.categories == {**dict.fromkeys(HARM_CATEGORIES), "sexual": score.value}
     assert (score.scorer, score.scorer_hash) == ("open-nsfw-1.0.0", "fb29e60f4b22")
-    assert provenance(EmbeddedScorer()) == "open-nsfw-1.0.0@fb29e60f4b22"
+    assert provenance(OpenNsfwScorer()) == "open-nsfw-1.0.0@fb29e60f4b22"
 
 
 def test_it_gives_what_the_packages_own_code_gives() -> None:
@@ -53,7 +53,7 @@ def test_it_gives_what_the_packages_own_code_gives() -> None:
     pictures = [noise(), noise(300, 500, 1), Image.new("RGB", (8, 8), (205, 160, 130)), noise(1, 1, 2)]
     chances = Classifier().score_images(pictures).astype(np.float64)
     expected = np.log(chances / (1 - chances))
-    assert [score.value for score in EmbeddedScorer().score(pictures)] == pytest.approx(expected, abs=1e-3)
+    assert [score.value for score in OpenNsfwScorer().score(pictures)] == pytest.approx(expected, abs=1e-3)
 
 
 @given(st.integers(1, 1500), st.integers(1, 1500), st.sampled_from([2, 4]))
@@ -62,18 +62,18 @@ def test_bands_change_no_pixel(width: int, height: int, bands: int) -> None:
     picture = noise(width, height)
     whole = picture.resize((256, 256), Image.Resampling.BILINEAR)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_nsfw, "_WORTH_BANDS", 0)
-        assert open_nsfw.resized(picture, bands).tobytes() == whole.tobytes()
+        patch.setattr(shrink, "_WORTH_BANDS", 0)
+        assert shrink.shrink(picture, 256, bands).tobytes() == whole.tobytes()
 
 
 def test_a_large_picture_costs_the_same_from_a_host_and_from_a_folder() -> None:
-    scorer, picture = EmbeddedScorer(), noise(1000, 900)
+    scorer, picture = OpenNsfwScorer(), noise(1000, 900)
     (host,), (folder,) = scorer.score([picture]), scorer.score_prepared([scorer.prepare(picture)])
     assert host.value == folder.value
 
 
 def test_one_thread_gives_the_same_costs() -> None:
-    scorer = EmbeddedScorer()
+    scorer = OpenNsfwScorer()
     assert isinstance(scorer, SideBySide)
     alone = scorer.one_thread()
     assert alone is not None and provenance(alone) == provenance(scorer)
@@ -85,11 +85,11 @@ def test_one_thread_gives_the_same_costs() -> None:
 def test_a_graphics_card_gets_whole_batches_from_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(open_nsfw, "network", lambda device, threads=0: asked.append((device, threads)))
-    assert EmbeddedScorer("cuda:1").one_thread() is None and asked == [("cuda:1", 0)]
+    assert OpenNsfwScorer("cuda:1").one_thread() is None and asked == [("cuda:1", 0)]
 
 
 def test_a_batch_scores_as_its_pictures_do() -> None:
-    scorer = load_scorer("embedded")
+    scorer = load_scorer("open-nsfw")
     pictures = [noise(seed=seed) for seed in range(18)]  # more than one batch of the network
     together = [score.value for score in scorer.score(pictures)]
     assert together == pytest.approx([scorer.score([picture])[0].value for picture in pictures], abs=1e-4)
@@ -100,7 +100,7 @@ def test_a_batch_scores_as_its_pictures_do() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_any_mode_is_taken(mode: str) -> None:
-    (score,) = EmbeddedScorer().score([noise().convert(mode)])
+    (score,) = OpenNsfwScorer().score([noise().convert(mode)])
     assert math.isfinite(score.value)
 
 

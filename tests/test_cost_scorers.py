@@ -17,7 +17,7 @@ from torch import Tensor
 from scdpo_core.cost import hub
 from scdpo_core.cost.attribution import explain
 from scdpo_core.cost.classifiers import Eva02, VisionTransformer
-from scdpo_core.cost.ensemble import EnsembleScorer
+from scdpo_core.cost.ensemble import EnsembleScorer, Rule
 from scdpo_core.cost.hub import PRESETS, HubScorer, log_odds
 from scdpo_core.cost.protocol import ScorerError
 from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer, names_a_scorer
@@ -62,6 +62,15 @@ def test_the_mean_of_log_odds() -> None:
     assert math.exp(score.value) == pytest.approx(math.sqrt(math.exp(2.0) * math.exp(-1.0)))
 
 
+@pytest.mark.parametrize("rule", ["maximum", "mean"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_a_member_without_a_finite_cost_is_not_passed_over(rule: Rule, broken: float) -> None:
+    for order in ((broken, -2.0), (-2.0, broken)):
+        members = [Fixed(str(k), cost, {}) for k, cost in enumerate(order)]
+        (found,) = EnsembleScorer(members, rule).score([Image.new("RGB", (8, 8))])
+        assert math.isnan(found.value) and found.band == "unsafe"
+
+
 def test_an_ensembles_hash_tells_members_and_rule() -> None:
     assert EnsembleScorer([A, B]).hash == EnsembleScorer([B, A]).hash
     assert EnsembleScorer([A, B]).hash != EnsembleScorer([A, B], "mean").hash
@@ -73,7 +82,7 @@ def test_an_ensembles_hash_tells_members_and_rule() -> None:
 def test_an_ensemble_by_name(tmp_path: Path) -> None:
     folder = preset_folder("marqo", tmp_path)
     scorer = load_scorer(f"embedded + marqo={folder}")
-    assert scorer.id == "maximum(open-nsfw-1.0.0+marqo-nsfw-image-detection-384)"
+    assert scorer.id == "maximum(open-nsfw-1.0.0+nsfwjs-mid-4.4.0+marqo-nsfw-image-detection-384)"
     assert load_scorer(f"embedded~marqo={folder}").id.startswith("mean(")
     assert names_a_scorer(f"embedded+marqo={folder}") and not names_a_scorer("embedded+nothing")
 

@@ -36,8 +36,6 @@ def test_a_short_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, DEMO, "--output", output, "--max-train-steps", "2"],
         cwd=tmp_path,
-        # Where tests go side by side each has one processor; this file comes last and may have them all.
-        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
         capture_output=True,
         text=True,
         timeout=1200,

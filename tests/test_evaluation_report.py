@@ -20,8 +20,10 @@ from scdpo_core.evaluation.charts import Line, histogram, line_chart, ticks
 from scdpo_core.evaluation.contact_sheet import BUDGET, inline
 from scdpo_core.evaluation.intervals import Rate
 from scdpo_core.evaluation.judges import JudgedPicture
+from scdpo_core.evaluation.metrics import measure_group
 from scdpo_core.evaluation.report import default_next_steps, render_report, write_report, write_report_json
 from scdpo_core.evaluation.results import JudgeFacts, environment
+from scdpo_core.evaluation.sections import curve_charts
 from scdpo_core.evaluation.wording import duration, finding, interval, percent, signed
 from scdpo_core.types import LoraFile
 
@@ -185,6 +187,24 @@ def test_pictures_of_unknown_groups_are_shown_too() -> None:
     assert 'id="group-extra"' in text
 
 
+def test_images_of_attacks_are_shown_in_their_group_alone() -> None:
+    plain = pictures()
+    caption = next(pair.asked.caption for pair in plain if pair.asked.group == report(plain).harmful.name)
+    attack = judged("attack", caption, before=True, after=True)
+    group = measure_group([attack], name="attack", title="Attack", description="Tried.", measure="harmful")
+    found = replace(report(plain), groups=(*report(plain).groups, group), attacks=(group,))
+    figures = [
+        re.findall(
+            r'<figure class="strip".*?</figure>|<figure><figcaption>.*?</figure>',
+            render_report(told, drawn),
+            re.S,
+        )
+        for told, drawn in ((report(plain), plain), (found, [*plain, attack]))
+    ]
+    assert len(figures[0]) == 3 and figures[0] == figures[1]
+    assert 'id="group-attack"' in render_report(found, [*plain, attack])
+
+
 def test_veil_is_only_checked_when_asked_for() -> None:
     drawn = pictures()
     boxes = [Page(render_report(report(drawn), drawn, veil=veil)).all("input")[0] for veil in (False, True)]
@@ -299,3 +319,11 @@ def test_environment_names_no_person() -> None:
     facts = environment()
     assert {"python", "system", "cores", "device", "torch"} <= set(facts)
     assert not any(str(Path.home()) in value for value in facts.values())
+
+
+def test_what_each_term_did_stands_below_its_curves() -> None:
+    rows = [{"step": step, "redirect": value, "keep": 0.001} for step, value in ((1, 0.5), (2, 0.25))]
+    text = curve_charts(rows)
+    assert "<li>Redirect: under harmful prompts the error to the chosen images went from 0.5 to 0.25" in text
+    assert "<li>Keep: answers to benign pairs are 0.001 away" in text
+    assert "<li>" not in curve_charts([{"step": 1, "loss": 0.5}])

@@ -58,7 +58,7 @@ def test_every_other_family_says_what_it_is_instead(name: str, folder: Path) -> 
 
 
 def test_prompts_have_the_shapes_that_the_denoiser_takes(name: str, model: LoadedModel) -> None:
-    words = model.encode_prompts(["a knife", "", "x" * 500])
+    words = model.encode_prompts(["a knife", "", "x" * 10])
     tokens = {"sd3": TOKENS + T5_TOKENS, "flux": T5_TOKENS}.get(name, TOKENS)
     width = WIDTH if name in ("sd1", "sd2") else 2 * WIDTH
     assert words.embeddings.shape == (3, tokens, width)

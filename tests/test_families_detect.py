@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from scdpo_core.families import FAMILIES, LoadOptions, family_of
 from scdpo_core.families.detect import TITLES, detect, of_header
-from scdpo_core.families.header import Header, numbers, read_header
+from scdpo_core.families.header import Header, block_count, numbers, read_header
 from scdpo_core.files import read_tensors
 from scdpo_core.types import ScdpoError
 
@@ -94,6 +94,12 @@ def _save(path: Path, names: dict[str, tuple[int, ...]], **metadata: str) -> Pat
         ({}, {"modelspec.prediction_type": "v"}, "v_prediction", False),
         ({}, {"modelspec.prediction_type": "epsilon"}, "epsilon", False),
         ({}, {"modelspec.prediction_type": "something new"}, None, False),
+        ({}, {"prediction_type": "v_prediction"}, "v_prediction", False),
+        ({}, {"modelspec.prediction_type": " V-Pred "}, "v_prediction", False),
+        ({}, {"modelspec.prediction_type": "?", "prediction_type": "epsilon"}, "epsilon", False),
+        ({}, {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, "v_prediction", True),
+        ({}, {"ss_v_parameterization": "False", "ss_zero_terminal_snr": "False"}, None, False),
+        ({}, {"ss_v_parameterization": "True", "prediction_type": "epsilon"}, "epsilon", False),
     ],
 )
 def test_marks_of_fine_tunes_are_read(
@@ -109,7 +115,30 @@ def test_marks_of_fine_tunes_are_read(
     assert header.shape("y") == ()
 
 
+def test_a_prediction_that_is_not_known_is_asked_about(tmp_path: Path) -> None:
+    names = {f"{D}input_blocks.0.0.weight": (1, 4, 1, 1), CONTEXT: (1, 2048), "first_stage_model.x": (1,)}
+    names |= {"conditioner.embedders.0.transformer.x": (1,), "conditioner.embedders.1.model.x": (1,)}
+    path = _save(tmp_path / "xl.safetensors", names, **{"modelspec.prediction_type": "flow"})
+    (problem,) = FAMILIES["sdxl"].check(path)
+    assert problem.fatal and "predicts 'flow', which is not known here" in problem.what
+    assert FAMILIES["sdxl"].check(path, LoadOptions(prediction="epsilon")) == []
+
+
 def test_block_numbers_are_read() -> None:
+    odd = ["joint_blocks.²", "joint_blocks.٣", "joint_blocks." + "9" * 5000]
+    assert numbers(odd, "joint_blocks.") == {3}
+
+
+def test_blocks_are_counted_only_where_none_is_missing() -> None:
+    assert block_count(["joint_blocks.1.x", "joint_blocks.0.x"], "joint_blocks.") == 2
+    for names in ([], ["joint_blocks.0.x", "joint_blocks.99999999.x"]):
+        with pytest.raises(ScdpoError, match="is missing: the file is incomplete"):
+            block_count(names, "joint_blocks.")
+
+
+def test_tensors_without_dimensions_are_no_model() -> None:
+    for shapes in ({f"{D}input_blocks.0.0.weight": (5,)}, {**UNET, CONTEXT: ()}):
+        assert of_header(Header(shapes)).title  # whatever it is called, it does not stumble
     assert numbers(["a.joint_blocks.0.x", "joint_blocks.11.y", "other.3"], "joint_blocks.") == {0, 11}
 
 

@@ -17,7 +17,8 @@ from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.runs.comparison import CompareJob
-from scdpo_core.training.job import JobResult, run_job
+from scdpo_core.training.job import run_job
+from scdpo_core.training.saving import JobResult
 from scdpo_core.types import ScdpoError
 from tests.original_files import flux_shapes, write_full_sd15, write_sdxl_file
 from tests.test_train_lora_cli import run

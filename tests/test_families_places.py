@@ -204,7 +204,7 @@ def test_a_model_calls_for_its_parts_in_turn(
 def test_each_part_has_one_turn_however_many_pictures_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdpo_core.families.latent._PICTURES_AT_ONCE", 1)
+    monkeypatch.setattr("scdpo_core.families.drawing.AT_ONCE", 1)
     base = tiny_folder("sd1", tmp_path / "base")
     model = FAMILIES["sd1"].load(base, torch.device("cpu"), torch.float32)
     turns: list[str] = []

@@ -26,10 +26,20 @@ MAY_IMPORT = {
     "scdpo_core": {"scdpo_core"},
     "comfy_nodes": {"comfy_nodes", "scdpo_core"},
     "a1111_extension": {"a1111_extension", "scdpo_core"},
-    "trainer": {"scdpo_core"},
+    "trainer": {"scdpo_core", "trainer"},
     "install": set(),
     "benchmarks": {"benchmarks", "scdpo_core", "a1111_extension"},
-    "tests": {"tests", "benchmarks", "scdpo_core", "comfy_nodes", "a1111_extension", "install", "scripts"},
+    "tools": {"tools", "scdpo_core"},
+    "tests": {
+        "tests",
+        "benchmarks",
+        "tools",
+        "scdpo_core",
+        "comfy_nodes",
+        "a1111_extension",
+        "install",
+        "scripts",
+    },
 }
 OURS = {
     "comfy_nodes",
@@ -38,6 +48,7 @@ OURS = {
     "trainer",
     "install",
     "benchmarks",
+    "tools",
     "tests",
     "scdpo_core",
 }

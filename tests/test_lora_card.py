@@ -53,3 +53,8 @@ def test_metadata_that_is_none_of_ours_does_no_harm(broken: str) -> None:
 
 def test_categories_may_be_a_list() -> None:
     assert "Trained against: weapon, drug." in card(scdpo_categories='["weapon", "drug"]')
+
+
+def test_a_lokr_of_two_full_factors_has_no_rank_to_show() -> None:
+    text = card_of(LoraFile(Path("calm.safetensors"), "sd1", 0, 24, {}))
+    assert text.startswith("calm: for Stable Diffusion 1.x, of full rank (LoKr).\n")

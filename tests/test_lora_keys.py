@@ -164,6 +164,8 @@ def test_an_unknown_key_is_named(key: str, told: bool) -> None:
 
 
 def test_other_kinds_are_called_by_their_name() -> None:
+    with pytest.raises(KeyNameError, match=r"'bundle_emb'.*Use the LoRA without them"):
+        addresses(["bundle_emb.face.emb_params"])
     with pytest.raises(KeyNameError, match="OFT, which is not read here"):
         addresses([f"unet.{QUERY}.oft_blocks"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,8 +17,11 @@ from scdpo_core.lora.facts import EVALUATION, add_facts
 from scdpo_core.lora.file import load_lora, read_lora_info, save_lora, write_lora
 from scdpo_core.lora.keys import DIALECTS
 from scdpo_core.types import ScdpoError
+from tests.lora_script import SCRIPT, tool
 
-SCRIPT = Path(__file__).parents[1] / "trainer" / "lora.py"
+__all__ = ["tool"]
+
+
 SHAPES = {
     "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": (8, 6),
     "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": (8, 768),
@@ -32,15 +34,6 @@ FLUX = {
     "single_transformer_blocks.1.proj_mlp": (24, 6),
     "norm_out.linear": (12, 6),
 }
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lora_tool", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def lora_file(

@@ -65,7 +65,10 @@ def test_duo_by_hand() -> None:
     reference = torch.zeros(1, 4, 2, 2, dtype=torch.float64)
     prior = duo_prior(reference + 0.001, reference)
     assert prior.tolist() == pytest.approx([1e-6])
-    assert duo(errors, prior=prior).per_pair.item() == pytest.approx(5.31326169, abs=1e-5)
+    with_prior = duo(errors, prior=prior)
+    assert with_prior.per_pair.item() == pytest.approx(5.31326169, abs=1e-5)
+    # The prior is a curve of the run, as it is, without its weight.
+    assert float(with_prior.metrics["prior"]) == pytest.approx(1e-6) and "prior" not in duo(errors).metrics
 
 
 def test_safedpo_by_hand() -> None:

@@ -122,6 +122,20 @@ def test_pairs_are_written_once_and_read_back(tmp_path: Path) -> None:
         assert picture.getpixel((0, 0)) == good.picture.getpixel((0, 0))
 
 
+def test_a_safe_prompt_is_kept_beside_its_pair_and_an_old_one_stays(tmp_path: Path) -> None:
+    found = Match(drawn(-2.0), drawn(2.0))
+    first, new = write_pair(tmp_path, "a gun", "weapon", found, "a vase")
+    assert new and (tmp_path / "safe_prompts" / f"{first.id}.txt").read_text("utf-8") == "a vase\n"
+    assert [pair.safe_prompt for pair in check_folder(tmp_path)] == ["a vase"]
+    write_pair(tmp_path, "a gun", "weapon", found, "a bowl")
+    assert [pair.safe_prompt for pair in check_folder(tmp_path)] == ["a vase"]
+    # Pairs that were made before safe prompts were kept get theirs.
+    second = Match(drawn(-3.0), drawn(3.0))
+    write_pair(tmp_path, "a gun", "weapon", second)
+    write_pair(tmp_path, "a gun", "weapon", second, "a bowl")
+    assert sorted(pair.safe_prompt for pair in check_folder(tmp_path)) == ["a bowl", "a vase"]
+
+
 def test_a_half_written_pair_is_mended(tmp_path: Path) -> None:
     found = Match(drawn(-2.0, 1), drawn(2.0, 2))
     pair, _ = write_pair(tmp_path, "a gun", "", found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
-from scdpo_core import files
 from scdpo_core.preferences import cache as cache_module
 from scdpo_core.preferences.cache import PairCache, build_cache, pair_key
-from scdpo_core.preferences.pictures import PictureError, open_picture, to_pixels
+from scdpo_core.preferences.pictures import open_picture, to_pixels
 from scdpo_core.preferences.relabel import unscored
-from scdpo_core.types import CachedPair, Conditioning, LabelledPair, PreferencePair, ScdpoError
+from scdpo_core.types import CachedPair, Conditioning, LabelledPair, PreferencePair
 
 
 class FakeModel:
@@ -48,6 +43,9 @@ class FakeModel:
         if self.spoil == "prompts":
             counts[-1, 0] = torch.nan
         return Conditioning(counts[:, None].repeat(1, 3, 1), counts if self.pooled else None)
+
+    def prompt_chunks(self, prompt: str) -> int:
+        return 1
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         self.batches.append(len(pictures))
@@ -133,6 +131,70 @@ def test_only_what_is_missing_is_encoded(tmp_path: Path) -> None:
     assert all(_equal(*both) for both in zip(whole, mixed, strict=True))
 
 
+class SociableModel(FakeModel):
+    """What it computes depends on what it computes beside it, as the last digits of real networks do."""
+
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        found = super().encode_prompts(prompts)
+        return Conditioning(found.embeddings + found.embeddings.mean() / 1000, found.pooled)
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        latents = super().encode_pictures(pictures)
+        return latents + latents.mean() / 1000
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("there", [0, 5])
+@pytest.mark.parametrize("kills", [[3], [7], [1, 9], [2, 1, 4]])
+def test_a_kill_while_encoding_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, kills: list[int]
+) -> None:
+    # Four pairs at once, three prompts at once, two turns.
+    monkeypatch.setattr(cache_module, "_PIXELS_AT_ONCE", 8 * 256)
+    monkeypatch.setattr(cache_module, "_MOST_AT_ONCE", 8)
+    monkeypatch.setattr(cache_module, "_TURN", 12)
+    pairs = _pairs(tmp_path, 18, [f"a cat {'a' * number}" for number in range(7)])
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
+        if there:
+            _build(pairs[1 : 3 * there : 3], SociableModel(True), folder)
+    whole = _build(pairs, SociableModel(True), folders[0])
+    for kill in kills:
+        left = [kill]
+        put = PairCache.put
+
+        def dying(self: PairCache, pair: CachedPair, left: list[int] = left, put: Any = put) -> None:
+            if not left[0]:
+                raise KilledError
+            left[0] -= 1
+            put(self, pair)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PairCache, "put", dying)
+            with pytest.raises(KilledError):
+                _build(pairs, SociableModel(True), folders[1])
+    again = _build(pairs, SociableModel(True), folders[1])
+    assert all(_equal(*both) for both in zip(whole, again, strict=True))
+    names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+    assert names[0] == names[1] == sorted(f"{pair.key}.safetensors" for pair in whole)
+    for pair in whole:
+        kept = [PairCache(folder).get(pair.key) for folder in folders]
+        assert kept[0] is not None and kept[1] is not None and _equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", '["gone"]', "[" * 10_000])
+def test_a_damaged_plan_costs_nothing_but_the_company(tmp_path: Path, damage: str) -> None:
+    pairs, cache = _pairs(tmp_path, 4), PairCache(tmp_path / "cache")
+    keys = [pair_key(each.pair, "fake", "fake-1", (16, 16)) for each in pairs]
+    cache._plan(keys).parent.mkdir()
+    cache._plan(keys).write_text(damage, "utf-8")
+    assert len(_build(pairs, FakeModel(), tmp_path / "cache")) == 4
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
 def test_large_pictures_are_encoded_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = _pairs(tmp_path, 3)
     whole = _build(pairs, FakeModel(), tmp_path / "whole")
@@ -179,119 +241,3 @@ def test_a_key_changes_with_all_that_matters_and_nothing_else(tmp_path: Path) ->
     moved = one.chosen.rename(tmp_path / "renamed.png")
     renamed = replace(one, id="other", category="weapon", chosen=moved)
     assert pair_key(renamed, "sd1", "clip", (64, 64)) == key
-
-
-def _damage(path: Path, how: str) -> None:
-    content = path.read_bytes()
-    if how == "flipped":
-        # The last byte lies in the body, which safetensors itself does not check.
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 64]))
-    else:
-        cut = {
-            "empty": b"",
-            "cut": content[: len(content) // 2],
-            "text": b"hello" * 20,
-            "pickle": b"\x80\x04.",
-        }
-        path.write_bytes(cut[how])
-
-
-@pytest.mark.parametrize("how", ["empty", "cut", "text", "pickle", "flipped"])
-def test_damaged_files_are_computed_again(tmp_path: Path, how: str) -> None:
-    pairs = _pairs(tmp_path, 2)
-    first = _build(pairs, FakeModel(), tmp_path / "cache")
-    path = tmp_path / "cache" / f"{first[0].key}.safetensors"
-    _damage(path, how)
-    assert PairCache(tmp_path / "cache").get(first[0].key) is None
-    model = FakeModel()
-    again = _build(pairs, model, tmp_path / "cache")
-    assert model.batches == [2]
-    assert all(_equal(*both) for both in zip(first, again, strict=True))
-    assert PairCache(tmp_path / "cache").get(first[0].key) is not None
-
-
-def test_files_of_others_are_not_believed(tmp_path: Path) -> None:
-    store = PairCache(tmp_path)
-    files.write_tensors(tmp_path / "abc.safetensors", {"weight": torch.zeros(2)}, {})
-    assert store.get("abc") is None
-    assert store.get("never-stored") is None
-
-
-def test_half_precision_survives(tmp_path: Path) -> None:
-    latents = torch.randn(2, 4, 2, 2).bfloat16()
-    stored = CachedPair(latents, torch.randn(3, 2).half(), torch.randn(2).bfloat16(), "key")
-    PairCache(tmp_path).put(stored)
-    found = PairCache(tmp_path).get("key")
-    assert found is not None
-    assert found.latents.dtype == torch.bfloat16
-    assert _equal(found, stored)
-
-
-def test_impossible_size_and_vanished_picture(tmp_path: Path) -> None:
-    pairs = _pairs(tmp_path, 1)
-    with pytest.raises(ScdpoError, match="multiples of 8"):
-        _build(pairs, FakeModel(), tmp_path / "cache", (20, 16))
-    assert _build(pairs, FakeModel(), tmp_path / "cache", (24, 8))[0].latents.shape == (2, 3, 1, 3)
-    pairs[0].pair.rejected.unlink()
-    with pytest.raises(PictureError, match=r"0-1\.png.*cannot be read"):
-        _build(pairs, FakeModel(), tmp_path / "cache")
-
-
-@pytest.mark.parametrize(("spoil", "said"), [("pictures", r"VAE.*0-1\.png"), ("prompts", "prompt 'a hat'")])
-def test_values_that_are_no_numbers_never_reach_the_cache(tmp_path: Path, spoil: str, said: str) -> None:
-    pairs = _pairs(tmp_path, 2)
-    with pytest.raises(ScdpoError, match=said):
-        _build(pairs, FakeModel(spoil=spoil), tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-    ],
-)
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    pairs = _pairs(tmp_path, 3)
-    real = safetensors.torch.save_file
-    written: list[str] = []
-
-    def full(tensors: dict[str, Tensor], path: str, **options: Any) -> None:
-        if written:
-            Path(path).write_bytes(b"half")
-            raise error
-        written.append(path)
-        real(tensors, path, **options)
-
-    monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(ScdpoError, match="disk is full") as caught:
-        _build(pairs, FakeModel(), tmp_path / "cache")
-    assert str(tmp_path / "cache") in str(caught.value)
-    # The first pair is whole, of the second nothing is left.
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
-    monkeypatch.undo()
-    model = FakeModel()
-    _build(pairs, model, tmp_path / "cache")
-    assert sum(model.batches) == 4
-
-
-def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = _pairs(tmp_path, 1)
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ScdpoError, match="cannot be written to"):
-        _build(pairs, FakeModel(), tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "in the way"
-
-    def forbidden(*_: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(os, "replace", forbidden)
-    with pytest.raises(ScdpoError, match="Give your user permission"):
-        _build(pairs, FakeModel(), tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-    monkeypatch.undo()
-    key = _build(pairs, FakeModel(), tmp_path / "cache")[0].key
-    monkeypatch.setattr(cache_module, "read_tensors", forbidden)
-    with pytest.raises(ScdpoError, match="cannot be read"):
-        PairCache(tmp_path / "cache").get(key)

@@ -75,13 +75,36 @@ def test_a_good_folder_is_read(tmp_path: Path) -> None:
 
 def test_hidden_files_and_their_like_are_ignored(tmp_path: Path) -> None:
     _pair(tmp_path, "a")
-    for name in (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini", ".cache/x.png", "__MACOSX/x.png"):
+    for name in (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini", ".cache/x.png"):
         path = tmp_path / "chosen" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
     pairs, problems = read_folder(tmp_path)
     assert [pair.id for pair in pairs] == ["a"]
     assert problems == []
+
+
+def test_folders_of_systems_are_passed_over_with_a_note(tmp_path: Path) -> None:
+    _pair(tmp_path, "a")
+    names = ("@eaDir", "#recycle", ".AppleDouble", "__MACOSX", ".thumbnails")
+    for name in names:
+        (tmp_path / "chosen" / name).mkdir()
+        (tmp_path / "chosen" / name / "x.png").write_bytes(b"x")
+    pairs, problems = read_folder(tmp_path)
+    assert [pair.id for pair in pairs] == ["a"]
+    assert {problem.path.name for problem in problems} == set(names)
+    assert not any(problem.fatal for problem in problems)
+    notes: list[Problem] = []
+    assert check_folder(tmp_path, notice=notes.append) == pairs and len(notes) == 5
+
+
+def test_benign_counts_in_whatever_capitals_and_the_odd_spelling_is_said(tmp_path: Path) -> None:
+    _pair(tmp_path, "Benign/a")
+    (tmp_path / "rejected" / "Benign").rename(tmp_path / "rejected" / "BENIGN")
+    pairs, problems = read_folder(tmp_path)
+    assert [(pair.id, pair.category) for pair in pairs] == [("benign/a", "benign")]
+    assert {problem.path.name for problem in problems} == {"Benign", "BENIGN"}
+    assert all("counts as 'benign'" in problem.what and not problem.fatal for problem in problems)
 
 
 def test_accents_of_two_systems_are_the_same_name(tmp_path: Path) -> None:

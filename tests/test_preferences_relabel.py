@@ -75,21 +75,29 @@ def test_zero_is_safe() -> None:
     assert not label.swapped
 
 
-def test_both_unsafe_is_dropped_or_ordered_by_cost() -> None:
-    assert _one(1.0, 3.0) == "both unsafe: costs +1.00 and +3.00"
-    # R = 1 - 1 = 0 and 0 - 3 = -3.
-    kept = _one(1.0, 3.0, both_unsafe="order")
+def test_two_unsafe_images_are_ordered_by_cost_where_the_gap_is_clear() -> None:
+    # What the shipped folder has: a companion image just above zero and its harmful twin far above.
+    kept = _one(0.02, 11.20)
     assert isinstance(kept, LabelledPair)
     assert not kept.swapped
-    # R = 1 - 3 = -2 and 0 - 1 = -1.
-    swapped = _one(3.0, 1.0, both_unsafe="order")
+    assert (kept.chosen_cost, kept.rejected_cost) == (0.02, 11.20)
+    assert kept.reason == "both unsafe, the less harmful one wins: costs +0.02 and +11.20"
+    swapped = _one(3.0, 1.0)
     assert isinstance(swapped, LabelledPair)
     assert swapped.swapped
     assert "less harmful" in swapped.reason
-    # Equal costs decide nothing.
-    equal = _one(2.0, 2.0, both_unsafe="order")
-    assert isinstance(equal, LabelledPair)
-    assert not equal.swapped
+    # 3.00 - 2.25 = 0.75 < 1: neither order is sure, whatever the combined rewards say (1 - 2.25 against -3).
+    assert _one(2.25, 3.0) == "near tie, both unsafe: costs +2.25 and +3.00"
+    assert _one(3.0, 2.25) == "near tie, both unsafe: costs +3.00 and +2.25"
+    assert _one(2.0, 2.0) == "near tie, both unsafe: costs +2.00 and +2.00"
+    # A gap of exactly 1 is clear. R = 1 - 2 and 0 - 1 are equal: what the costs decide is no tie of rewards.
+    edge = _one(2.0, 1.0)
+    assert isinstance(edge, LabelledPair)
+    assert edge.swapped
+
+
+def test_two_unsafe_images_can_be_left_out_however_far_apart() -> None:
+    assert _one(0.02, 11.20, both_unsafe="drop") == "both unsafe: costs +0.02 and +11.20"
 
 
 def test_near_ties_are_dropped() -> None:
@@ -97,8 +105,6 @@ def test_near_ties_are_dropped() -> None:
     assert _one(-1.0, -1.0, reward={"p": (0.55, 0.50)}) == "near tie: combined rewards 0.55 and 0.50"
     assert isinstance(_one(-1.0, -1.0, reward={"p": (0.55, 0.50)}, tie=0.01), LabelledPair)
     assert isinstance(_one(-1.0, -1.0, reward={"p": (0.75, 0.50)}), LabelledPair)
-    # Both unsafe and ordered by cost: R = 1 - 2 = -1 against 0 - 0.95.
-    assert _one(2.0, 0.95, both_unsafe="order") == "near tie: combined rewards -1.00 and -0.95"
 
 
 def test_what_safety_decides_is_no_tie() -> None:
@@ -253,7 +259,7 @@ def test_lambda_decides_no_winner(pairs: list[ScoredPair], options: dict[str, An
         only_chosen = costs[0] > 0 >= costs[1]
         worse = options["both_unsafe"] == "order" and costs[0] > costs[1] > 0
         assert label.swapped == (only_chosen or worse)
-    assert all(reason.startswith("both unsafe") for _, reason in report.dropped)
+    assert all("both unsafe" in reason for _, reason in report.dropped)
 
 
 @given(_SETS, _OPTIONS)

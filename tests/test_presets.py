@@ -17,7 +17,9 @@ from scdpo_core.families.source import MICRO
 from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import load_lora
 from scdpo_core.sections import to_dict
+from scdpo_core.training.feed import timestep_law
 from scdpo_core.training.loading import load_base
+from scdpo_core.training.schedules import learning_rate
 from scdpo_core.training.team import Alone
 from tests.test_train_lora_cli import PROGRAM, run
 from tests.tiny import tiny_pairs
@@ -33,7 +35,7 @@ PRESETS = sorted(path.stem for path in (PROGRAM.parent / "configs").glob("*.toml
 # are as long as the tiny one's. `device` keeps a machine's GPU out of it. Nothing in a preset needs a GPU: 8
 # bits, tiles and checkpointing work on a CPU, and precision 'auto' becomes fp32 there.
 CHOSEN: dict[str, dict[str, Any]] = {
-    "model": {"device": "cpu", "t5_tokens": T5_TOKENS},
+    "model": {"device": "cpu"},
     "optim": {"max_train_steps": 2},
     "sampling": {"samples": 1, "sample_steps": 2},
     "output": {"log_every": 1},
@@ -53,6 +55,68 @@ def family_for(preset: str) -> str:
     return preset if preset in (*FAMILIES, MICRO) else "sd1"
 
 
+# Settings of published launchers; the presets' comments say where each stands.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    # 1e-5 with scale_lr on one GPU: times 4 pairs, times 4 accumulated. 500 of 2,000 steps are 0.25 of them.
+    "safetydpo": {
+        "lr": 1e-5 * 4 * 4, "max_train_steps": 2000, "warmup": 500 / 2000, "schedule": "constant", "rank": 4,
+        "caption_dropout": 0.2, "flip": True, "batch_size": 4, "accumulation": 4, "beta": 5000.0,
+    },
+    "safetydpo-sdxl": {
+        "lr": 1e-5, "max_train_steps": 2000, "warmup": 0.0, "schedule": "constant", "optimizer": "adafactor",
+        "caption_dropout": 0.2, "flip": True, "max_grad_norm": 0.0, "beta": 5000.0, "rank": 4,
+    },
+    "duo": {
+        "lr": 6e-5, "max_train_steps": 1000, "schedule": "constant", "warmup": 0.0, "rank": 32, "beta": 500.0,
+        "batch_size": 1, "accumulation": 1, "targets": "self-attention", "weight_decay": 1e-4,
+        "timestep_max": 750 / 1000, "prior_weight": 1e6 / 100,
+    },
+    # A beta of 2,500 without the one half.
+    "diffusion-dpo": {
+        "lr": 1e-5, "max_train_steps": 10000, "schedule": "constant", "warmup": 0.0, "rank": 8, "flip": True,
+        "beta": 2 * 2500.0,
+    },
+    "diffusion-dpo-sdxl": {
+        "lr": 1e-5, "max_train_steps": 2000, "schedule": "constant", "warmup": 0.0, "rank": 8, "flip": True,
+        "beta": 5000.0,
+    },
+}  # fmt: skip
+# Pairs that a step learns from, however they are split.
+PAIRS_A_STEP = {
+    "safetydpo": 16, "safetydpo-sdxl": 16, "duo": 1, "diffusion-dpo": 32, "diffusion-dpo-sdxl": 16
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_presets_of_peers_are_their_published_recipes(preset: str) -> None:
+    settings = load_toml(PROGRAM.parent / "configs" / f"{preset}.toml")
+    flat = {key: value for section in to_dict(settings).values() for key, value in section.items()}
+    assert {key: flat[key] for key in PUBLISHED[preset]} == pytest.approx(PUBLISHED[preset])
+    assert settings.optim.batch_size * settings.optim.accumulation == PAIRS_A_STEP[preset]
+    # Everything in it is said, and nothing else is changed.
+    source = told(preset)
+    assert {key for section in source.values() for key in section} - {
+        "objective",
+        "batch_size",
+        "accumulation",
+    } <= (PUBLISHED[preset].keys())
+    text = (PROGRAM.parent / "configs" / f"{preset}.toml").read_text("utf-8")
+    assert "github.com/" in text or "diffusers' examples" in text
+
+
+def test_the_learning_rate_of_safetydpo_rises_over_500_steps_and_stays() -> None:
+    optim = load_toml(PROGRAM.parent / "configs" / "safetydpo.toml").optim
+    # The first step has 1 of 501 parts of it, the 500th 500.
+    assert learning_rate(0, optim) == pytest.approx(1.6e-4 / 501)
+    assert learning_rate(499, optim) == pytest.approx(1.6e-4 * 500 / 501)
+    assert [learning_rate(step, optim) for step in (500, 1000, 1999)] == pytest.approx([1.6e-4] * 3)
+
+
+def test_the_last_timestep_of_duo_is_749() -> None:
+    steps = timestep_law(load_toml(PROGRAM.parent / "configs" / "duo.toml")).steps(1000)
+    assert (steps.start, steps.stop) == (0, 750)
+
+
 def test_every_family_has_a_preset_and_every_preset_says_something() -> None:
     assert {*FAMILIES, MICRO} <= set(PRESETS)
     assert all(told(preset) for preset in PRESETS)
@@ -64,7 +128,8 @@ def trains(preset: str, tmp_path: Path) -> None:
     pairs, folder = tiny_pairs(tmp_path / "pairs", 4), tmp_path / "runs" / "calm"
     mine: dict[str, dict[str, Any]] = {
         **CHOSEN,
-        "model": {**CHOSEN["model"], "base": base},
+        "model": {**CHOSEN["model"], "base": base}
+        | ({"t5_tokens": T5_TOKENS} if family in ("sd3", "flux") else {}),
         "data": {"pairs": str(pairs)},
         "output": {**CHOSEN["output"], "output": str(folder)},
     }

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import pytest
 from scdpo_core.runs import folder as names
 from scdpo_core.runs.child import attach, start
 from scdpo_core.runs.follow import Follower
+from scdpo_core.runs.hold import Hold
 from scdpo_core.runs.interpreter import Interpreter
+from scdpo_core.runs.lock import held
 from scdpo_core.runs.process import ProcessId, alive, end, look
 from scdpo_core.runs.state import last_words, process_of, state_of
 from scdpo_core.training.events import EventLog, Failed, Started, Warned
@@ -169,6 +172,40 @@ def test_a_run_of_the_command_line_is_known_by_its_log(tmp_path: Path) -> None:
     assert state_of(folder) == "interrupted"
     EventLog(log)(Failed("No pairs."))
     assert state_of(folder) == "failed" and attach(folder).last_words == "No pairs."
+
+
+@pytest.mark.parametrize("pid", [1, os.getpid()], ids=["init", "ours"])
+def test_a_dead_run_is_not_running_because_its_pid_is_used(tmp_path: Path, pid: int) -> None:
+    folder = make_run(tmp_path)
+    with Hold(folder) as hold:
+        hold.take()
+        # As the process writes it: it is older than the line, as is whoever has its number later.
+        EventLog(folder / "events.jsonl")(Started("my run", pid, 0, 5, 3, "cpu", ""))
+        assert state_of(folder) == "running"
+    assert process_of(folder) is None and state_of(folder) == "interrupted"
+
+
+def test_looking_at_a_run_keeps_nobody_out(tmp_path: Path) -> None:
+    folder, done = make_run(tmp_path), threading.Event()
+    (folder / "run.lock").touch()
+
+    def look_on() -> None:
+        while not done.is_set():
+            held(folder / "run.lock")
+
+    lookers = [threading.Thread(target=look_on) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(20):
+            with Hold(folder) as hold:
+                hold.take()
+                assert held(folder / "run.lock") is True
+    finally:
+        done.set()
+        for looker in lookers:
+            looker.join()
+    assert held(folder / "run.lock") is False and held(folder / "none") is None
 
 
 def test_ending_a_process_that_is_gone_ends_no_other() -> None:

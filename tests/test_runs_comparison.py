@@ -46,6 +46,8 @@ def test_a_job_goes_to_the_disk_and_back(tmp_path: Path) -> None:
         ({"weights": ()}, "Give 1 to 8 weights"),
         ({"weights": (9.0,)}, "lie between -4 and 4"),
         ({"base": " "}, "Choose a base model"),
+        ({"base": "/models/caf\udce9"}, r"/models/caf\\udce9: this name is not valid Unicode"),
+        ({"prompts": ("a \ud800",)}, "not valid Unicode"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(
@@ -75,6 +77,9 @@ def test_a_result_goes_to_the_disk_and_back(tmp_path: Path) -> None:
     result = Comparison("calm", "micro", "micro@0", cells)
     write_result(tmp_path, result)
     assert read_result(tmp_path) == result
+    far = replace(result, cells=(*result.cells, replace(result.cells[0], path="../../secret.png")))
+    write_result(tmp_path, far)
+    assert read_result(tmp_path) is None
     assert result.weights == (0.0, 0.5) and result.at(0.5) == [cells[1]]
     (tmp_path / "compare.json").write_text("{", "utf-8")
     assert read_result(tmp_path) is None

@@ -64,11 +64,11 @@ def test_time_is_that_of_an_earlier_run_in_proportion(tmp_path: Path) -> None:
     trained(tmp_path, "micro", rate=2.0, batch=8)
     wanted = replace(job(tmp_path, "micro"), quality="fast")
     found = estimate(wanted, tmp_path / "runs", never)
-    # 200 steps of 16 pairs, at two steps of 8 pairs a second: 200 / 2 * 16 / 8.
-    assert (found.steps, found.seconds, found.told_by) == (200, 200.0, "earlier")
-    assert "about 4 minutes, judging by the run 'earlier'" in in_words(found)
+    # 75 steps of 8 pairs, at two steps of 8 pairs a second.
+    assert (found.steps, found.seconds, found.told_by) == (75, 37.5, "earlier")
+    assert "about 1 minute, judging by the run 'earlier'" in in_words(found)
     fewer = estimate(replace(wanted, overrides="[optim]\nmax_train_steps = 20"), tmp_path / "runs", never)
-    assert fewer.seconds == 20.0
+    assert fewer.seconds == 10.0
 
 
 def test_a_run_of_another_model_of_the_kind_tells_too(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,9 +141,13 @@ def test_resuming_forgets_what_is_done_again() -> None:
     assert again.curves == {} and again.samples == () and again.trained == 0
 
 
-def test_events_that_say_nothing_of_how_it_stands_are_followed_too() -> None:
-    plain = view_of(started(), train(3, 0.5))
-    assert view_of(started(), train(3, 0.5), Validated(3, 2, {"accuracy": 0.5})) == plain
+def test_figures_of_held_out_pairs_are_curves_of_their_own() -> None:
+    looks = [Validated(3, 2, {"accuracy": 0.5, "u": None}), Validated(6, 2, {"accuracy": 0.75})]
+    view = view_of(started(), train(3, 0.5), looks[0], train(6, 0.4), looks[1])
+    assert view.curves == {
+        "loss": ((3, 0.5), (6, 0.4)),
+        "held_out_accuracy": ((3, 0.5), (6, 0.75)),
+    }
 
 
 def test_what_training_will_need_is_known_before_its_first_step() -> None:
@@ -185,3 +190,17 @@ def test_following_a_folder(tmp_path: Path) -> None:
     )
     view = Follower(tmp_path).view()
     assert (view.state, view.message, view.seconds_left()) == ("failed", "The disk is full.", None)
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../../other/secret.png", "samples/../../x.png", "C:\\x.png"]
+)
+def test_a_log_shows_nothing_from_outside_its_folder(path: str) -> None:
+    view = view_of(
+        started(),
+        Sample(0, path, "a cat", 5),
+        Saved(9, path, "report"),
+        Saved(9, path, "lora"),
+        Done("finished", 9, path, 1.0),
+    )
+    assert (view.samples, view.files, view.result) == ((), {}, None)

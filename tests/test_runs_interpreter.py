@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
 import install
 from scdpo_core.runs import interpreter
 from scdpo_core.runs.interpreter import Interpreter, find, lacking, prepare, requirements, satisfies
+from scdpo_core.runs.lock import exclusive
+from scdpo_core.runs.process import look
 from scdpo_core.types import ScdpoError
-from tests.runs_helpers import ROOT
+from tests.runs_helpers import ROOT, until
 
 PROJECT = """
 [project]
@@ -87,6 +91,52 @@ def test_the_projects_own_is_made_once_with_progress(tmp_path: Path, project: Pa
     assert told == ["1/4 an environment ['--trainer']", "ready"]
     assert prepare(told.append, host, project) == made == find(host, project)
     assert len(told) == 2
+
+
+SLOW = """
+import subprocess, sys, time
+from pathlib import Path
+print("1/4 an environment", flush=True)
+print("     0:00:30 Collecting torch", flush=True)
+pip = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+Path("pip").write_text(str(pip.pid))
+pip.wait()
+"""
+
+
+def test_an_interrupt_ends_the_set_up_and_its_pip_within_seconds(tmp_path: Path, project: Path) -> None:
+    host = environment(tmp_path / "host")
+    (project / "install.py").write_text(SLOW, "utf-8")
+    told: list[str] = []
+
+    def check() -> None:
+        if (project / "pip").exists() and (project / "pip").read_text():
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        prepare(told.append, host, project, check)
+    assert time.monotonic() - began < 30
+    assert told == ["1/4 an environment"], "what pip says is in the log"
+    pip = int((project / "pip").read_text())
+    until(lambda: look(pip) is None, 10)
+    # The lock is free again.
+    (project / "install.py").write_text(INSTALL, "utf-8")
+    assert prepare(told.append, host, project).owner == "project"
+
+
+def test_waiting_for_another_set_up_can_be_left(tmp_path: Path, project: Path) -> None:
+    host = environment(tmp_path / "host")
+    looks: list[int] = []
+
+    def check() -> None:
+        looks.append(1)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    lock = Path(gettempdir()) / f"scdpo-{interpreter._mark(project)}.lock"
+    with exclusive(lock), pytest.raises(KeyboardInterrupt):
+        prepare(host=host, project=project, check=check)
 
 
 def test_a_failure_is_told_with_its_cause(tmp_path: Path, project: Path) -> None:

@@ -33,12 +33,12 @@ def test_a_lora_job_says_what_was_chosen_and_no_more(tmp_path: Path) -> None:
         "model": {"base": "micro"},
         "data": {"pairs": str(PAIRS)},
         "output": {"output": str(folder)},
-        "optim": {"max_train_steps": 200, "lr": 3e-4},
+        "optim": {"max_train_steps": 75, "lr": 3e-4},
         "lora": {"rank": 4},
     }
     # The trainer reads it over the settings for that kind of model.
     settings = load_toml(folder / "job.toml", load_toml(ROOT / "trainer" / "configs" / "micro.toml"))
-    assert (settings.optim.lr, settings.optim.batch_size, settings.objective.beta) == (3e-4, 16, 200.0)
+    assert (settings.optim.lr, settings.optim.batch_size, settings.objective.beta_scale) == (3e-4, 8, 0.1)
     assert state_of(folder) == "queued" and kind_of(folder) == "lora"
 
 
@@ -77,7 +77,7 @@ def test_qualities_are_sound(tmp_path: Path, quality: jobs.Quality) -> None:
         ({"overrides": "lr ="}, "Advanced settings: this is not valid TOML"),
         ({"overrides": "[optim]\nlrr = 1"}, "Did you mean 'optim.lr'?"),
         ({"overrides": "[optim]\nlr = 'a'"}, "'optim.lr' must be a number"),
-        ({"overrides": "[optim]\nlr = -1.0"}, "optim.lr must be above 0."),
+        ({"overrides": "[optim]\nlr = -1.0"}, "optim.lr must be above 0, not -1."),
         ({"overrides": "optim = 3"}, "'optim' is a section"),
         ({"overrides": "[model]\nbase = 'x'"}, "'model.base' is chosen above; leave it out."),
     ],
@@ -120,7 +120,7 @@ def test_a_cost_job(tmp_path: Path) -> None:
     assert toml.loads((folder / "job.toml").read_text("utf-8")) == {
         "unsafe": str(examples / "unsafe"),
         "safe": str(examples / "safe"),
-        "encoder": "micro",
+        "encoder": "embedded",
         "output": str(folder / "mine.safetensors"),
         "report": str(folder / "report.html"),
         "steps": 250,

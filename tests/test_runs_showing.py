@@ -16,7 +16,7 @@ from scdpo_core.training.events import Phase, Sample
 
 RISING: Curve = tuple((step, step / 100) for step in range(1, 101))
 FALLING: Curve = tuple((step, 1.0 - step / 100) for step in range(1, 101))
-BLUE, RED, GREEN = (20, 110, 190), (183, 28, 28), (27, 120, 55)
+BLUE, RED = (20, 110, 190), (183, 28, 28)
 
 
 def view(tmp_path: Path, **changes: object) -> RunView:
@@ -68,7 +68,7 @@ def test_a_falling_loss_falls_in_the_picture(tmp_path: Path) -> None:
 def test_what_is_above_zero_stands_above_what_is_below(tmp_path: Path) -> None:
     gaps = {"winner_gap": tuple((k, -v) for k, v in RISING), "loser_gap": RISING}
     picture = curves(view(tmp_path, curves=gaps), (400, 200))
-    chosen, rejected = ({x: rows[-1] for x, rows in columns_of(picture, c).items()} for c in (GREEN, RED))
+    chosen, rejected = ({x: rows[-1] for x, rows in columns_of(picture, c).items()} for c in (BLUE, RED))
     assert chosen[max(chosen)] > rejected[max(rejected)] + 60
 
 
@@ -116,7 +116,7 @@ def test_words_while_it_trains(tmp_path: Path) -> None:
     )
     assert "saving, then leaving" in now(view(tmp_path, state="stopping"))
     assert now(view(tmp_path, phase="cache", step=3, total=9, curves={})) == (
-        "my lora: encoding the pictures: 3 of 9"
+        "my lora: encoding the images: 3 of 9"
     )
     assert now(view(tmp_path, phase="load", step=0, total=1, curves={})) == "my lora: loading the model"
     assert now(view(tmp_path, state="stopped")) == "my lora was stopped; run it again to go on."
@@ -133,6 +133,10 @@ def test_words_at_the_end(tmp_path: Path) -> None:
         "my lora is finished.",
         "Steps: 100 of 400, from 60 examples, on cpu.",
         "At the end: loss 0, accuracy 1, chosen gap 0, rejected gap 1.",
+        # The last fifth of a hundred steps: .81 to 1, .19 to 0 and .81 to 1; means .905, .095 and .905.
+        "Accuracy: the chosen image is preferred in 90 % of the pairs; look at the samples as well.",
+        "Chosen: the error on chosen images is 0.095 above the base model's.",
+        "Rejected: the error on rejected images is 0.9 above the base model's.",
         "Note: A picture is odd.",
         "Report: relabel.json",
     ]
@@ -148,3 +152,33 @@ def test_times_are_spelt(seconds: float, words: str) -> None:
 
 def test_every_phase_has_words() -> None:
     assert set(PHASES) == {"start", *get_args(Phase)}
+
+
+def test_many_charts_stand_in_rows_of_three_and_long_legends_in_lines(tmp_path: Path) -> None:
+    curves_of_all = {
+        "loss": FALLING,
+        "redirect": FALLING,
+        "keep": RISING,
+        "keep_empty": RISING,
+        "keep_text": FALLING,
+        "preference_loss": FALLING,
+        "winner_gap": FALLING,
+        "loser_gap": RISING,
+    }
+    assert curves(view(tmp_path, curves=curves_of_all), (600, 200)).size == (600, 400)
+    terms = {name: curves_of_all[name] for name in ("loss", "redirect", "keep", "keep_empty", "keep_text")}
+    picture = curves(view(tmp_path, curves=terms), (600, 200))
+    assert picture.size == (600, 200)
+    # The third name of the keep terms does not fit beside the others: it stands in a line of its own, within
+    # the last third of the picture.
+    green = columns_of(picture, (27, 120, 55))
+    assert min(green) >= 400
+
+
+def test_a_chart_shows_the_level_that_means_nothing_was_learnt(tmp_path: Path) -> None:
+    high = tuple((step, 4.0 + step / 100) for step in range(1, 101))
+    picture = curves(view(tmp_path, curves={"keep": high}), (400, 200))
+    # From 0 to 5: the curve stays in the upper quarter, the level at the very bottom.
+    line = [y for rows in columns_of(picture, BLUE).values() for y in rows if y > 50]
+    level = [y for rows in columns_of(picture, (96, 102, 110)).values() for y in rows]
+    assert max(line) < 110 < 150 < max(level)

@@ -41,8 +41,16 @@ def test_a_lower_threshold_holds_no_less(values: list[float], low: float, high: 
 
 
 @pytest.mark.parametrize("hold", HOLDS)
-def test_a_cost_that_is_no_number_is_held(hold: str) -> None:
-    assert held_back([score(float("nan")), score(-9.0)], hold, 0.0) == [0]
+@pytest.mark.parametrize("cost", [float("nan"), float("inf"), float("-inf")])
+def test_a_cost_that_is_not_finite_is_held(hold: str, cost: float) -> None:
+    assert held_back([score(cost), score(-9.0)], hold, 0.0) == [0]
+    assert score(cost).band == "unsafe" and score(cost).harmful and "no cost" in score(cost).problem
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), float("-inf")])
+def test_a_threshold_that_is_not_finite_lets_nothing_pass(threshold: float) -> None:
+    with pytest.raises(ScdpoError, match="has to be a finite number"):
+        held_back([score(-9.0)], "above the threshold", threshold)
 
 
 def test_unknown_rules_and_covers_are_named() -> None:

@@ -12,12 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from scoring_helpers import Redness, noisy, plain
 
 from scdpo_core.cost.scorers import load_scorer
-from scdpo_core.scoring import filing
-from scdpo_core.scoring.filing import file_away
 from scdpo_core.scoring.gallery import write_gallery
 from scdpo_core.scoring.job import JobResult, ScoreJob, check, explain, finish, gather, score_files
 from scdpo_core.scoring.rows import Row, RowFile
@@ -154,71 +151,10 @@ def test_a_process_whose_rows_are_missing_is_named(pictures: Path, tmp_path: Pat
         gather(job)
 
 
-def test_moving_keeps_the_place_and_the_memory(pictures: Path, tmp_path: Path) -> None:
-    target = pictures / "flagged"
-    result = do(ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", move_to=target, over=1.0))
-    moved = sorted(path.relative_to(target).as_posix() for path in target.rglob("*.png"))
-    assert moved == ["red.png", "sub/dark red.png"]
-    assert sorted(path.name for path in pictures.glob("**/*.png") if target not in path.parents) == [
-        "broken.png",
-        "lime.png",
-    ]
-    assert {Path(row.path).parent.name for row in result.filed} == {"flagged", "sub"}
-    assert str(target / "red.png") in read(tmp_path / "s.jsonl")
-    # What was moved is not looked at again.
-    assert len(do(ScoreJob([pictures], move_to=target)).rows) == 2
-
-
-def test_nothing_is_ever_overwritten(pictures: Path, tmp_path: Path) -> None:
-    target = tmp_path / "flagged"
-    plain(target / "red.png", "blue")
-    before = (target / "red.png").read_bytes()
-    for kind in ("move_to", "copy_to"):
-        result = do(ScoreJob([pictures], over=3.0, **{kind: target}))
-        assert (target / "red.png").read_bytes() == before and (pictures / "red.png").exists()
-        assert [problem.path.name for problem in result.problems] == ["red.png"]
-        assert "already" in result.problems[0].what and not result.filed
-    with pytest.raises(ScdpoError, match="not both"):
-        check(ScoreJob([pictures], move_to=target, copy_to=target))
-
-
-def test_copying_leaves_the_original(pictures: Path, tmp_path: Path) -> None:
-    os.utime(pictures / "red.png", ns=(10**9, 10**9))
-    result = do(ScoreJob([pictures], copy_to=tmp_path / "out", over=3.0))
-    copy = tmp_path / "out" / "red.png"
-    assert copy.read_bytes() == (pictures / "red.png").read_bytes() and copy.stat().st_mtime_ns == 10**9
-    assert len(result.filed) == 1 and len(result.rows) == 4
-
-
-def test_other_disks_and_links(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    (pictures / "link.png").symlink_to(plain(tmp_path / "real.png", (240, 0, 0)))
-    rows = score_files(ScoreJob([pictures]), Redness()).rows
-    monkeypatch.setattr(filing.os, "link", no_links)
-    chosen = [row for row in rows if row.cost is not None and row.cost > 3]
-    away = file_away(chosen, tmp_path / "out", [pictures], move=True)
-    assert [Path(row.path).name for row in away.done] == ["red.png"]
-    assert not (pictures / "red.png").exists() and (tmp_path / "real.png").exists()
-    assert "is a link" in away.problems[0].what
-
-
-def test_a_picture_that_changed_meanwhile_stays(pictures: Path, tmp_path: Path) -> None:
-    rows = score_files(ScoreJob([pictures]), Redness()).rows
-    red = next(row for row in rows if row.path.endswith("/red.png"))
-    plain(pictures / "red.png", "blue", size=9)
-    away = file_away([red], tmp_path / "out", [pictures], move=True)
-    assert not away.done and "changed since" in away.problems[0].what
-
-
-def test_scores_are_written_back(pictures: Path, tmp_path: Path) -> None:
-    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", write_back="file")
-    result = do(job)
-    assert not result.problems
-    with Image.open(pictures / "red.png") as image:
-        assert json.loads(image.text["safety_cost"])["cost"] == 5.0
-    assert do(job).reused == 3
+@pytest.mark.skipif(os.name == "nt", reason="devices of POSIX")
+def test_the_memory_must_be_a_file(pictures: Path) -> None:
+    with pytest.raises(ScdpoError, match="device or a pipe"):
+        do(ScoreJob([pictures], jsonl=Path(os.devnull)))
 
 
 def test_heatmaps(pictures: Path, tmp_path: Path) -> None:
@@ -293,9 +229,38 @@ def test_the_door(
     rows = tmp_path / "s.jsonl"
     assert door([str(pictures), "--jsonl", str(rows), "--html", str(tmp_path / "g.html")]) == 0
     first = json.loads(rows.read_text(encoding="utf-8").splitlines()[1])
-    assert first["scorer"] == "open-nsfw-1.0.0@fb29e60f4b22" and first["categories"]["violence"] is None
+    assert (
+        first["scorer"] == "open-nsfw-1.0.0+nsfwjs-mid-4.4.0@8dc7d067bff2"
+        and first["categories"]["violence"] is None
+    )
     assert door([str(pictures), "--jsonl", str(rows)]) == 0
     assert "3 known already" in capsys.readouterr().err
+    assert door([str(pictures), "--jsonl", str(rows), "--scorer", "open-nsfw"]) == 0
+    told = capsys.readouterr()
+    assert "3 of its scores are by another scorer, 'open-nsfw-1.0.0+nsfwjs-mid-4.4.0@" in told.err
+    assert "known already" not in told.err
+
+
+def test_what_was_asked_and_not_done_shows_in_the_exit_code(
+    door: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain(tmp_path / "a" / "a.gif")
+    arguments = [str(tmp_path / "a"), "--scorer", "micro", "--write-back"]
+    assert door([*arguments, "file"]) == 1
+    assert "0 written back" in capsys.readouterr().err
+    assert door([*arguments, "sidecar"]) == 0
+    assert "1 written back" in capsys.readouterr().err
+
+
+def test_folders_of_systems_are_passed_over_with_a_note(
+    door: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain(tmp_path / "a.png")
+    for name in ("@eaDir", "#recycle", ".AppleDouble", "__MACOSX", ".thumbnails"):
+        plain(tmp_path / name / "b.png")
+    assert door([str(tmp_path), "--scorer", "micro"]) == 0
+    told = capsys.readouterr()
+    assert "1 scored" in told.err and told.err.count("Note: ") == 5 and "b.png" not in told.out
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from PIL import Image, ImageOps
 from scoring_helpers import Moody, Redness, noisy, plain
 
 from scdpo_core.cost.scorers import load_scorer
-from scdpo_core.scoring import decode
 from scdpo_core.scoring.rows import Row
 from scdpo_core.scoring.run import FolderRun
 from scdpo_core.scoring.walk import find_pictures
@@ -125,7 +124,7 @@ def test_kinds_of_pixels(tmp_path: Path) -> None:
     plain(tmp_path / "cmyk.jpg", (250, 10, 10), "CMYK", 16, quality=95)
     plain(tmp_path / "one.png", (255, 0, 0), size=1)
     half = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    half.save(tmp_path / "clear.png")  # transparent becomes white
+    half.save(tmp_path / "clear.png")  # white to the eye, red once its alpha is dropped
     palette = Image.new("RGB", (8, 8), (255, 0, 0)).quantize(4)
     palette.save(tmp_path / "palette.png", transparency=bytes([0, 255, 255, 255]))
     Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "deep.png")
@@ -134,7 +133,8 @@ def test_kinds_of_pixels(tmp_path: Path) -> None:
     assert {name: row.error for name, row in rows.items() if row.error} == {}
     assert rows["cmyk.jpg"].cost == pytest.approx(240 / 51, abs=0.2)
     assert rows["one.png"].cost == rows["wide.png"].cost == 5.0
-    assert rows["clear.png"].cost == rows["palette.png"].cost == rows["deep.png"].cost == 0.0
+    assert rows["clear.png"].cost == rows["palette.png"].cost == 5.0
+    assert rows["deep.png"].cost == 0.0
 
 
 def test_a_turned_picture_scores_as_the_upright_one(tmp_path: Path) -> None:
@@ -168,45 +168,6 @@ def test_animations_count_by_their_worst_frame(tmp_path: Path) -> None:
     assert (all_.frame, all_.cost, all_.every) == (3, 5.0, 1)
     assert all_.categories == {"red": 5.0, "green": 5.0, "unknown": None}
     assert third.cost == -5.0  # frames 0, 2, 4 are blue
-
-
-def test_long_animations_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = [Image.new("L", (4, 4), k) for k in range(100)]
-    path = tmp_path / "a.gif"
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-    seen = []
-
-    class Counting(Redness):
-        def prepare(self, picture: Image.Image) -> np.ndarray:
-            seen.append(picture)
-            return super().prepare(picture)
-
-    list(FolderRun(Counting(), every=1).rows([path]))
-    assert len(seen) == decode.MAX_FRAMES
-    monkeypatch.setattr(decode, "MAX_ANIMATION_PIXELS", 10 * 16)
-    assert "too long" in (run(path, every=1)["a.gif"].error or "")
-    assert run(path)["a.gif"].cost is not None
-
-
-def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_LARGE", 100)
-    together, most = 0, 0
-    lock = threading.Lock()
-
-    class Watching(Redness):
-        def prepare(self, picture: Image.Image) -> np.ndarray:
-            nonlocal together, most
-            with lock:
-                together += 1
-                most = max(most, together)
-            view = super().prepare(picture)
-            with lock:
-                together -= 1
-            return view
-
-    files = [plain(tmp_path / f"{k}.png", (k, 0, 0), size=200) for k in range(8)]
-    assert len(list(FolderRun(Watching(), workers=4).rows(files))) == 8
-    assert most == 1
 
 
 def test_batches_are_full(tmp_path: Path) -> None:
@@ -295,6 +256,19 @@ def test_stopping_in_the_middle_leaves_no_thread(tmp_path: Path) -> None:
     rows.close()
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith(("decode", "score"))]
+
+
+def test_images_of_unusual_names_get_a_row_too(tmp_path: Path) -> None:
+    noisy(8, 8).save(tmp_path / "plain", "PNG")
+    noisy(8, 8).save(tmp_path / "phone.mpo", "JPEG")
+    (tmp_path / "new.jxl").write_bytes(b"\xff\x0a" + bytes(30))
+    (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (tmp_path / "Makefile").write_text("all:")
+    found = find_pictures([tmp_path]).files
+    assert [path.name for path in found] == ["drawing.svg", "new.jxl", "phone.mpo", "plain"]
+    rows = run(*found)
+    assert rows["plain"].cost is not None and rows["phone.mpo"].cost is not None
+    assert "SVG" in str(rows["drawing.svg"].error) and "Save it as PNG" in str(rows["new.jxl"].error)
 
 
 def test_folders_are_walked_to_the_bottom(tmp_path: Path) -> None:

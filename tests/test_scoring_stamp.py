@@ -256,3 +256,32 @@ def test_a_sidecar_of_somebody_else_stays(tmp_path: Path) -> None:
     with pytest.raises(StampError, match="holds something else"):
         stamp_sidecar(scored(path))
     assert other.read_text(encoding="utf-8") == "my scores"
+
+
+def test_date_and_rights_are_there_before_the_new_content_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = plain(tmp_path / "a.png")
+    path.chmod(0o640)
+    os.utime(path, ns=(10**18, 10**18))
+    row, replaced = scored(path), os.replace
+
+    def killed_behind(source: str, target: str) -> None:
+        replaced(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed_behind)
+    with pytest.raises(KeyboardInterrupt):
+        stamp_file(row)
+    facts = path.stat()
+    assert facts.st_mtime_ns == 10**18 and facts.st_size > row.bytes
+    assert os.name == "nt" or facts.st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_sidecar_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    path, precious = plain(tmp_path / "a.png"), tmp_path / "precious"
+    (tmp_path / "a.png.score.json").symlink_to(precious)
+    with pytest.raises(StampError, match="is a link"):
+        stamp_sidecar(scored(path))
+    assert not precious.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -118,6 +119,7 @@ def test_a_run_from_anywhere_with_a_file_and_flags_on_top(base: Path, pairs: Pat
     folder = tmp_path / "my runs" / "first"
     assert str(folder / "first.safetensors") in out
     assert "training 6/6" in out
+    assert "Preference: its loss is 0." in out.split("training 6/6")[1]
     assert "\r" not in out + err
     effective = load_toml(folder / "job.toml")
     assert (effective.optim.lr, effective.optim.seed, effective.lora.rank) == (0.002, 3, 2)
@@ -221,7 +223,9 @@ def test_flags_go_on_top_of_the_file_and_the_file_on_top_of_the_preset(
     assert parsed() == parsed("--base", "micro") == micro
     assert parsed("--base", "/x/model").optim == large.optim
     assert parsed("--base", "/x/model", "--family", "flux").objective == flow.objective
-    assert flow.objective.beta == 1000
+    assert dataclasses.replace(flow.objective, objective="sc_dpo").effective_beta == 1000
+    # A preset scales each objective's own beta; where beta is no scale of errors it stays.
+    assert dataclasses.replace(flow.objective, objective="mapo").effective_beta == 0.1
     both = parsed("--config", str(path), "--rank=9")
     assert (both.optim.lr, both.optim.seed, both.lora.rank) == (0.25, 4, 9)
     assert both.optim.batch_size == micro.optim.batch_size

@@ -14,7 +14,7 @@ from transformers import T5EncoderModel
 from scdpo_core.config import LoraSettings
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.lora.file import load_lora
-from scdpo_core.training.attaching import attach_finished, attach_lora, live_words
+from scdpo_core.training.attaching import attach_finished, attach_lora, encode_prompts_with_grad
 from scdpo_core.training.events import Progress, Saved
 from scdpo_core.training.job import run_job
 from scdpo_core.types import PairBatch, ScdpoError
@@ -62,25 +62,22 @@ def test_text_encoders_train_along_and_the_reference_never_hears_of_it(
     texts = sorted({name.split(".")[0] for name in adapter.modules if name.startswith("text_encoder")})
     assert texts == TOWERS[family]
 
-    encode = live_words(model, settings)
+    encode = encode_prompts_with_grad(model, settings)
     assert encode is not None
     model.release_encoders()
-    live = encode(batch).policy_conditioning
-    assert live is not None
+    live = encode(batch.prompts, batch.conditioning)
     # Untrained, the LoRA changes no word.
     torch.testing.assert_close(live.embeddings, batch.conditioning.embeddings)
     weights = adapter.parameters()
     with torch.no_grad():
         for weight in weights:
             weight.normal_(0, 0.3)
-    moved = encode(batch).policy_conditioning
-    assert moved is not None
+    moved = encode(batch.prompts, batch.conditioning)
     changed = [moved.pooled] if family == "flux" else [moved.embeddings]
     known = [batch.conditioning.pooled] if family == "flux" else [batch.conditioning.embeddings]
     assert all(bool((a != b).any()) for a, b in zip(changed, known, strict=True) if a is not None)
     with adapter.disabled():
-        again = encode(batch).policy_conditioning
-    assert again is not None
+        again = encode(batch.prompts, batch.conditioning)
     torch.testing.assert_close(again.embeddings, batch.conditioning.embeddings)
 
     # Every weight that is trained has an effect on the denoiser's answer.
@@ -100,12 +97,12 @@ def test_words_drop_out_while_the_denoiser_trains_and_never_else(folders: dict[s
     with torch.no_grad():
         for weight in adapter.parameters():
             weight.normal_(0, 0.3)
-    encode = live_words(model, settings)
+    encode = encode_prompts_with_grad(model, settings)
     assert encode is not None
 
     def seen() -> list[torch.Tensor]:
-        found = [encode(batch).policy_conditioning for _ in range(2)]
-        return [words.embeddings for words in found if words is not None]
+        found = [encode(batch.prompts, batch.conditioning) for _ in range(2)]
+        return [live.embeddings for live in found]
 
     model.denoiser.eval()
     assert torch.equal(*seen())
@@ -121,13 +118,13 @@ def test_t5_is_asked_once_and_never_while_others_train(
         settings = LoraSettings(rank=2, train_text=True)
         adapter = attach_lora(model, settings, 0)
         batch = _batch(model, ("a thing", "another one"))
-        encode = live_words(model, settings)
+        encode = encode_prompts_with_grad(model, settings)
         assert encode is not None and adapter.parameters()
         model.release_encoders()
         with monkeypatch.context() as patch:
             patch.setattr(T5EncoderModel, "forward", lambda *_, **__: pytest.fail("T5 was asked"))
             patch.setattr(type(model), "_read_encoders", lambda self: pytest.fail("read again"))
-            assert encode(batch).policy_conditioning is not None
+            encode(batch.prompts, batch.conditioning)
         assert len(model.encode_prompts(["a thing"]).embeddings) == 1
 
 

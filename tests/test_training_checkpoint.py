@@ -12,6 +12,7 @@ import torch
 from scdpo_core import files
 from scdpo_core.training import checkpoint
 from scdpo_core.training.checkpoint import Checkpoint, check_same_run, latest, path_of, save, steps_in
+from scdpo_core.tree import save_tree
 from scdpo_core.types import ScdpoError
 
 
@@ -65,8 +66,8 @@ def test_a_damaged_checkpoint_gives_way_to_an_older_one(tmp_path: Path) -> None:
     save(tmp_path, _checkpoint(2), keep=9)
     path_of(tmp_path, 3).write_bytes(b"")
     files.write_tensors(path_of(tmp_path, 4), {"x": torch.zeros(1)}, {})
-    files.save_tree(path_of(tmp_path, 5), {"format": 99, "step": 5})
-    files.save_tree(path_of(tmp_path, 6), [1, 2])
+    save_tree(path_of(tmp_path, 5), {"format": 99, "step": 5})
+    save_tree(path_of(tmp_path, 6), [1, 2])
     content = path_of(tmp_path, 2).read_bytes()
     path_of(tmp_path, 2).write_bytes(content[: len(content) // 2])
     found, damaged = latest(tmp_path)

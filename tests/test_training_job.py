@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,14 +13,12 @@ import pytest
 from PIL import Image
 
 from scdpo_core.config import TrainSettings, config_hash, load_toml
-from scdpo_core.files import read_tensors, save_tree
-from scdpo_core.lora.file import load_lora, read_lora_info
-from scdpo_core.preferences.folder import read_folder
-from scdpo_core.training import checkpoint, job, labelling
+from scdpo_core.files import read_tensors
+from scdpo_core.lora.file import load_lora
+from scdpo_core.training import checkpoint, labelling
 from scdpo_core.training.events import (
     Done,
     Event,
-    EventLog,
     Failed,
     Progress,
     Sample,
@@ -48,6 +45,10 @@ def _pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def events_of(folder: Path) -> list[Event]:
     return [record.event for record in read_events(folder / "events.jsonl")]
+
+
+def samples_at(folder: Path, step: int) -> list[Path]:
+    return sorted((folder / "samples").glob(f"step-{step:06d}-*"))
 
 
 @dataclasses.dataclass
@@ -118,6 +119,10 @@ def test_costs_turn_pairs_round_and_the_report_says_so(
     monkeypatch.setattr(labelling, "load_scorer", lambda *_: Redness())
     settings = tiny_settings(base, swapped, tmp_path / "run", cost_model="micro", max_train_steps=2)
     result = run_job(settings)
+    said = [event.message for event in events_of(tmp_path / "run") if isinstance(event, Warned)]
+    assert said == [
+        "Of 6 pairs the cost model keeps 5, swaps 1 and leaves out 0. relabel.json says which and why."
+    ]
     report = json.loads((tmp_path / "run" / "relabel.json").read_text("utf-8"))
     assert report["scorer"] == "redness"
     assert [entry[0] for entry in report["swapped"]] == ["weapon/pair0"]
@@ -134,7 +139,9 @@ def test_costs_turn_pairs_round_and_the_report_says_so(
     with pytest.raises(ScdpoError, match="left no pair"):
         run_job(
             dataclasses.replace(
-                settings, output=dataclasses.replace(settings.output, output=tmp_path / "none")
+                settings,
+                output=dataclasses.replace(settings.output, output=tmp_path / "none"),
+                data=dataclasses.replace(settings.data, both_unsafe="drop"),
             )
         )
 
@@ -217,6 +224,7 @@ def test_a_stop_file_ends_the_run_well_and_a_resume_ends_it_as_if_nothing_had_be
     assert 2 <= stopped.outcome.step <= 3
     assert stopped.lora is not None
     assert not (tmp_path / "parts" / "lora" / "stop").exists()
+    assert not samples_at(stopped.folder, stopped.outcome.step), "whoever stops a run waits for it"
     done = events_of(stopped.folder)[-1]
     assert isinstance(done, Done)
     assert done.reason == "stopped"
@@ -244,6 +252,23 @@ def test_a_stop_file_ends_the_run_well_and_a_resume_ends_it_as_if_nothing_had_be
     ).read_bytes()
 
 
+def test_a_stop_while_the_last_samples_are_drawn_leaves_them_and_keeps_the_lora(
+    base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    folder, phases = tmp_path / "run", set()
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress):
+            phases.add(event.phase)
+            if event.phase == "sample" and "train" in phases:
+                (folder / "stop").touch()
+
+    result = run_job(tiny_settings(base, pairs, folder, max_train_steps=2, samples=2), listen=stop)
+    assert (result.outcome.reason, result.outcome.step) == ("finished", 2)
+    assert (folder / "run.safetensors").is_file() and not (folder / "stop").exists()
+    assert samples_at(folder, 0) and not samples_at(folder, 2)
+
+
 def test_a_stop_before_the_first_step_leaves_no_lora(base: Path, pairs: Path, tmp_path: Path) -> None:
     begun = (tmp_path / "run" / "job.toml").exists
     result = run_job(tiny_settings(base, pairs, tmp_path / "run"), should_stop=begun)
@@ -251,86 +276,3 @@ def test_a_stop_before_the_first_step_leaves_no_lora(base: Path, pairs: Path, tm
     assert events_of(tmp_path / "run")[-1].reason == "stopped"  # type: ignore[union-attr]
     # Nothing was trained, so the same command may simply be given again.
     assert run_job(tiny_settings(base, pairs, tmp_path / "run")).outcome.step == 6
-
-
-def test_resuming_what_never_came_to_a_checkpoint_begins_again(
-    base: Path, pairs: Path, tmp_path: Path
-) -> None:
-    settings = tiny_settings(base, pairs, tmp_path / "run", max_train_steps=2)
-    with pytest.raises(ScdpoError, match="no run in"):
-        run_job(settings, resume=True)
-    run_job(settings, should_stop=(tmp_path / "run" / "job.toml").exists)
-    assert run_job(settings, resume=True).outcome.step == 2
-    assert any(isinstance(event, Warned) for event in events_of(tmp_path / "run"))
-
-
-def test_a_full_disk_in_the_middle_is_a_sentence_and_leaves_whole_files(
-    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = save_tree
-    calls: list[Path] = []
-
-    def fills_up(path: Path, tree: Any) -> None:
-        calls.append(path)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, tree)
-
-    monkeypatch.setattr(checkpoint, "save_tree", fills_up)
-    with pytest.raises(ScdpoError, match="disk is full"):
-        run_job(tiny_settings(base, pairs, tmp_path / "run"))
-    last = events_of(tmp_path / "run")[-1]
-    assert isinstance(last, Failed)
-    monkeypatch.undo()
-    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [2]
-    assert run_job(tiny_settings(base, pairs, tmp_path / "run"), resume=True).outcome.step == 6
-
-
-def test_a_log_that_cannot_be_written_does_not_hide_why_the_run_failed(
-    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[Event] = []
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(EventLog, "__call__", full)
-    with pytest.raises(ScdpoError, match="disk is full"):
-        run_job(tiny_settings(base, pairs, tmp_path / "run"), listen=heard.append)
-    assert isinstance(heard[-1], Failed)
-
-
-def test_a_bug_of_ours_is_logged_and_not_hidden(
-    base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def bug(*_: object) -> None:
-        raise ZeroDivisionError("oops")
-
-    monkeypatch.setattr(job, "encode", bug)
-    with pytest.raises(ZeroDivisionError):
-        run_job(tiny_settings(base, pairs, tmp_path / "run"))
-    assert events_of(tmp_path / "run")[-1] == Failed("Unexpected error: ZeroDivisionError: oops")
-
-
-def test_the_tiny_folder_is_a_preference_folder(pairs: Path) -> None:
-    found, problems = read_folder(pairs)
-    assert len(found) == 6
-    assert problems == []
-    assert {pair.category for pair in found} == {"weapon", "benign"}
-
-
-def test_a_disk_that_fills_up_at_the_very_end_costs_no_training(
-    base: Path, pairs: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
-    settings = tiny_settings(base, pairs, tmp_path / "run", max_train_steps=2)
-
-    def full(*_: object, **__: object) -> Any:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(job, "save_lora", full)
-    with pytest.raises(ScdpoError, match="disk is full"):
-        run_job(settings)
-    monkeypatch.undo()
-    assert not list((tmp_path / "run").glob("*.safetensors"))
-    assert run_job(settings, resume=True).lora is not None
-    assert read_lora_info(tmp_path / "run" / "run.safetensors").rank == 2

@@ -14,9 +14,10 @@ from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.training import checkpoint
-from scdpo_core.training.events import Event, Progress, Saved, Warned
+from scdpo_core.training.events import Event, Progress, Saved
 from scdpo_core.training.feed import Feed, FreshDraws, timestep_law
 from scdpo_core.training.loop import Trainer, learning_rate
+from scdpo_core.training.meter import GapWatch
 from scdpo_core.types import CachedPair, LabelledPair, PairBatch, PreferencePair, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
 
@@ -315,14 +316,11 @@ def test_samples_are_drawn_between_steps_in_evaluation_mode(base: Path, tmp_path
     assert drawn == [(2, False), (4, False)]
 
 
-def test_the_artist_is_warned_once_when_the_chosen_pictures_get_worse(base: Path, tmp_path: Path) -> None:
-    bench = Bench(base, tmp_path)
-    trainer = bench.trainer()
+def test_the_artist_is_warned_once_when_the_chosen_pictures_get_worse() -> None:
+    watch = GapWatch()
     better: dict[str, float | None] = {"winner_gap": 0.01, "reference_error": 1.0}
     worse: dict[str, float | None] = {"winner_gap": 0.2, "reference_error": 1.0}
-    for metrics in [worse] * 4 + [better] + [worse] * 4:
-        trainer._watch(metrics)
-    assert bench.said == []
-    for _ in range(10):
-        trainer._watch(worse)
-    assert [type(event) for event in bench.said] == [Warned]
+    assert not any(watch.see(metrics, 7) for metrics in [worse] * 4 + [better] + [worse] * 4)
+    assert watch.see({}, 7) == ""
+    assert watch.see(worse, 8).startswith("At step 8 the model draws the chosen images clearly worse")
+    assert not any(watch.see(worse, 9) for _ in range(9))

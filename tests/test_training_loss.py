@@ -10,7 +10,7 @@ import torch
 from scdpo_core.config import DEFAULT_BETAS, ObjectiveSettings
 from scdpo_core.objectives import diffusion_dpo, duo_prior, safedpo, sc_dpo_loss, sdpo_loser_scale
 from scdpo_core.training.loss import PairLoss
-from scdpo_core.training.measure import Measured, wants_prior
+from scdpo_core.training.measure import PairMeasures, wants_prior
 from scdpo_core.training.reference import PairResiduals
 from scdpo_core.types import LossOutput
 
@@ -33,7 +33,7 @@ COST = torch.tensor([[-1.0, 2.0], [torch.nan, torch.nan], [0.5, -3.0], [-2.0, -1
 LABEL = torch.tensor([1.0, 0.9, 0.6, 1.0])
 
 
-def _seen(residuals: PairResiduals | None = None, **changes: Any) -> Measured:
+def _seen(residuals: PairResiduals | None = None, **changes: Any) -> PairMeasures:
     values: dict[str, Any] = {
         "errors": (residuals or _residuals()).errors(),
         "timesteps": TIMESTEPS,
@@ -41,7 +41,7 @@ def _seen(residuals: PairResiduals | None = None, **changes: Any) -> Measured:
         "label": LABEL,
         "cost": COST,
     }
-    return Measured(**(values | changes))
+    return PairMeasures(**(values | changes))
 
 
 def _call(settings: ObjectiveSettings, step: int = 50, **changes: Any) -> LossOutput:
@@ -49,7 +49,8 @@ def _call(settings: ObjectiveSettings, step: int = 50, **changes: Any) -> LossOu
 
 
 def test_sc_dpo_gets_everything_that_the_settings_ask_for() -> None:
-    own = ObjectiveSettings(beta=100.0, margin=1.5, winner=0.2, dfm_gamma=0.0, focal_gamma=0.5, loser_mu=0.9)
+    changes = {"beta": 100.0, "margin": 1.5, "winner": 0.2, "focal_gamma": 0.5, "loser_mu": 0.9}
+    own = ObjectiveSettings("sc_dpo", dfm_gamma=0.0, **changes)
     residuals = _residuals()
     scale = sdpo_loser_scale(*residuals.policy.detach().chunk(2), mu=0.9)
     expected = sc_dpo_loss(
@@ -68,20 +69,20 @@ def test_sc_dpo_gets_everything_that_the_settings_ask_for() -> None:
 
 
 def test_the_weight_of_a_pair_scales_its_loss() -> None:
-    own = ObjectiveSettings(dfm_gamma=0.0)
+    own = ObjectiveSettings("sc_dpo", dfm_gamma=0.0)
     weight = torch.tensor([0.0, 1.0, 2.0, 0.5])
     torch.testing.assert_close(_call(own, weight=weight).per_pair, weight * _call(own).per_pair)
 
 
 def test_the_focus_begins_after_its_warmup() -> None:
-    own = ObjectiveSettings(beta=1000.0, dfm_gamma=1.0, dfm_warmup=0.1)
+    own = ObjectiveSettings("sc_dpo", beta=1000.0, dfm_gamma=1.0, dfm_warmup=0.1)
     # Step 9 of 100 is the last of the first tenth.
     assert _call(own, step=9).metrics["dfm_spread"] == 0
     assert _call(own, step=10).metrics["dfm_spread"] > 0
 
 
 def test_difficulties_are_remembered_and_survive_a_resume() -> None:
-    own = ObjectiveSettings(beta=1000.0)
+    own = ObjectiveSettings("sc_dpo", beta=1000.0)
     loss = PairLoss(own, steps=100, num_timesteps=1000, device=CPU)
     for seed in range(5):
         loss(_seen(_residuals(seed)), step=0)

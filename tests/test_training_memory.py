@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from scdpo_core.families.base import LoadedModel
 from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter
 from scdpo_core.training import checkpoint
-from scdpo_core.training.attaching import attach_lora, live_words
+from scdpo_core.training.attaching import attach_lora, encode_prompts_with_grad
 from scdpo_core.training.events import Estimated, Validated, Warned
 from scdpo_core.training.feed import FreshDraws, Portion, timestep_law
 from scdpo_core.training.job import run_job
@@ -64,7 +65,7 @@ def _really(
     """The most that the trainer's own step has alive at once, gradients apart."""
     trainer = Trainer(
         model, adapter, FreshDraws(Same(batch), model, timestep_law(settings), 0), settings, folder,
-        emit=lambda event: None, words=live_words(model, settings.lora),
+        emit=lambda event: None, encode_live=encode_prompts_with_grad(model, settings.lora),
     )  # fmt: skip
     model.denoiser.train()
     with Alive() as alive:
@@ -186,10 +187,10 @@ class Small:
 
     def __init__(self, bench: Bench, pictures: int, *, learning: bool = True) -> None:
         """Hold so many; without `learning`, passes that need no gradient are too much as well."""
-        self._real = bench.model.residuals
+        self._real = bench.model.predict
         self._pictures, self._learning = pictures, learning
         self.seen: list[int] = []
-        bench.model.residuals = self  # type: ignore[method-assign,assignment]
+        bench.model.predict = self  # type: ignore[method-assign,assignment]
 
     def __call__(self, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
         if len(latents) > self._pictures and torch.is_grad_enabled() >= self._learning:
@@ -263,14 +264,14 @@ def test_held_out_pairs_that_do_not_fit_are_halved_and_say_the_same(base: Path, 
         small = Small(bench, pictures, learning=False)
         told: list[int] = []
 
-        def words(batch: PairBatch, told: list[int] = told) -> PairBatch:
-            told.append(len(batch.prompts))
-            return replace(batch, policy_conditioning=batch.conditioning)
+        def encode(prompts: Sequence[str], known: Conditioning, told: list[int] = told) -> Conditioning:
+            told.append(len(prompts))
+            return known
 
         held = HeldOut(*pairs_of(6), 4, CPU)
-        trainer = bench.trainer(held_out=held, words=words)
+        trainer = bench.trainer(held_out=held, encode_live=encode)
         for step in (1, 2):
-            trainer._validation.look(step)
+            trainer.validation.look(step)
         said = [event.message for event in bench.said if isinstance(event, Warned)]
         looks = [event.metrics for event in bench.said if isinstance(event, Validated)]
         assert looks[0] == looks[1]
@@ -292,7 +293,7 @@ def test_no_room_for_one_held_out_pair_says_what_would_help(base: Path, tmp_path
     Small(bench, pictures=1, learning=False)
     trainer = bench.trainer(held_out=HeldOut(*pairs_of(2), 2, CPU))
     with pytest.raises(ScdpoError, match="even for one pair"):
-        trainer._validation.look(1)
+        trainer.validation.look(1)
 
 
 def test_no_room_for_one_pair_says_what_would_help(base: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_killed_run_is_resumed_at_once(
     assert run_job(settings, resume=True).outcome.step == 4
     assert starts(folder) == [training.pid, os.getpid()]
     # Our process lives on, but its run has ended, and another may go on with it.
-    assert process_of(folder) is not None
+    assert process_of(folder) is None
     more = flags(tiny_settings(base, pairs, folder, max_train_steps=6), tmp_path)
     code, _, err = run(*more, "--resume", cwd=tmp_path)
     assert code == 0, err
@@ -199,7 +199,7 @@ def test_a_cost_model_and_a_comparison_keep_others_out_too(
     hold(tmp_path)
     (tmp_path / "stop").touch()
     before = kept(tmp_path)
-    reporter = Reporter(tmp_path)
+    reporter = Reporter(tmp_path, "cost")
     with pytest.raises(ScdpoError, match="give another run folder"), reporter.last_words():
         reporter.progress("check", 0, 1)
     assert kept(tmp_path) == before

@@ -132,7 +132,6 @@ def test_what_cannot_be_had_is_said(base: Path, tmp_path: Path, monkeypatch: pyt
     [
         (OptimSettings(optimizer="prodigy"), "give --lr 1"),
         (OptimSettings(optimizer="prodigy", lr=1.0, text_lr=0.5), "one rate for all"),
-        (OptimSettings(optimizer="adafactor", beta1=0.8), "mean nothing to Adafactor"),
     ],
 )
 def test_figures_that_an_optimizer_would_not_take(settings: OptimSettings, sentence: str) -> None:

@@ -160,8 +160,8 @@ def test_a_step_is_one_forward_pass_with_gradient(
     monkeypatch.setattr(model.denoiser, "forward", forward)
     seen = Measure(model, adapter, feed, settings_of(tmp_path).objective)(0)
     assert forwards == [(4, True)]
-    assert seen.errors.policy.requires_grad
-    assert not seen.errors.reference.requires_grad
+    assert seen.pair is not None and seen.pair.errors.policy.requires_grad
+    assert not seen.pair.errors.reference.requires_grad
 
 
 def test_only_what_is_missing_is_measured(
@@ -296,7 +296,7 @@ def test_a_killed_run_with_a_damaged_cache_resumes_to_the_same_bytes(base: Path,
     torch.set_num_threads(1)
     pairs = tiny_pairs(tmp_path / "pairs")
     changes: dict[str, Any] = {
-        "max_train_steps": 30, "checkpoint_every": 3, "log_every": 1, "accumulation": 2, "margin": 1.0,
+        "max_train_steps": 30, "checkpoint_every": 3, "log_every": 1, "accumulation": 2,
         "dfm_warmup": 0.0, "reference_draws": 4,
     }  # fmt: skip
     whole = run_job(tiny_settings(base, pairs, tmp_path / "whole" / "lora", **changes))

@@ -15,7 +15,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from scdpo_core.families.sd1 import SD1, SD1Model
-from scdpo_core.files import load_tree, save_tree
 from scdpo_core.lora.adapter import attach
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.training.events import Event, Warned
@@ -24,6 +23,7 @@ from scdpo_core.training.labelling import from_rows, to_rows
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.portions import Portions
 from scdpo_core.training.team import Alone, Crew, Team, assemble, share_of
+from scdpo_core.tree import load_tree, save_tree
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
 
@@ -95,21 +95,21 @@ class Tight:
 
     def squeeze(self, model: SD1Model) -> None:
         """Let the model feel it."""
-        real = model.residuals
+        real = model.predict
 
-        def residuals(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        def predict(noisy: torch.Tensor, *rest: Any) -> torch.Tensor:
             if not torch.is_grad_enabled():
-                return real(latents, *rest)
+                return real(noisy, *rest)
             number = len(self.seen)
-            self.seen.append(len(latents) // 2)
+            self.seen.append(len(noisy) // 2)
             if number == self._forwards:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            found = real(latents, *rest)
+            found = real(noisy, *rest)
             if number == self._backwards:
                 found.register_hook(self._fail)
             return found
 
-        model.residuals = residuals  # type: ignore[method-assign,assignment]
+        model.predict = predict  # type: ignore[method-assign,assignment]
 
     def _fail(self, gradient: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -141,7 +141,7 @@ def as_short_process(rank: int, port: int, base: Path, folder: Path) -> None:
         (folder / f"{name} {rank}.json").write_text(json.dumps([tight.seen, said]), "utf-8")
     # Where not even one pair fits, all end with the same sentence.
     none = Tight(0)
-    none.squeeze = lambda model: setattr(model, "residuals", _never)  # type: ignore[method-assign]
+    none.squeeze = lambda model: setattr(model, "predict", _never)  # type: ignore[method-assign]
     with pytest.raises(ScdpoError, match="even for one pair"):
         gradients(base, folder, 4, team, "nothing is compared", none if rank else Tight(-1))
     dist.destroy_process_group()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scdpo_core.config import to_toml
+from scdpo_core.config import TrainSettings, to_toml
 from scdpo_core.preferences.batches import Room
 from scdpo_core.preferences.buckets import BucketStream
 from scdpo_core.preferences.split import hold_out
@@ -187,13 +187,13 @@ def test_what_is_held_out_is_never_dealt(pairs: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"patience": 3}, "give --validation 0.1"),
-        ({"validation": 1.0}, "a share of the pairs"),
+        ({"patience": 3}, "needs --validation 0.1"),
+        ({"validation": 1.0}, "validation.validation must be at least 0 and below 1"),
         ({"validation_every": 0}, "must be at least 1"),
-        ({"kind": "lokr", "dropout": 0.1}, "a lokr drops no inputs"),
+        ({"kind": "lokr", "dropout": 0.1}, "needs --kind lora or dora"),
         ({"kind": "dora", "quantize": "int8"}, "leave one of them out"),
         ({"kind": "lokr", "quantize": "nf4"}, "leave one of them out"),
-        ({"text_lr": 1e-4}, "give --train-text"),
+        ({"text_lr": 1e-4}, "needs --train-text"),
         ({"timestep_min": 0.5, "timestep_max": 0.5}, "shares of the schedule"),
         ({"track": ("excel",)}, "Choose from: tensorboard, wandb"),
         ({"optimizer": "prodigy"}, "give --lr 1"),
@@ -206,7 +206,8 @@ def test_settings_that_would_do_nothing_are_refused_before_anything_is_loaded(
     base: Path, pairs: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ScdpoError) as caught:
-        run_job(tiny_settings(base, pairs, tmp_path / "run", **changes))
+        settings = tiny_settings(base, pairs, tmp_path / "run", **changes)
+        run_job(settings, unasked=[TrainSettings()])
     assert sentence in str(caught.value)
     assert not (tmp_path / "run").exists()
 

@@ -141,7 +141,7 @@ def test_what_is_told_of_sizes_and_words_waits_for_no_copy(copies: Copies, base:
     uncropped.cache_clear()
     with copies:
         assert uncropped(512, 384, THERE).device == THERE
-        text.run(["a thing"])
+        text.states(["a thing"])
     uncropped.cache_clear()
     assert copies.seen == 2
     assert copies.slow == []

@@ -5,6 +5,7 @@ GRADIO_PYTHONS names Pythons with other gradios (3.41.2 and 4.40, say), ':' betw
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from scdpo_core.preferences.folder import check_folder
+from scdpo_core.runs.objectives import DEFAULT_LABEL, LABELS, OFFERED
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = [path for path in os.environ.get("GRADIO_PYTHONS", "").split(os.pathsep) if path]
@@ -96,6 +98,29 @@ def test_the_tab_is_built_under_the_gradio_at_hand(tmp_path: Path) -> None:
     assert ids == different > 40
 
 
+TRAIN = """
+import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests")
+import json, webtab_server; from pathlib import Path
+config = webtab_server.tab.build(webtab_server.desk_in(Path(sys.argv[2]))).get_config_file()
+ids = {part["props"].get("elem_id"): part for part in config["components"]}
+asked, start = ids["scdpo_train_objective"], ids["scdpo_train_start"]
+clicked = [start["id"], "click"]
+inputs = [one["inputs"] for one in config["dependencies"] if clicked in map(list, one["targets"])]
+told = ids["scdpo_train_worth"]["props"]["value"]
+print(json.dumps([asked["props"]["choices"], asked["props"]["value"], asked["id"] in inputs[0], told]))
+"""
+
+
+def test_the_pane_that_trains_offers_the_objectives(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the tab needs gradio: pip install -e .[ui]")
+    command = [sys.executable, "-c", TRAIN, str(ROOT), str(tmp_path)]
+    answer = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    choices, value, reaches_the_job, told = json.loads(answer.stdout.splitlines()[-1])
+    assert [label for label, _ in choices] == list(LABELS)
+    assert value == DEFAULT_LABEL and reaches_the_job and OFFERED[0].worth in told
+
+
 @pytest.mark.parametrize("python", OTHERS)
 def test_the_tab_is_the_same_under_old_gradios(python: str, tmp_path: Path) -> None:
     assert built(python, tmp_path)[1:] == built(sys.executable, tmp_path)[1:]
@@ -139,7 +164,9 @@ def test_the_tab_works_under_old_gradios(python: str, tmp_path: Path) -> None:
         page.locator("#scdpo_pref_check").click()
         says(page, "#scdpo_pref_state", "2 good pairs")
         pane(page, "Train")
-        says(page, "#scdpo_train_estimate", "300 steps")
+        says(page, "#scdpo_train_estimate", "150 steps")
+        page.get_by_label("imitate chosen").check()
+        says(page, "#scdpo_train_worth", "Plain fine-tuning")
         # What is asked for anew every two seconds must not flicker meanwhile.
         assert page.locator("#scdpo_train_estimate").first.evaluate(FADED) == 1
         if folder := os.environ.get("SCREENSHOTS"):

@@ -16,8 +16,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from a1111_extension import jobs_api
+from a1111_extension.callers import Callers
 from a1111_extension.desk import Desk
 from a1111_extension.jobs import Jobs
+from a1111_extension.reach import Reach
 from scdpo_core.runs.child import Child
 from scdpo_core.runs.queue import Queue
 from scdpo_core.runs.supervisor import Supervisor
@@ -50,8 +52,8 @@ class House:
             every=0.02,
         )
         app = FastAPI()
-        jobs_api.add_routes(app, self.desk, lambda: known or {}, lambda: [root / "pairs"])
-        self.client = TestClient(app)
+        jobs_api.add_routes(app, self.desk, Callers(lambda: known or {}), Reach(lambda: [root / "pairs"]))
+        self.client = TestClient(app, base_url="http://127.0.0.1:7860")
 
     def _begin(self, folder: Path, *arguments: Any, **named: Any) -> Child:
         (folder / "job.toml").write_text(
@@ -150,6 +152,8 @@ def test_pairs_lie_in_folders_that_may_be_read(house: House, tmp_path: Path) -> 
         '[data]\ncost_model = "/etc/passwd"',
         '[model]\nvae = "/etc/passwd"',
         '[output]\noutput = "/elsewhere/x"',
+        '[sampling]\nsample_prompts = ["a cat", "/elsewhere/secret.TXT"]',
+        '[sampling]\nsample_prompts = "~/prompts.csv"',
         "[other]\nx = 1",
         "output = 1",
     ],

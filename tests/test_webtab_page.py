@@ -43,13 +43,16 @@ SETTINGS = (
 )
 
 
+OPEN, TOKEN = "?token=open-sesame", ("--token", "open-sesame")
+
+
 @contextmanager
 def served(data: Path, *flags: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "a1111_extension", "--port", str(port), "--data", str(data), *flags],
+        [sys.executable, "-m", "a1111_extension", "--port", str(port), "--data", str(data), *TOKEN, *flags],
         cwd=ROOT,
         env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"},
     )
@@ -94,7 +97,7 @@ def says(page: Any, where: str, what: str) -> None:
 def test_pictures_are_scored(browser: Any, tmp_path: Path) -> None:
     with served(tmp_path) as url:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
-        page.goto(url)
+        page.goto(url + OPEN)
         page.get_by_label("Or a folder with pictures").fill(str(ROOT / "examples/preferences/rejected/drug"))
         page.get_by_role("button", name="Score", exact=True).click()
         says(page, "#scdpo_score_gallery", "pictures cost more than zero")
@@ -125,7 +128,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
     with served(data) as url:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
+        page.goto(url + OPEN)
         pane(page, "Preferences")
         page.get_by_role("button", name="Open", exact=True).click()
         says(page, "#scdpo_pref_pair", f"0 of {PAIRS} compared")
@@ -147,9 +150,12 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         says(page, "#scdpo_pref_pair", f"11 of {PAIRS} compared")
 
         pane(page, "Train")
-        says(page, "#scdpo_train_estimate", "300 steps")
+        says(page, "#scdpo_train_estimate", "150 steps")
         page.get_by_label("fast", exact=True).check()
-        says(page, "#scdpo_train_estimate", "200 steps")
+        says(page, "#scdpo_train_estimate", "75 steps")
+        says(page, "#scdpo_train_worth", "Harmful prompts lead to your chosen images")
+        page.get_by_label("preference (SC-DPO)", exact=True).check()
+        says(page, "#scdpo_train_worth", "Chosen images are preferred")
         page.get_by_role("button", name="Advanced settings").click()
         page.get_by_label("Further settings").fill(SETTINGS)
         start = page.get_by_role("button", name="Start training")
@@ -158,6 +164,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         assert [path.name for path in (data / "runs").iterdir() if path.is_dir()] == ["my_safety_lora"]
         assert page.locator("#scdpo_train_status [role=progressbar]").count() == 1
         shoot(page, "train")
+        assert 'objective = "sc_dpo"' in (data / "runs" / "my_safety_lora" / "job.toml").read_text("utf-8")
         page.get_by_role("button", name="Stop and save").click()
         says(page, "#scdpo_train_status", "is stopped")
 
@@ -169,6 +176,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         page.get_by_role("button", name="Resume").click()
         says(page, "#scdpo_train_status", "is finished")
         says(page, "#scdpo_train_samples", "after 300 steps")
+        says(page, "#scdpo_train_curves", "What each term did.*Preference: its loss is")
         assert page.locator("#scdpo_train_samples .cost").count() >= 4
         page.locator("#scdpo_train_status").first.scroll_into_view_if_needed()
         shoot(page, "trained")
@@ -202,7 +210,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
 def test_every_control_has_a_name(browser: Any, tmp_path: Path) -> None:
     with served(tmp_path) as url:
         page = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme="dark")
-        page.goto(url)
+        page.goto(url + OPEN)
         page.get_by_role("button", name="Score", exact=True).wait_for()
         for title in ("Score", "Preferences", "Train", "Compare"):
             pane(page, title)
@@ -219,7 +227,7 @@ def test_every_control_has_a_name(browser: Any, tmp_path: Path) -> None:
             shoot(page, f"{title.lower()}-400-dark")
 
 
-def test_a_page_open_to_the_network_wants_its_token(tmp_path: Path) -> None:
+def test_a_page_wants_its_token_unless_it_has_none(tmp_path: Path) -> None:
     def status(url: str, **headers: str) -> int:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
@@ -227,12 +235,13 @@ def test_a_page_open_to_the_network_wants_its_token(tmp_path: Path) -> None:
         except urllib.error.HTTPError as error:
             return error.code
 
-    with served(tmp_path, "--token", "open-sesame") as url:
+    with served(tmp_path) as url:
         assert status(url) == 401
         assert status(f"{url}scdpo/v1/jobs") == 401
         assert status(f"{url}?token=wrong") == 401
         assert status(f"{url}scdpo/v1/jobs", Authorization="Bearer open-sesame") == 200
-    with served(tmp_path) as url:
+        assert status(url + OPEN) == 401, "the cookie opens it, not the address alone"
+    with served(tmp_path, "--token", "") as url:
         assert status(f"{url}scdpo/v1/jobs") == 200
         # A name of somebody else's that was pointed at this machine, and another page in the same browser.
         assert status(f"{url}scdpo/v1/jobs", Host="evil.example") == 403

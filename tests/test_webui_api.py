@@ -34,7 +34,7 @@ def client(host: Host) -> TestClient:
     importlib.import_module("a1111_extension.script").SHELF.get = lambda *_: Redness()
     app = FastAPI()
     importlib.import_module("a1111_extension.register")._started(None, app)
-    return TestClient(app)
+    return TestClient(app, base_url="http://127.0.0.1:7860")
 
 
 def sent(colour: str) -> str:
@@ -58,6 +58,7 @@ def test_a_picture_sent_along_is_scored(client: TestClient) -> None:
                 {
                     "path": "",
                     "cost": 5.0,
+                    "details": {},
                     "band": "unsafe",
                     "categories": {"red": 5.0, "green": 0.0, "unknown": None},
                     "scorer": "redness@0123456789ab",
@@ -121,8 +122,8 @@ def test_more_folders_can_be_allowed(client: TestClient, host: Host) -> None:
         ({"image": "no base64!"}, "no base64"),
         ({"image": base64.b64encode(b"no picture").decode()}, "image: "),
         ({"image": ""}, "empty"),
-        ({"path": " "}, "Name a picture"),
-        ({"path": "a\0b"}, "Name a picture"),
+        ({"path": " "}, "Name an image"),
+        ({"path": "a\0b"}, "Name an image"),
         ({"path": "a.png", "cost_model": "/etc/passwd"}, "no cost model '/etc/passwd'"),
         ({"path": 3.5, "image": {}}, "not understood: "),
     ],
@@ -172,7 +173,11 @@ def test_loras_are_listed_with_what_is_wrong_with_them(client: TestClient, host:
 
 def test_cost_models_are_listed(client: TestClient) -> None:
     found = client.get("/scdpo/v1/cost-models").json()["cost_models"]
-    assert found[0]["name"] == "embedded" and found[0]["in_use"] and found[0]["licence"] == "BSD-2-Clause"
+    assert (
+        found[0]["name"] == "embedded"
+        and found[0]["in_use"]
+        and found[0]["licence"] == "BSD-2-Clause and MIT"
+    )
     assert [model["in_use"] for model in found[1:]] == [False] * (len(found) - 1)
 
 
@@ -189,6 +194,89 @@ def test_the_hosts_passwords_are_honoured(client: TestClient, host: Host) -> Non
     assert client.post("/scdpo/v1/score", json={"image": sent("red")}).status_code == 401
     odd = client.get("/scdpo/v1/loras", headers={"Authorization": "Basic ?"})
     assert odd.status_code == 401 and isinstance(odd.json()["detail"], str)
+
+
+EVERY = [
+    ("GET", "/scdpo/v1/loras"),
+    ("GET", "/scdpo/v1/cost-models"),
+    ("POST", "/scdpo/v1/score"),
+    ("GET", "/scdpo/v1/jobs"),
+    ("POST", "/scdpo/v1/jobs"),
+    ("GET", "/scdpo/v1/jobs/calm"),
+    ("GET", "/scdpo/v1/jobs/calm/events"),
+    ("POST", "/scdpo/v1/jobs/calm/stop"),
+    ("POST", "/scdpo/v1/jobs/calm/resume"),
+]
+
+
+def test_this_is_every_route(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    ours = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert {(m, p.replace("calm", "{name}")) for m, p in EVERY} == {x for x in ours if "scdpo" in x[1]}
+
+
+@pytest.mark.parametrize(("method", "path"), EVERY)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://example.org"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:7861"},
+        {"Origin": "http://["},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+        {"Host": "example.org:7860", "Origin": "http://example.org:7860"},
+        {"Host": "example.org:7860"},
+    ],
+)
+def test_no_other_web_page_may_call(
+    client: TestClient, method: str, path: str, headers: dict[str, str]
+) -> None:
+    refused(client.request(method, path, headers=headers, json={} if method == "POST" else None), 403)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://127.0.0.1:7860"},
+        {"Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+        {"Host": "localhost:7860", "Origin": "http://localhost:7860"},
+        {"Host": "[::1]:7860"},
+    ],
+)
+def test_the_page_itself_links_and_programs_may(client: TestClient, headers: dict[str, str]) -> None:
+    assert client.get("/scdpo/v1/loras", headers=headers).status_code == 200
+
+
+def test_the_host_can_be_told_of_other_pages(client: TestClient, host: Host) -> None:
+    other, ours = {"Origin": "https://example.org"}, {"Host": "example.org"}
+    for flags in (
+        {"cors_allow_origins": "https://a.example, https://example.org"},
+        {"cors_allow_origins_regex": r"https://[a-z]+\.org"},
+        {"cors_allow_origins": "*"},
+    ):
+        vars(host.shared.cmd_opts).update(flags)
+        assert client.get("/scdpo/v1/loras", headers=other).status_code == 200
+        if flags != {"cors_allow_origins": "*"}:
+            assert client.get("/scdpo/v1/loras", headers=ours).status_code == 200
+        vars(host.shared.cmd_opts).update(cors_allow_origins=None, cors_allow_origins_regex=None)
+    # By network a host has whatever name its users gave it, and with a password no page gets in anyway.
+    host.shared.cmd_opts.listen = True
+    assert client.get("/scdpo/v1/loras", headers={"Host": "studio.lan:7860"}).status_code == 200
+    host.shared.cmd_opts.listen = False
+    host.shared.cmd_opts.api_auth = "anna:secret"
+    assert client.get("/scdpo/v1/loras", headers=ours, auth=("anna", "secret")).status_code == 200
+
+
+@pytest.mark.parametrize("path", [path for method, path in EVERY if method == "POST"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
+)
+def test_only_json_is_taken(client: TestClient, path: str, kind: str) -> None:
+    headers = {"Content-Type": kind} if kind else {}
+    assert "Content-Type: application/json" in refused(client.post(path, content=b"{}", headers=headers), 415)
 
 
 def test_no_api_without_the_hosts_own(host: Host) -> None:

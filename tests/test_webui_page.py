@@ -192,7 +192,11 @@ def test_the_quarantine_is_not_served(host: Host, tmp_path: Path) -> None:
     host.shared.cmd_opts.api = False
     demo = SimpleNamespace(blocked_paths=[])
     ours("register")._started(demo, None)
-    assert demo.blocked_paths == [str(tmp_path / "outputs" / "quarantine")]
+    (blocked,) = demo.blocked_paths
+    assert Path(blocked) == tmp_path / "outputs" / "quarantine"
+    # Gradio looks each time, and the settings may change meanwhile.
+    host.shared.opts.scdpo_quarantine = str(tmp_path / "outputs" / "elsewhere")
+    assert Path(blocked) == tmp_path / "outputs" / "elsewhere"
 
 
 def test_sentences_fit_on_the_card_that_stands_for_a_picture(host: Host) -> None:

@@ -249,7 +249,7 @@ def test_previews_are_hidden_while_pictures_may_be(script: Any, host: Host) -> N
 
 
 def test_what_is_saved_before_it_was_judged_is_judged(script: Any) -> None:
-    module = sys.modules["a1111_extension.script"]
+    module = sys.modules["a1111_extension.watch"]
     saved: list[Any] = []
 
     def picture(number: int) -> Image.Image:
@@ -290,12 +290,12 @@ def test_masks_laid_over_pictures_are_judged_too(script: Any) -> None:
     assert processed.images[0] is grid and processed.images[1] is passed.image
     assert colours(processed.images[2]) == {(0, 0, 0)}
     text, *others, card = processed.extra_images
-    assert text == "a text" and all(colours(picture) == {(0, 0, 0)} for picture in others)
-    assert card.size == (512, 512), "what cannot be judged is a card with a sentence"
+    assert all(colours(picture) == {(0, 0, 0)} for picture in others)
+    assert text is card and card.size == (256, 256), "what cannot be judged is a card with a sentence"
 
 
 def test_a_grid_is_made_of_judged_pictures_and_not_judged_again(script: Any) -> None:
-    module = sys.modules["a1111_extension.script"]
+    module = sys.modules["a1111_extension.watch"]
     p = Processing()
     script.process(p, True, "normal", 0, "nothing", "black")
     p.prompts, p.seeds = p.all_prompts, [1]
@@ -304,9 +304,16 @@ def test_a_grid_is_made_of_judged_pictures_and_not_judged_again(script: Any) -> 
     params = SimpleNamespace(imgs=[passed.image, striped(RED)], cols=2, rows=1)
     module.before_grid(params)
     assert params.imgs[0] is passed.image and colours(params.imgs[1]) == {(0, 0, 0)}
-    grid = SimpleNamespace(p=p, image=striped(RED, (128, 64)), pnginfo={"parameters": "grid"})
+    drawn = Image.new("RGB", (128, 64))
+    for number, part in enumerate(params.imgs):
+        drawn.paste(part, (64 * number, 0))
+    grid = SimpleNamespace(p=p, image=drawn, pnginfo={"parameters": "grid"})
     module.before_saved(grid)
-    assert grid.pnginfo == {"parameters": "grid"}
+    assert grid.image is drawn and grid.pnginfo == {"parameters": "grid"}
+    # Another image of the same size is none.
+    other = SimpleNamespace(p=p, image=striped(RED, (128, 64)), pnginfo={"parameters": "other"})
+    module.before_saved(other)
+    assert colours(other.image) == {(0, 0, 0)} and "Safety cost" in other.pnginfo["parameters"]
     # A grid of previews is left alone: no picture in it was judged.
     previews = SimpleNamespace(imgs=[striped(RED)] * 2, cols=2, rows=1)
     module.before_grid(previews)

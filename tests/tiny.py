@@ -16,6 +16,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from scdpo_core.config import TrainSettings
+from scdpo_core.config_terms import TERM_OBJECTIVES
 
 WIDTH = 32
 TOKENS = 16
@@ -143,11 +144,17 @@ def tiny_settings(base: Path | str, pairs: Path, output: Path, **changes: Any) -
         "lr": 1e-3,
         "rank": 2,
         "samples": 0,
-        "sample_steps": 2,
         "checkpoint_every": 2,
         "log_every": 2,
         "device": "cpu",
+        "objective": "sc_dpo",
     } | changes
+    # What has no effect is refused on a command line, to which some tests hand these over.
+    if values["objective"] in ("sc_dpo", "winner_only"):
+        values.setdefault("winner", 0.05)
+    terms = values["objective"] in TERM_OBJECTIVES
+    if values["samples"] or terms or {"keep_text", "prompts"} & values.keys():
+        values.setdefault("sample_steps", 2)
     settings = TrainSettings()
     for section in dataclasses.fields(settings):
         part = getattr(settings, section.name)

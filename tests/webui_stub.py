@@ -127,6 +127,26 @@ CALLBACKS = (
 )
 
 
+class Runner:
+    """Runs the scripts of a page, in its order; one for all generations, whose errors it only logs."""
+
+    def __init__(self) -> None:
+        self.scripts: list[Any] = []
+
+    def postprocess_image_after_composite(self, p: Any, pp: Any) -> None:
+        self._run("postprocess_image_after_composite", p, pp)
+
+    def postprocess(self, p: Any, processed: Any) -> None:
+        self._run("postprocess", p, processed)
+
+    def _run(self, name: str, p: Any, given: Any) -> None:
+        for script in self.scripts:
+            try:
+                getattr(script, name, lambda *_: None)(p, given)
+            except Exception:
+                sys.modules["modules.errors"].report(name)
+
+
 @dataclass
 class Host:
     """The stub, and what was asked of it.
@@ -173,6 +193,7 @@ class Processing:
         self.prompts: list[str] = []
         self.seeds: list[int] = []
         self.iteration = self.batch_index = 0
+        self.scripts = sys.modules["modules.scripts"].ScriptRunner()
 
     def comment(self, text: str) -> None:
         self.comments[text] = 1
@@ -199,6 +220,8 @@ def installed(root: Path) -> Iterator[Host]:
         options, state = Options(), State()
         flags = SimpleNamespace(
             api_auth=None,
+            cors_allow_origins=None,
+            cors_allow_origins_regex=None,
             api=True,
             nowebui=False,
             lora_dir=str(root / "models" / "Lora"),
@@ -237,10 +260,23 @@ def installed(root: Path) -> Iterator[Host]:
         )
         host.grid = module("xyz_grid", AxisOption=AxisOption, axis_options=[AxisOption("Seed", int, None)])
         data = SimpleNamespace(path="/host/scripts/xyz_grid.py", module=host.grid)
-        module("modules.scripts", Script=Script, AlwaysVisible=object(), scripts_data=[data])
+        runner = type("ScriptRunner", (Runner,), {})
+        module(
+            "modules.scripts", Script=Script, AlwaysVisible=object(), scripts_data=[data], ScriptRunner=runner
+        )
+
+        def asked(name: str) -> Callable[[Any], None]:
+            def ask(params: Any) -> None:
+                for callback in host.callbacks[name]:
+                    callback(params)
+
+            return ask
+
         module(
             "modules.script_callbacks",
             **{name: host.callbacks.setdefault(name, []).append for name in CALLBACKS},
+            before_image_saved_callback=asked("on_before_image_saved"),
+            image_grid_callback=asked("on_image_grid"),
         )
         module("modules.infotext_utils", PasteField=PasteField)
         module("modules.ui_components", InputAccordion=Control)
@@ -255,17 +291,25 @@ def installed(root: Path) -> Iterator[Host]:
             patch.delitem(sys.modules, name)
 
 
-def draw(script: Any, p: Processing, picture: Callable[[int], Image.Image], *values: Any) -> Any:
+def draw(
+    script: Any,
+    p: Processing,
+    picture: Callable[[int], Image.Image],
+    *values: Any,
+    later: tuple[Any, ...] = (),
+) -> Any:
     """Run a script's hooks in the order in which the hosts call them; return what they call 'processed'.
 
     Args:
         script: ours.
+        later: other extensions' scripts, which run after it.
         p: the generation.
         picture: makes the picture of that number.
         values: of the script's controls.
     """
     state = sys.modules["modules.shared"].state
     state.interrupted = False
+    p.scripts.scripts = [script, *later]
     script.process(p, *values)
     images, texts = [], []
     for number in range(p.n_iter):
@@ -279,11 +323,11 @@ def draw(script: Any, p: Processing, picture: Callable[[int], Image.Image], *val
         for index in range(p.batch_size):
             p.batch_index = index
             passed = SimpleNamespace(image=picture(number * p.batch_size + index))
-            script.postprocess_image_after_composite(p, passed, *values)
+            p.scripts.postprocess_image_after_composite(p, passed)
             images.append(passed.image)
             texts.append(infotext(p, index, p.prompts))
     processed = SimpleNamespace(images=images, infotexts=texts, index_of_first_image=0)
-    script.postprocess(p, processed, *values)
+    p.scripts.postprocess(p, processed)
     return processed
 
 

@@ -24,6 +24,9 @@ COST_PICTURES = ROOT / "examples" / "cost_pictures"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
+    from scdpo_core.text import print_any_name
+
+    print_any_name()
     parser = argparse.ArgumentParser(prog="python install.py --demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo", help="folder of the run")
     parser.add_argument("--seed", type=int, default=0, help="of training and of the pictures")
@@ -64,7 +67,7 @@ def run(output: Path, seed: int, max_train_steps: int | None) -> None:
           "--output", output, "--seed", seed, *steps)
     # fmt: on
     cost_model = cost_model.replace(output / "cost_model.safetensors")
-    _say(3, "Drawing captions that no training saw, before and after")
+    _say(3, "Drawing captions that no training saw, before, after, and under attack")
     evaluate(output, cost_model, seed)
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
     print(f"  LoRA    {output / (output.name + '.safetensors')}")
@@ -82,6 +85,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     from scdpo_core.families import family
     from scdpo_core.lora.facts import EVALUATION, add_facts
     from scdpo_core.micro import evaluation
+    from scdpo_core.micro.attacked import attack
     from scdpo_core.micro.judge import Judge
     from scdpo_core.micro.model import JUDGE
     from scdpo_core.micro.report import build_report
@@ -89,7 +93,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     from scdpo_core.training.events import Progress, last_run
 
     plain, tuned = (family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2))
-    _, lora = attach_finished(tuned, output / f"{output.name}.safetensors")
+    adapter, lora = attach_finished(tuned, output / f"{output.name}.safetensors")
     wanted = evaluation.asked(seed=seed)
     with tqdm(total=2 * len(wanted), unit="picture", disable=not sys.stderr.isatty()) as bar:
         before, after = evaluation.draw_side_by_side(
@@ -98,6 +102,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     judge = Judge.load(JUDGE)
     scorer = load_scorer(cost_model)
     pictures = evaluation.judged(wanted, before, after, judge, scorer.score)
+    pictures += attack(tuned, adapter, wanted, before, judge)
     report = build_report(pictures, lora, cost_model, judge, folder=output)
     rows = [
         {"step": event.step, **{name: value for name, value in event.metrics.items() if value is not None}}
@@ -110,6 +115,8 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     for group in report.headline:
         verdict = "" if group.met else "   (target missed)"
         print(f"  {group.title:<40} {group.before.value:6.1%} -> {group.after.value:6.1%}{verdict}")
+    for group in report.attacks:
+        print(f"  {group.title:<40} {'':6}    {group.after.value:6.1%} harmful")
 
 
 def _keep_earlier_run(output: Path) -> None:

@@ -1,9 +1,10 @@
-"""Look into LoRA files and change them: `python trainer/lora.py inspect|convert|resize|merge ...`."""
+"""Look into LoRA files and change them: `python trainer/lora.py inspect|convert|resize|merge|export ...`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -17,25 +18,35 @@ from scdpo_core.runs.interrupt import INTERRUPTED, waking
 with waking():
     import torch
 
-    from scdpo_core.lora.describe import Description, describe
+    from scdpo_core.devices import is_out_of_memory
+    from scdpo_core.lora.describe import as_text, describe
     from scdpo_core.lora.file import load_lora
     from scdpo_core.lora.identity import BASES
     from scdpo_core.lora.keys import DIALECTS
     from scdpo_core.lora.merge import METHODS
     from scdpo_core.lora.resize import Resized
     from scdpo_core.lora.rewrite import Target, convert_file, merge_files, resize_file
+    from scdpo_core.text import print_any_name, printable
+    from scdpo_core.training.saving import export
     from scdpo_core.types import LoraFile, ScdpoError
+    from trainer.arguments import count, part
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    print_any_name()
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except ScdpoError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        _say(f"Error: {error}", sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _say(f"Error: there is not enough memory for {_inputs(options)}. Close other programs.", sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
@@ -46,16 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _inspect(options: argparse.Namespace) -> None:
     found = describe(*load_lora(options.lora))
     if options.json:
-        print(
-            json.dumps({**dataclasses.asdict(found), "path": str(found.path)}, indent=2, ensure_ascii=False)
-        )
+        print(json.dumps({**dataclasses.asdict(found), "path": str(found.path)}, indent=2))
     else:
-        _show(found)
+        _note(found.notes)
+        _say(as_text(found))
 
 
 def _convert(options: argparse.Namespace) -> None:
     written = convert_file(options.lora, _target(options))
-    print(f"{written.path}: {written.keys} keys in '{options.to}'")
+    _say(f"{written.path}: {written.keys} keys in '{options.to}'")
+    _note(written.notes)
 
 
 def _resize(options: argparse.Namespace) -> None:
@@ -74,6 +85,11 @@ def _merge(options: argparse.Namespace) -> None:
     _say_kept(written, result)
 
 
+def _export(options: argparse.Namespace) -> None:
+    written = export(options.run_folder, step=options.step, best=options.best, output=options.output)
+    print(f"{written.path}: {written.metadata['scdpo_train_steps']} steps")
+
+
 def _target(options: argparse.Namespace) -> Target:
     named = getattr(options, "dtype", None)
     return Target(
@@ -88,40 +104,22 @@ def _target(options: argparse.Namespace) -> Target:
 def _say_kept(written: LoraFile, result: Resized) -> None:
     worst = min(result.kept, key=lambda module: result.kept[module])
     mean = sum(result.kept.values()) / len(result.kept)
-    print(f"{written.path}: highest rank {written.rank}, {len(result.kept)} modules")
-    print(f"kept of the change: {mean:.2%} on average, {result.kept[worst]:.2%} at worst ({worst})")
+    _say(f"{written.path}: highest rank {written.rank or 'none (LoKr)'}, {len(result.kept)} modules")
+    _say(f"kept of the change: {mean:.2%} on average, {result.kept[worst]:.2%} at worst ({worst})")
+    _note(written.notes)
 
 
-def _show(found: Description) -> None:
-    base = BASES[found.family].title if found.family else "not known"
-    rows = {
-        "file": str(found.path),
-        "base model": base,
-        "kind": ", ".join(found.kinds),
-        "rank": _some(found.ranks),
-        "alpha": _some(found.alphas),
-        "numbers": ", ".join(found.dtypes),
-        "keys": f"{found.keys}, for {found.modules} modules",
-        "norm": f"{found.norm:.4g}",
-    }
-    width = max(map(len, rows))
-    for name, text in rows.items():
-        print(f"{name:<{width}}  {text}")
-    print(f"\n{'block':<28} modules  rank      norm  share")
-    for block in found.blocks:
-        figures = f"{block.modules:>7}  {_some(block.ranks):<6} {block.norm:>7.4g}  {block.share:>5.1%}"
-        print(f"{block.block:<28} {figures}")
-    if found.metadata:
-        print("\nIt says of itself:")
-    for name, text in sorted(found.metadata.items()):
-        shown = text if len(text) <= 100 else f"{text[:97]}..."
-        print(f"  {name}: {shown}")
+def _say(text: str, stream: TextIO | None = None) -> None:
+    print(printable(text, lines=True), file=stream)
 
 
-def _some(numbers: Sequence[float]) -> str:
-    if not numbers:
-        return "none"
-    return f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g}-{numbers[-1]:g}"
+def _note(notes: Sequence[str]) -> None:
+    for note in notes:
+        _say(f"Note: {note}", sys.stderr)
+
+
+def _inputs(options: argparse.Namespace) -> str:
+    return ", ".join(str(path) for path in getattr(options, "loras", None) or [options.lora])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -153,12 +151,19 @@ def _parser() -> argparse.ArgumentParser:
     together.add_argument("--method", choices=METHODS, default=METHODS[0], help=how)
     _cuts(together.add_mutually_exclusive_group())
     _writes(together)
+
+    kept = command("export", _export, "The LoRA of a checkpoint of a training run.")
+    kept.add_argument("run_folder", type=Path, help="the run folder, with checkpoints/ in it")
+    which = kept.add_mutually_exclusive_group()
+    which.add_argument("--step", type=count, help="of the checkpoint (default: the newest)")
+    which.add_argument("--best", action="store_true", help="the best so far on the held-out pairs")
+    kept.add_argument("--output", type=Path, help="the file (default: in the run folder's loras/)")
     return parser
 
 
 def _cuts(group: argparse._MutuallyExclusiveGroup) -> None:
-    group.add_argument("--rank", type=_count, help="the highest rank of the result")
-    group.add_argument("--energy", type=_share, help="share of each module's change to keep, such as 0.95")
+    group.add_argument("--rank", type=count, help="the highest rank of the result")
+    group.add_argument("--energy", type=part, help="share of each module's change to keep, such as 0.95")
 
 
 def _writes(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
@@ -172,20 +177,6 @@ def _writes(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     if not required:
         stored = "number format of the weights (default: resized, the input's; merged, fp32)"
         parser.add_argument("--dtype", choices=[*DTYPES], help=stored)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError("must lie above 0 and at most at 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -21,18 +21,20 @@ with waking():
     from PIL import Image
 
     from scdpo_core.cost.attribution import METHODS
-    from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer
+    from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer, offered_scorers
     from scdpo_core.runs.bars import bars
     from scdpo_core.scoring.job import JobResult, ScoreJob, check
-    from scdpo_core.scoring.rows import Row, printable
+    from scdpo_core.scoring.rows import Row
     from scdpo_core.scoring.run import BATCH
     from scdpo_core.scoring.stamp import STAMPS
     from scdpo_core.scoring.team import join, run_job
+    from scdpo_core.text import print_any_name, printable
     from scdpo_core.types import ScdpoError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    print_any_name()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.list_scorers:
@@ -45,10 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _score(options)
     except ScdpoError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(printable(f"Error: {error}", lines=True), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"Error: {error.filename or 'a file'} cannot be written ({error.strerror}).", file=sys.stderr)
+        what = f"{error.filename or 'a file'} cannot be written ({error.strerror or error})."
+        print(printable(f"Error: {what}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = (
@@ -67,9 +70,11 @@ def _score(options: argparse.Namespace) -> int:
         print(f"{name}: {choice.download}, {choice.licence}, {choice.megabytes} MB", file=sys.stderr)
     with bars(quiet=not member.leads, stay=True, unit=" files") as progress:
         result = run_job(member, scorer, progress)
-    if result is not None:
-        _report(member.job, result)
-    return 0
+    if result is None:
+        return 0
+    _report(member.job, result)
+    # Scripts go by this; what there was to complain of stands above.
+    return 1 if result.problems else 0
 
 
 def _report(job: ScoreJob, result: JobResult) -> None:
@@ -77,19 +82,22 @@ def _report(job: ScoreJob, result: JobResult) -> None:
     if not written:
         for row in sorted(result.rows, key=_costliest_first):
             print(_line(row))
-    for problem in result.problems:
-        print(printable(f"{problem.path}: {problem.what}"), file=sys.stderr)
+    for problem in (*result.notes, *result.problems):
+        note = "" if problem.fatal else "Note: "
+        print(printable(f"{note}{problem.path}: {problem.what}"), file=sys.stderr)
     scored = [row for row in result.rows if row.cost is not None]
     above = sum(row.cost is not None and row.cost > job.over for row in scored)
     failed = len(result.rows) - len(scored)
     parts = [f"{len(scored)} scored", f"{above} above {job.over:g}"]
     parts += [f"{result.reused} known already or the same as another"] if result.reused else []
     parts += [f"{failed} not scored"] if failed else []
+    if job.write_back:
+        parts.append(f"{len(scored) - len(result.unwritten)} written back")
     if job.move_to or job.copy_to:
         parts.append(f"{len(result.filed)} {'moved' if job.move_to else 'copied'}")
     print(f"{', '.join(parts)}.", file=sys.stderr)
     for file in written:
-        print(f"Written: {file}", file=sys.stderr)
+        print(printable(f"Written: {file}"), file=sys.stderr)
 
 
 def _costliest_first(row: Row) -> tuple[float, str]:
@@ -103,9 +111,10 @@ def _line(row: Row) -> str:
 
 
 def _list_scorers() -> None:
-    for name, choice in SCORERS.items():
+    for name in offered_scorers():
+        choice = SCORERS[name]
         where = f"hub: {choice.download}" if choice.download else "installed"
-        print(f"{name:10}  {choice.about}\n{'':12}{choice.licence}, {choice.megabytes} MB, {where}")
+        print(f"{name:13}  {choice.about}\n{'':15}{choice.licence}, {choice.megabytes} MB, {where}")
 
 
 def _job(options: argparse.Namespace) -> ScoreJob:

@@ -8,7 +8,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -19,7 +18,7 @@ with waking():
     import torch
 
     from scdpo_core.cost.calibration import Figures
-    from scdpo_core.cost.encoders import ENCODERS
+    from scdpo_core.cost.encoders import DEFAULT_ENCODER, ENCODERS
     from scdpo_core.cost.examples import CheckedExamples
     from scdpo_core.cost.features import VIEWS
     from scdpo_core.cost.job import CostOutcome, CostTask, run_cost_task
@@ -28,18 +27,21 @@ with waking():
     from scdpo_core.runs.bars import bars
     from scdpo_core.runs.reporter import Reporter
     from scdpo_core.runs.toml import as_flags
+    from scdpo_core.text import print_any_name, printable
     from scdpo_core.training.failures import sentence_of
+    from trainer.arguments import count, positive, share, weight
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    print_any_name()
     parser = _parser()
     arguments = sys.argv[1:] if arguments is None else arguments
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--config", type=Path)
     look.add_argument("--run", type=Path)
     early = look.parse_known_args(arguments)[0]
-    reporter = None if early.run is None else Reporter(early.run)
+    reporter = None if early.run is None else Reporter(early.run, "cost")
     try:
         with nullcontext() if reporter is None else reporter.last_words():
             known = {*vars(parser.parse_args(["--output", "any"]))} - {"config", "run"}
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Stopped; nothing was written.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        print(f"Error: {sentence_of(error)}", file=sys.stderr)
+        print(printable(f"Error: {sentence_of(error)}", lines=True), file=sys.stderr)
         return 2
     return 0
 
@@ -74,8 +76,8 @@ def _task(options: argparse.Namespace) -> CostTask:
 
 
 def _say_checked(found: CheckedExamples) -> None:
-    if found.problems:
-        print(in_words(found.problems), file=sys.stderr)
+    if told := [*found.notes, *found.problems]:
+        print(in_words(told), file=sys.stderr)
     unsafe = sum(example.unsafe for example in found.examples)
     copies = f" ({found.merged} copies left out)" if found.merged else ""
     print(f"{unsafe} unsafe and {len(found.examples) - unsafe} safe pictures{copies}")
@@ -85,16 +87,16 @@ def _say_outcome(task: CostTask, outcome: CostOutcome) -> None:
     result = outcome.mined.result
     if task.benign is not None:
         print(f"{len(outcome.mined.chosen)} hard negatives found among {outcome.pool} harmless pictures")
-    print(f"\nHeld-out pictures, {result.steps} steps:")
+    print(f"\nHeld-out images, {result.steps} steps, encoder '{outcome.encoder}':")
     rows = [("overall", result.figures), *sorted(result.categories.items())]
     width = max(len(name) for name, _ in rows)
     for name, figures in rows:
         print(f"  {name:<{width}}  {_line(figures)}")
     for warning in result.warnings:
-        print(f"Note: {warning}")
+        print(printable(f"Note: {warning}"))
     for one, file in outcome.misfiled:
         label = "unsafe" if one.unsafe else "safe"
-        print(f"Looks misfiled ({label}, cost {one.cost:+.2f}): {file}")
+        print(printable(f"Looks misfiled ({label}, cost {one.cost:+.2f}): {file}"))
     if task.report is not None:
         print(f"\nThe report, with those pictures, is {task.report}")
     print(f"\nThe cost model is {task.output}")
@@ -131,55 +133,27 @@ def _parser() -> argparse.ArgumentParser:
     encoder = (
         f"{', '.join(ENCODERS)}, a folder with a CLIP model such as ViT-L/14, or its name in the hub's cache"
     )
-    add("--encoder", str, "micro", encoder)
+    add("--encoder", str, DEFAULT_ENCODER, encoder)
     rate = "share of harmless pictures that may cost more than zero"
-    add("--false-positive-rate", _share, defaults.false_positive_rate, rate)
+    add("--false-positive-rate", share, defaults.false_positive_rate, rate)
     add(
         "--benign",
         Path,
         None,
         "a large folder of harmless pictures; the hardest of them are learned from too",
     )
-    add("--mine", _count, 500, "how many of those at most")
+    add("--mine", count, 500, "how many of those at most")
     add("--cache", Path, None, "where embeddings are kept (default: .features beside the output)")
     add("--report", Path, None, "an HTML page: figures, reliability, and pictures that look misfiled")
-    add("--views", _count, VIEWS, "versions of each picture to learn from, 1 for just the picture")
-    add("--steps", _count, defaults.steps, "at most; held-out pictures decide when to stop")
-    add("--lr", _positive, defaults.lr, "learning rate")
-    add("--contrast", _weight, defaults.contrast, "weight of putting harmful above harmless")
-    add("--eta", _weight, defaults.eta, "weight of the anchoring, without which zero means nothing")
+    add("--views", count, VIEWS, "versions of each picture to learn from, 1 for just the picture")
+    add("--steps", count, defaults.steps, "at most; held-out pictures decide when to stop")
+    add("--lr", positive, defaults.lr, "learning rate")
+    add("--contrast", weight, defaults.contrast, "weight of putting harmful above harmless")
+    add("--eta", weight, defaults.eta, "weight of the anchoring, without which zero means nothing")
     add("--seed", int, defaults.seed, "of everything random")
     add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the image encoder runs")
     add("--name", str, None, "what every score calls this model; the output's name if not given")
     return parser
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError("must lie between 0 and 1")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError("must be a number above 0")
-    return value
-
-
-def _weight(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError("must be a number, 0 or above")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

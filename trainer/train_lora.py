@@ -20,13 +20,21 @@ with waking():
     import tyro
 
     from scdpo_core.config import TrainSettings
+    from scdpo_core.evaluation.prompts import expand_prompts
+    from scdpo_core.reports.wording import what_terms_did
+    from scdpo_core.runs.follow import Follower
+    from scdpo_core.runs.foreign_flags import refuse_misunderstood
     from scdpo_core.runs.screen import Screen
-    from scdpo_core.training.asked import on_top_of_preset, with_full_paths
+    from scdpo_core.text import print_any_name, printable
+    from scdpo_core.training.asked import on_top_of_preset, unasked, with_full_paths
     from scdpo_core.types import ScdpoError
 
 PRESETS = Path(__file__).resolve().with_name("configs")
 
-DESCRIPTION = """Train a safety LoRA on pairs of a chosen and a rejected picture (SC-DPO).
+DESCRIPTION = """Train a safety LoRA on pairs of a chosen and a rejected image.
+
+Harmful prompts lead to the chosen images, and everything else stays as it is (--objective redirect_keep, this
+project's own). --objective sc_dpo is the paper's method; docs/train-lora.md says what each is worth.
 
 The preference folder holds chosen/ and rejected/ pictures under the same names, and a .txt file with the
 prompt beside either. The run folder --output PATH/NAME receives the LoRA NAME.safetensors (for ComfyUI, A1111
@@ -34,7 +42,10 @@ and Forge), its settings job.toml, events.jsonl, checkpoints, samples and curves
 a folder that holds results is refused unless --resume goes on with them.
 
 Ctrl-C, SIGTERM, or a file named 'stop' in the run folder: the step is finished, everything is saved, and the
-exit code is 0; --resume goes on later. Errors end with code 2."""
+exit code is 0; --resume goes on later. Errors end with code 2.
+
+The defaults shown are those of no model in particular: each kind of base model has a preset in
+trainer/configs that changes some. With --base MODEL --help they are those that hold for it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    print_any_name()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     if not debug:
@@ -69,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ScdpoError as error:
         if debug:
             traceback.print_exc()
-        print(f"Error: {error}", file=sys.stderr)
+        print(printable(f"Error: {error}", lines=True), file=sys.stderr)
     except KeyboardInterrupt:
         # A run that has begun answers for itself; this is what comes before it.
         print("Stopped; nothing was begun.", file=sys.stderr)
@@ -82,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "" if debug else " Run it again with --debug to see where, and tell us."
         sentence = explain(error)
         unknown = f"Unexpected error: {type(error).__name__}: {error}.{hint}"
-        print(f"Error: {sentence}" if sentence else unknown, file=sys.stderr)
+        print(printable(f"Error: {sentence}" if sentence else unknown, lines=True), file=sys.stderr)
     return 2
 
 
@@ -93,6 +105,7 @@ def parse(arguments: Sequence[str]) -> Command:
         ScdpoError: a TOML file is missing or wrong.
         SystemExit: a flag is wrong, or --help was asked for.
     """
+    refuse_misunderstood(arguments)
     settings = settings_before_flags(arguments)
     command: Command = tyro.cli(
         Command,
@@ -101,7 +114,10 @@ def parse(arguments: Sequence[str]) -> Command:
         prog="train_lora.py",
         description=DESCRIPTION,
     )
-    return dataclasses.replace(command, settings=with_full_paths(command.settings))
+    settings = with_full_paths(command.settings)
+    prompts = expand_prompts(settings.sampling.sample_prompts)
+    sampling = dataclasses.replace(settings.sampling, sample_prompts=prompts)
+    return dataclasses.replace(command, settings=dataclasses.replace(settings, sampling=sampling))
 
 
 def settings_before_flags(arguments: Sequence[str]) -> TrainSettings:
@@ -112,7 +128,15 @@ def settings_before_flags(arguments: Sequence[str]) -> TrainSettings:
     look.add_argument("--base")
     look.add_argument("--family")
     look.add_argument("--resume", action="store_true")
-    early = look.parse_known_args(list(arguments))[0]
+    early, _ = look.parse_known_args(list(arguments))
+    if (
+        {"-h", "--help"} & set(arguments)
+        and early.base is None
+        and early.family is None
+        and early.config is None
+    ):
+        # The embedded model's own figures are of use to nobody else.
+        return TrainSettings()
     source: Path | None = early.config
     if source is None and early.resume and early.output is not None and (early.output / "job.toml").is_file():
         source = early.output / "job.toml"
@@ -131,11 +155,14 @@ def train(command: Command) -> int:
 
     screen = Screen()
     try:
-        asked = StopSignals(screen.say).asked
-        result = run_job(command.settings, resume=command.resume, listen=screen.show, should_stop=asked)
+        settings, resume, stop = command.settings, command.resume, StopSignals(screen.say).asked
+        presets = unasked(PRESETS, command.config, resume, settings)
+        result = run_job(settings, resume=resume, listen=screen.show, should_stop=stop, unasked=presets)
     finally:
         screen.close()
     if result.lora is not None:
+        for sentence in what_terms_did(Follower(result.folder).view().curves):
+            screen.say(sentence)
         screen.say(f"The LoRA is {result.lora.path}")
     if result.outcome.reason == "stopped":
         go_on = f"Stopped after step {result.outcome.step}; go on with --resume."

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from scdpo_core.panels.parts import notice, wrapped
+from scdpo_core.text import printable
 from scdpo_core.types import ScdpoError
 
 _LOG = logging.getLogger("scdpo")
@@ -37,19 +38,26 @@ def guarded(outputs: int, place: int = -1) -> Callable[[Callable[..., Any]], Cal
         @wraps(function)
         def safe(*arguments: Any, **named: Any) -> Any:
             try:
-                return function(*arguments, **named)
+                return _printable(function(*arguments, **named))
             except ScdpoError as error:
                 sentence = str(error)
             except Exception as error:
                 _LOG.exception("a pane failed")
                 sentence = f"This did not work ({type(error).__name__}: {error}). The log says where."
             answer: list[Any] = [gr.update() for _ in range(outputs)]
-            answer[place] = said(sentence, "bad")
+            answer[place] = said(printable(sentence, lines=True), "bad")
             return answer if outputs > 1 else answer[0]
 
         return safe
 
     return around
+
+
+def _printable(values: Any) -> Any:
+    """What a pane returns, with names of files that are no UTF-8 written so that they can be sent."""
+    if isinstance(values, str):
+        return printable(values, lines=True)
+    return [_printable(value) for value in values] if isinstance(values, list) else values
 
 
 def changed(old: Any, new: Sequence[str]) -> tuple[list[Any], tuple[int, ...]]:

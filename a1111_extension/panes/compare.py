@@ -14,6 +14,7 @@ from scdpo_core.runs.comparison import CompareJob, parse_weights, read_result, u
 from scdpo_core.types import ScdpoError
 
 from ..desk import Desk
+from ..reach import listed_cost_model
 from .common import changed, guarded, quick, said, ticker
 
 _ABOUT = """The same prompts from the same noise, without the LoRA and at several weights. Pictures that are
@@ -78,12 +79,12 @@ def build(desk: Desk) -> None:
         found = usual(desk.jobs.root / name)
         job = CompareJob(
             lora=files[name],
-            base=desk.bases().get(chosen, chosen or ""),
+            base=desk.reach.base(chosen or "", desk.bases()),
             output=desk.jobs.root,
             name=f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
             prompts=tuple(line.strip() for line in text.splitlines() if line.strip()),
             weights=parse_weights(wanted),
-            cost_model=scorer,
+            cost_model=listed_cost_model(scorer, desk.cost_models()),
             seed=int(first or 0),
             **({} if found is None else {"steps": found.steps, "guidance": found.guidance}),
         )

@@ -112,7 +112,7 @@ def build(desk: Desk) -> None:
     def place(text: str) -> Path:
         if not text.strip():
             raise ScdpoError("Name the preference folder.")
-        return desk.allowed(text)
+        return desk.reach.folder(text)
 
     def look(folder: Path) -> str:
         return panel.folder(folder, *read_folder(folder)) if (folder / "chosen").is_dir() else ""
@@ -121,7 +121,9 @@ def build(desk: Desk) -> None:
     def open_(pictures: str, folder: str) -> list[Any]:
         if not pictures.strip():
             raise ScdpoError("Name the folder with the pictures to compare.")
-        return show(table.lay(desk.allowed(pictures), place(folder)).view(), None)
+        session = table.lay(desk.reach.folder(pictures), place(folder))
+        notes = "\n".join(f"{note.path}: {note.what}" for note in session.notes)
+        return show(session.view(), None, said(notes) if notes else "")
 
     @guarded(4)
     def again(old: Any) -> list[Any]:
@@ -143,7 +145,8 @@ def build(desk: Desk) -> None:
     @guarded(2)
     def take(first: Any, second: Any, folder: str, words: str, kind: str) -> list[Any]:
         where = place(folder)
-        count = import_pairs(where, files_of(first), files_of(second), words, kind or "")
+        good_files, bad_files = (desk.reach.dropped(files_of(files)) for files in (first, second))
+        count = import_pairs(where, good_files, bad_files, words, kind or "")
         return [look(where), said(f"{count} pairs are imported.", "good")]
 
     opened.click(open_, inputs=[source, target], outputs=pane)

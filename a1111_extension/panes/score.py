@@ -10,13 +10,14 @@ from typing import Any
 import gradio as gr
 
 from scdpo_core.panels.gallery import gallery
-from scdpo_core.scoring.heatmaps import write_heatmaps
+from scdpo_core.scoring.heatmaps import name_of, write_heatmaps
 from scdpo_core.scoring.rows import Row, write_csv
 from scdpo_core.scoring.run import FolderRun
 from scdpo_core.scoring.walk import find_pictures
 from scdpo_core.types import ScdpoError
 
 from ..desk import Desk
+from ..reach import listed_cost_model
 from .common import files_of, guarded, said
 
 MOST_HEATMAPS = 12
@@ -59,11 +60,17 @@ def build(desk: Desk) -> None:
 
     @guarded(3, 0)
     def score(given: Any, place: str, name: str, heatmaps: bool, bar: Any = gr.Progress()) -> list[Any]:  # noqa: B008
-        places = files_of(given) or ([desk.allowed(place)] if place.strip() else [])
+        dropped = desk.reach.dropped(files_of(given))
+        places = dropped or ([desk.reach.existing(place)] if place.strip() else [])
         if not places:
             raise ScdpoError("Drop pictures into the field, or name a folder.")
         rows, maps = _score(
-            desk, places, name, heatmaps, lambda done, total, what: bar((done, total), desc=what)
+            desk,
+            places,
+            bool(dropped),
+            name,
+            heatmaps,
+            lambda done, total, what: bar((done, total), desc=what),
         )
         csv = Path(tempfile.mkdtemp(prefix="scdpo-")) / "costs.csv"
         write_csv(csv, rows)
@@ -77,24 +84,30 @@ def build(desk: Desk) -> None:
 
 
 def _score(
-    desk: Desk, places: list[Path], name: str, heatmaps: bool, tell: Callable[[int, int, str], object]
+    desk: Desk,
+    places: list[Path],
+    dropped: bool,
+    name: str,
+    heatmaps: bool,
+    tell: Callable[[int, int, str], object],
 ) -> tuple[list[Row], Mapping[str, Path]]:
-    scorer = desk.scorer(name)
-    found = find_pictures(places)
-    if not found.files:
+    scorer = desk.scorer(listed_cost_model(name, desk.cost_models()))
+    files = find_pictures(places).files
+    files = desk.reach.readable(files) if not dropped else files
+    if not files:
         raise ScdpoError(f"There are no pictures in {', '.join(map(str, places))}.")
     rows = []
-    for row in FolderRun(scorer).rows(found.files):
+    for row in FolderRun(scorer).rows(files):
         rows.append(row)
-        tell(len(rows), len(found.files), "scoring")
+        tell(len(rows), len(files), "scoring")
     if not heatmaps:
         return rows, {}
     harmful = sorted((row for row in rows if (row.cost or 0) > 0), key=lambda row: -(row.cost or 0))[
         :MOST_HEATMAPS
     ]
     target = Path(tempfile.mkdtemp(prefix="scdpo-heat-"))
-    write_heatmaps(harmful, scorer, target, lambda done, total: tell(done, total, "looking for reasons"))
-    made = {
-        row.path: target / f"{Path(row.path).stem}-{(row.sha256 or '')[:8]}.heatmap.png" for row in harmful
-    }
+    write_heatmaps(
+        harmful, scorer, target, progress=lambda done, total: tell(done, total, "looking for reasons")
+    )
+    made = {row.path: target / f"{name_of(row)}.heatmap.png" for row in harmful}
     return rows, {path: file for path, file in made.items() if file.is_file()}

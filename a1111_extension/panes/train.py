@@ -9,14 +9,16 @@ import gradio as gr
 from scdpo_core.panels import run as panel
 from scdpo_core.runs.estimate import estimate, in_words
 from scdpo_core.runs.jobs import LoraJob
+from scdpo_core.runs.objectives import DEFAULT_LABEL, LABELS, objective_choice, offered
 from scdpo_core.runs.speed import speed
 from scdpo_core.types import ScdpoError
 
 from ..desk import Desk
+from ..reach import listed_cost_model
 from .common import changed, guarded, quick, said, ticker
 
 NO_COSTS = "none"
-_EXAMPLE = '[optim]\nmax_train_steps = 400\nlr = 1e-4\n\n[objective]\nobjective = "sc_dpo"'
+_EXAMPLE = "[optim]\nmax_train_steps = 400\nlr = 1e-4\n\n[terms]\nkeep_benign = 10.0"
 _ABOUT = """A training goes on when this page or the program is closed; come back and it is here. While it
 runs, pictures wait."""
 
@@ -40,6 +42,10 @@ def build(desk: Desk) -> None:
     quality = gr.Radio(
         label="Quality", choices=["fast", "normal", "best"], value="normal", elem_id="scdpo_train_quality"
     )
+    objective = gr.Radio(
+        label="What is learnt", choices=list(LABELS), value=DEFAULT_LABEL, elem_id="scdpo_train_objective"
+    )
+    worth = gr.HTML(said(offered(DEFAULT_LABEL).worth), elem_id="scdpo_train_worth")
     told = gr.HTML("", elem_id="scdpo_train_estimate")
     with gr.Accordion("Advanced settings", open=False):
         model = gr.Dropdown(
@@ -69,14 +75,17 @@ def build(desk: Desk) -> None:
     marks = gr.State(None)
     tick = ticker("train")
 
-    def job(chosen: str, folder: str, own: str, level: Any, scorer: str, text: str) -> LoraJob:
+    def job(chosen: str, folder: str, own: str, level: Any, scorer: str, text: str, aim: str) -> LoraJob:
         if not folder.strip():
             raise ScdpoError("Name the preference folder.")
-        place = desk.allowed(folder)
-        found = desk.bases().get(chosen, chosen or "")
-        return LoraJob(place, found, desk.jobs.root, own.strip(), level, scorer, overrides=text or "")
+        place = desk.reach.folder(folder)
+        found = desk.reach.base(chosen or "", desk.bases())
+        listed_cost_model(scorer, [NO_COSTS, *desk.cost_models()])
+        more = desk.reach.settings(text or "")
+        choices = objective_choice(aim)
+        return LoraJob(place, found, desk.jobs.root, own.strip(), level, scorer, more, choices)
 
-    settings = [base, pairs, name, quality, model, more]
+    settings = [base, pairs, name, quality, model, more, objective]
 
     @guarded(1)
     def guess(*values: Any) -> str:
@@ -109,5 +118,7 @@ def build(desk: Desk) -> None:
     quick(start, begin, settings, [which, message])
     for button, act in ((stop, desk.jobs.stop), (resume, desk.jobs.resume)):
         quick(button, guarded(1)(lambda run, act=act: said(act(run or ""))), [which], [message])
-    for field in (base, quality, more):
+    explain = guarded(1)(lambda label: said(offered(label).worth))
+    objective.change(explain, inputs=[objective], outputs=worth, queue=False, show_progress="hidden")
+    for field in (base, quality, more, objective):
         field.change(guess, inputs=settings, outputs=told, queue=False, show_progress="hidden")

@@ -73,7 +73,8 @@ def occlusion(
         for left in _starts(window)
         if (cover := _Cover.place(small.size, left, top, window)) is not None
     ]
-    base = cost_in(scorer.score([small])[0], category)
+    score = scorer.score([small])[0]
+    base = cost_in(score, category)
     total, weight = np.zeros(small.size[::-1], np.float32), np.full(small.size[::-1], 1e-6, np.float32)
     for start in range(0, len(covers), _BATCH):
         some = covers[start : start + _BATCH]
@@ -83,7 +84,7 @@ def occlusion(
             # The same fall says more of each place in it, the smaller the square is.
             total += alpha * (max(0.0, base - cost_in(score, category)) / alpha.mean())
             weight += alpha
-    return Heatmap(torch.from_numpy(total / weight), picture.size, base, "occlusion")
+    return Heatmap(torch.from_numpy(total / weight), picture.size, base, "occlusion", score.objection)
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,21 @@ ENCODERS: dict[str, Callable[[str | torch.device], Encoder]] = {"micro": _micro,
 """Every encoder that has a name, and what loads it onto a device; all others are folders, or on the hub."""
 
 
+DEFAULT_ENCODER = "embedded"
+"""What looks at images where nobody says what should: most are photographs, or drawn like them."""
+
+_LARGER = "a folder with a larger model, such as CLIP ViT-L/14 (--encoder FOLDER)"
+_ADVICE = {
+    "micro": f"'micro' knows the embedded world's drawings. For photographs: embedded, or {_LARGER}.",
+    "embedded": f"'embedded' knows photographs. For drawings, or for finer kinds of harm, take {_LARGER}.",
+}
+
+
+def encoder_advice(name: str) -> str:
+    """Say what other encoder may tell harmful from harmless images where this one hardly does."""
+    return f"The image encoder {_ADVICE.get(name, f'was {name!r}; another one may tell more: {_LARGER}.')}"
+
+
 def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> Encoder:
     """Load the encoder that `spec` names: one of `ENCODERS`, a folder, or 'owner/name' in the hub's cache.
 

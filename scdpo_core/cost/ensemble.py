@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ class EnsembleScorer:
     Every member's zero is its own boundary, so the maximum is above zero where any member objects. The
     mean compares members only as far as they are calibrated: each cost is log-odds, and the mean of
     log-odds is the log-odds of the geometric mean of the odds. A category counts the members that know
-    it; one that nobody knows stays None.
+    it; one that nobody knows stays None. Where a member's cost is not finite, the ensemble's is NaN: it has
+    not been judged by all of them.
 
     Args:
         members: at least two, with different hashes.
@@ -65,7 +67,12 @@ class EnsembleScorer:
         for name in self.categories:
             costs = [cost for score in scores if (cost := score.categories.get(name)) is not None]
             categories[name] = self._combine(costs) if costs else None
-        return CostScore(self._combine([score.value for score in scores]), categories, self.id, self.hash)
+        details = {name: cost for score in scores for name, cost in score.details.items()}
+        return CostScore(
+            self._combine([score.value for score in scores]), categories, self.id, self.hash, details
+        )
 
     def _combine(self, costs: Sequence[float]) -> float:
+        if not all(map(math.isfinite, costs)):
+            return math.nan
         return max(costs) if self.rule == "maximum" else sum(costs) / len(costs)

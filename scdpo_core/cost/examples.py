@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..files import sha256_of
-from ..preferences.listing import files_below
-from ..preferences.pictures import PICTURE_SUFFIXES, PictureError, open_picture
+from ..preferences.kinds import IMAGE_SUFFIXES, starts_as_image
+from ..preferences.listing import BENIGN, files_below, read_as, repeats_note, without_repeats
+from ..preferences.pictures import PictureError, open_picture
 from ..types import Problem, ScdpoError
-
-BENIGN = "benign"
-"""The category folder under which both pictures of a pair are safe."""
 
 SAFE, UNSAFE = "safe", "unsafe"
 """Beside the folders of categories: what is harmless, and harm that has no category."""
@@ -50,44 +48,51 @@ class CheckedExamples:
         examples: readable pictures, each once, with digests.
         problems: one for every picture that cannot be used.
         merged: number of files left out because another one has the same bytes and label.
+        notes: what is odd about the folders, but stops nothing.
     """
 
     examples: Sequence[CostExample]
     problems: Sequence[Problem]
     merged: int
+    notes: Sequence[Problem] = ()
 
 
-def list_folders(unsafe: Path, safe: Path) -> list[CostExample]:
+Notice = Callable[[Problem], None]
+"""Is told what is odd about a folder, but stops nothing."""
+
+
+def list_folders(unsafe: Path, safe: Path, notice: Notice = lambda note: None) -> list[CostExample]:
     """All pictures below two folders; the first subfolder of `unsafe` names the category.
 
     Raises:
         ScdpoError: a folder is missing or holds no picture.
     """
     harmful = [
-        CostExample(path, True, parts[:1] if len(parts) > 1 else ()) for path, parts in _pictures(unsafe)
+        CostExample(path, True, parts[:1] if len(parts) > 1 else ())
+        for path, parts in _with_known(unsafe, _pictures(unsafe, notice), (), notice)
     ]
-    return harmful + list_benign(safe)
+    return harmful + list_benign(safe, notice)
 
 
-def list_categories(root: Path) -> list[CostExample]:
+def list_categories(root: Path, notice: Notice = lambda note: None) -> list[CostExample]:
     """All pictures of a folder that holds one folder for each category, and the harmless ones in `safe/`.
 
     The harmless folder may be called `benign/` instead. What lies in `unsafe/` is harm whose first subfolder
-    names the category.
+    names the category. These three names count in whatever capitals.
 
     Raises:
         ScdpoError: the folder is missing, holds no harmless or no harmful picture, or holds pictures that lie
             in no folder; says which.
     """
     examples, loose = [], []
-    for path, parts in _pictures(root):
+    for path, parts in _with_known(root, _pictures(root, notice), (SAFE, UNSAFE, BENIGN), notice):
         category, inner = parts[0], parts[1:-1]
         if len(parts) == 1:
             loose.append(path.name)
         elif category in (SAFE, BENIGN):
             examples.append(CostExample(path, False))
         elif category == UNSAFE:
-            examples.append(CostExample(path, True, inner[:1]))
+            examples.append(CostExample(path, True, tuple(map(without_repeats, inner[:1]))))
         else:
             examples.append(CostExample(path, True, (category,)))
     if loose:
@@ -104,16 +109,16 @@ def list_categories(root: Path) -> list[CostExample]:
     return examples
 
 
-def list_benign(folder: Path) -> list[CostExample]:
+def list_benign(folder: Path, notice: Notice = lambda note: None) -> list[CostExample]:
     """All pictures below a folder of harmless ones.
 
     Raises:
         ScdpoError: the folder is missing or holds no picture.
     """
-    return [CostExample(path, False) for path, _ in _pictures(folder)]
+    return [CostExample(path, False) for path, _ in _pictures(folder, notice)]
 
 
-def list_pairs(folder: Path) -> list[CostExample]:
+def list_pairs(folder: Path, notice: Notice = lambda note: None) -> list[CostExample]:
     """The pictures of a preference folder: `chosen/` is safe, `rejected/` unsafe but for `rejected/benign/`.
 
     Files with the same stem below both are twins; one without a twin is used on its own. Prompts do not
@@ -124,7 +129,8 @@ def list_pairs(folder: Path) -> list[CostExample]:
     """
     examples = []
     for side in ("chosen", "rejected"):
-        for path, parts in _pictures(folder / side):
+        found = _pictures(folder / side, notice)
+        for path, parts in _with_known(folder / side, found, (BENIGN,), notice):
             pair = "/".join((*parts[:-1], Path(parts[-1]).stem))
             category = parts[:1] if len(parts) > 1 else ()
             unsafe = side == "rejected" and category != (BENIGN,)
@@ -181,7 +187,30 @@ def training_set_hash(examples: Iterable[CostExample]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _pictures(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
+_Listed = list[tuple[Path, tuple[str, ...]]]
+
+
+def _with_known(root: Path, listed: _Listed, names: Sequence[str], notice: Notice) -> _Listed:
+    """The same with first folders named as we do: reserved names in small letters, no repeats; with notes."""
+    odd: dict[str, str] = {}
+    found = []
+    for path, parts in listed:
+        if len(parts) > 1:
+            plain = without_repeats(parts[0])
+            known = next((name for name in names if plain.casefold() == name), None)
+            if known is not None and parts[0] != known:
+                odd.setdefault(parts[0], known)
+            parts = (known or plain, *parts[1:])
+        found.append((path, parts))
+    repeats = repeats_note(root, (path.relative_to(root).parts[0] for path, parts in found if len(parts) > 1))
+    if repeats is not None:
+        notice(repeats)
+    for name, known in odd.items():
+        notice(read_as(root / name, known))
+    return found
+
+
+def _pictures(folder: Path, notice: Notice) -> _Listed:
     """Picture files below a folder with their path parts inside it, sorted."""
     if not folder.is_dir():
         raise ScdpoError(f"There is no folder {folder}. Make it and put the pictures there.")
@@ -189,12 +218,16 @@ def _pictures(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
     found = [
         (path, path.relative_to(folder).parts)
         for path in sorted(files_below(folder, problems))
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and starts_as_image(path))
+        if path.is_file()
     ]
-    if problems:
+    fatal = [problem for problem in problems if problem.fatal]
+    if fatal:
         # A category must not go missing because nobody could look.
-        raise ScdpoError("\n".join(f"{problem.path}: {problem.what}" for problem in problems))
+        raise ScdpoError("\n".join(f"{problem.path}: {problem.what}" for problem in fatal))
+    for note in problems:
+        notice(note)
     if not found:
-        kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in PICTURE_SUFFIXES))
+        kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES))
         raise ScdpoError(f"The folder {folder} holds no pictures ({kinds}). Put some there.")
     return found

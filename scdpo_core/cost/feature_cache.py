@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from ..files import read_tensors, write_tensors
+from ..schema import from_json, parse
 from ..types import ScdpoError
 
 SHARD = 512
 """Pictures after which new embeddings are written; an interrupted run loses fewer."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a file says of its rows."""
+
+    digests: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class FeatureCache:
         for path in sorted((self.folder / key).glob("*.safetensors")):
             try:
                 tensors, metadata = read_tensors(path)
-                digests = json.loads(metadata["digests"])
+                digests = from_json({"digests": parse(metadata["digests"])}, _Record).digests
                 found |= dict(zip(digests, tensors["embeddings"], strict=True))
             # A damaged file costs time, nothing else.
             except (OSError, ValueError, KeyError, TypeError):

@@ -27,12 +27,15 @@ class Heatmap:
         size: (width, height) of the picture, pixels.
         cost: the picture's cost, of the category if one was asked for.
         method: how it was found.
+        objection: which answer of a joint scorer speaks most for harm, such as 'drawn sexual (nsfwjs)';
+            '' where none does, or where the scorer has but one.
     """
 
     heat: Tensor
     size: tuple[int, int]
     cost: float
     method: Method
+    objection: str = ""
 
     def share(self, region: Tensor) -> float:
         """The part of all heat that lies in a region, 0..1; NaN when there is no heat.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from ..preferences.problems import in_words
 from ..runs.reporter import Reporter
 from ..scoring.training_page import write_training_page
 from ..training.events import Phase
-from ..types import ScdpoError
-from .encoders import ENCODERS, load_encoder
+from ..types import Problem, ScdpoError
+from .encoders import DEFAULT_ENCODER, ENCODERS, encoder_advice, load_encoder
 from .examples import (
     CheckedExamples,
     CostExample,
+    Notice,
     check,
     list_benign,
     list_categories,
@@ -30,6 +31,7 @@ from .learner import CostSettings
 from .mining import Mined, Progress, train_with_mining
 from .model import CostFacts, save_cost
 from .suspects import Suspect, suspects
+from .training import doubtful
 
 PHASES: Mapping[str, Phase] = {
     "reading pictures": "check",
@@ -72,7 +74,7 @@ class CostTask:
     pairs: Path | None = None
     benign: Path | None = None
     mine: int = 500
-    encoder: str = "micro"
+    encoder: str = DEFAULT_ENCODER
     device: str = "cpu"
     views: int = VIEWS
     cache: Path | None = None
@@ -96,11 +98,13 @@ class CostOutcome:
 
     Attributes:
         mined: the model, its figures, and what it learned from.
+        encoder: id of the image encoder.
         pool: how many harmless pictures were looked through for hard negatives.
         misfiled: pictures that look misfiled, and their files.
     """
 
     mined: Mined
+    encoder: str
     pool: int
     misfiled: Sequence[tuple[Suspect, Path]]
 
@@ -131,13 +135,14 @@ def run_cost_task(
         if reporter is not None:
             reporter.progress(PHASES.get(what, "cache"), done, total, loss)
 
-    found = check(_listed(task), lambda done, total: told("reading pictures", done, total))
+    notes: list[Problem] = []
+    found = check(_listed(task, notes.append), lambda done, total: told("reading pictures", done, total))
     if found.problems and not task.skip_bad:
         raise ScdpoError(
             f"{len(found.problems)} pictures cannot be used:\n{in_words(found.problems)}\n"
             "Mend or remove them, or leave them out with --skip-bad."
         )
-    checked(found)
+    checked(replace(found, notes=notes))
     pool: Sequence[CostExample] = ()
     if task.benign is not None:
         listed = list_benign(task.benign)
@@ -158,6 +163,9 @@ def run_cost_task(
         progress=told,
     )
     data, result = mined.data, mined.result
+    if doubtful(result.figures):
+        result = replace(result, warnings=(*result.warnings, encoder_advice(encoder.id)))
+        mined = replace(mined, result=result)
     facts = CostFacts(
         name=task.name or task.output.stem,
         encoder=encoder.id,
@@ -174,20 +182,20 @@ def run_cost_task(
     if task.report is not None:
         write_training_page(task.report, facts.name, result, misfiled, files)
     if reporter is not None:
-        for warning in result.warnings:
+        for warning in (*(f"{note.path}: {note.what}" for note in notes), *result.warnings):
             reporter.warned(warning)
         reporter.finished(result.steps, task.output, task.report)
-    return CostOutcome(mined, len(pool), [(one, files[one.digest]) for one in misfiled])
+    return CostOutcome(mined, encoder.id, len(pool), [(one, files[one.digest]) for one in misfiled])
 
 
-def _listed(task: CostTask) -> list[CostExample]:
+def _listed(task: CostTask, notice: Notice) -> list[CostExample]:
     if task.pairs is not None:
-        return list_pairs(task.pairs)
+        return list_pairs(task.pairs, notice)
     if task.categories is not None:
-        return list_categories(task.categories)
+        return list_categories(task.categories, notice)
     if task.unsafe is None or task.safe is None:
         raise ScdpoError("Say where the harmful and the harmless pictures are.")
-    return list_folders(task.unsafe, task.safe)
+    return list_folders(task.unsafe, task.safe, notice)
 
 
 def _require_writable(task: CostTask) -> None:

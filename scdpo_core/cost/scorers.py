@@ -11,10 +11,12 @@ from pathlib import Path
 
 from ..micro.model import WEIGHTS
 from ..types import ScdpoError
+from . import gore
+from .embedded import EmbeddedScorer
 from .encoders import Encoder
 from .ensemble import EnsembleScorer, Rule
 from .hub import PRESETS, HubScorer
-from .open_nsfw import EmbeddedScorer
+from .open_nsfw import OpenNsfwScorer
 from .protocol import HARM_CATEGORIES, Scorer, ScorerError, provenance
 from .trained import TrainedScorer
 
@@ -29,6 +31,7 @@ __all__ = [
     "TrainedScorer",
     "load_scorer",
     "names_a_scorer",
+    "offered_scorers",
     "provenance",
 ]
 
@@ -46,6 +49,7 @@ class ScorerChoice:
         licence: of its weights.
         megabytes: of its weights on the disk.
         download: the model on the hub that has to lie on this machine first; '' for none.
+        offered: says whether lists show it; those that need a further package are not shown without it.
     """
 
     load: Callable[[str], Scorer]
@@ -53,6 +57,7 @@ class ScorerChoice:
     licence: str
     megabytes: int
     download: str = ""
+    offered: Callable[[], bool] = lambda: True
 
 
 def _preset(name: str) -> ScorerChoice:
@@ -66,12 +71,42 @@ def _preset(name: str) -> ScorerChoice:
     )
 
 
+def _gore_is_here() -> bool:
+    return gore.find_weights() is not None
+
+
 SCORERS: dict[str, ScorerChoice] = {
     "embedded": ScorerChoice(
         EmbeddedScorer,
+        "sexual content in photographs and drawings; other harm is unknown",
+        "BSD-2-Clause and MIT",
+        28,
+    ),
+    "strict": ScorerChoice(
+        lambda device: EmbeddedScorer(device, rule="strict"),
+        "as 'embedded', but what either of its networks objects to counts: more false alarms",
+        "BSD-2-Clause and MIT",
+        28,
+    ),
+    "open-nsfw": ScorerChoice(
+        OpenNsfwScorer,
         "sexual content in photographs; drawings and other harm are unknown",
         "BSD-2-Clause",
         24,
+    ),
+    "gore": ScorerChoice(
+        gore.GoreScorer,
+        "gore: wounds, mutilation, corpses; other harm is unknown",
+        "MIT",
+        24,
+        offered=_gore_is_here,
+    ),
+    "embedded+gore": ScorerChoice(
+        lambda device: EnsembleScorer([EmbeddedScorer(device), gore.GoreScorer(device)]),
+        "sexual content and gore; other harm is unknown",
+        "BSD-2-Clause and MIT",
+        52,
+        offered=_gore_is_here,
     ),
     "micro": ScorerChoice(
         lambda device: TrainedScorer(MICRO_COST, device), "the embedded world's drawings", "Apache-2.0", 1
@@ -82,6 +117,11 @@ SCORERS: dict[str, ScorerChoice] = {
     "compvis": _preset("compvis"),
 }
 """Every scorer that has a name."""
+
+
+def offered_scorers() -> list[str]:
+    """Names of the scorers to choose from on this machine."""
+    return [name for name, choice in SCORERS.items() if choice.offered()]
 
 
 def load_scorer(spec: str | Path, device: str = "cpu", encoder: Encoder | str | Path | None = None) -> Scorer:
@@ -109,7 +149,8 @@ def load_scorer(spec: str | Path, device: str = "cpu", encoder: Encoder | str | 
         return HubScorer(name, Path(folder).expanduser(), device)
     raise ScdpoError(
         f"There is no scorer and no cost model file '{spec}'. "
-        f"The scorers are: {', '.join(sorted(SCORERS))}. Or give a .safetensors file of train_cost.py."
+        f"The scorers are: {', '.join(sorted(offered_scorers()))}. "
+        "Or give a .safetensors file of train_cost.py."
     )
 
 

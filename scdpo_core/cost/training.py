@@ -121,6 +121,11 @@ def train_cost(
     )
 
 
+def doubtful(measured: Figures) -> bool:
+    """Whether so many images are told wrongly that another encoder is worth a try."""
+    return measured.auc < 0.9 or measured.recall_at_zero < 0.8
+
+
 def assign_folds(data: FeatureSet, folds: int, seed: int) -> Tensor:
     """The fold of every picture: [N] int64.
 

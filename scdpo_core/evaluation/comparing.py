@@ -75,6 +75,8 @@ def compare(
     for row, prompt in enumerate(job.prompts):
         pictures = [drawn[weight][row] for weight in job.weights]
         for weight, picture, score in zip(job.weights, pictures, scorer.score(pictures), strict=True):
+            if score.problem:
+                raise ScdpoError(score.problem)
             path = f"samples/{row:03d}-weight-{weight:g}.png"
             with atomic_path(folder / path) as temporary:
                 picture.save(temporary)

@@ -19,7 +19,10 @@ PROMPT_COLUMNS = ("adv_prompt", "sensitive_prompt", "unsafe_prompt", "prompt")
 """In order of preference: a file with an attack and its plain wording is there for the attack."""
 SEED_COLUMNS = ("evaluation_seed", "sd_seed", "seed")
 CATEGORY_COLUMNS = ("categories", "category")
+SAFE_COLUMNS = ("safe_prompt", "benign_prompt")
+"""What a harmless image would be asked for with."""
 
+_SUFFIXES = (".txt", ".csv", ".tsv")
 _LARGEST_SEED = 2**64 - 1
 
 
@@ -35,11 +38,13 @@ class EvalPrompt:
         prompt: the text.
         seed: the seed that the file asks for, or None.
         categories: kinds of harm the file names for it.
+        safe_prompt: the harmless prompt that the file puts beside it; '' for none.
     """
 
     prompt: str
     seed: int | None = None
     categories: tuple[str, ...] = ()
+    safe_prompt: str = ""
 
 
 def check_prompts(path: Path, column: str | None = None) -> list[EvalPrompt]:
@@ -53,6 +58,30 @@ def check_prompts(path: Path, column: str | None = None) -> list[EvalPrompt]:
     if fatal:
         raise PromptFileError("\n".join(fatal))
     return prompts
+
+
+def name_prompt_files(prompts: object) -> bool:
+    """Whether `expand_prompts` would read a file for one of these, given as anybody may write them down."""
+    texts = prompts if isinstance(prompts, list | tuple) else [prompts]
+    return any(
+        isinstance(text, str) and "\n" not in text and Path(text).suffix.lower() in _SUFFIXES
+        for text in texts
+    )
+
+
+def expand_prompts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Replace each text that names a .txt, .csv or .tsv file by the prompts in it.
+
+    Raises:
+        PromptFileError: as `check_prompts`.
+    """
+    prompts: list[str] = []
+    for text in texts:
+        if name_prompt_files(text):
+            prompts += [each.prompt for each in check_prompts(Path(text).expanduser())]
+        else:
+            prompts.append(text)
+    return tuple(prompts)
 
 
 def read_prompts(path: Path, column: str | None = None) -> tuple[list[EvalPrompt], list[Problem]]:
@@ -97,6 +126,7 @@ def _read_table(path: Path, text: str, column: str | None) -> tuple[list[EvalPro
             what = f"{path} has no column {' or '.join(wanted)}; its columns are: {names}."
             return [], [Problem(path, f"{what} Rename the column that holds the prompts.")]
         seeds, categories = _find(header, SEED_COLUMNS), _find(header, CATEGORY_COLUMNS)
+        safe = _find(header, SAFE_COLUMNS)
         for row in reader:
             if not any(cell.strip() for cell in row):
                 continue
@@ -108,7 +138,7 @@ def _read_table(path: Path, text: str, column: str | None) -> tuple[list[EvalPro
             if fault:
                 problems.append(_passing(path, reader.line_num, fault))
             named = tuple(part.strip() for part in _cell(row, categories).split(",") if part.strip())
-            prompts.append(EvalPrompt(prompt, seed, named))
+            prompts.append(EvalPrompt(prompt, seed, named, _cell(row, safe)))
     except csv.Error as error:
         what = f"{path} breaks off at line {reader.line_num} ({error}). Save it again as CSV, UTF-8."
         problems.append(Problem(path, what))

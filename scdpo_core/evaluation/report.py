@@ -74,6 +74,10 @@ def render_report(
 ) -> str:
     """The HTML that `write_report` writes."""
     inlined = inline(pictures)
+    attacks = {group.name for group in report.attacks}
+    # An attack draws captions of other groups once more, which are theirs and not the LoRA's alone.
+    unattacked = [pair for pair in pictures if pair.asked.group not in attacks]
+    opening = [shown for shown in inlined if shown.pair.asked.group not in attacks]
     steps = default_next_steps(report) if next_steps is None else next_steps
     template = resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
     return Template(template).substitute(
@@ -81,12 +85,12 @@ def render_report(
         created=escape(report.created.replace("T", " ")[:16]),
         created_iso=escape(report.created),
         headline=headline(report),
-        strip=strip(inlined, report.harmful.captions, report.benign.captions if report.benign else ()),
+        strip=strip(opening, report.harmful.captions, report.benign.captions if report.benign else ()),
         review_from=signed(REVIEW_FROM),
         unsafe_from=signed(UNSAFE_FROM),
         veil="checked" if veil else "",
         pictures=_pictures(report, inlined),
-        costs=cost_charts(report, pictures),
+        costs=cost_charts(report, unattacked),
         curves=curve_charts(curves),
         table=figures_table(report),
         trained=trained(report),
@@ -146,12 +150,15 @@ def limits(report: EvalReport) -> list[str]:
         "training seed would give another LoRA, so the true uncertainty is somewhat larger.",
         "The cost on a picture comes from the cost model that training used. Read it as a hint; the "
         "figures above rest on the judge instead.",
-        "Nobody attacked the model while these figures were taken. A determined attacker does better than "
-        "a list of captions.",
-        "What the paper states (FOUND): SC-DPO rewards preferred pictures and penalises safety cost; the "
+        "The attacks above are the cheap ones: no gradient, one minute. A determined attacker does better."
+        if report.attacks
+        else "Nobody attacked the model while these figures were taken. A determined attacker does better "
+        "than a list of captions.",
+        "What the paper states (FOUND): SC-DPO rewards preferred images and penalises safety cost; the "
         "cost model is a frozen CLIP encoder with an adapter; DFM focuses on difficult pairs. What we had to "
-        "choose ourselves (RECONSTRUCTED): the exact losses, the calibration, the form of DFM and every "
-        "default. No code of the authors exists to compare with.",
+        "choose ourselves (RECONSTRUCTED): the exact losses, the calibration and the form of DFM. Redirect "
+        "and keep, the default objective, and every default are this project's own (OURS). No code of the "
+        "authors exists to compare with.",
     ]
     if report.lora is not None and report.lora.family == MICRO:
         texts.insert(

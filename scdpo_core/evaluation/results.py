@@ -97,6 +97,7 @@ class EvalReport:
         lora: the file that was evaluated; None when it was not saved.
         judge: who judged.
         environment: what it ran on, see `environment`.
+        attacks: groups of images that somebody attacked the model for; empty when nobody did.
         notes: further sentences for the reader on what these figures mean or do not.
     """
 
@@ -115,6 +116,7 @@ class EvalReport:
     lora: LoraFile | None
     judge: JudgeFacts
     environment: Mapping[str, str] = field(default_factory=dict)
+    attacks: tuple[EvalGroup, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -163,6 +165,8 @@ class EvalReport:
                 "before": _rate(self.any_of_n.before),
                 "after": _rate(self.any_of_n.after),
             },
+            "objective": train and train.objective,
+            "attacks": {group.name: group.after.value for group in self.attacks},
             "ua_proxy": self.ua_proxy and {"before": self.ua_proxy[0], "after": self.ua_proxy[1]},
             "train": train
             and {

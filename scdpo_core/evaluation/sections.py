@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from ..reports.metrics import METRICS, TERM_METRICS
+from ..reports.wording import what_terms_did
 from .charts import Line, dumbbell, histogram, line_chart
 from .intervals import Mean, Rate
 from .judges import JudgedPicture
@@ -109,11 +111,17 @@ def cost_charts(report: EvalReport, pictures: Sequence[JudgedPicture]) -> str:
 
 
 def curve_charts(rows: Sequence[Mapping[str, float]]) -> str:
-    """Loss, implicit accuracy and gaps over the steps; a row is one progress event."""
-    wanted = (
-        ("Loss", (("loss", "loss", "after"),), None),
+    """Loss, terms, implicit accuracy and gaps over the steps, and what each term did in words.
+
+    A row is one progress event.
+    """
+    wanted: list[tuple[str, tuple[tuple[str, str, str], ...], tuple[float, str] | None]] = [
+        (METRICS[name].title, ((name, METRICS[name].short, "after"),), None)
+        for name in ("loss", *TERM_METRICS)
+    ]
+    wanted += [
         (
-            "Implicit accuracy",
+            METRICS["implicit_accuracy"].title,
             (("implicit_accuracy", "implicit accuracy", "after"),),
             (0.5, "a coin's toss"),
         ),
@@ -122,7 +130,7 @@ def curve_charts(rows: Sequence[Mapping[str, float]]) -> str:
             (("winner_gap", "chosen", "after"), ("loser_gap", "rejected", "before")),
             (0.0, "as the base"),
         ),
-    )
+    ]
     figures = []
     for title, curves, reference in wanted:
         lines = []
@@ -137,7 +145,12 @@ def curve_charts(rows: Sequence[Mapping[str, float]]) -> str:
             figures.append(f"<figure><figcaption>{title}</figcaption>{drawn}{legend}</figure>")
     if not figures:
         return "<p>No training log was kept with this evaluation.</p>"
-    return f'<div class="charts three">{"".join(figures)}</div>'
+    known = {key for row in rows for key in row}
+    told = what_terms_did(
+        {key: [(round(row["step"]), row[key]) for row in rows if key in row] for key in known}
+    )
+    words = "".join(f"<li>{sentence}</li>" for sentence in told)
+    return f'<div class="charts three">{"".join(figures)}</div>' + (f"<ul>{words}</ul>" if words else "")
 
 
 def _legend(before: str, after: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..types import ScdpoError
 from .base import Family, LoadedModel, LoadOptions, Prediction
-from .detect import detect
+from .detect import PIPELINES, TITLES, detect
+from .family import LayoutFamily
 from .flux import Flux
 from .parameterisation import MinSnr, Weighting
 from .sd1 import SD1
@@ -55,6 +58,25 @@ def family_of(name: str, base: str | Path) -> Family:
     return FAMILIES[kind.family]
 
 
+@contextmanager
+def registered(new: LayoutFamily) -> Iterator[None]:
+    """Make one more family known while the block runs, for benchmarks and tests.
+
+    Its folders are those whose model_index.json names its layout's pipeline.
+
+    Raises:
+        ValueError: the name or the pipeline belongs to a family already.
+    """
+    pipeline = new.layout.pipeline
+    if new.name in FAMILIES or pipeline in PIPELINES or pipeline == "StableDiffusionPipeline":
+        raise ValueError(f"The family '{new.name}' or the pipeline {pipeline} is known already.")
+    FAMILIES[new.name], PIPELINES[pipeline], TITLES[new.name] = new, new.name, new.title
+    try:
+        yield
+    finally:
+        del FAMILIES[new.name], PIPELINES[pipeline], TITLES[new.name]
+
+
 __all__ = [
     "AUTO",
     "FAMILIES",
@@ -68,4 +90,5 @@ __all__ = [
     "family",
     "family_of",
     "is_hub_id",
+    "registered",
 ]

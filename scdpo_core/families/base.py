@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..types import Conditioning, Problem
-from .drawing import Heard
+from .drawing import Heard, Start
 from .parameterisation import Weighting
 from .quantized import Quantize
 from .timesteps import Timesteps
@@ -35,6 +35,7 @@ class LoadOptions:
         text_encoders: folder with the text encoders that the base lacks: subfolders as diffusers has them, or
             clip_l, clip_g and t5xxl .safetensors files with a T5 tokenizer beside them.
         t5_tokens: length of T5's prompts; 0 is the family's own.
+        prompt_chunks: of 75 tokens, that CLIP reads of a prompt at most; hosts read all there are.
         guidance: that FLUX.1 dev's guidance embedding is told while training, policy and reference alike.
         configs: folder of component configurations for a single file; None are those that ship with us.
         quantize: format of the denoiser's frozen matrices.
@@ -47,6 +48,7 @@ class LoadOptions:
     vae: Path | None = None
     text_encoders: Path | None = None
     t5_tokens: int = 0
+    prompt_chunks: int = 8
     guidance: float = 1.0
     configs: Path | None = None
     quantize: Quantize = "off"
@@ -101,7 +103,22 @@ class LoadedModel(Protocol):
         ...
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """Embeddings [N, T, D] in float32 on `device`; words that do not fit are cut off."""
+        """Embeddings [N, T, D] in float32 on `device`, all of one length.
+
+        Prompts beyond CLIP's length are read in chunks, as hosts do; what `unread` names is cut off.
+        """
+        ...
+
+    def prompt_chunks(self, prompt: str) -> int:
+        """How many chunks of a prompt are read; 1 where the family knows no chunks."""
+        ...
+
+    def level_prompts(self, embeddings: Sequence[Tensor]) -> list[Tensor]:
+        """Embeddings [T, D] of single prompts of several lengths, brought to one length."""
+        ...
+
+    def unread(self, prompt: str) -> dict[str, str]:
+        """The ends of a prompt that text encoders do not read, by what they do read; empty if none is cut."""
         ...
 
     def live_prompts(self, prompts: list[str], known: Conditioning) -> Conditioning:
@@ -151,6 +168,34 @@ class LoadedModel(Protocol):
         """
         ...
 
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser sees, [N, C, h, w], of scaled latents and standard normal noise of that shape."""
+        ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's own answer, [N, C, h, w] in float32, to what `add_noise` made under N prompts."""
+        ...
+
+    def error_residuals(
+        self, prediction: Tensor, latents: Tensor, noise: Tensor, timesteps: Tensor, weighting: Weighting
+    ) -> Tensor:
+        """An answer minus what a perfect network would answer, [N, C, h, w]; arguments as of `residuals`."""
+        ...
+
+    def image_residuals(
+        self, prediction: Tensor, noisy: Tensor, image: Tensor, timesteps: Tensor, weighting: Weighting
+    ) -> Tensor:
+        """The image that an answer implies minus another one, [N, C, h, w], bounded at every timestep.
+
+        Args:
+            prediction: [N, C, h, w] of `predict`.
+            noisy: [N, C, h, w] that it answered to.
+            image: [N, C, h, w] scaled latents that are to be behind the noise.
+            timesteps: [N].
+            weighting: `MinSnr` or anything else, see `parameterisation.image_scale`.
+        """
+        ...
+
     def errors(
         self,
         latents: Tensor,
@@ -170,11 +215,16 @@ class LoadedModel(Protocol):
         guidance: float,
         size: tuple[int, int] | None = None,
         progress: Heard | None = None,
+        start: Start | None = None,
     ) -> list[Image.Image]:
         """One picture for each prompt, from noise that its own seed alone decides.
 
         Loads the encoders again if they were released. `progress` is told before every step of the denoiser
-        how many pictures of how many are drawn, and may raise to end the work.
+        how many pictures of how many are drawn, and may raise to end the work. With `start` each prompt has
+        an image that drawing begins from, under that noise.
+
+        Raises:
+            ValueError: the start images have another size.
         """
         ...
 

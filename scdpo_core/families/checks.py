@@ -11,6 +11,7 @@ from .detect import TITLES, Kind, detect, read_config
 from .header import Header, read_header
 from .layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
 from .source import MICRO, is_hub_id, locate
+from .stored import check_folder, check_stored
 from .texts import text_home, tokenizer_home
 
 
@@ -56,6 +57,12 @@ def _mistaken(kind: Kind, family: str) -> str:
 
 
 def _check_prediction(path: Path, family: str, options: LoadOptions) -> Iterator[Problem]:
+    header = _header(path) if path.is_file() and family not in ("sd3", "flux") else None
+    if isinstance(header, Header) and header.unknown_prediction and options.prediction == "auto":
+        what = (
+            f"Its metadata says that it predicts '{header.unknown_prediction}', which is not known here. If "
+        )
+        yield Problem(path, what + "you know better, set prediction to 'epsilon' or 'v_prediction'.")
     if family in ("sd3", "flux") and (options.prediction, options.zero_snr) != ("auto", "auto"):
         what = f"{TITLES[family]} predicts a flow, so that prediction and zero_snr must stay 'auto'."
         yield Problem(path, what)
@@ -103,7 +110,13 @@ def _check_weights(folder: Path) -> list[Problem]:
         else:
             what = f"The {folder.name} has no weights (.safetensors). Copy the model again."
         return [Problem(folder, what)]
-    return [problem for file in files if isinstance(problem := _header(file), Problem)]
+    problems = [problem for file in files if isinstance(problem := _header(file), Problem)]
+    if not problems:
+        try:
+            check_folder(folder)
+        except ScdpoError as error:
+            problems.append(Problem(folder, str(error)))
+    return problems
 
 
 def _header(path: Path) -> Header | Problem:
@@ -124,13 +137,27 @@ def _check_file(path: Path, layout: Layout, options: LoadOptions) -> list[Proble
         problems.append(Problem(path, "It lacks the VAE. Get the whole model, or give one: --vae FILE."))
     for part in layout.texts:
         problems += _check_text(path, header, part, options.text_encoders)
+    used = [DENOISER_PREFIX if header.begins(DENOISER_PREFIX) else ""]
+    used += [] if options.vae else [prefix for prefix in VAE_PREFIXES if header.begins(prefix)][:1]
+    used += [part.prefix for part in layout.texts if part.prefix]
+    for prefix in used:
+        problems += _check_stored(path, header, prefix)
     return problems
+
+
+def _check_stored(path: Path, header: Header, prefix: str = "") -> Iterator[Problem]:
+    try:
+        check_stored(header, prefix)
+    except ScdpoError as error:
+        yield Problem(path, str(error))
 
 
 def _check_text(path: Path, header: Header | None, part: TextPart, home: Path | None) -> Iterator[Problem]:
     inside = header is not None and bool(part.prefix) and header.begins(part.prefix)
     try:
-        outside = home is not None and text_home(home, part) is not None
+        outside = None if home is None else text_home(home, part)
+        if outside is not None and not inside:
+            yield from _check_text_weights(outside)
         if not inside and not outside and part.needed:
             what = f"It lacks the text encoder {part.stem}. Get the whole model, or give a folder that "
             yield Problem(path, what + "holds it: --text-encoders FOLDER.")
@@ -144,6 +171,15 @@ def _check_text(path: Path, header: Header | None, part: TextPart, home: Path | 
             yield Problem(path, what, fatal=part.needed)
     except ScdpoError as error:
         yield Problem(home or path, str(error))
+
+
+def _check_text_weights(place: Path) -> Iterator[Problem]:
+    if place.is_dir():
+        yield from _check_weights(place)
+    elif isinstance(header := _header(place), Problem):
+        yield header
+    else:
+        yield from _check_stored(place, header)
 
 
 def _check_vae(vae: Path | None) -> Iterator[Problem]:
@@ -161,3 +197,5 @@ def _check_vae(vae: Path | None) -> Iterator[Problem]:
         yield header
     elif not header.begins("decoder.", *VAE_PREFIXES):
         yield Problem(vae, "This file holds no VAE.")
+    else:
+        yield from _check_stored(vae, header, next((p for p in VAE_PREFIXES if header.begins(p)), ""))

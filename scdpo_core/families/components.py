@@ -19,14 +19,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..devices import is_out_of_memory
+from ..files import name_for_safetensors
 from ..types import ScdpoError
 from .base import LoadOptions
+from .chunks import TextEncoder
 from .detect import read_config
 from .header import Header, read_header
 from .layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
+from .stored import check_folder, check_stored, factor_of, is_nan, is_weight, multiplied
 from .texts import (
     CONFIGS,
-    TextEncoder,
     build_text_model,
     clip_tokenizer,
     holds_words,
@@ -34,11 +36,6 @@ from .texts import (
     text_home,
     tokenizer_home,
 )
-
-# What 'scaled' 8-bit files keep beside 'x.weight': its factor under one of two names, and marks that say
-# nothing of the weights.
-_FP8_FACTORS = ("scale_weight", "weight_scale")
-_FP8_MARKS = (*(f".{name}" for name in _FP8_FACTORS), ".scale_input", ".input_scale", "scaled_fp8")
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ class FileReader(Reader):
         """See `Reader.spread`."""
         if name not in self._header.shapes:
             return None
-        with safe_open(str(self._path), framework="pt") as handle:
+        with name_for_safetensors(self._path) as opened, safe_open(opened, framework="pt") as handle:
             return float(handle.get_tensor(name).float().std(correction=0))
 
 
@@ -224,25 +221,25 @@ def vae_of_file(path: Path, config: Path) -> Any:
 def read_tensors(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, by the rest of their names; floats become `dtype`.
 
-    8-bit floats are a way to store weights; nothing is computed in them. 'Scaled' files keep them beside a
-    factor, with which the weights are multiplied here.
+    8 bits are a way to store weights; nothing is computed in them. What has a factor is multiplied with it.
+
+    Raises:
+        ScdpoError: the weights are codes that are not known here, see `stored.check_stored`, or hold NaN.
     """
+    header = read_header(path)
+    check_stored(header, prefix)
     tensors = {}
-    with safe_open(str(path), framework="pt") as handle:
-        names = set(handle.keys())
-        for name in names:
-            if not name.startswith(prefix) or name.endswith(_FP8_MARKS):
+    with name_for_safetensors(path) as opened, safe_open(opened, framework="pt") as handle:
+        for name in header.shapes:
+            if not name.startswith(prefix) or not is_weight(name):
                 continue
             tensor = handle.get_tensor(name)
-            if tensor.is_floating_point():
-                places = [name.removesuffix("weight") + end for end in _FP8_FACTORS]
-                found = [place for place in places if name.endswith(".weight") and place in names]
-                if found:
-                    factor = handle.get_tensor(found[0]).float()
-                    # One for all, or one a row.
-                    tensor = tensor.float() * factor.reshape(-1, *[1] * (tensor.ndim - 1))
-                tensor = tensor.to(dtype)
-            tensors[name.removeprefix(prefix)] = tensor
+            factor = factor_of(header, name)
+            if factor is not None:
+                tensor = multiplied(tensor, handle.get_tensor(factor))
+            if name.endswith(("weight", "bias")) and is_nan(tensor):
+                raise ScdpoError(f"'{name}' holds NaN, so the file is damaged. Download or copy it again.")
+            tensors[name.removeprefix(prefix)] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return tensors
 
 
@@ -273,6 +270,7 @@ def from_original(
 
 
 def _from_diffusers(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+    check_folder(folder)
     names = [file.name for file in folder.glob("diffusion_pytorch_model*.safetensors")]
     variant = "fp16" if names and all(".fp16" in name for name in names) else None
     return cls.from_pretrained(
@@ -283,6 +281,7 @@ def _from_diffusers(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
 def _from_transformers(part: TextPart, folder: Path, dtype: torch.dtype) -> Any:
     import transformers
 
+    check_folder(folder)
     names = [file.name for file in folder.glob("model*.safetensors")]
     variant = "fp16" if names and all(".fp16" in name for name in names) else None
     model = getattr(transformers, part.model).from_pretrained(
@@ -301,7 +300,7 @@ def in_a_sentence(path: Path) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ScdpoError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError, ScdpoError) as error:
         if is_out_of_memory(error):
             raise  # Nothing is wrong with the model; what helps is known above.
         lines = str(error).strip().splitlines()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from .header import Header, read_header
 from .layout import DENOISER_PREFIX, VAE_PREFIXES
 from .source import MICRO
 
-TITLES: Mapping[str, str] = {name: base.title for name, base in BASES.items() if name != MICRO}
+TITLES: dict[str, str] = {name: base.title for name, base in BASES.items() if name != MICRO}
 """What people call each family that can be told from a model's files."""
 
 _LATENT_CHANNELS = 4
@@ -106,9 +105,8 @@ def _unet(header: Header) -> Kind | None:
     first = header.shape(f"{DENOISER_PREFIX}input_blocks.0.0.weight")
     if not first:
         return None
-    context = next(
-        (shape[1] for name, shape in header.shapes.items() if name.endswith("attn2.to_k.weight")), 0
-    )
+    widths = (shape[1:] for name, shape in header.shapes.items() if name.endswith("attn2.to_k.weight"))
+    context = next((width[0] for width in widths if width), 0)
     if header.begins("conditioner.embedders.0.model.") or context == 1280:
         return Kind(None, "a Stable Diffusion XL refiner", "Train the base model instead.")
     if header.begins("conditioner.embedders.1.") or context == 2048:
@@ -117,7 +115,7 @@ def _unet(header: Header) -> Kind | None:
         family = "sd2"
     else:
         family = "sd1"
-    if first[1] != _LATENT_CHANNELS:
+    if first[1:2] != (_LATENT_CHANNELS,):
         title = f"a {TITLES[family]} model with extra channels (inpainting, depth or instructions)"
         return Kind(None, title, "Use the plain model.")
     return _plain(family)
@@ -135,11 +133,12 @@ def _single_part(header: Header) -> Kind | None:
     return None
 
 
-_PIPELINES = {
+PIPELINES = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusion3Pipeline": "sd3",
     "FluxPipeline": "flux",
 }
+"""What a folder's model_index.json names -> its family; `StableDiffusionPipeline` leaves two."""
 
 
 def _of_folder(folder: Path) -> Kind:
@@ -151,8 +150,8 @@ def _of_folder(folder: Path) -> Kind:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file() and str(read_config(scheduler).get("_class_name", "")).startswith("EDM"):
         return Kind(None, "an EDM model (such as Playground 2.5 or CosXL)", _KNOWN)
-    if pipeline in _PIPELINES:
-        return _plain(_PIPELINES[pipeline])
+    if pipeline in PIPELINES:
+        return _plain(PIPELINES[pipeline])
     if pipeline != "StableDiffusionPipeline":
         return Kind(None, f"a {pipeline}", _KNOWN)
     return _plain(_with_one_text_encoder(folder))

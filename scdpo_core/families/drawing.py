@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,6 +11,67 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 """Noisy latents [N, C, h, w] and timesteps [N] in, the network's answer out, guidance included."""
 Heard = Callable[[int, int], None]
 """Is told how many pictures of how many are drawn; may raise to end the work."""
+
+AT_ONCE = 32
+"""Pictures, and prompts, that are computed together at most."""
+_PIXELS_AT_ONCE = 2 * 512 * 512
+
+
+@dataclass(frozen=True)
+class Start:
+    """Images that drawing begins from instead of pure noise (img2img; Meng et al. 2022, "SDEdit").
+
+    Attributes:
+        images: [N, 3, H, W] in -1..1, of the size that is drawn; or their scaled latents [N, C, h, w].
+        strength: share of the denoising steps that is taken, above 0 and up to 1: how much noise is put over
+            the image.
+
+    Raises:
+        ValueError: the strength makes no sense.
+    """
+
+    images: Tensor
+    strength: float
+
+    def __post_init__(self) -> None:
+        """Refuse impossible strengths."""
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"The strength of a start image is above 0 and at most 1, not {self.strength}.")
+
+    def skipped(self, steps: int) -> int:
+        """How many of the first steps are left out; at least one step is taken."""
+        return steps - max(1, round(self.strength * steps))
+
+    def encoded(self, some: slice, encode: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Start:
+        """Some of them, as latents of the shape (C, h, w) that is drawn.
+
+        Raises:
+            ValueError: the images have another size.
+        """
+        latents = encode(self.images[some])
+        if latents.shape[1:] != shape:
+            raise ValueError(f"A start image gives latents of {tuple(latents.shape[1:])}, not {shape}.")
+        return replace(self, images=latents)
+
+
+def begin(
+    noise: Tensor,
+    timesteps: Tensor,
+    start: Start | None,
+    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Where drawing begins: pure noise and every timestep, or noised images and the timesteps from there.
+
+    Args:
+        noise: [N, C, h, w] standard normal.
+        timesteps: [steps] of the sampler, noisiest first.
+        start: of N images, as scaled latents.
+        add_noise: see `LoadedModel.add_noise`.
+    """
+    if start is None:
+        return noise, timesteps
+    rest = timesteps[start.skipped(len(timesteps)) :]
+    return add_noise(start.images, noise, rest[0].expand(len(noise))), rest
 
 
 def followed(predict: Predict, heard: Heard, earlier: int, own: int, total: int, steps: int) -> Predict:
@@ -38,3 +100,8 @@ def followed(predict: Predict, heard: Heard, earlier: int, own: int, total: int,
 def in_groups(count: int, most: int) -> Sequence[slice]:
     """Slices of at most `most` that cover `count` things in order."""
     return [slice(first, min(first + most, count)) for first in range(0, count, most)]
+
+
+def at_once(width: int, height: int) -> int:
+    """How many pictures of that size to put through the VAE together, so that 8 GB of memory suffice."""
+    return max(1, min(AT_ONCE, _PIXELS_AT_ONCE // (width * height)))

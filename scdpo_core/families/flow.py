@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .components import Reader, quiet
-from .drawing import Predict
+from .drawing import Predict, Start, begin
 from .latent import LatentModel
 from .parameterisation import Flow
 from .timesteps import ContinuousTimesteps
@@ -32,14 +32,15 @@ class FlowModel(LatentModel):
         is_t5 = self._layout.texts[index].model == "T5EncoderModel"
         return torch.bfloat16 if is_t5 and self.dtype != torch.float32 else torch.float32
 
-    def _denoise(self, latents: Tensor, predict: Predict, steps: int) -> Tensor:
+    def _denoise(self, noise: Tensor, predict: Predict, steps: int, start: Start | None) -> Tensor:
         """Euler steps along the flow, at the times that the model's own schedule chooses."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         with quiet():
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._schedule)
-        scheduler.set_timesteps(steps, device=self.device, **self._times(latents, steps))
-        for timestep in scheduler.timesteps:
+        scheduler.set_timesteps(steps, device=self.device, **self._times(noise, steps))
+        latents, timesteps = begin(noise, scheduler.timesteps, start, self.add_noise)
+        for timestep in timesteps:
             predicted = predict(latents, timestep.expand(len(latents)))
             latents = scheduler.step(predicted, timestep, latents).prev_sample.float()
         return latents

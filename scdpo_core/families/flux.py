@@ -14,7 +14,7 @@ from .detect import TITLES
 from .drawing import Predict
 from .family import LayoutFamily
 from .flow import FlowModel
-from .header import numbers
+from .header import block_count
 from .layout import Layout, Shapes, TextPart
 
 _T5_TOKENS = 512
@@ -25,8 +25,8 @@ _SQUARE = 2
 def adapt(shapes: Shapes) -> dict[str, Any]:
     """The transformer's configuration, read off a file's shapes: dev, schnell and cut-down ones."""
     return {
-        "num_layers": max(numbers(shapes, "double_blocks.")) + 1,
-        "num_single_layers": max(numbers(shapes, "single_blocks.")) + 1,
+        "num_layers": block_count(shapes, "double_blocks."),
+        "num_single_layers": block_count(shapes, "single_blocks."),
         "num_attention_heads": shapes["img_in.weight"][0] // _HEAD,
         "guidance_embeds": any(name.startswith("guidance_in.") for name in shapes),
     }
@@ -62,9 +62,13 @@ LAYOUT = Layout(
 
 
 class FluxModel(FlowModel):
-    """A loaded model; see `LoadedModel`. The words are T5's states, the pooled state is CLIP's."""
+    """A loaded model; see `LoadedModel`. The words are T5's states, the pooled state is CLIP's.
+
+    CLIP's pooled state is that of the prompt's first chunk, as in hosts.
+    """
 
     family = "flux"
+    reads_chunks = False
 
     def _scheduler(self, reader: Reader) -> dict[str, Any]:
         settings = super()._scheduler(reader)
@@ -88,14 +92,15 @@ class FluxModel(FlowModel):
         return super()._times(latents, steps) | {"sigmas": even}
 
     def _encode(
-        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+        self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
         clip, t5 = encoders.texts
         assert clip is not None  # the family needs both, and the checks looked for them
+        pooled = clip.chunked(prompts, 1, 1).pooled
         if known is not None:
-            return Conditioning(known.embeddings, clip.run(prompts).pooler_output)
+            return Conditioning(known.embeddings, pooled)
         assert t5 is not None
-        return Conditioning(t5.run(prompts).last_hidden_state, clip.run(prompts).pooler_output)
+        return Conditioning(t5.states(prompts).words, pooled)
 
     def _guided(self, prompts: list[str], guidance: float) -> Predict:
         """Distilled models answer as if they were guided, in one pass; they are only told how strongly."""

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..types import Conditioning, ScdpoError
+from ..types import ScdpoError
 from .base import LoadOptions
 from .components import Encoders, Reader, in_a_sentence, vae_from
-from .drawing import Heard, Predict, followed, in_groups
+from .drawing import Heard, Predict, Start, at_once, followed, in_groups
 from .fingerprint import encoders_fingerprint, weights_fingerprint
 from .layout import Layout
-from .parameterisation import Parameterisation, Weighting, error_weight
-from .places import DENOISER, LIVE, TEXTS, VAE, Places, Result
+from .places import DENOISER, TEXTS, VAE, Places, Result
+from .prompts import PromptModel, models_of
 from .quantized import quantize
-from .texts import TextEncoder
+from .residuals import ResidualModel
 from .timesteps import Timesteps
 
-_PIXELS_AT_ONCE = 2 * 512 * 512
-_PICTURES_AT_ONCE = 32
 
-
-class LatentModel(ABC):
+class LatentModel(PromptModel, ResidualModel):
     """A loaded model; see `LoadedModel`. Families add how prompts are encoded and how the denoiser is called.
 
     The VAE stays in float32: it runs once, the denoiser often.
     """
 
     family: str
-    parameterisation: Parameterisation
     timesteps: Timesteps
     zero_snr = False
-    unread_layers: ClassVar[Mapping[str, int]] = {}
-    """Folder of a text encoder -> how many of its last layers no state that the denoiser sees depends on."""
 
     def __init__(
         self,
@@ -80,7 +73,7 @@ class LatentModel(ABC):
                 self._places.fix(DENOISER)
             else:
                 self._places.bring(DENOISER)
-        self._live: tuple[TextEncoder | None, ...] | None = None
+        self._live = None
         self._encoders: Encoders | None = self._read_encoders()
         vae = self._encoders.vae.config
         self.vae_scale = 2 ** (len(vae.block_out_channels) - 1)
@@ -106,22 +99,8 @@ class LatentModel(ABC):
         """Height and width of latents are multiples of this."""
 
     @abstractmethod
-    def _level(self, timesteps: Tensor) -> Tensor:
-        """[N] levels of the parameterisation at [N] timesteps."""
-
-    @abstractmethod
-    def _encode(
-        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
-    ) -> Conditioning:
-        """What the denoiser knows of a portion of prompts; what T5 says of them may be known already."""
-
-    @abstractmethod
-    def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's answer to [N, C, h, w] of any type, in float32."""
-
-    @abstractmethod
-    def _denoise(self, latents: Tensor, predict: Predict, steps: int) -> Tensor:
-        """Scaled latents of pictures, from noise."""
+    def _denoise(self, noise: Tensor, predict: Predict, steps: int, start: Start | None) -> Tensor:
+        """Scaled latents of pictures, from noise, or from `start`, whose images are latents."""
 
     def _check_channels(self) -> None:
         takes = int(self.denoiser.config.in_channels)  # type: ignore[union-attr,arg-type]
@@ -135,10 +114,6 @@ class LatentModel(ABC):
     def _text_dtype(self, index: int) -> torch.dtype:
         """Number format of a text encoder; CLIP is small."""
         return torch.float32
-
-    def _text_tokens(self, index: int) -> int:
-        """Length of a text encoder's prompts; 0 is the tokenizer's own."""
-        return 0
 
     @property
     def prediction(self) -> str:
@@ -154,54 +129,11 @@ class LatentModel(ABC):
         return self._channels, height // self.vae_scale, width // self.vae_scale
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        """See `LoadedModel.encode_prompts`."""
-        encoders = self._get_encoders()
-        return self._places.work(TEXTS, lambda: self._words(encoders, prompts, None))
-
-    def live_prompts(self, prompts: list[str], known: Conditioning) -> Conditioning:
-        """See `LoadedModel.live_prompts`."""
-        assert self._live is not None  # `train_texts` comes first
-        return self._words(Encoders(self._live, None), prompts, known)
-
-    def _words(self, encoders: Encoders, prompts: list[str], known: Conditioning | None) -> Conditioning:
-        parts = []
-        for first in range(0, len(prompts), _PICTURES_AT_ONCE):
-            some = slice(first, first + _PICTURES_AT_ONCE)
-            told = None if known is None else known.map(itemgetter(some))
-            parts.append(self._encode(encoders, prompts[some], told))
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Conditioning(
-            torch.cat([part.embeddings for part in parts]).float(),
-            torch.cat(pooled).float() if pooled else None,
-        )
-
-    def train_texts(self) -> dict[str, tuple[nn.Module, int]]:
-        """See `LoadedModel.train_texts`."""
-        if self._live is None:
-            texts = self._get_encoders().texts
-            trains = [part.model != "T5EncoderModel" for part in self._layout.texts]
-            self._live = tuple(text if own else None for text, own in zip(texts, trains, strict=True))
-            self._places.put(TEXTS, _models(text for text, own in zip(texts, trains, strict=True) if not own))
-            self._places.put(LIVE, _models(self._live))
-            self._places.bring(LIVE)
-            self._places.fix(LIVE)
-        return {
-            part.folder: (text.model, self.unread_layers.get(part.folder, 0))
-            for part, text in zip(self._layout.texts, self._live, strict=True)
-            if text is not None
-        }
-
-    def live_texts(self) -> list[nn.Module]:
-        """See `LoadedModel.live_texts`."""
-        return _models(self._live or ())
-
-    @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """See `LoadedModel.encode_pictures`."""
 
         def encode(vae: Any) -> Tensor:
-            parts = pictures.split(_at_once(pictures.shape[3], pictures.shape[2]))
+            parts = pictures.split(at_once(pictures.shape[3], pictures.shape[2]))
             return torch.cat(
                 [vae.encode(part.to(self.device, torch.float32)).latent_dist.mean for part in parts]
             )
@@ -210,35 +142,6 @@ class LatentModel(ABC):
 
     def _with_vae(self, compute: Callable[[Any], Result]) -> Result:
         return self._places.work(VAE, partial(compute, self._get_encoders().vae))
-
-    def residuals(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
-        conditioning: Conditioning,
-        weighting: Weighting,
-    ) -> Tensor:
-        """See `LoadedModel.residuals`."""
-        self._places.bring(DENOISER)
-        level = self._level(timesteps).view(-1, 1, 1, 1)
-        noisy = self.parameterisation.noisy(latents, noise, level)
-        predicted = self._predict(noisy, timesteps, conditioning)
-        residual = predicted - self.parameterisation.target(latents, noise, level)
-        if weighting != "native":
-            residual = residual * error_weight(self.parameterisation, level, weighting).sqrt()
-        return residual
-
-    def errors(
-        self,
-        latents: Tensor,
-        noise: Tensor,
-        timesteps: Tensor,
-        conditioning: Conditioning,
-        weighting: Weighting,
-    ) -> Tensor:
-        """See `LoadedModel.errors`."""
-        return self.residuals(latents, noise, timesteps, conditioning, weighting).square().mean(dim=(1, 2, 3))
 
     @torch.no_grad()
     def sample(
@@ -249,10 +152,11 @@ class LatentModel(ABC):
         guidance: float,
         size: tuple[int, int] | None = None,
         progress: Heard | None = None,
+        start: Start | None = None,
     ) -> list[Image.Image]:
         """See `LoadedModel.sample`. Without added noise, whatever scheduler the model came with."""
         shape = self.latent_shape(size)
-        groups = in_groups(len(prompts), _at_once(shape[2] * self.vae_scale, shape[1] * self.vae_scale))
+        groups = in_groups(len(prompts), at_once(shape[2] * self.vae_scale, shape[1] * self.vae_scale))
         # All words, then all latents, then all pictures: on a small GPU each has its turn once.
         told = [self._guided(list(prompts[some]), guidance) for some in groups]
         if progress is not None:
@@ -260,19 +164,20 @@ class LatentModel(ABC):
                 followed(predict, progress, some.start, some.stop - some.start, len(prompts), steps)
                 for some, predict in zip(groups, told, strict=True)
             ]
+        starts = [start and start.encoded(some, self.encode_pictures, shape) for some in groups]
         latents = [
-            self._places.work(DENOISER, partial(self._drawn, shape, seeds[some], predict, steps))
-            for some, predict in zip(groups, told, strict=True)
+            self._places.work(DENOISER, partial(self._drawn, shape, seeds[some], predict, steps, begun))
+            for some, predict, begun in zip(groups, told, starts, strict=True)
         ]
         return [picture for part in latents for picture in self._with_vae(partial(self._decode, part))]
 
     def _drawn(
-        self, shape: tuple[int, int, int], seeds: Sequence[int], predict: Predict, steps: int
+        self, shape: tuple[int, ...], seeds: Sequence[int], predict: Predict, steps: int, start: Start | None
     ) -> Tensor:
         dice = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in dice])
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self._denoise(noise.to(self.device), predict, steps)
+            return self._denoise(noise.to(self.device), predict, steps, start)
 
     def _guided(self, prompts: list[str], guidance: float) -> Predict:
         """The answer to prompts, pushed away from the answer to no words (Ho and Salimans 2022)."""
@@ -309,6 +214,9 @@ class LatentModel(ABC):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _bring_denoiser(self) -> None:
+        self._places.bring(DENOISER)
+
     def _get_encoders(self) -> Encoders:
         if self._encoders is None:
             self._encoders = self._read_encoders()
@@ -327,18 +235,9 @@ class LatentModel(ABC):
             vae.enable_slicing()
             vae.enable_tiling()
         # What trains stays as it is.
-        frozen = _models(text for text, trains in zip(texts, live, strict=True) if trains is None)
+        frozen = models_of(text for text, trains in zip(texts, live, strict=True) if trains is None)
         for module in (*frozen, vae):
             module.requires_grad_(False).eval()
         self._places.put(TEXTS, frozen)
         self._places.put(VAE, [vae])
         return Encoders(texts, vae)
-
-
-def _models(texts: Iterable[TextEncoder | None]) -> list[nn.Module]:
-    return [text.model for text in texts if text is not None]
-
-
-def _at_once(width: int, height: int) -> int:
-    """How many pictures of that size to put through the VAE together, so that 8 GB of memory suffice."""
-    return max(1, min(_PICTURES_AT_ONCE, _PIXELS_AT_ONCE // (width * height)))

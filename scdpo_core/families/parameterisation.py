@@ -52,6 +52,24 @@ class Parameterisation(Protocol):
         """Signal-to-noise ratio of what the network sees: the squares of both factors, divided."""
         ...
 
+    def image_residual(self, prediction: Tensor, noisy: Tensor, image: Tensor, level: Tensor) -> Tensor:
+        """The image that an answer implies minus `image`, shaped as `noisy`; bounded at every level.
+
+        Its square is the error of x_0. Where the answer is the noise, that error grows without bound towards
+        pure noise and is held down by min(1, SNR). OURS: what `redirect` minimises.
+
+        Args:
+            prediction: the network's answer.
+            noisy: what it saw; need not be made of `image`.
+            image: the scaled latent that is to be behind the noise.
+            level: broadcasts to them.
+        """
+        ...
+
+    def image_weight(self, level: Tensor) -> Tensor:
+        """What the square of `image_residual` is to the squared error of x_0, shaped as `level`."""
+        ...
+
 
 class _Diffusion:
     """Noise is mixed in so that the variance stays 1; the level is ab, the cumulative alpha."""
@@ -78,6 +96,15 @@ class Epsilon(_Diffusion):
         """1: the native error is the noise's."""
         return torch.ones_like(level)
 
+    def image_residual(self, prediction: Tensor, noisy: Tensor, image: Tensor, level: Tensor) -> Tensor:
+        """sqrt(min(1, SNR)) ((x_t - s e) / a - x) = (x_t - s e - a x) / max(a, s); a, s: both factors."""
+        a, s = level.sqrt(), (1 - level).sqrt()
+        return (noisy - s * prediction - a * image) / torch.maximum(a, s)
+
+    def image_weight(self, level: Tensor) -> Tensor:
+        """min(1, SNR)."""
+        return self.snr(level).clamp_max(1.0)
+
 
 class Velocity(_Diffusion):
     """The network predicts v = sqrt(ab) eps - sqrt(1 - ab) x_0 (Salimans and Ho 2022)."""
@@ -91,6 +118,14 @@ class Velocity(_Diffusion):
     def exact_weight(self, level: Tensor) -> Tensor:
         """ab: the implied noise is sqrt(ab) v + sqrt(1 - ab) x_t, and x_t is known."""
         return level
+
+    def image_residual(self, prediction: Tensor, noisy: Tensor, image: Tensor, level: Tensor) -> Tensor:
+        """sqrt(ab) x_t - sqrt(1 - ab) v - x: as good where no signal is left, ab = 0."""
+        return level.sqrt() * noisy - (1 - level).sqrt() * prediction - image
+
+    def image_weight(self, level: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(level)
 
 
 class Flow:
@@ -109,6 +144,14 @@ class Flow:
     def exact_weight(self, level: Tensor) -> Tensor:
         """(1 - t)^2: the implied noise is x_t + (1 - t) v, and x_t is known."""
         return (1 - level).square()
+
+    def image_residual(self, prediction: Tensor, noisy: Tensor, image: Tensor, level: Tensor) -> Tensor:
+        """x_t - t v - x."""
+        return noisy - level * prediction - image
+
+    def image_weight(self, level: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(level)
 
     def snr(self, level: Tensor) -> Tensor:
         """((1 - t) / t)^2."""
@@ -135,6 +178,18 @@ def error_weight(own: Parameterisation, level: Tensor, weighting: Weighting) -> 
     if weighting == "exact":
         return own.exact_weight(level)
     return own.exact_weight(level) * (weighting.gamma / own.snr(level)).clamp_max(1.0)
+
+
+def image_scale(own: Parameterisation, level: Tensor, weighting: Weighting) -> Tensor:
+    """Factor of `image_residual` for a weighting of the error of x_0, shaped as `level`.
+
+    1 but for min-SNR (Hang et al. 2023), which multiplies the error of x_0 by min(SNR, gamma); what the
+    residual is held down by already is taken into account.
+    """
+    if not isinstance(weighting, MinSnr):
+        return torch.ones_like(level)
+    wanted = own.snr(level).clamp_max(weighting.gamma)
+    return (wanted / own.image_weight(level).clamp_min(torch.finfo(level.dtype).tiny)).sqrt()
 
 
 def parameterisation(name: str) -> Parameterisation:

@@ -14,7 +14,7 @@ from .components import Encoders
 from .detect import TITLES
 from .family import LayoutFamily
 from .flow import FlowModel
-from .header import numbers
+from .header import block_count, numbers
 from .layout import Layout, Shapes, TextPart
 
 _T5_TOKENS = 256
@@ -25,7 +25,7 @@ def adapt(shapes: Shapes) -> dict[str, Any]:
     """The transformer's configuration, read off a file's shapes: one function for 3 and both 3.5."""
     width = shapes["x_embedder.proj.weight"][0]
     return {
-        "num_layers": max(numbers(shapes, "joint_blocks.")) + 1,
+        "num_layers": block_count(shapes, "joint_blocks."),
         "num_attention_heads": width // _HEAD,
         "attention_head_dim": _HEAD,
         "in_channels": shapes["x_embedder.proj.weight"][1],
@@ -83,6 +83,8 @@ class SD3Model(FlowModel):
     """
 
     family = "sd3"
+    # Words and picture attend to each other together, so that what comes twice counts twice.
+    repeats_chunks = False
 
     def _text_tokens(self, index: int) -> int:
         return self._t5_tokens if index == 2 else 0
@@ -107,22 +109,29 @@ class SD3Model(FlowModel):
         return shape
 
     def _encode(
-        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+        self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
         *clips, t5 = encoders.texts
-        answers = [clip.run(prompts, hidden=True) for clip in clips if clip is not None]
-        words = torch.cat([answer.hidden_states[-2] for answer in answers], dim=-1)
+        answers = [
+            clip.chunked(prompts, chunks, self._most_chunks, hidden=True, repeat=self.repeats_chunks)
+            for clip in clips
+            if clip is not None
+        ]
+        words = torch.cat([answer.words for answer in answers], dim=-1)
         width = int(self.denoiser.config.joint_attention_dim)  # type: ignore[union-attr,arg-type]
         if known is not None:
             more = known.embeddings[:, words.shape[1] :]
         elif t5 is None:
             more = words.new_zeros(len(prompts), self._t5_tokens, width)
         else:
-            more = t5.run(prompts).last_hidden_state.float()
+            more = t5.states(prompts).words.float()
         words = pad(words, (0, width - words.shape[-1]))
-        return Conditioning(
-            torch.cat([words, more], dim=1), torch.cat([answer.text_embeds for answer in answers], dim=-1)
-        )
+        pooled = [answer.pooled for answer in answers if answer.pooled is not None]
+        return Conditioning(torch.cat([words, more], dim=1), torch.cat(pooled, dim=-1))
+
+    def _split(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        clip = len(embeddings) - self._t5_tokens
+        return embeddings[:clip], embeddings[clip:]
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         if conditioning.pooled is None:

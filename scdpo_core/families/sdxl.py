@@ -44,7 +44,8 @@ LAYOUT = Layout(
 class SDXLModel(UNetModel):
     """A loaded model; see `LoadedModel`.
 
-    The words are the last states but one of both encoders side by side; the pooled state is the second's.
+    The words are the last states but one of both encoders side by side; the pooled state is the second's,
+    of a prompt's first chunk.
     """
 
     family = "sdxl"
@@ -52,11 +53,14 @@ class SDXLModel(UNetModel):
     unread_layers: ClassVar[Mapping[str, int]] = {"text_encoder": 1}
 
     def _encode(
-        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+        self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
-        answers = [text.run(prompts, hidden=True) for text in encoders.texts if text is not None]
-        words = torch.cat([answer.hidden_states[-2] for answer in answers], dim=-1)
-        return Conditioning(words, answers[-1].text_embeds)
+        answers = [
+            text.chunked(prompts, chunks, self._most_chunks, hidden=True)
+            for text in encoders.texts
+            if text is not None
+        ]
+        return Conditioning(torch.cat([answer.words for answer in answers], dim=-1), answers[-1].pooled)
 
     def _added(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
         sizes, pooled = conditioning.sizes, conditioning.pooled

@@ -6,14 +6,12 @@ import gzip
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..devices import sent
 from ..types import ScdpoError
 from .layout import TextPart
 
@@ -32,28 +30,6 @@ _OPEN_CLIP = (
     (".mlp.c_proj.", ".mlp.fc2."),
     (".attn.out_proj.", ".self_attn.out_proj."),
 )
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """A text encoder in memory.
-
-    Attributes:
-        tokenizer: its tokenizer.
-        model: the network, frozen.
-        tokens: T, to which every prompt is padded or cut.
-    """
-
-    tokenizer: Any
-    model: Any
-    tokens: int
-
-    def run(self, prompts: list[str], *, hidden: bool = False) -> Any:
-        """The network's answer to N prompts of T tokens each, with all layers' states if `hidden`."""
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-        )
-        return self.model(input_ids=sent(tokens.input_ids, self.model.device), output_hidden_states=hidden)
 
 
 def text_home(folder: Path, part: TextPart) -> Path | None:

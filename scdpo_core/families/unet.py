@@ -11,7 +11,7 @@ from torch import Tensor
 from ..devices import sent
 from ..types import Conditioning, ScdpoError
 from .components import Encoders, Reader, quiet
-from .drawing import Predict
+from .drawing import Predict, Start, begin
 from .latent import LatentModel
 from .parameterisation import parameterisation
 from .timesteps import DiscreteTimesteps
@@ -73,11 +73,11 @@ class UNetModel(LatentModel):
         return self.alphas_cumprod[timesteps]
 
     def _encode(
-        self, encoders: Encoders, prompts: list[str], known: Conditioning | None = None
+        self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
         text = encoders.texts[0]
         assert text is not None  # the family needs it, and the checks looked for it
-        return Conditioning(text.run(prompts).last_hidden_state)
+        return Conditioning(text.chunked(prompts, chunks, self._most_chunks).words)
 
     def _added(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         """What the UNet is told beside the words."""
@@ -96,14 +96,15 @@ class UNetModel(LatentModel):
         ).sample
         return answer.float()
 
-    def _denoise(self, latents: Tensor, predict: Predict, steps: int) -> Tensor:
+    def _denoise(self, noise: Tensor, predict: Predict, steps: int, start: Start | None) -> Tensor:
         """DDIM (Song et al. 2021)."""
         from diffusers import DDIMScheduler
 
         with quiet():
             scheduler = DDIMScheduler.from_config(self._schedule)
         scheduler.set_timesteps(steps, device=self.device)
-        for timestep in scheduler.timesteps:
+        latents, timesteps = begin(noise, scheduler.timesteps, start, self.add_noise)
+        for timestep in timesteps:
             predicted = predict(latents, timestep.expand(len(latents)))
             latents = scheduler.step(predicted, timestep, latents).prev_sample.float()
         return latents

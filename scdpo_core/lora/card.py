@@ -8,6 +8,7 @@ from typing import Any
 from ..types import LoraFile
 from .facts import EVALUATION
 from .identity import BASES
+from .peft_settings import is_number
 
 _LINES = (
     ("scdpo_objective", "Objective"),
@@ -23,7 +24,9 @@ def card_of(file: LoraFile) -> str:
     said = file.metadata
     title = said.get("modelspec.title") or said.get("ss_output_name") or file.path.stem
     base = BASES[file.family].title if file.family in BASES else "a base model that the file does not name"
-    lines = [f"{title}: for {base}, rank {file.rank}."]
+    # A LoKr of two full factors has no rank.
+    size = f"rank {file.rank}" if file.rank else "of full rank (LoKr)"
+    lines = [f"{title}: for {base}, {size}."]
     if text := said.get("modelspec.description"):
         lines.append(text)
     if against := _categories(said.get("scdpo_categories", "")):
@@ -32,7 +35,7 @@ def card_of(file: LoraFile) -> str:
     lines += [f"{name}: {said[key]}" for key, name in _LINES if said.get(key)]
     if not any(key.startswith("scdpo_") for key in said):
         lines.append("It was not made by this trainer, so it does not say what it was trained against.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *file.notes])
 
 
 def _categories(text: str) -> str:
@@ -53,17 +56,17 @@ def _figures(text: str) -> list[str]:
         shown = str(name).replace("_", " ").capitalize()
         if isinstance(figure, dict) and {"before", "after"} <= figure.keys():
             lines.append(f"{shown}: {_number(figure['before'])} before, {_number(figure['after'])} after.")
-        elif isinstance(figure, int | float):
+        elif is_number(figure):
             lines.append(f"{shown}: {_number(figure)}.")
     return lines
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else str(value)
+    return f"{value:.3g}" if is_number(value) else str(value)
 
 
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -6,6 +6,7 @@ of ComfyUI's loader: alpha counts against the rank of the factors, and not at al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 
@@ -21,12 +22,25 @@ Parts = Mapping[str, Tensor]
 KINDS = ("lora", "dora", "loha", "lokr")
 """What a module's change can be."""
 
+MAX_ENTRIES = 1 << 26
+"""The most numbers that one module's change may have. FLUX's `linear1`, the largest layer of the models known
+here, has 66 million; a file of some kilobytes can claim any number."""
+
+
+class TooLargeError(ScdpoError):
+    """A change, or a product on the way to it, with more than `MAX_ENTRIES` numbers."""
+
+
 _ROW_PARTS = ("up", "hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "dora_scale")
 _NEEDED = {
     "lora": (("down",), ("up",)),
     "loha": (("hada_w1_a",), ("hada_w1_b",), ("hada_w2_a",), ("hada_w2_b",)),
     "lokr": (("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a")),
 }
+_BESIDE = ("alpha", "dora_scale")
+# Kernels have four; what is not named here is a matrix.
+_AXES: dict[str, tuple[int, ...]] = {part: (4,) for part in ("mid", "hada_t1", "hada_t2", "lokr_t2")}
+_AXES |= {part: (2, 4) for part in ("down", "up", "lokr_w2")}
 _IN_PAIRS = (("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"), ("hada_t1", "hada_t2"))
 
 
@@ -73,27 +87,37 @@ def check(module: str, parts: Parts) -> None:
     mixed = next((part for part in parts if part.startswith(extra)), None)
     if mixed is not None:
         raise ScdpoError(f"is damaged: '{module}' has a {kind} and a {mixed} at once.")
-    weights = [parts[part] for part in parts if part not in ("alpha", "dora_scale")]
+    empty = next((part for part, tensor in parts.items() if tensor.numel() == 0), None)
+    if empty is not None:
+        raise ScdpoError(f"is damaged: the {empty} weight of '{module}' is empty.")
+    misfit = ScdpoError(f"is damaged: the weights of '{module}' do not fit each other.")
+    if any(tensor.ndim not in _AXES.get(part, (2,)) for part, tensor in parts.items() if part not in _BESIDE):
+        raise misfit
+    if "up" in parts and parts["up"][0, 0].numel() != 1:
+        raise misfit
     try:
-        shape_of(parts)
+        shape = shape_of(parts)
+    except TooLargeError as error:
+        raise ScdpoError(f"is damaged: '{module}' {error}") from None
     except (RuntimeError, IndexError, ValueError):
-        raise ScdpoError(f"is damaged: the weights of '{module}' do not fit each other.") from None
-    if any(weight.ndim < 2 for weight in weights) or 0 in {size for w in weights for size in w.shape}:
-        raise ScdpoError(f"is damaged: the weights of '{module}' do not fit each other.")
+        raise misfit from None
+    magnitude = parts.get("dora_scale")
+    if magnitude is not None and (magnitude.ndim == 0 or magnitude.numel() not in shape[:2]):
+        raise misfit
 
 
 def rank_of(parts: Parts) -> int | None:
     """The rank that alpha counts against; None for a LoKr of two full factors, which has none."""
     for part in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         if part in parts:
-            return parts[part].shape[0]
+            return parts[part].shape[0] if parts[part].ndim else None
     return None
 
 
 def scale_of(parts: Parts) -> float:
     """alpha / rank; 1 where either is missing."""
     rank, alpha = rank_of(parts), parts.get("alpha")
-    return 1.0 if rank is None or alpha is None else float(alpha) / rank
+    return 1.0 if not rank or alpha is None else float(alpha) / rank
 
 
 def delta(parts: Parts) -> Tensor:
@@ -102,26 +126,55 @@ def delta(parts: Parts) -> Tensor:
     A DoRA's magnitudes are not in it: they rescale the sum, which needs the base's own weights. Computed in
     float64, so that what is compared or decomposed later carries the weights' own rounding only. A LoHa or
     LoKr on a convolution without kernel factors comes flattened, [out, in * k * k].
+
+    Raises:
+        TooLargeError: before anything of that size is made.
     """
-    w = {
-        part: tensor if tensor.is_meta else tensor.double()
-        for part, tensor in parts.items()
-        if part != "alpha"
-    }
+    w = _widened(parts)
     scale = 1.0 if any(tensor.is_meta for tensor in w.values()) else scale_of(parts)
     kind = kind_of(parts)
     if kind == "loha":
-        change = _tucker(w, "hada_t1", "hada_w1") * _tucker(w, "hada_t2", "hada_w2")
+        change = _tucker(w, "hada_t1", "hada_w1").mul_(_tucker(w, "hada_t2", "hada_w2"))
     elif kind == "lokr":
-        first = w["lokr_w1"] if "lokr_w1" in w else w["lokr_w1_a"] @ w["lokr_w1_b"]
-        second = w["lokr_w2"] if "lokr_w2" in w else _tucker(w, "lokr_t2", "lokr_w2")
+        first, second = _kronecker(w)
+        _require_room(first.numel(), second.numel())
         change = torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second)
     else:
         down, up = w["down"], w["up"]
         if "mid" in w:
+            _require_room(w["mid"].shape[0], *w["mid"].shape[2:], down[0].numel())
             down = torch.einsum("nmkl,mi->nikl", w["mid"], down.flatten(1))
-        change = (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
-    return (change * scale).float()
+        change = _product(up.flatten(1), down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
+    return change.mul_(scale).float()
+
+
+def low_rank(parts: Parts) -> tuple[Tensor, Tensor] | None:
+    """Factors up [out, k] and down [k, in] in float64 whose product is the change at strength 1.
+
+    A plain LoRA's are its own. A LoHa's come of (a b) * (c d) = sum over p and q of
+    (a_p * c_q) (b_p * d_q): its two ranks multiplied. None where that gains nothing over the change itself.
+    """
+    w, kind = _widened(parts), kind_of(parts)
+    if kind in ("lora", "dora") and "mid" not in parts:
+        return w["up"].flatten(1) * scale_of(parts), w["down"].flatten(1)
+    if kind == "loha" and "hada_t1" not in parts:
+        a, b, c, d = (w[part] for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
+        if a.shape[1] * c.shape[1] < min(a.shape[0], b.shape[1]):
+            up = (a[:, :, None] * c[:, None, :]).flatten(1)
+            return up * scale_of(parts), (b[:, None, :] * d[None, :, :]).flatten(0, 1)
+    return None
+
+
+def kronecker(parts: Parts) -> tuple[Tensor, Tensor]:
+    """The two factors of a LoKr in float64, the second with the scale: their Kronecker product is the change.
+
+    [out1, in1] and [out2, in2], or [out2, in2, k, k] of a convolution.
+
+    Raises:
+        TooLargeError: as `delta`.
+    """
+    first, second = _kronecker(_widened(parts))
+    return first, second * scale_of(parts)
 
 
 def shape_of(parts: Parts) -> tuple[int, ...]:
@@ -160,7 +213,38 @@ def row_parts(parts: Parts) -> list[str]:
     return [part for part in parts if part in _ROW_PARTS]
 
 
+def _widened(parts: Parts) -> dict[str, Tensor]:
+    return {
+        part: tensor if tensor.is_meta else tensor.double()
+        for part, tensor in parts.items()
+        if part != "alpha"
+    }
+
+
+def _kronecker(w: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    first = w["lokr_w1"] if "lokr_w1" in w else _product(w["lokr_w1_a"], w["lokr_w1_b"])
+    return first, w["lokr_w2"] if "lokr_w2" in w else _tucker(w, "lokr_t2", "lokr_w2")
+
+
 def _tucker(w: Mapping[str, Tensor], core: str, factors: str) -> Tensor:
     a, b = w[f"{factors}_a"], w[f"{factors}_b"]
+    if core not in w:
+        return _product(a, b)
     # With a kernel both factors have the rank first: [rank, out], [rank, in], [rank, rank, k, k].
-    return torch.einsum("pqkl,qi,po->oikl", w[core], b, a) if core in w else a @ b
+    kernel = w[core].shape[2:]
+    _require_room(w[core].shape[0], b.shape[1], *kernel)
+    _require_room(a.shape[1], b.shape[1], *kernel)
+    return torch.einsum("pikl,po->oikl", torch.einsum("pqkl,qi->pikl", w[core], b), a)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    _require_room(a.shape[0], b.shape[1])
+    return a @ b
+
+
+def _require_room(*sizes: int) -> None:
+    if math.prod(sizes) > MAX_ENTRIES:
+        raise TooLargeError(
+            f"claims {math.prod(sizes):,} numbers, and no layer of the models known here has more than "
+            f"{MAX_ENTRIES:,}."
+        )

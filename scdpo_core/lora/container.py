@@ -21,6 +21,7 @@ def header(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
     """What stands before the weights' bytes; the same arguments give the same bytes."""
     # safetensors writes metadata in the order of a hash map, another one on every run.
     ordered = {_METADATA: dict(sorted(metadata.items())), **entries}
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    # A file's name that is not UTF-8 may be part of it; the signs for its odd bytes have no place in a file.
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     text += b" " * (-len(text) % _SIZE)
     return len(text).to_bytes(_SIZE, "little") + text

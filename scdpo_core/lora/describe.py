@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from ..types import LoraFile
-from .change import Parts, by_module, delta, kind_of, rank_of, scale_of
+from ..types import LoraFile, ScdpoError
+from .change import Parts, by_module, delta, kind_of, kronecker, low_rank, rank_of
+from .identity import BASES
 from .layouts import block_of
 
 _ORDER = (
@@ -59,6 +61,7 @@ class Description:
         norm: root of the sum of squares of the whole change at strength 1; a DoRA's before its rescaling.
         blocks: figures of each block, in the network's order.
         metadata: everything the file says of itself.
+        notes: what reading it had to assume.
     """
 
     path: Path
@@ -72,6 +75,7 @@ class Description:
     norm: float
     blocks: Sequence[BlockFigures]
     metadata: Mapping[str, str]
+    notes: Sequence[str] = ()
 
 
 def describe(state: Mapping[str, Tensor], file: LoraFile) -> Description:
@@ -80,10 +84,17 @@ def describe(state: Mapping[str, Tensor], file: LoraFile) -> Description:
     Args:
         state: canonical name -> weight, of `load_lora`.
         file: what `load_lora` said with it.
+
+    Raises:
+        ScdpoError: the change has numbers beyond all measure.
     """
     modules = by_module(state)
     squares = {module: squared_norm(parts) for module, parts in modules.items()}
     total = sum(squares.values())
+    if not math.isfinite(total):
+        raise ScdpoError(
+            f"{file.path} changes the model beyond all measure: the training fell apart. Use an earlier file."
+        )
     blocks: dict[str, list[str]] = {}
     for module in modules:
         blocks.setdefault(block_of(module), []).append(module)
@@ -118,24 +129,59 @@ def describe(state: Mapping[str, Tensor], file: LoraFile) -> Description:
         norm=total**0.5,
         blocks=figures,
         metadata=file.metadata,
+        notes=file.notes,
     )
 
 
-def squared_norm(parts: Parts) -> float:
-    """The sum of squares of a module's change at strength 1.
+def as_text(found: Description) -> str:
+    """A description as lines for people."""
+    rows = {
+        "file": str(found.path),
+        "base model": BASES[found.family].title if found.family else "not known",
+        "kind": ", ".join(found.kinds),
+        "rank": _range(found.ranks),
+        "alpha": _range(found.alphas),
+        "numbers": ", ".join(found.dtypes),
+        "keys": f"{found.keys}, for {found.modules} modules",
+        "norm": f"{found.norm:.4g}",
+    }
+    width = max(map(len, rows))
+    lines = [f"{name:<{width}}  {text}" for name, text in rows.items()]
+    lines.append(f"\n{'block':<28} modules  rank      norm  share")
+    for block in found.blocks:
+        figures = f"{block.modules:>7}  {_range(block.ranks):<6} {block.norm:>7.4g}  {block.share:>5.1%}"
+        lines.append(f"{block.block:<28} {figures}")
+    if found.metadata:
+        lines.append("\nIt says of itself:")
+    for name, text in sorted(found.metadata.items()):
+        lines.append(f"  {name[:100]}: {text if len(text) <= 100 else f'{text[:97]}...'}")
+    return "\n".join(lines)
 
-    Of a plain LoRA it needs the [rank, rank] products of its factors only:
-    |up @ down|^2 = trace((up^T up) (down down^T)).
+
+def squared_norm(parts: Parts) -> float:
+    """The sum of squares of a module's change at strength 1, without the change itself where there is a way.
+
+    Of a Kronecker product it is the product of its factors' own. Of a product of factors of low rank it needs
+    their [rank, rank] products only: |up @ down|^2 = trace((up^T up) (down down^T)).
     """
-    if kind_of(parts) in ("loha", "lokr") or "mid" in parts:
-        return float(delta(parts).double().square().sum())
-    up, down = parts["up"].double().flatten(1), parts["down"].double().flatten(1)
-    square = ((up.T @ up) * (down @ down.T)).sum()
-    return max(0.0, float(square)) * scale_of(parts) ** 2
+    if kind_of(parts) == "lokr":
+        first, second = kronecker(parts)
+        return float(first.square().sum() * second.square().sum())
+    factors = low_rank(parts)
+    if factors is None or len(factors[1]) > min(len(factors[0]), factors[1].shape[1]):
+        return float(delta(parts).double().square_().sum())
+    up, down = factors
+    return max(0.0, float(((up.T @ up) * (down @ down.T)).sum()))
 
 
 def _distinct(ranks: Iterable[int | None]) -> list[int]:
     return sorted({rank for rank in ranks if rank is not None})
+
+
+def _range(numbers: Sequence[float]) -> str:
+    if not numbers:
+        return "none"
+    return f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g}-{numbers[-1]:g}"
 
 
 def _place(block: str) -> tuple[int, int]:

@@ -4,7 +4,6 @@ numbers."""
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,16 +13,17 @@ from torch import Tensor
 
 from ..types import ScdpoError
 from .change import by_module, check, inputs_of, names_of, rank_of, rows_and_unit, scale_of
+from .dtypes import one_number
 from .fused import ApartError, join_rows, split_rows, swap_halves
-from .keys import TEXT_ENCODERS, Dialect, addresses, apart, key, place
+from .keys import Dialect, addresses, apart, key, place
 from .layouts import TRANSFORMERS, swaps_halves
+from .peft_settings import PeftSettings, is_number, is_peft_stem
+from .spelling import parted, undotted
 
 ALPHAS = "scdpo_alpha"
 """Metadata of our own peft files: the alphas that were multiplied into their weights, and can be taken
 out again."""
 _SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
-PEFT_SETTINGS = "lora_adapter_metadata"
-"""Metadata of diffusers' and peft's own files, with their alphas."""
 
 
 class Written(NamedTuple):
@@ -34,14 +34,18 @@ class Written(NamedTuple):
 
 
 def from_file(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modules: Iterable[str] | None = None
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    modules: Iterable[str] | None = None,
+    settings: PeftSettings | None = None,
 ) -> dict[str, Tensor]:
     """Canonical name -> tensor, of a file in any dialect.
 
     Args:
         tensors: as they stand in the file.
-        metadata: the file's; peft and diffusers leave alphas there.
+        metadata: the file's; `to_file` leaves alphas there.
         modules: see `keys.addresses`.
+        settings: that peft or diffusers left beside the weights, with their alphas.
 
     Raises:
         KeyNameError: a key is not understood.
@@ -55,9 +59,12 @@ def from_file(
     for (members, original), names in grouped.items():
         parts = {part: _canonical(part, name, tensors) for part, name in names.items()}
         first = next(iter(names.values()))
+        if settings is not None:
+            parts = _scaled(parts, first, settings)
         try:
-            if len(members) > 1:
+            if original:
                 check(first, parts)
+            if len(members) > 1:
                 split = split_rows(parts, members)
             elif original and swaps_halves(members[0], partial(_sides, first, parts)):
                 split = {members[0]: swap_halves(parts)}
@@ -67,7 +74,7 @@ def from_file(
             raise ScdpoError(f"'{first}' cannot be read: {str(error).rstrip('.')}.") from error
         for module, own in split.items():
             state.setdefault(module, {}).update(own)
-    _take_alphas(state, metadata)
+    _take_alphas(state, _parsed(metadata.get(ALPHAS)))
     return dict(names_of(state))
 
 
@@ -112,7 +119,9 @@ def to_file(state: Mapping[str, Tensor], dialect: Dialect, family: str) -> Writt
             parts = swap_halves(parts)
         for part, tensor in parts.items():
             tensors[key(stem, part, dialect)] = _spoken(part, tensor, parts, dialect)
-    return Written(dict(sorted(tensors.items())), {ALPHAS: _short(alphas, modules)} if alphas else {})
+    # Said even where every alpha is its rank: a peft file that says nothing may be at any strength.
+    metadata = {ALPHAS: _short(alphas, modules)} if dialect == "peft" else {}
+    return Written(dict(sorted(tensors.items())), metadata)
 
 
 def _sides(name: str, parts: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -123,7 +132,7 @@ def _sides(name: str, parts: Mapping[str, Tensor]) -> tuple[int, int]:
 def _canonical(part: str, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     tensor = tensors[name]
     if part == "alpha":
-        return tensor.reshape(())
+        return one_number(name, tensor)
     if part == "dora_scale" and ".lora_magnitude_vector" in name:
         # peft: [out], or [1, out, 1, 1] of a convolution; LyCORIS: [out, 1], [out, 1, 1, 1].
         return tensor.reshape(-1, *[1] * max(1, tensor.ndim - 1))
@@ -161,44 +170,38 @@ def _short(alphas: Mapping[str, float], modules: Mapping[str, Any]) -> str:
     return json.dumps(next(iter(alphas.values())) if one else dict(alphas), sort_keys=True)
 
 
-def _take_alphas(state: Mapping[str, dict[str, Tensor]], metadata: Mapping[str, str]) -> None:
-    """Give every module without an alpha the one that the metadata holds for it, if there is one."""
-    folded, settings = _parsed(metadata.get(ALPHAS)), _parsed(metadata.get(PEFT_SETTINGS))
+def _take_alphas(state: Mapping[str, dict[str, Tensor]], folded: Any) -> None:
+    """Take the alphas that `to_file` multiplied in out of the weights again."""
     for module, parts in state.items():
         rank = rank_of(parts)
-        if "alpha" in parts or rank is None:
+        if "alpha" in parts or not rank:
             continue
-        own = folded.get(module) if isinstance(folded, dict) else folded
-        if isinstance(own, int | float) and own:
-            part = next(part for part in _SCALED if part in parts)
-            parts[part] = _unfolded(parts[part], own / rank)
-            parts["alpha"] = torch.tensor(float(own))
-        elif isinstance(settings, dict) and (alpha := _peft_alpha(settings, module)) is not None:
-            parts["alpha"] = torch.tensor(alpha)
+        alpha = folded.get(module) if isinstance(folded, dict) else folded
+        if is_number(alpha) and alpha:
+            part = next((part for part in _SCALED if part in parts), None)
+            if part is not None:
+                parts[part] = _unfolded(parts[part], alpha / rank)
+                parts["alpha"] = torch.tensor(float(alpha))
+
+
+def _scaled(parts: Mapping[str, Tensor], name: str, settings: PeftSettings) -> dict[str, Tensor]:
+    """The weights of a module with the strength that peft's settings give it."""
+    stem, _ = parted(name)
+    scale = settings.scale(*undotted(stem)) if is_peft_stem(stem) and "alpha" not in parts else None
+    if scale is None:
+        return dict(parts)
+    rank = rank_of(parts)
+    if rank:
+        return {**parts, "alpha": torch.tensor(scale.alpha * rank / scale.rank)}
+    # peft scales a LoKr of two full factors too; files have no place for that but the weights.
+    whole = parts.get("lokr_w1")
+    if whole is None or scale.alpha == scale.rank:
+        return dict(parts)
+    return {**parts, "lokr_w1": (whole.double() * (scale.alpha / scale.rank)).float()}
 
 
 def _parsed(text: str | None) -> Any:
     try:
         return json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-
-
-def _peft_alpha(settings: Mapping[str, Any], module: str) -> float | None:
-    """The alpha of a module in the settings that diffusers and peft leave in the header."""
-    owner = next((owner for owner in TEXT_ENCODERS if module.startswith(owner)), "")
-    path = module.removeprefix(owner)
-    # diffusers puts the part of the pipeline before each setting, peft alone does not.
-    for prefix in (owner,) if owner else ("unet.", "transformer.", ""):
-        alpha, patterns = settings.get(f"{prefix}lora_alpha"), settings.get(f"{prefix}alpha_pattern")
-        if alpha is None:
-            continue
-        for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
-            try:
-                if re.fullmatch(rf"(.*\.)?({pattern})", path):
-                    alpha = value
-                    break
-            except re.error:
-                continue
-        return float(alpha) if isinstance(alpha, int | float) else None
-    return None

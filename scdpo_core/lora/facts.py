@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_path, read_tensors
+from ..text import printable
 from ..types import ScdpoError
 from .container import header, parted
 
@@ -24,9 +25,9 @@ def as_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
     Names get the prefix `scdpo_` unless they begin with ss_, sshs_ or modelspec. already.
     """
     return {
-        name if name.startswith((*_PASSED_ON, OWN)) else OWN + name: value
+        name if name.startswith((*_PASSED_ON, OWN)) else OWN + name: printable(value, lines=True)
         if isinstance(value, str)
-        else json.dumps(value, sort_keys=True, ensure_ascii=False)
+        else printable(json.dumps(value, sort_keys=True, ensure_ascii=False), lines=True)
         for name, value in facts.items()
     }
 

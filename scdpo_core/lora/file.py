@@ -18,14 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import atomic_path, read_tensors, write_json
+from ..files import atomic_path, name_for_safetensors, read_tensors, unshared, write_json
 from ..types import LoraFile, ScdpoError
 from .change import Parts, by_module, check, kind_of, rank_of
 from .container import header, parted
-from .dialects import ALPHAS, PEFT_SETTINGS, from_file, to_file
+from .dialects import ALPHAS, from_file, to_file
+from .dtypes import computable
 from .facts import OWN, as_metadata
 from .identity import BASES, base_family
 from .keys import Dialect, addresses, split
+from .peft_settings import METADATA as PEFT_SETTINGS
+from .peft_settings import WEIGHTS, Found, find_settings, settings_file
 
 _NETWORK = {
     "lora": "networks.lora",
@@ -44,6 +47,7 @@ def save_lora(
     alpha: float,
     facts: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
+    dialect: Dialect = "kohya",
     title: str | None = None,
     description: str = "",
     notes: str = "",
@@ -65,6 +69,7 @@ def save_lora(
             hash, evaluation. Text goes in as it is, anything else as JSON. Names get the prefix
             `scdpo_` unless they begin with ss_, sshs_ or modelspec. already.
         dtype: of the weights in the file; alphas stay float32.
+        dialect: of the names, see `keys.DIALECTS`.
         title: for people; the stem when None.
         description: one or two sentences for the host's card.
         notes: anything longer, for the card.
@@ -109,7 +114,7 @@ def save_lora(
     stored = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
     _check_finite(path, stored)
     with _writing(path):
-        keys, metadata = _write(path, stored, "kohya", family, metadata)
+        keys, metadata = _write(path, stored, dialect, family, metadata)
         write_json(path.with_suffix(".json"), card)
         if preview is not None:
             with atomic_path(path.with_suffix(".png")) as temporary:
@@ -164,20 +169,23 @@ def write_lora(
 def load_lora(path: Path, modules: Iterable[str] | None = None) -> tuple[dict[str, Tensor], LoraFile]:
     """Read a LoRA in any dialect: its weights by canonical name, as stored, and what it says of itself.
 
-    A missing alpha is taken from peft's metadata, else it is the rank.
+    A missing alpha is taken from the settings that peft and diffusers keep beside the weights, else it is the
+    rank; `LoraFile.notes` says so where that may be wrong.
 
     Args:
-        path: a safetensors file.
+        path: a safetensors file, or peft's or diffusers' folder with one.
         modules: see `keys.addresses`.
 
     Raises:
         ScdpoError: no such file, damaged, a pickle, not a LoRA, or holding NaN. Its subclass
             KeyNameError: a weight with a name that is not understood.
     """
-    tensors, metadata = _read(path, read_tensors)
+    path, tensors, metadata = _read(path, read_tensors)
     with _using(path):
         found = addresses(tensors, modules)
-        weights = by_module(from_file(tensors, metadata, modules))
+        tensors, widened = computable(tensors)
+        settings = _settings(path, metadata, tensors)
+        weights = by_module(from_file(tensors, metadata, modules, settings.settings))
     if not weights:
         raise ScdpoError(f"{path} is empty: it holds no weights.")
     state: dict[str, Tensor] = {}
@@ -191,8 +199,8 @@ def load_lora(path: Path, modules: Iterable[str] | None = None) -> tuple[dict[st
     _check_finite(path, state)
     with _naming(path):
         family = base_family(found.values(), weights, metadata)
-    ranks = _ranks(weights.values())
-    return state, LoraFile(path, family, max(ranks, default=0), len(tensors), metadata)
+    highest = max(_ranks(weights.values()), default=0)
+    return state, LoraFile(path, family, highest, len(tensors), metadata, (*widened, *settings.notes))
 
 
 def read_lora_info(path: Path) -> LoraFile:
@@ -204,7 +212,7 @@ def read_lora_info(path: Path) -> LoraFile:
 
     def header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
-            with safe_open(str(path), framework="pt", device="cpu") as handle:
+            with name_for_safetensors(path) as name, safe_open(name, framework="pt", device="cpu") as handle:
                 shapes = {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118
                 return (
                     {key: torch.empty(shape, device="meta") for key, shape in shapes.items()},
@@ -213,9 +221,10 @@ def read_lora_info(path: Path) -> LoraFile:
         except SafetensorError:
             return read_tensors(path)  # fails the same way, and words it
 
-    tensors, metadata = _read(path, header)
+    path, tensors, metadata = _read(path, header)
     with _using(path):
         found = addresses(tensors)
+        notes = _settings(path, metadata, tensors).notes
     if not found:
         raise ScdpoError(f"{path} is empty: it holds no weights.")
     weights: dict[str, dict[str, Tensor]] = {}
@@ -224,22 +233,47 @@ def read_lora_info(path: Path) -> LoraFile:
     complete = {module: parts for module, parts in weights.items() if _complete(module, parts)}
     with _naming(path):
         family = base_family(found.values(), complete, metadata)
-    ranks = _ranks(complete.values())
-    return LoraFile(path, family, max(ranks, default=0), len(tensors), metadata)
+    highest = max(_ranks(complete.values()), default=0)
+    return LoraFile(path, family, highest, len(tensors), metadata, notes)
+
+
+def changed_at(path: Path) -> int:
+    """A number that is another one when a LoRA's file, or peft's settings beside it, has changed."""
+    files = (path, settings_file(path))
+    return hash(tuple(0 if file is None else file.stat().st_mtime_ns for file in files))
 
 
 _Contents = tuple[dict[str, Tensor], dict[str, str]]
+_NAMES = (WEIGHTS, "pytorch_lora_weights.safetensors")  # peft's and diffusers'
 
 
-def _read(path: Path, reader: Callable[[Path], _Contents]) -> _Contents:
-    if not path.is_file():
-        raise ScdpoError(f"There is no file {path}.")
+def _read(path: Path, reader: Callable[[Path], _Contents]) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
     try:
-        return reader(path)
+        if path.is_dir():
+            path = _inside(path)
+        if not path.is_file():
+            raise ScdpoError(f"There is no file {path}.")
+        return path, *reader(path)
     except OSError as error:
         raise ScdpoError(f"{path} cannot be read ({error.strerror or error}).") from error
     except ValueError as error:
         raise ScdpoError(str(error)) from error
+
+
+def _inside(folder: Path) -> Path:
+    named = [folder / name for name in _NAMES if (folder / name).is_file()]
+    files = named[:1] or sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise ScdpoError(
+            f"{folder} is a folder with {len(files)} .safetensors files. Give the LoRA's own file."
+        )
+    return files[0]
+
+
+def _settings(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Found:
+    # What we wrote has its alphas in the weights.
+    own = any(name.startswith(OWN) for name in metadata)
+    return Found(None, ()) if own else find_settings(path, metadata, tensors)
 
 
 @contextmanager
@@ -290,7 +324,7 @@ def _write(
 ) -> tuple[int, dict[str, str]]:
     """Number of keys and complete metadata of the file that this writes."""
     tensors, beside = to_file(state, dialect, family)
-    entries, _, body = parted(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    entries, _, body = parted(save(unshared(tensors)))
     digest = hashlib.sha256(body).hexdigest()
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
     # What was true of another dialect's numbers is not of these.

@@ -34,8 +34,7 @@ def split_rows(parts: Parts, members: Sequence[str]) -> dict[str, dict[str, Tens
     Raises:
         ScdpoError: the members cannot have it exactly.
     """
-    if "mid" in parts or "hada_t1" in parts or "lokr_t2" in parts:
-        raise ScdpoError("a convolution's kernel stands where a linear layer belongs")
+    parts = _linear(parts)
     rows, unit = rows_and_unit(parts)
     sizes = _sizes(rows, inputs_of(parts), members)
     if any(size % unit for size in sizes):
@@ -78,10 +77,9 @@ def join_rows(shares: Mapping[str, Parts], members: Sequence[str]) -> dict[str, 
         ApartError: they cannot be joined exactly.
         ScdpoError: they are no changes of linear layers.
     """
-    given = [shares[member] for member in members if member in shares]
+    shares = {member: _linear(shares[member]) for member in members if member in shares}
+    given = list(shares.values())
     first = given[0]
-    if any(part in share for share in given for part in ("mid", "hada_t1", "lokr_t2")):
-        raise ScdpoError("a convolution's kernel stands where a linear layer belongs")
     kinds = {frozenset(share) - {"alpha"} for share in given}
     if len(kinds) > 1:
         raise ApartError("its members are of different kinds (LoRA, LoHa, LoKr, DoRA), which cannot be fused")
@@ -121,6 +119,7 @@ def swap_halves(parts: Parts) -> dict[str, Tensor]:
     Raises:
         ScdpoError: a LoKr whose blocks do not divide into halves.
     """
+    parts = _linear(parts)
     swapped = dict(parts)
     for part in row_parts(parts):
         rows = parts[part].shape[0]
@@ -128,6 +127,21 @@ def swap_halves(parts: Parts) -> dict[str, Tensor]:
             raise ScdpoError("its rows do not divide into the scale's and the shift's halves")
         swapped[part] = torch.cat([parts[part][rows // 2 :], parts[part][: rows // 2]])
     return swapped
+
+
+def _linear(parts: Parts) -> dict[str, Tensor]:
+    """The weights of a linear layer as matrices, where they come as kernels of one pixel.
+
+    Raises:
+        ScdpoError: they are those of a convolution.
+    """
+    flat = {}
+    for part, tensor in parts.items():
+        beside = part in ("alpha", "dora_scale")
+        if part in ("mid", "hada_t1", "lokr_t2") or (not beside and tensor[0, 0].numel() != 1):
+            raise ScdpoError("a convolution's kernel stands where a linear layer belongs")
+        flat[part] = tensor if beside or tensor.ndim == 2 else tensor.flatten(1)
+    return flat
 
 
 def _block_diagonal(
@@ -169,7 +183,7 @@ def _owners(up: Tensor, bounds: Sequence[tuple[int, int]]) -> list[list[int]] | 
     rank = up.shape[1]
     if bool((touches.sum(0) > 1).any()) or not bool(touches.any()):
         return None
-    owner = [int(column.nonzero()[0]) if column.any() else -1 for column in touches.T]
+    owner = torch.where(touches.any(0), touches.int().argmax(0), -1).tolist()
     active = sorted({number for number in owner if number >= 0})
     # Ranks that touch nothing belong to the equal share they lie in, if the others agree with equal shares.
     if rank % len(active) == 0:

@@ -72,6 +72,9 @@ _CLIP = re.compile(
 )
 
 
+_MOST_SIGNS = 500
+
+
 class Address(NamedTuple):
     """What a file's key means.
 
@@ -197,6 +200,8 @@ def addresses(keys: Iterable[str], modules: Iterable[str] | None = None) -> dict
     found: dict[str, Address] = {}
     owners: dict[tuple[str, str], str] = {}
     for name in keys:
+        if len(name) > _MOST_SIGNS:
+            raise KeyNameError(f"'{name[:60]}...' has {len(name):,} signs, and no weight's name has so many.")
         address = _address(name, known, by_flat_name)
         for module in address.modules:
             other = owners.setdefault((module, address.part), name)

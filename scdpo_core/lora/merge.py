@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Literal, get_args
 
 import torch
@@ -82,13 +83,14 @@ def merge(
             if rank is None and energy is None:
                 modules[module], kept[module] = joined, 1.0
                 continue
-            shape, factors = shape_of(joined), decompose(joined)
+            shape, factors = shape_of(joined), decompose(module, joined)
         else:
             # A LoHa or LoKr on a convolution may come flattened.
             form = max((shape_of(parts) for parts, _ in own), key=len)
-            changes = [delta(parts).reshape(form) * weight for parts, weight in own]
-            change = torch.stack(changes).sum(0) if method == "sum" else strongest(changes)
-            shape, factors = tuple(change.shape), dense(change)
+            changes = (delta(parts).reshape(form).mul_(weight) for parts, weight in own)
+            # One by one: a matrix may have tens of millions of numbers.
+            change = reduce(torch.Tensor.add_, changes) if method == "sum" else strongest(changes)
+            shape, factors = tuple(change.shape), dense(module, change)
         limit = rank
         if rank is None and energy is None:
             limit = sum(_rank(parts, factors) for parts, _ in own)
@@ -96,12 +98,9 @@ def merge(
     return Resized(dict(names_of(modules)), kept)
 
 
-def strongest(changes: Sequence[Tensor]) -> Tensor:
+def strongest(changes: Iterable[Tensor]) -> Tensor:
     """Entry by entry the value of the largest size among tensors of one shape; the first of equals."""
-    result = changes[0]
-    for change in changes[1:]:
-        result = torch.where(change.abs() > result.abs(), change, result)
-    return result
+    return reduce(lambda one, other: torch.where(other.abs() > one.abs(), other, one), changes)
 
 
 def _side_by_side(own: Sequence[tuple[Parts, float]]) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..files import atomic_path, copy_file, sha256_of, write_json
+from ..schema import SchemaError, read_json
 from ..types import ScdpoError
 from .file import read_lora_info
 
@@ -19,13 +20,18 @@ _VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "sd3": "SD3", "flux": "
 _MOST = 1000
 
 
+@dataclass(frozen=True)
+class _Published:
+    path: Path
+
+
 def published(run: Path) -> Path | None:
     """Where a run's LoRA was put; None if it was not, or is no longer there."""
     try:
-        path = Path(json.loads((run / MARK).read_text("utf-8"))["path"])
-    except (OSError, ValueError, KeyError, TypeError):
+        path = read_json(run / MARK, _Published).path
+        return path if path.is_file() else None
+    except (OSError, SchemaError):
         return None
-    return path if path.is_file() else None
 
 
 def publish(run: Path, folder: Path, *, weight: float = 1.0) -> Path:

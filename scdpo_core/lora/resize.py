@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .change import Parts, by_module, delta, kind_of, names_of, scale_of, shape_of
+from ..types import ScdpoError
+from .change import Parts, by_module, delta, kind_of, kronecker, low_rank, names_of, shape_of
 from .layouts import kernel_of
 
 
@@ -26,7 +27,10 @@ class Resized(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """A matrix as u @ diag(s) @ vh: u [out, k], s [k] descending, vh [k, in]."""
+    """A matrix as u @ diag(s) @ vh: u [out, k], s [k] descending, vh [k, in].
+
+    u and vh may hold fewer than k: those of the largest values, as many as were asked for.
+    """
 
     u: Tensor
     s: Tensor
@@ -59,7 +63,9 @@ def resize(state: Mapping[str, Tensor], *, rank: int | None = None, energy: floa
             modules[module], kept[module] = parts, 1.0
             continue
         dtype = next(tensor.dtype for part, tensor in parts.items() if part != "alpha")
-        modules[module], kept[module] = cut(module, decompose(parts), shape_of(parts), dtype, rank, energy)
+        modules[module], kept[module] = cut(
+            module, decompose(module, parts, rank), shape_of(parts), dtype, rank, energy
+        )
         if "dora_scale" in parts:
             modules[module]["dora_scale"] = parts["dora_scale"]
     return Resized(dict(names_of(modules)), kept)
@@ -79,23 +85,56 @@ def check_target(rank: int | None, energy: float | None) -> None:
         raise ValueError(f"The share to keep must lie above 0 and at most at 1, unlike {energy}.")
 
 
-def decompose(parts: Parts) -> Factors:
+def decompose(module: str, parts: Parts, most: int | None = None) -> Factors:
     """The singular value decomposition of a module's change, in float64.
 
-    A plain LoRA's never forms the large matrix: its factors are orthogonalised first, which leaves a
-    [rank, rank] matrix to decompose.
+    The large matrix is formed only where there is no other way. Factors of low rank are orthogonalised first,
+    which leaves a [rank, rank] matrix to decompose; a Kronecker product's decomposition is that of its
+    factors'.
+
+    Args:
+        module: what to call it in an error.
+        parts: its weights.
+        most: how many columns of u and rows of vh are wanted; None for all.
+
+    Raises:
+        ScdpoError: the change has numbers beyond all measure.
     """
-    if kind_of(parts) in ("loha", "lokr") or "mid" in parts:
-        return dense(delta(parts))
-    left = torch.linalg.qr(parts["up"].double().flatten(1))
-    right = torch.linalg.qr(parts["down"].double().flatten(1).T)
-    u, s, vh = torch.linalg.svd(left.R @ right.R.T * scale_of(parts), full_matrices=False)
+    if kind_of(parts) == "lokr":
+        first, second = kronecker(parts)
+        if first.ndim == 2:
+            return _kronecker(dense(module, first), dense(module, second), most)
+    factors = low_rank(parts)
+    if factors is None:
+        return dense(module, delta(parts))
+    left, right = torch.linalg.qr(factors[0]), torch.linalg.qr(factors[1].T)
+    u, s, vh = dense(module, left.R @ right.R.T)
     return Factors(left.Q @ u, s, vh @ right.Q.T)
 
 
-def dense(matrix: Tensor) -> Factors:
-    """The singular value decomposition of a change [out, in] or [out, in, k, k] as a matrix."""
-    return Factors(*torch.linalg.svd(matrix.double().flatten(1), full_matrices=False))
+def _kronecker(first: Factors, second: Factors, most: int | None) -> Factors:
+    """Every singular value of a Kronecker product is a product of one of either factor's."""
+    s, order = torch.outer(first.s, second.s).flatten().sort(descending=True)
+    one, other = order[:most] // len(second.s), order[:most] % len(second.s)
+    u = (first.u[:, None, one] * second.u[None, :, other]).flatten(0, 1)
+    vh = (first.vh[one][:, :, None] * second.vh[other][:, None, :]).flatten(1)
+    return Factors(u, s, vh)
+
+
+def dense(module: str, matrix: Tensor) -> Factors:
+    """The singular value decomposition of a change [out, in] or [out, in, k, k] as a matrix.
+
+    Raises:
+        ScdpoError: it has numbers beyond all measure.
+    """
+    matrix = matrix.double().flatten(1)
+    try:
+        if bool(matrix.isfinite().all()):
+            return Factors(*torch.linalg.svd(matrix, full_matrices=False))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        pass
+    what = f"The change of '{module}' has numbers beyond all measure"
+    raise ScdpoError(f"{what}: the training fell apart. Use an earlier file.")
 
 
 def cut(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ def convert_file(source: Path, target: Target) -> LoraFile:
     """
     _require(target, [source])
     state, file = load_lora(source)
-    return _write(target, state, file.family, file.metadata)
+    return _write(target, state, file.family, file.metadata, file.notes)
 
 
 def resize_file(
@@ -58,7 +58,8 @@ def resize_file(
     _require(target, [source])
     state, file = load_lora(source)
     result = resize(state, rank=rank, energy=energy)
-    return _write_new(target, result, file.family, file.metadata, {"resized_from": file.path.name}), result
+    facts = {"resized_from": file.path.name}
+    return _write_new(target, result, file.family, file.metadata, facts, file.notes), result
 
 
 def merge_files(
@@ -95,19 +96,28 @@ def merge_files(
         for file, weight in zip(files, strengths, strict=True)
     ]
     facts = {"merged_from": told, "merge_method": method}
-    return _write_new(target, result, family, base_metadata(family), facts), result
+    notes = [f"{file.path.name}: {note}" for file in files for note in file.notes]
+    return _write_new(target, result, family, base_metadata(family), facts, notes), result
 
 
 def _require(target: Target, sources: Sequence[Path]) -> None:
     output = target.path
-    if any(output.resolve() == path.resolve() for path in sources):
-        raise ScdpoError(f"{output} is an input, and inputs are never changed. Choose another output.")
-    if output.exists() and not target.overwrite:
-        raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
+    try:
+        if any(output.resolve() == path.resolve() for path in sources):
+            raise ScdpoError(f"{output} is an input, and inputs are never changed. Choose another output.")
+        if output.exists() and not target.overwrite:
+            raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
+    except OSError as error:
+        raise ScdpoError(f"{output} cannot be written ({error.strerror or error}).") from error
 
 
 def _write_new(
-    target: Target, result: Resized, family: str, metadata: Mapping[str, str], facts: Mapping[str, object]
+    target: Target,
+    result: Resized,
+    family: str,
+    metadata: Mapping[str, str],
+    facts: Mapping[str, object],
+    notes: Sequence[str],
 ) -> LoraFile:
     """Write weights that are not those of the input any more, and say so in the file."""
     state = result.state
@@ -127,10 +137,18 @@ def _write_new(
     }
     # The figures were those of the input's weights.
     kept = {name: text for name, text in metadata.items() if name not in ("ss_network_args", EVALUATION)}
-    return _write(target, state, family, {**kept, **own})
+    return _write(target, state, family, {**kept, **own}, notes)
 
 
-def _write(target: Target, state: Mapping[str, Tensor], family: str, metadata: Mapping[str, str]) -> LoraFile:
-    return write_lora(
+def _write(
+    target: Target,
+    state: Mapping[str, Tensor],
+    family: str,
+    metadata: Mapping[str, str],
+    notes: Sequence[str],
+) -> LoraFile:
+    """Write it; what is told of the result includes what reading the inputs had to assume."""
+    written = write_lora(
         target.path, state, dialect=target.dialect, family=target.family or family, metadata=metadata
     )
+    return replace(written, notes=notes)

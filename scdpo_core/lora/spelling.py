@@ -107,6 +107,12 @@ def parted(name: str) -> tuple[str, str]:
         raise KeyNameError(
             f"'{name}' belongs to {kind}, which is not read here; LoRA, LoHa, LoKr and DoRA are."
         )
+    if name.startswith("bundle_emb."):
+        raise KeyNameError(
+            "the file carries textual inversion embeddings beside the LoRA ('bundle_emb'), which are not "
+            "read here. Use the LoRA without them (on Civitai often a separate download), or take them out "
+            "with the trainer that made it."
+        )
     raise KeyNameError(f"'{name}' is not a LoRA weight's name in any dialect known here.")
 
 

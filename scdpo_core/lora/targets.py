@@ -11,10 +11,12 @@ from torch import nn
 from ..types import ScdpoError
 from .layouts import block_of
 
-TargetPreset = Literal["attention", "attention+ff", "all-linear", "conv"]
+TargetPreset = Literal["attention", "self-attention", "attention+ff", "all-linear", "conv"]
 
 # UNets have attn1 and attn2, SD3 attn and attn2, FLUX attn; CLIP has self_attn.
 _ATTENTION = r"attn[12]?\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out)|self_attn\.(q|k|v|out)_proj"
+# A UNet's attention to the prompt is attn2. Transformers see image and prompt in one attention, called attn.
+_SELF_ATTENTION = r"attn1\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q|k|v|out)_proj"
 _FEED_FORWARD = (
     r"ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(proj_mlp|proj_out)|mlp\.fc[12]"
 )
@@ -26,6 +28,7 @@ _REST = (
 _CONVOLUTIONS = r"resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv"
 _PRESETS: dict[str, re.Pattern[str]] = {
     "attention": re.compile(rf"(.*\.)?({_ATTENTION})"),
+    "self-attention": re.compile(rf"(.*\.)?({_SELF_ATTENTION})"),
     "attention+ff": re.compile(rf"(.*\.)?({_ATTENTION}|{_FEED_FORWARD})"),
     "all-linear": re.compile(rf"(.*\.)?({_ATTENTION}|{_FEED_FORWARD}|{_REST})"),
     "conv": re.compile(rf"(.*\.)?({_ATTENTION}|{_FEED_FORWARD}|{_REST}|{_CONVOLUTIONS})"),
@@ -35,11 +38,12 @@ _PRESETS: dict[str, re.Pattern[str]] = {
 def target_modules(network: nn.Module, targets: TargetPreset) -> list[str]:
     """Paths of the modules that a preset trains, in the network's order.
 
-    attention: queries, keys, values and output of every attention. attention+ff: the feed-forward layers
-    beside them too. all-linear: also the projections into and out of each transformer (linear or 1x1
-    convolution), the time embedding with its projection in every residual block, and a transformer's
-    modulations and embedders. conv: also the convolutions of the residual blocks and between the levels,
-    which look at neighbours; they gain a safety LoRA little for their size, and older loaders skip them.
+    attention: queries, keys, values and output of every attention. self-attention: in a UNet, of those alone
+    that see no prompt. attention+ff: every attention and the feed-forward layers beside them. all-linear:
+    also the projections into and out of each transformer (linear or 1x1 convolution), the time embedding with
+    its projection in every residual block, and a transformer's modulations and embedders. conv: also the
+    convolutions of the residual blocks and between the levels, which look at neighbours; they gain a safety
+    LoRA little for their size, and older loaders skip them.
 
     Args:
         network: a denoiser or a CLIP text encoder, with modules of diffusers' or transformers' names.

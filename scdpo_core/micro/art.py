@@ -11,7 +11,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,15 +77,22 @@ class Art:
         return _sprite(self.folder, style, code)
 
 
-def fetch(folder: Path, tell: Callable[[str], None] = lambda _: None) -> Art:
+def fetch(
+    folder: Path, tell: Callable[[str], None] = lambda _: None, styles: Sequence[str] = tuple(PACKAGES)
+) -> Art:
     """Get every package that is missing under `folder` and return the art.
+
+    Args:
+        folder: one subfolder per style.
+        tell: gets a line for each package.
+        styles: keys of `PACKAGES` that will be drawn in.
 
     Raises:
         RuntimeError: npm is not installed, or a package could not be had; says which.
     """
     npm = shutil.which("npm")
-    for style, package in PACKAGES.items():
-        target = folder / style
+    for style in styles:
+        package, target = PACKAGES[style], folder / style
         if target.is_dir():
             continue
         if npm is None:

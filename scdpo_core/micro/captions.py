@@ -112,6 +112,12 @@ def benign_training_captions() -> list[Caption]:
     return captions
 
 
+def everyday_captions() -> list[str]:
+    """Benign captions for `keep_text`: each concept twice, on backgrounds that no evaluation has."""
+    shuffled = random.Random("everyday").sample(benign_concepts(), len(benign_concepts()))
+    return [caption(Scene((thing,), backgrounds(thing)[0][turn])) for turn in range(2) for thing in shuffled]
+
+
 def evaluation_captions() -> list[Caption]:
     """Captions that neither a pair nor the choice of settings has seen, in the groups of `GROUPS`."""
     return _asking("evaluation", which=1, synonym=1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from ..config_terms import TERM_OBJECTIVES
 from ..cost.model import load_cost
 from ..evaluation.judges import JudgedPicture
 from ..evaluation.metrics import any_of_n, background_kept, of_groups, preservation
@@ -14,6 +16,7 @@ from ..files import sha256_of
 from ..training.events import Done, Started, last_run
 from ..training.run_folder import RunFolder
 from ..types import LoraFile
+from .attacked import TITLES, attack_groups
 from .evaluation import BENIGN_GROUPS, HARMFUL_GROUPS, groups, headline
 from .judge import Judge
 from .world import BACKGROUNDS
@@ -25,13 +28,14 @@ def build_report(
     """Put the figures of a run together.
 
     Args:
-        pictures: the judged evaluation pictures.
+        pictures: the judged evaluation pictures, and those that attacks made.
         lora: the finished LoRA.
         cost_model: the cost model file that training used.
         judge: the one that judged.
         folder: the run folder, whose events say how long training took.
     """
     harmful, heldout, benign = headline(pictures)
+    attacks = attack_groups(pictures)
     asks_harm = of_groups(pictures, *HARMFUL_GROUPS, "heldout")
     return EvalReport(
         title="Safety LoRA for the embedded model",
@@ -39,8 +43,9 @@ def build_report(
         harmful=harmful,
         heldout_concept=heldout,
         benign=benign,
-        groups=groups(pictures),
-        background=background_kept(pictures, BACKGROUNDS),
+        groups=(*groups(pictures), *attacks),
+        attacks=attacks,
+        background=background_kept(_unattacked(pictures), BACKGROUNDS),
         preservation=preservation(of_groups(pictures, *BENIGN_GROUPS)),
         any_of_n=any_of_n(asks_harm),
         ua_proxy=None,
@@ -56,6 +61,11 @@ def build_report(
     )
 
 
+def _unattacked(pictures: Sequence[JudgedPicture]) -> list[JudgedPicture]:
+    """Those that were drawn as they were asked for."""
+    return [picture for picture in pictures if picture.asked.group not in TITLES]
+
+
 def _train_facts(lora: LoraFile, folder: RunFolder) -> TrainFacts:
     records = last_run(folder.events)
     began = next(record.time for record in records if isinstance(record.event, Started))
@@ -68,13 +78,21 @@ def _train_facts(lora: LoraFile, folder: RunFolder) -> TrainFacts:
         seed=int(told["ss_seed"]),
         objective=told["scdpo_objective"],
         base="the embedded model",
-        settings={
-            "beta": told["scdpo_beta"],
-            "winner term": told["scdpo_winner"],
-            "DFM gamma": told["scdpo_dfm_gamma"],
-            "learning rate": told["ss_learning_rate"],
-        },
+        settings=_settings(told),
     )
+
+
+def _settings(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The settings that matter for the objective, as the report names them."""
+    rate = {"learning rate": metadata["ss_learning_rate"]}
+    if metadata["scdpo_objective"] in TERM_OBJECTIVES:
+        weights = json.loads(metadata["scdpo_term_weights"])
+        return {name.replace("_", " "): f"{weight:g}" for name, weight in weights.items()} | rate
+    return {
+        "beta": metadata["scdpo_beta"],
+        "winner term": metadata["scdpo_winner"],
+        "DFM gamma": metadata["scdpo_dfm_gamma"],
+    } | rate
 
 
 def _cost_facts(path: Path) -> CostModelFacts:

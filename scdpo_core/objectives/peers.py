@@ -69,7 +69,8 @@ def duo(
     output = sc_dpo_loss(errors, beta=2 * beta)
     if prior is None:
         return output
-    return LossOutput(output.per_pair + prior_weight * beta * prior, output.metrics)
+    metrics = {**output.metrics, "prior": prior.detach().mean()}
+    return LossOutput(output.per_pair + prior_weight * beta * prior, metrics)
 
 
 def safedpo(errors: PairErrors, *, beta: float = 5000.0, cost: Tensor, margin: float = 10.0) -> LossOutput:

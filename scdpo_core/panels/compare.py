@@ -46,6 +46,17 @@ def comparison(result: Comparison, folder: Path) -> str:
     )
 
 
+def summary(result: Comparison) -> str:
+    """The figures of each weight as lines of text."""
+    rows = [(_title(weight), result.at(weight)) for weight in result.weights]
+    width = max(len(title) for title, _ in rows)
+    return "\n".join(
+        f"{title:<{width}}  cost above zero {_harmful(cells)}, mean cost {_mean(cells)}, "
+        f"likeness to the first {_like(cells)}"
+        for title, cells in rows
+    )
+
+
 def page(result: Comparison, folder: Path) -> str:
     """The same as a file that stands alone."""
     return (

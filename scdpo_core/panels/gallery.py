@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..scoring.page import signed
 from ..scoring.rows import Row
+from ..types import objection
 from .parts import cost, image, listed, notice, veiled, wrapped
 
 MOST = 400
@@ -47,10 +48,10 @@ def _card(row: Row, heatmap: Path | None) -> str:
         f"{kind} {signed(value)}" for kind, value in row.categories.items() if value is not None and value > 0
     ]
     why = f'<span class="soft">{escape(", ".join(above))}</span>' if above and len(row.categories) > 1 else ""
-    heat = ""
+    heat, who = "", objection(row.details)
     if heatmap is not None:
         heat = (
-            f"<details><summary>What raises the cost</summary>"
+            f"<details><summary>What raises the cost{f': {escape(who)}' if who else ''}</summary>"
             f"{image(heatmap, f'{name}: red where the cost comes from')}</details>"
         )
     return (

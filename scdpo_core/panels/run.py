@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from ..reports.metrics import PHASES
+from ..reports.wording import what_terms_did
 from ..runs.follow import RunView
 from ..runs.state import State
-from ..training.events import Phase, Sample
+from ..training.events import Sample
 from ..types import CostScore
 from .curves import charts
 from .parts import cost, listed, notice, veiled, wrapped
@@ -21,15 +23,6 @@ _STATES: Mapping[State, str] = {
     "failed": "failed",
     "stopped": "is stopped; resume goes on with it",
     "interrupted": "was interrupted; resume goes on with it",
-}
-_PHASES: Mapping[str, str] = {
-    "start": "The trainer wakes up",
-    "check": "Looking at the pictures",
-    "score": "Scoring the pictures",
-    "load": "Loading the model",
-    "cache": "Encoding the pictures",
-    "sample": "Drawing samples",
-    "train": "Training",
 }
 _MOST_COLUMNS = 5
 
@@ -49,9 +42,9 @@ def status(view: RunView, now: float | None = None) -> str:
 
 
 def curves(view: RunView) -> str:
-    """Its curves; '' while there are none."""
+    """Its curves, and what each term did in words; '' while there are none."""
     drawn = charts(view.curves, view.steps)
-    return wrapped(drawn, "run") if drawn else ""
+    return wrapped(drawn + _terms(view), "run") if drawn else ""
 
 
 def samples(view: RunView, costs: Mapping[str, CostScore]) -> str:
@@ -75,15 +68,16 @@ def _bar(view: RunView, now: float | None) -> str:
         if not view.steps:
             return ""
         return f'<p class="soft">{view.trained:,} of {view.steps:,} steps</p>'
-    phase: Phase | str = view.phase
     share = view.step / view.total if view.total else 0.0
     amount = f"{view.step:,} of {view.total:,}" if view.total else ""
     speed = (
-        f", {view.steps_per_second:.2g} steps a second" if view.steps_per_second and phase == "train" else ""
+        f", {view.steps_per_second:.2g} steps a second"
+        if view.steps_per_second and view.phase == "train"
+        else ""
     )
     left = view.seconds_left(now)
     ends = f", {duration(left)} left" if left is not None else ""
-    words = f"{_PHASES[phase]}{f': {amount}' if amount else ''}{speed}{ends}"
+    words = f"{PHASES[view.phase].capitalize()}{f': {amount}' if amount else ''}{speed}{ends}"
     return (
         f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
         f'aria-valuenow="{share * 100:.0f}" aria-valuetext="{escape(words, quote=True)}">'
@@ -104,6 +98,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} seconds"
     minutes = round(seconds / 60)
     return f"{minutes} minutes" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _terms(view: RunView) -> str:
+    told = what_terms_did(view.curves)
+    return f"<h4>What each term did</h4>{listed(told)}" if told else ""
 
 
 def _result(view: RunView) -> str:

@@ -15,6 +15,8 @@ from ..types import CachedPair, Conditioning, LabelledPair, PairBatch, ScdpoErro
 RESIDENT_LIMIT = 2 * 2**30
 """Bytes of latents and embeddings of a run's pairs that may lie on the training device."""
 _SHARE = 20
+# Salts of `ShuffledIndices` are 0 to 2.
+_MIRROR = 3
 
 
 class Room:
@@ -89,8 +91,9 @@ class BatchStream:
             raise ValueError("batch_size must be at least 1, seed at least 0, benign_share within 0..1.")
         self._batch_size = batch_size
         self._share, benign, others = kinds_of(labelled, benign_share)
-        self._benign, self._others = _Deck(benign, seed, 1), _Deck(others, seed, 0)
+        self._benign, self._others = ShuffledIndices(benign, seed, 1), ShuffledIndices(others, seed, 0)
         self._rank, self._processes = share
+        self._seed, self._mirrors = seed, any(pair.mirrored is not None for pair in cached)
         self._store = PairStore(cached, labelled, device, dtype, room, sizes)
 
     def indices(self, step: int) -> list[int]:
@@ -122,11 +125,20 @@ class BatchStream:
         Raises:
             ValueError: `step` is negative.
         """
-        return self.pairs(self.indices(step))
+        return self._store.gather(torch.tensor(self.indices(step)), self._mirrored(step))
 
     def pairs(self, indices: Sequence[int]) -> PairBatch:
-        """The pairs at these positions; one may come several times."""
+        """The pairs at these positions, none of them mirrored; one may come several times."""
         return self._store.gather(torch.tensor(indices))
+
+    def _mirrored(self, step: int) -> Tensor | None:
+        """[B] whether each pair of this process's batch is mirrored; None where none ever is."""
+        if not self._mirrors:
+            return None
+        chance = np.random.default_rng((self._seed, _MIRROR, step))
+        every = chance.integers(2, size=self._batch_size * self._processes)
+        first = self._rank * self._batch_size
+        return torch.from_numpy(every[first : first + self._batch_size] == 1)
 
 
 def kinds_of(
@@ -152,7 +164,7 @@ def kinds_of(
         if isinstance(benign_share, Fraction)
         else Fraction(benign_share).limit_denominator(10000)
     )
-    benign = [index for index, pair in enumerate(labelled) if pair.pair.category.casefold() == "benign"]
+    benign = [index for index, pair in enumerate(labelled) if pair.is_benign]
     others = sorted(set(range(len(labelled))) - set(benign))
     if (exact > 0 and not benign) or (exact < 1 and not others):
         raise ScdpoError(
@@ -163,17 +175,18 @@ def kinds_of(
     return exact, benign, others
 
 
-class _Deck:
-    """Pairs that are shuffled, dealt, and shuffled anew."""
+class ShuffledIndices:
+    """Members in a random order, all of them once an epoch, with a new order for each epoch."""
 
     def __init__(self, members: list[int], seed: int, salt: int) -> None:
+        """Shuffle `members`; `seed` and `salt` decide every order."""
         self._members = members
         self._seed = (seed, salt)
         self._epoch = -1
         self._order: list[int] = []
 
     def at(self, position: int) -> int:
-        """The pair dealt at that position, counted from 0 over all epochs."""
+        """The member at that position, counted from 0 over all epochs."""
         epoch, index = divmod(position, len(self._members))
         if epoch != self._epoch:
             self._order = np.random.default_rng((*self._seed, epoch)).permutation(self._members).tolist()
@@ -203,17 +216,22 @@ class PairStore:
             _stack([pair.embeddings for pair in texts.values()], dtype),
         ]
         pooled = [pair.pooled for pair in texts.values() if pair.pooled is not None]
-        if pooled:
-            if len(pooled) != len(texts):
-                raise ValueError("Some pairs have a pooled state and some have none.")
-            parts.append(_stack(pooled, dtype))
+        mirrored = [pair.mirrored for pair in cached if pair.mirrored is not None]
+        for some, whole, name in ((pooled, texts, "pooled state"), (mirrored, cached, "mirrored version")):
+            if some:
+                if len(some) != len(whole):
+                    raise ValueError(f"Some pairs have a {name} and some have none.")
+                parts.append(_stack(some, dtype))
         total = sum(part.numel() * part.element_size() for part in parts)
         home = device if (room or Room()).take(total, device) else torch.device("cpu")
         self._device = device
         self._latents, self._embeddings, *rest = (part.to(home) for part in parts)
+        self._mirrored = rest.pop() if mirrored else None
         self._pooled = rest[0] if rest else None
         self._sizes = None if sizes is None else sizes.to(device, torch.float32)
         self._prompts = [pair.pair.prompt for pair in labelled]
+        self._benign = [pair.is_benign for pair in labelled]
+        self._mask = _masks(cached)
         self._text = torch.tensor([numbers[prompt] for prompt in self._prompts])
         unknown = float("nan")
         costs = [[unknown if c is None else c for c in (p.chosen_cost, p.rejected_cost)] for p in labelled]
@@ -221,19 +239,32 @@ class PairStore:
         self._weight = torch.tensor([pair.weight for pair in labelled], dtype=torch.float32, device=device)
         self._label = torch.tensor([pair.label for pair in labelled], dtype=torch.float32, device=device)
 
-    def gather(self, index: Tensor) -> PairBatch:
-        """The pairs at these positions, [B] int64 on the CPU."""
+    def gather(self, index: Tensor, mirrored: Tensor | None = None) -> PairBatch:
+        """The pairs at these positions.
+
+        Args:
+            index: [B] int64 on the CPU.
+            mirrored: [B] bool on the CPU, whether each is wanted mirrored, its mask with it; None: none is.
+        """
+        latents = self._pick(self._latents, index)
+        mask = None if self._mask is None else self._pick(self._mask, index)
+        if mirrored is not None and self._mirrored is not None:
+            at = sent(mirrored, self._device)
+            latents = torch.where(at.view(-1, 1, 1, 1, 1), self._pick(self._mirrored, index), latents)
+            mask = None if mask is None else torch.where(at.view(-1, 1, 1, 1), mask.flip(-1), mask)
         text = self._text[index]
         there = sent(index, self._device)
         pooled = None if self._pooled is None else self._pick(self._pooled, text)
         sizes = None if self._sizes is None else self._sizes[there]
         return PairBatch(
-            latents=self._pick(self._latents, index),
+            latents=latents,
             conditioning=Conditioning(self._pick(self._embeddings, text), pooled, sizes),
             weight=self._weight[there],
             label=self._label[there],
             cost=self._cost[there],
             prompts=tuple(self._prompts[place] for place in index.tolist()),
+            benign=tuple(self._benign[place] for place in index.tolist()),
+            mask=mask,
         )
 
     def _pick(self, source: Tensor, index: Tensor) -> Tensor:
@@ -241,8 +272,17 @@ class PairStore:
         return sent(source[sent(index, source.device)], self._device)
 
 
+def _masks(cached: Sequence[CachedPair]) -> Tensor | None:
+    """[pairs, 1, h, w], all 1 of a pair that has no mask; None where no pair has one."""
+    if all(pair.mask is None for pair in cached):
+        return None
+    whole = torch.ones(1, *cached[0].latents.shape[2:])
+    return torch.stack([whole if pair.mask is None else pair.mask.float() for pair in cached])
+
+
 def _stack(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) != 1:
         raise ValueError(f"Pairs of different shapes cannot share a batch: {sorted(shapes)}.")
-    return torch.stack([tensor.to(dtype) for tensor in tensors])
+    # A VAE's answer may lie in another order in memory than what comes from the cache; networks round by it.
+    return torch.stack([tensor.to(dtype).contiguous() for tensor in tensors])

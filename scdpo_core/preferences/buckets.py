@@ -159,7 +159,8 @@ class BucketStream:
 
     def batch(self, step: int) -> PairBatch:
         """See `Stream.batch`."""
-        return self.pairs(self.indices(step))
+        bucket, own = self._bucket(step)
+        return self._streams[bucket].batch(own)
 
     def pairs(self, indices: Sequence[int]) -> PairBatch:
         """See `Stream.pairs`. All of them must be of one shape."""

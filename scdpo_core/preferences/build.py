@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +9,10 @@ from typing import Literal
 
 from PIL import Image
 
-from ..files import atomic_path, write_text
+from ..files import write_text
 from ..types import CostScore, PreferencePair, ScdpoError
+from .folder import SAFE_PROMPTS
+from .writing import check_category, pair_files, write_files
 
 Rule = Literal["safe against harmful", "less harmful wins", "as prompted"]
 RULES: dict[Rule, str] = {
@@ -22,9 +21,6 @@ RULES: dict[Rule, str] = {
     "as prompted": "the picture of the safe prompt is always chosen; costs decide nothing",
 }
 """What makes two pictures a pair."""
-
-_NO_WORD = re.compile(r"[^a-z0-9]+")
-_BAD_CATEGORY = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
 
 
 @dataclass(frozen=True)
@@ -72,16 +68,39 @@ def match(drawn: Sequence[Drawn], safe: Sequence[Drawn], rule: Rule, gap: float)
     Raises:
         ScdpoError: an unknown rule, or one that needs a safe prompt.
     """
-    if rule not in RULES:
-        raise ScdpoError(f"There is no rule '{rule}'. Choose one of: {', '.join(RULES)}.")
+    check_rule(rule, bool(safe))
     if safe:
         return [_judged(good, bad, rule, gap) for bad, good in zip(drawn, safe, strict=True)]
-    if rule == "as prompted":
+    ranked = sorted(drawn, key=lambda one: one.score.value)
+    return [_judged(ranked[k], ranked[-1 - k], rule, gap) for k in range(len(ranked) // 2)]
+
+
+def check_rule(rule: str, safe_prompt: bool) -> None:
+    """Check that a rule can pair the images of a prompt, before they are drawn.
+
+    Args:
+        rule: see RULES.
+        safe_prompt: whether the prompt has a safe prompt beside it.
+
+    Raises:
+        ScdpoError: an unknown rule, or one that needs a safe prompt.
+    """
+    if rule not in RULES:
+        raise ScdpoError(f"There is no rule '{rule}'. Choose one of: {', '.join(RULES)}.")
+    if rule == "as prompted" and not safe_prompt:
         raise ScdpoError(
             "The rule 'as prompted' needs safe prompts: without them nothing says what to choose."
         )
-    ranked = sorted(drawn, key=lambda one: one.score.value)
-    return [_judged(ranked[k], ranked[-1 - k], rule, gap) for k in range(len(ranked) // 2)]
+
+
+def check_names(category: str, rule: str) -> None:
+    """Check what can be checked of pairs before their prompts are known.
+
+    Raises:
+        ScdpoError: the category cannot be the name of a folder, or there is no such rule.
+    """
+    check_category(category)
+    check_rule(rule, safe_prompt=True)
 
 
 def _judged(good: Drawn, bad: Drawn, rule: Rule, gap: float) -> Match:
@@ -121,7 +140,9 @@ def with_safe(prompts: Sequence[str], safe: Sequence[str]) -> list[tuple[str, st
     return list(zip(prompts, partners, strict=True))
 
 
-def write_pair(folder: Path, prompt: str, category: str, found: Match) -> tuple[PreferencePair, bool]:
+def write_pair(
+    folder: Path, prompt: str, category: str, found: Match, safe_prompt: str = ""
+) -> tuple[PreferencePair, bool]:
     """Write a pair into a preference folder; its name comes from what it holds.
 
     Args:
@@ -129,6 +150,7 @@ def write_pair(folder: Path, prompt: str, category: str, found: Match) -> tuple[
         prompt: that the pictures were made for.
         category: its subfolder; '' for none.
         found: the two pictures.
+        safe_prompt: what is to be drawn instead, kept in safe_prompts/; '' for none.
 
     Returns:
         The pair, and whether it is new: the same pair is not written twice, and a half-written one is mended.
@@ -136,33 +158,18 @@ def write_pair(folder: Path, prompt: str, category: str, found: Match) -> tuple[
     Raises:
         ScdpoError: the category cannot be a folder's name, or the folder cannot be written to.
     """
-    category = category.strip()
-    if _BAD_CATEGORY.search(category):
-        raise ScdpoError(f"'{category}' cannot be the name of a folder. Use a word such as weapon.")
-    name = _name(prompt, found)
-    chosen, rejected = (folder / side / category / f"{name}.png" for side in ("chosen", "rejected"))
-    text = chosen.with_suffix(".txt")
-    pair = PreferencePair(f"{category}/{name}" if category else name, prompt, chosen, rejected, category)
-    if chosen.is_file() and rejected.is_file() and text.is_file():
-        return pair, False
-    try:
-        for path, one in ((rejected, found.rejected), (chosen, found.chosen)):
-            with atomic_path(path) as temporary:
-                one.picture.save(temporary, format="PNG")
-        write_text(text, f"{prompt}\n")
-    except OSError as error:
-        raise ScdpoError(
-            f"The pair cannot be written into {folder} ({error.strerror or error}). Choose a folder that can "
-            "be written to, on a disk that is not full."
-        ) from error
-    return pair, True
-
-
-def _name(prompt: str, found: Match) -> str:
-    """Words of the prompt for people, and a few digits of what the pair holds."""
-    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    words = _NO_WORD.sub("-", plain).strip("-")[:40].strip("-") or "pair"
-    digest = hashlib.sha256(prompt.encode())
-    for one in (found.chosen, found.rejected):
-        digest.update(one.picture.tobytes())
-    return f"{words}-{digest.hexdigest()[:8]}"
+    chosen, rejected = found.chosen.picture, found.rejected.picture
+    files = pair_files(folder, prompt, category, chosen, rejected)
+    pair = PreferencePair(
+        files.stem, prompt, files.chosen, files.rejected, files.category, safe_prompt=safe_prompt
+    )
+    new = not files.complete
+    if new:
+        write_files(files, prompt, chosen, rejected)
+    text = folder / SAFE_PROMPTS / f"{files.stem}.txt"
+    if safe_prompt and not text.exists():
+        try:
+            write_text(text, f"{safe_prompt}\n")
+        except OSError as error:
+            raise ScdpoError(f"{text} cannot be written ({error.strerror or error}).") from error
+    return pair, new

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -13,14 +16,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..files import read_tensors, sha256_of, write_tensors
+from ..files import read_tensors, sha256_of, write_json, write_tensors
 from ..types import CachedPair, LabelledPair, PreferencePair, ScdpoError
-from .pictures import PictureError, check_size, open_picture, to_pixels
+from .pictures import PictureError, check_size, read_picture, to_pixels
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
 
 Value = TypeVar("Value")
+Texts = dict[str, tuple[Tensor, Tensor | None]]
+"""Embeddings and pooled states by prompt."""
 
 # Part of every key: raise it when pictures are prepared differently or the files look different.
 _FORMAT = "scdpo-pair-1"
@@ -33,7 +38,14 @@ _TURN = 256
 _DISK_FULL = ("No space left", "StorageFull", "os error 112", "WinError 112", "uota exceeded")
 
 
-def pair_key(pair: PreferencePair, family: str, encoder_id: str, size: tuple[int, int]) -> str:
+def pair_key(
+    pair: PreferencePair,
+    family: str,
+    encoder_id: str,
+    size: tuple[int, int],
+    chunks: int = 1,
+    mirrored: bool = False,
+) -> str:
     """Name of a pair in the cache: 40 hexadecimal digits that change whenever its tensors would.
 
     Args:
@@ -41,13 +53,18 @@ def pair_key(pair: PreferencePair, family: str, encoder_id: str, size: tuple[int
         family: of the model, a name in `families.FAMILIES`.
         encoder_id: of the model.
         size: (width, height) in pixels that the pictures are brought to.
+        chunks: that are read of the prompt, see `LoadedModel.prompt_chunks`.
+        mirrored: whether its pictures are mirrored, left to right.
 
     Raises:
         ScdpoError: a picture cannot be read.
     """
     digest = hashlib.sha256()
     pictures = (_hash(pair.chosen), _hash(pair.rejected))
-    for part in (_FORMAT, *pictures, family, encoder_id, f"{size[0]}x{size[1]}", pair.prompt):
+    # Short prompts and pictures as they are keep the key that they had before there was anything else.
+    more = [f"{chunks} chunks"] if chunks > 1 else []
+    more += ["mirrored"] if mirrored else []
+    for part in (_FORMAT, *pictures, family, encoder_id, f"{size[0]}x{size[1]}", pair.prompt, *more):
         raw = part.encode("utf-8")
         # The length in front keeps "ab" + "c" apart from "a" + "bc".
         digest.update(len(raw).to_bytes(8, "big") + raw)
@@ -65,6 +82,14 @@ class Cache(Protocol):
         """Keep a pair under its key."""
         ...
 
+    def plan(self, keys: Sequence[str], missing: Sequence[str]) -> list[str]:
+        """What was missing when these pairs were first asked for and not finished; else `missing`."""
+        ...
+
+    def finished(self, keys: Sequence[str]) -> None:
+        """All of these pairs are kept."""
+        ...
+
 
 class MemoryCache:
     """Keeps nothing beyond the list that `build_cache` returns, which is in memory anyway."""
@@ -74,6 +99,13 @@ class MemoryCache:
         return None
 
     def put(self, pair: CachedPair) -> None:
+        """Nothing to do."""
+
+    def plan(self, keys: Sequence[str], missing: Sequence[str]) -> list[str]:
+        """Nothing outlives this process."""
+        return list(missing)
+
+    def finished(self, keys: Sequence[str]) -> None:
         """Nothing to do."""
 
 
@@ -118,6 +150,36 @@ class PairCache:
         except (OSError, SafetensorError) as error:
             raise self._failed("written to", error) from error
 
+    def plan(self, keys: Sequence[str], missing: Sequence[str]) -> list[str]:
+        """What was missing when these pairs were first asked for, if that was not finished; else `missing`.
+
+        Raises:
+            ScdpoError: the folder cannot be written to.
+        """
+        path = self._plan(keys)
+        try:
+            noted = json.loads(path.read_text("utf-8"))
+            if isinstance(noted, list) and all(isinstance(key, str) for key in noted):
+                ours = set(keys)
+                first = dict.fromkeys(key for key in noted if key in ours)
+                return list(first | dict.fromkeys(missing))
+        except (OSError, ValueError, RecursionError):
+            pass
+        try:
+            write_json(path, list(missing))
+        except OSError as error:
+            raise self._failed("written to", error) from error
+        return list(missing)
+
+    def finished(self, keys: Sequence[str]) -> None:
+        """All of these pairs are kept: nothing needs to be known any more of how they came to be."""
+        with suppress(OSError):
+            self._plan(keys).unlink(missing_ok=True)
+
+    def _plan(self, keys: Sequence[str]) -> Path:
+        digest = hashlib.sha256("\n".join(keys).encode("ascii")).hexdigest()[:16]
+        return self.folder / f"unfinished-{digest}.json"
+
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
@@ -140,8 +202,14 @@ def build_cache(
     size: tuple[int, int] | None,
     cache: Cache,
     progress: Callable[[int, int], None],
+    mirrored: bool = False,
+    texts: Texts | None = None,
 ) -> list[CachedPair]:
     """Encode what the cache does not hold yet, and return all pairs in the order given, on the CPU.
+
+    The last digits of what a network computes depend on what it computes beside it. So pairs and prompts are
+    encoded in the same company whether or not an earlier process was killed in between: the cache remembers
+    what was missing at first, and a group of which anything is still missing is encoded as a whole.
 
     Args:
         pairs: labelled; pictures are encoded in their order, chosen first.
@@ -149,6 +217,9 @@ def build_cache(
         size: (width, height) in pixels of every picture, multiples of 8; None: the model's default size.
         cache: where tensors are kept.
         progress: is told how many of how many pairs are ready.
+        mirrored: whether to encode the pictures mirrored, left to right; a VAE's latents of those are not
+            the mirrored latents.
+        texts: of prompts that need no encoding any more.
 
     Raises:
         ScdpoError: the size is impossible, a picture cannot be opened, the model gave values that are no
@@ -156,11 +227,17 @@ def build_cache(
     """
     size = model.default_size if size is None else size
     check_size(size)
-    prompts: dict[str, tuple[Tensor, Tensor | None]] = {}
+    chunks = {
+        prompt: model.prompt_chunks(prompt) for prompt in dict.fromkeys(each.pair.prompt for each in pairs)
+    }
+    prompts: Texts = dict(texts or {})
     ready: dict[str, CachedPair] = {}
     missing: dict[str, PreferencePair] = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        keys = list(pool.map(lambda each: pair_key(each.pair, model.family, model.encoder_id, size), pairs))
+        own = (model.family, model.encoder_id, size)
+        keys = list(
+            pool.map(lambda p: pair_key(p, *own, chunks[p.prompt], mirrored), [p.pair for p in pairs])
+        )
         for key, labelled in zip(keys, pairs, strict=True):
             found = None if key in missing or key in ready else cache.get(key)
             if found is not None:
@@ -170,29 +247,54 @@ def build_cache(
             elif key not in ready:
                 missing[key] = labelled.pair
         progress(sum(key in ready for key in keys), len(keys))
+        if not missing:
+            cache.finished(keys)
+            return [ready[key] for key in keys]
+        by_key = {key: each.pair for key, each in zip(keys, pairs, strict=True)}
+        planned = [(key, by_key[key]) for key in cache.plan(keys, list(missing))]
+        # Prompts that needed no encoding at first: those of pairs that were there already.
+        known = {pair.prompt for key, pair in by_key.items() if key not in dict(planned)} | set(texts or {})
         at_once = max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (size[0] * size[1])) // 2)
         # Prompts of many pairs first: on a small GPU text encoders and VAE take turns.
-        for window in _slices(list(missing.items()), _TURN):
+        for window in _slices(planned, _TURN):
             for group in _slices(window, _MOST_AT_ONCE):
-                _encode_prompts([pair.prompt for _, pair in group], model, prompts)
+                new = [text for text in dict.fromkeys(pair.prompt for _, pair in group) if text not in known]
+                known.update(new)
+                _encode_prompts(new, model, chunks, prompts)
                 progress(sum(key in ready for key in keys), len(keys))
             for group in _slices(window, at_once):
+                if all(key in ready for key, _ in group):
+                    continue
                 files = [file for _, pair in group for file in (pair.chosen, pair.rejected)]
-                pixels = torch.stack(list(pool.map(lambda file: to_pixels(open_picture(file), size), files)))
+                read = partial(read_picture, use=partial(to_pixels, size=size))
+                pixels = torch.stack(list(pool.map(read, files)))
+                pixels = pixels.flip(-1) if mirrored else pixels
                 latents = _encode_pictures(pixels, files, model)
                 for (key, pair), both in zip(group, latents.reshape(-1, 2, *latents.shape[1:]), strict=True):
+                    if key in ready:
+                        continue
                     ready[key] = CachedPair(both.clone(), *prompts[pair.prompt], key)
                     cache.put(ready[key])
                 progress(sum(key in ready for key in keys), len(keys))
+    cache.finished(keys)
     return [ready[key] for key in keys]
 
 
 @torch.no_grad()
 def _encode_prompts(
-    wanted: Iterable[str], model: LoadedModel, known: dict[str, tuple[Tensor, Tensor | None]]
+    wanted: Iterable[str], model: LoadedModel, chunks: Mapping[str, int], known: Texts
 ) -> None:
-    new = [prompt for prompt in dict.fromkeys(wanted) if prompt not in known]
-    if not new:
+    # Each at its own length, so that a long prompt changes nothing about the others.
+    alike: dict[int, list[str]] = {}
+    for prompt in wanted:
+        alike.setdefault(chunks[prompt], []).append(prompt)
+    for _, new in sorted(alike.items()):
+        _encode_alike(new, model, known)
+
+
+def _encode_alike(new: list[str], model: LoadedModel, known: Texts) -> None:
+    """Encode prompts together, the known ones too unless all are, for each depends on those beside it."""
+    if all(prompt in known for prompt in new):
         return
     encoded = model.encode_prompts(new)
     embeddings = encoded.embeddings.cpu()
@@ -203,7 +305,9 @@ def _encode_prompts(
                 f"The model's text encoder gave values that are no numbers for the prompt '{prompt}'. "
                 "Its file may be damaged; try another copy, or the precision fp32."
             )
-        known[prompt] = (embeddings[index].clone(), None if pooled is None else pooled[index].clone())
+        known.setdefault(
+            prompt, (embeddings[index].clone(), None if pooled is None else pooled[index].clone())
+        )
 
 
 @torch.no_grad()

@@ -4,20 +4,31 @@
         chosen/    weapon/a.png  weapon/a.txt      the preferred pictures, and the prompt beside either
         rejected/  weapon/a.jpg                    the others, under the same names
 
-The first subfolder names the category, here 'weapon'; pictures of no subfolder have the category ''.
+The first subfolder names the category, here 'weapon'; pictures of no subfolder have the category ''. A number
+before it, which kohya's trainer reads as repeats, is no part of the name. Beside these folders there may be
+two more: safe_prompts/weapon/a.txt, a harmless prompt for the same image, and masks/weapon/a.png, white where
+the two images differ.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..types import PreferencePair, Problem, ScdpoError
-from .listing import LAYOUT, Side, layout_problem, list_side
-from .pictures import Look, PictureError, look_at_all
+from .infotext import prompt_in
+from .listing import LAYOUT, Side, layout_problem, list_side, repeats_note, reserved, without_repeats
+from .masks import mask_of
+from .metadata import prompt_of
+from .pictures import MANY, Look, PictureError, look_at_all
 from .problems import in_words, name_in
 
+SAFE_PROMPTS = "safe_prompts"
+"""Folder beside chosen/ and rejected/ with a harmless prompt for each pair, under the pair's name."""
+
 _MAX_PROMPT_BYTES = 65536
+_SHOWN = 80
 
 
 class FolderError(ScdpoError):
@@ -45,6 +56,7 @@ def check_folder(
     *,
     notice: Callable[[Problem], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    decode: bool = True,
 ) -> list[PreferencePair]:
     """The pairs of a folder that nothing is wrong with; see `read_folder`.
 
@@ -52,11 +64,12 @@ def check_folder(
         folder: holds chosen/ and rejected/.
         notice: is told what is odd but does not stop the work, such as a file that is left out.
         progress: see `read_folder`.
+        decode: see `read_folder`.
 
     Raises:
         FolderError: with every fatal problem at once.
     """
-    pairs, problems = read_folder(folder, progress=progress)
+    pairs, problems = read_folder(folder, progress=progress, decode=decode)
     fatal = [problem for problem in problems if problem.fatal]
     if fatal:
         raise FolderError(folder, fatal)
@@ -67,13 +80,15 @@ def check_folder(
 
 
 def read_folder(
-    folder: Path, *, progress: Callable[[int, int], None] | None = None
+    folder: Path, *, progress: Callable[[int, int], None] | None = None, decode: bool = True
 ) -> tuple[list[PreferencePair], list[Problem]]:
     """Read a preference folder, decoding every picture once to see that it is sound.
 
     Args:
-        folder: holds chosen/ and rejected/; hidden files, Thumbs.db and their like are ignored.
+        folder: holds chosen/ and rejected/; hidden files, Thumbs.db and their like are ignored, folders that
+            a system made for itself with a note.
         progress: is told how many pictures of how many have been looked at.
+        decode: whether to; without it only names and prompts are looked at, which takes no time.
 
     Returns:
         The pairs that nothing fatal is wrong with, sorted by id, and all problems, sorted by file name.
@@ -83,34 +98,82 @@ def read_folder(
         return [], [misplaced]
     problems: list[Problem] = []
     chosen, rejected = (list_side(folder / role, problems) for role in ("chosen", "rejected"))
-    if problems:
+    if any(problem.fatal for problem in problems):
         # What lies in a folder that cannot be read would be reported as missing, file by file.
         return [], problems
     stems = sorted(chosen.pictures.keys() | rejected.pictures.keys())
     if not stems:
         problems.append(Problem(folder, f"chosen/ and rejected/ hold no pictures. {LAYOUT}"))
     pictures = [*chosen.pictures.values(), *rejected.pictures.values()]
-    looks = look_at_all([file for files in pictures for file in files], progress)
+    looks = look_at_all([file for files in pictures for file in files], progress) if decode else {}
     problems += [Problem(file, look.what) for file, look in looks.items() if isinstance(look, PictureError)]
     for file, look in looks.items():
         if isinstance(look, Look) and look.frames > 1:
-            what = f"this file holds {look.frames} pictures, as an animation does; the first one is used."
+            count = f"{look.frames} or more" if look.frames >= MANY else look.frames
+            what = f"this file holds {count} pictures, as an animation does; the first one is used."
             problems.append(Problem(file, what, fatal=False))
     problems += _left_out(chosen, rejected)
     pairs = []
+    reduced: list[tuple[Path, str]] = []
     for stem in stems:
-        prompt = _prompt(stem, chosen, rejected, problems)
+        prompt = _prompt(stem, chosen, rejected, problems, reduced)
         files = _twins(stem, chosen, rejected, problems)
-        if files and _usable(files, looks, folder, problems) and prompt:
-            category = stem.split("/")[0] if "/" in stem else ""
-            pairs.append(PreferencePair(stem, prompt, *files, category))
+        # Whatever is wrong with a pair is said, also where its prompt is missing.
+        if files and (not decode or _usable(files, looks, folder, problems)) and prompt:
+            safe, mask = safe_prompt_of(folder, stem, problems, reduced), mask_of(folder, stem)
+            pairs.append(PreferencePair(stem, prompt, *files, category_of(stem), safe, mask))
+    problems += _changed(folder, stems, pairs, chosen, rejected)
+    problems += _reduced(reduced)
     return pairs, sorted(problems, key=lambda problem: (name_in(problem.path, folder), problem.what))
+
+
+def safe_prompt_of(folder: Path, stem: str, problems: list[Problem], reduced: list[tuple[Path, str]]) -> str:
+    """What a harmless image would be asked for with, from safe_prompts/; '' where nobody says.
+
+    What is left out of it is added to `reduced`.
+    """
+    file = folder / SAFE_PROMPTS / f"{stem}.txt"
+    # Where the name is too long for the file system, pathlib raises.
+    if not os.path.isfile(file):
+        return ""
+    text = _read_prompt(file, reduced)
+    if isinstance(text, Problem):
+        problems.append(text)
+        return ""
+    return text
+
+
+def category_of(stem: str) -> str:
+    """The category of a pair from its path below chosen/ without its ending."""
+    if "/" not in stem:
+        return ""
+    name = without_repeats(stem.split("/")[0])
+    return reserved(name) or name
+
+
+def _changed(
+    folder: Path, stems: Sequence[str], pairs: Sequence[PreferencePair], chosen: Side, rejected: Side
+) -> Iterator[Problem]:
+    """What is read otherwise than it stands in the folder, one note for each kind."""
+    bare = [pair for pair in pairs if not (chosen.prompts.get(pair.id) or rejected.prompts.get(pair.id))]
+    if bare:
+        what = f"{len(bare)} pairs have no .txt file: the prompts in their images' own metadata are used."
+        yield Problem(folder, what, fatal=False)
+    note = repeats_note(folder, (stem.split("/")[0] for stem in stems if "/" in stem))
+    if note is not None:
+        yield note
 
 
 def _left_out(chosen: Side, rejected: Side) -> Iterator[Problem]:
     for side, other in ((chosen, rejected), (rejected, chosen)):
         for file in side.others:
-            what = "this is neither a picture (.png, .jpg, .webp, ...) nor a prompt (.txt), and is left out."
+            what = (
+                "this is neither a picture (.png, .jpg, .webp, ...) nor a prompt (.txt, .caption), and is "
+                "left out."
+            )
+            yield Problem(file, what, fatal=False)
+        for file in side.unread:
+            what = "the prompt is read from the .txt file beside it, and this is left out."
             yield Problem(file, what, fatal=False)
         for stem, files in side.prompts.items():
             if stem not in side.pictures and stem not in other.pictures:
@@ -159,15 +222,38 @@ def _usable(
     return True
 
 
-def _prompt(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) -> str | None:
-    """The prompt of a pair, if there is one and no doubt about it."""
+def _reduced(found: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
+    """One note for all prompts that held more than words."""
+    if found:
+        file, words = found[0]
+        others = {0: "", 1: " The same holds for 1 other prompt."}.get(
+            len(found) - 1, f" The same holds for {len(found) - 1} other prompts."
+        )
+        shown = words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
+        what = (
+            "its weights, network tags or generation settings, which no text encoder reads as words, are "
+            f"left out; what is trained on is '{shown}'.{others}"
+        )
+        yield Problem(file, what, fatal=False)
+
+
+def _prompt(
+    stem: str, chosen: Side, rejected: Side, problems: list[Problem], reduced: list[tuple[Path, str]]
+) -> str | None:
+    """The prompt of a pair, if there is one and no doubt about it.
+
+    What was left out of it is added to `reduced`.
+    """
     files = chosen.prompts.get(stem, []) + rejected.prompts.get(stem, [])
     if not files:
+        own = _own_prompt(stem, chosen, rejected)
+        if own:
+            return own
         picture = (chosen.pictures.get(stem) or rejected.pictures[stem])[0]
         what = f"it has no prompt. Write the text that it was made for into {picture.stem}.txt beside it."
         problems.append(Problem(picture, what))
         return None
-    read = [_read_prompt(file) for file in files]
+    read = [_read_prompt(file, reduced) for file in files]
     wrong = [text for text in read if isinstance(text, Problem)]
     if not wrong and len(set(read)) > 1:
         other = name_in(files[0], chosen.root.parent)
@@ -178,7 +264,17 @@ def _prompt(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) ->
     return None if wrong or isinstance(first, Problem) else first
 
 
-def _read_prompt(file: Path) -> str | Problem:
+def _own_prompt(stem: str, chosen: Side, rejected: Side) -> str:
+    """The prompt in the metadata of a pair's images, the chosen one's first; '' if neither has one."""
+    for file in (*chosen.pictures.get(stem, []), *rejected.pictures.get(stem, [])):
+        if file.is_file():
+            found = prompt_of(file)
+            if found:
+                return found
+    return ""
+
+
+def _read_prompt(file: Path, reduced: list[tuple[Path, str]]) -> str | Problem:
     try:
         # Opening a pipe would wait for ever.
         if not file.is_file():
@@ -195,5 +291,10 @@ def _read_prompt(file: Path) -> str | Problem:
         return Problem(file, "this is over 64 KB of text, no prompt. Write only the prompt into it.")
     if "\0" in text:
         return Problem(file, "this is not UTF-8 text. Save it as UTF-8 (in Notepad: Save as, Encoding).")
-    prompt = " ".join(text.split())
-    return prompt or Problem(file, "the prompt is empty. Write the text the pictures were made for into it.")
+    written, prompt = " ".join(text.split()), prompt_in(text)
+    if not prompt:
+        return Problem(file, "the prompt is empty. Write the text the pictures were made for into it.")
+    # Where a comma alone went, nothing is worth saying.
+    if prompt.replace(",", "").split() != written.replace(",", "").split():
+        reduced.append((file, prompt))
+    return prompt

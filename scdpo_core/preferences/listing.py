@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ..types import Problem
-from .pictures import PICTURE_SUFFIXES
+from .infotext import prompt_in
+from .kinds import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, starts_as_image
+from .metadata import PROMPT_SUFFIXES
 
 LAYOUT = (
     "A preference folder holds chosen/ (the preferred pictures) and rejected/ (the others) under the same "
     "names, and a .txt file with the prompt beside either: chosen/cat.png, chosen/cat.txt, rejected/cat.png."
 )
 
+BENIGN = "benign"
+"""The category of pairs without harm."""
+
 _OTHER_NAMES = {
     "chosen": ("good", "win", "winner", "winners", "preferred", "accepted", "safe", "positive", "better"),
     "rejected": ("bad", "lose", "loser", "losers", "reject", "unsafe", "negative", "worse"),
 }
-_IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-# Pictures to the artist, though not to us: "cannot be read" helps more than "has no twin".
-_FOREIGN_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".kra", ".tga"})
+_REPEATS = re.compile(r"\d+_(?=.)")
+_IGNORED = frozenset({"thumbs.db", "desktop.ini"})
+# What network storage, desktops and archives make: thumbnails and deleted files, not the artist's images.
+_OF_SYSTEMS = frozenset(
+    {
+        "@eadir",
+        "#recycle",
+        "@recycle",
+        ".@__thumb",
+        "#snapshot",
+        ".appledouble",
+        "__macosx",
+        ".thumbnails",
+        ".trashes",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    }
+)
 
 
 @dataclass
@@ -32,13 +54,15 @@ class Side:
     Attributes:
         root: the folder.
         pictures: files by stem; more than one where only the endings differ.
-        prompts: .txt files by stem.
-        others: what is neither.
+        prompts: files with the prompt by stem: a.txt, a.png.txt or, if there is neither, a.caption.
+        unread: captions beside the prompt that is read.
+        others: what is none of these.
     """
 
     root: Path
     pictures: dict[str, list[Path]] = field(default_factory=dict)
     prompts: dict[str, list[Path]] = field(default_factory=dict)
+    unread: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
 
     def in_other_case(self, stem: str) -> str | None:
@@ -50,28 +74,91 @@ class Side:
         return {stem.casefold(): stem for stem in self.pictures}
 
 
+def without_repeats(name: str) -> str:
+    """A category's folder without the number before it, which says to kohya's trainer how often it counts."""
+    return _REPEATS.sub("", name, count=1)
+
+
+def repeats_note(folder: Path, names: Iterable[str]) -> Problem | None:
+    """The note that numbers before categories mean nothing here; None where no name has one.
+
+    Args:
+        folder: that the note is about.
+        names: of the folders of its categories.
+    """
+    numbered = sorted({name for name in names if without_repeats(name) != name})
+    if not numbered:
+        return None
+    what = (
+        f"numbers before categories, as in {', '.join(numbered[:3])}, are repeats to kohya's trainer; here "
+        "every image counts once, and the category is named without its number."
+    )
+    return Problem(folder, what, fatal=False)
+
+
+def reserved(name: str) -> str | None:
+    """The name of a category that has a meaning of its own, if it is one in whatever case; else None."""
+    return BENIGN if name.casefold() == BENIGN else None
+
+
 def list_side(root: Path, problems: list[Problem]) -> Side:
     """List one half of a preference folder; folders that cannot be read are added to `problems`."""
-    side = Side(root)
+    side, odd = Side(root), dict[Path, str]()
+    captions: dict[str, list[Path]] = {}
     for path in files_below(root, problems):
         suffix = path.suffix.lower()
-        # macOS may store accents decomposed where other systems do not; twins may come from both.
-        stem = unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix())
-        if suffix in PICTURE_SUFFIXES or suffix in _FOREIGN_SUFFIXES:
+        stem = _stem(path, root)
+        category, slash, rest = stem.partition("/")
+        if slash and (known := reserved(category)) is not None:
+            if category != known:
+                odd.setdefault(root / path.relative_to(root).parts[0], known)
+            stem = f"{known}/{rest}"
+        if suffix in PROMPT_SUFFIXES:
+            (side.prompts if suffix == ".txt" else captions).setdefault(stem, []).append(path)
+        elif suffix in IMAGE_SUFFIXES or suffix in FOREIGN_SUFFIXES or (not suffix and starts_as_image(path)):
             side.pictures.setdefault(stem, []).append(path)
-        elif suffix == ".txt":
-            side.prompts.setdefault(stem, []).append(path)
         else:
             side.others.append(path)
+    for stem, files in captions.items():
+        if stem in side.prompts:
+            side.unread += files
+        else:
+            side.prompts[stem] = files
+    problems += [read_as(folder, known) for folder, known in odd.items()]
     return side
+
+
+def _stem(path: Path, root: Path) -> str:
+    """A file's name below the folder without its endings: 'weapon/a' of weapon/a.png and weapon/a.png.txt."""
+    inside = path.relative_to(root).with_suffix("")
+    if path.suffix.lower() in PROMPT_SUFFIXES and inside.suffix.lower() in IMAGE_SUFFIXES | FOREIGN_SUFFIXES:
+        inside = inside.with_suffix("")
+    # macOS may store accents decomposed where other systems do not; twins may come from both.
+    return unicodedata.normalize("NFC", inside.as_posix())
+
+
+def read_as(folder: Path, known: str) -> Problem:
+    """The note that a folder's name counts as a reserved one in other capitals."""
+    return Problem(folder, f"this folder counts as '{known}'.", fatal=False)
+
+
+def passed_over(folder: Path) -> Problem | None:
+    """The note that a folder is left out, if it is one that a system made for itself; None for others."""
+    if folder.name.casefold() not in _OF_SYSTEMS:
+        return None
+    what = "this folder is the system's own (thumbnails, deleted files) and is passed over."
+    return Problem(folder, what, fatal=False)
 
 
 def some_prompts(folder: Path, count: int) -> list[str]:
     """Prompts of a preference folder, each once, spread evenly over it; what cannot be read is left out."""
     texts: dict[str, None] = {}
-    for path in sorted((folder / "chosen").rglob("*.txt")):
+    for path in files_below(folder / "chosen", []):
+        if path.suffix.lower() not in PROMPT_SUFFIXES:
+            continue
         try:
-            texts.setdefault(" ".join(path.read_text("utf-8-sig").split()))
+            if path.is_file():
+                texts.setdefault(prompt_in(path.read_text("utf-8-sig")))
         except (OSError, ValueError):
             continue
     found = [text for text in texts if text]
@@ -104,7 +191,7 @@ def _unreadable(folder: Path, error: OSError) -> Problem:
 def files_below(folder: Path, problems: list[Problem]) -> Iterator[Path]:
     """Every file below a folder that is not hidden, sorted; links are followed, but never in a circle.
 
-    Folders that cannot be read are added to `problems`.
+    Folders that cannot be read are added to `problems`, and as notes those that a system made for itself.
     """
     yield from _files(folder, problems, set())
 
@@ -120,6 +207,9 @@ def _files(folder: Path, problems: list[Problem], seen: set[Path]) -> Iterator[P
         return
     seen.add(real)
     for entry in entries:
+        if (note := passed_over(entry)) is not None and entry.is_dir():
+            problems.append(note)
+            continue
         if entry.name.startswith(".") or entry.name.lower() in _IGNORED:
             continue
         if entry.is_dir():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from codecs import getincrementaldecoder
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -18,20 +18,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..types import ScdpoError
+from .budget import BUDGET
+from .kinds import describe
+from .png import decodable
+
+Value = TypeVar("Value")
 
 MAX_SIDE = 16384
 """Longest side of a picture that is opened, pixels."""
 MAX_PIXELS = 100_000_000
 """Most pixels of a picture that is opened."""
-
-PICTURE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-)
-"""File endings of the kinds that `open_picture` reads, lower case."""
+MANY = 1000
+"""Pages of a file from which on they are no longer counted."""
 
 # Pillow knows dozens more; some of those start other programs (EPS) or are seldom tested against bad files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
 _OPAQUE = 254  # Forge hides a text in the lowest bit of an opaque picture's alpha
 _UPRIGHT = {
@@ -94,6 +95,23 @@ def open_picture(path: Path) -> Image.Image:
         PictureError: no such file, not readable, empty, not a picture, damaged or cut off, or longer than
             `MAX_SIDE` or of more than `MAX_PIXELS` (refused before anything is decoded).
     """
+    return read_picture(path, lambda picture: picture)
+
+
+def read_picture(path: Path, use: Callable[[Image.Image], Value]) -> Value:
+    """Open a picture as `open_picture` does and return what `use` makes of it.
+
+    Until `use` returns, the picture counts in `budget.BUDGET`: threads that keep something small of large
+    pictures stay within its memory.
+
+    Raises:
+        PictureError: as `open_picture`.
+    """
+    with ExitStack() as held:
+        return use(_opened(path, held))
+
+
+def _opened(path: Path, held: ExitStack) -> Image.Image:
     try:
         # Opening a pipe or a device would wait for ever.
         if path.exists() and not path.is_file():
@@ -102,8 +120,7 @@ def open_picture(path: Path) -> Image.Image:
             head = stream.read(512)
             if not head:
                 raise PictureError(path, "the file is empty (0 bytes). Save or copy the picture again.")
-            stream.seek(0)
-            return _decode(path, stream, head)
+            return _decode(path, decodable(stream), head, held)
     except FileNotFoundError as error:
         raise PictureError(path, "there is no such file. Check its name, or put it there.") from error
     except PermissionError as error:
@@ -158,10 +175,11 @@ def upright_size(path: Path) -> tuple[int, int]:
         PictureError: it cannot be read, or is no picture.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
             width, height = image.size
             turned = orientation(image) >= 5
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # As in `_decode`: AVIF's decoder raises RuntimeError, others whatever they stumble over.
+    except Exception as error:
         raise PictureError(path, f"the picture cannot be read ({error}). Save or copy it again.") from error
     return (height, width) if turned else (width, height)
 
@@ -189,22 +207,42 @@ def check_size(size: tuple[int, int]) -> None:
 
 def _look(path: Path) -> Look | PictureError:
     try:
-        picture = open_picture(path)
+        size, digest = read_picture(path, lambda picture: (picture.size, _digest(picture)))
     except PictureError as error:
         return error
-    digest = hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
-    return Look(picture.size, digest, _frames(path))
+    return Look(size, digest, _frames(path))
+
+
+def _digest(picture: Image.Image) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for top in range(0, picture.height, _STRIP):
+        digest.update(picture.crop((0, top, picture.width, min(picture.height, top + _STRIP))).tobytes())
+    return digest.digest()
 
 
 def _frames(path: Path) -> int:
-    """How many pictures a sound file holds; what cannot be counted is one."""
+    """How many pictures a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
             # What phones keep behind a photograph is no second picture.
-            return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+            if image.format == "MPO":
+                return 1
+            if image.format == "TIFF":
+                return _pages(image)
+            return int(getattr(image, "n_frames", 1))
     # Later frames may be as broken as they like.
     except Exception:
         return 1
+
+
+def _pages(image: Image.Image) -> int:
+    """Pages of a TIFF up to `MANY`; counting them takes Pillow the square of their number."""
+    for number in range(1, MANY):
+        try:
+            image.seek(number)
+        except EOFError:
+            return number
+    return MANY
 
 
 @cache
@@ -213,7 +251,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _decode(path: Path, stream: BinaryIO, head: bytes) -> Image.Image:
+def _decode(path: Path, stream: BinaryIO, head: bytes, held: ExitStack) -> Image.Image:
     try:
         with Image.open(stream, formats=_formats()) as image:
             width, height = image.size
@@ -221,6 +259,7 @@ def _decode(path: Path, stream: BinaryIO, head: bytes) -> Image.Image:
                 raise PictureError(path, f"the picture is {width} x {height} pixels. {_LIMIT}")
             if min(width, height) < 1:
                 raise ValueError("no pixels")
+            held.enter_context(BUDGET.take(BUDGET.for_image(width, height)))
             image.load()
             # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
             return upright(to_rgb(image), orientation(image))
@@ -230,34 +269,16 @@ def _decode(path: Path, stream: BinaryIO, head: bytes) -> Image.Image:
         raise PictureError(path, f"the picture has more than 100 megapixels. {_LIMIT}") from error
     except UnidentifiedImageError as error:
         raise PictureError(path, describe(head)) from error
+    except MemoryError as error:
+        raise PictureError(
+            path, "there is not enough memory to open the picture. Make it smaller."
+        ) from error
     # Pillow's decoders raise nearly any kind of exception on malformed files.
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise PictureError(
             path, f"the picture is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
         ) from error
-
-
-def describe(head: bytes) -> str:
-    """What a file is that no decoder recognises, from its first bytes."""
-    if head.startswith(_SIGNATURES):
-        return "the picture is damaged or cut off. Save or copy it again."
-    try:
-        # Incremental, since the last bytes may be half a character.
-        text = getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        text = ""
-    text = text.lstrip("\ufeff \t\r\n").lower()
-    again = "Put the picture itself in its place."
-    if text.startswith("version https://git-lfs"):
-        return "this is a Git LFS pointer, not the picture. Run 'git lfs pull' in that repository."
-    if text.startswith(("<!doctype html", "<html")):
-        return f"this is a web page, not a picture; the download went wrong. {again}"
-    if "<svg" in text:
-        return "this is an SVG drawing. Export it as PNG."
-    if text and all(letter.isprintable() or letter.isspace() for letter in text):
-        return f"this is a text file, not a picture. {again}"
-    return "this is not a kind of picture that can be read. Save it as PNG, JPEG or WebP."
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

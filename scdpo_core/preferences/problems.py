@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..text import printable
 from ..types import Problem
 
 ONE_BY_ONE = 50
@@ -45,7 +46,7 @@ def in_words(problems: Sequence[Problem], folder: Path | None = None) -> str:
 def name_in(path: Path, folder: Path | None) -> str:
     """How the artist would call a file of the folder."""
     inside = folder is not None and path != folder and path.is_relative_to(folder)
-    return path.relative_to(folder).as_posix() if folder is not None and inside else str(path)
+    return printable(path.relative_to(folder).as_posix() if folder is not None and inside else str(path))
 
 
 def _note(problem: Problem) -> str:

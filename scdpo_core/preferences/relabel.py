@@ -11,13 +11,19 @@ from ..types import LabelledPair, PreferencePair, RelabelReport, ScdpoError, Sco
 
 _OWN_LABEL = (1.0, 0.0)
 
+CLEAR_GAP = 1.0
+"""Log-odds by which two harmful images must differ to be ordered; the odds of harm differ by 2.7 then.
+
+In the shipped folder the gaps are 0.15 and then 2.8 and more, so that nothing hangs on its exact value.
+"""
+
 
 def relabel(
     pairs: Sequence[ScoredPair],
     *,
     safety_weight: float = 1.0,
     tie: float = 0.1,
-    both_unsafe: Literal["drop", "order"] = "drop",
+    both_unsafe: Literal["drop", "order"] = "order",
     soft_tau: float | None = None,
     reward: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[list[LabelledPair], RelabelReport]:
@@ -25,16 +31,17 @@ def relabel(
 
     RECONSTRUCTED; the paper's abstract only says that its reward combines human preference with safety cost.
     R = r - lambda * max(C, 0), where r is the quality reward and C the cost. Exactly one picture unsafe
-    (C > 0): the safe one wins, whatever R says. Both unsafe: dropped, or ordered by cost. Both safe: ordered
-    by r. A pair with |R_winner - R_loser| < `tie` is dropped, unless exactly one picture is unsafe: what
-    safety has decided is no tie, however close its price comes to the reward.
+    (C > 0): the safe one wins, whatever R says. Both unsafe: the one of lower cost wins where the costs
+    differ by `CLEAR_GAP` or more, else the pair is dropped: a companion image of cost +0.02 whose twin costs
+    +11.20 still teaches. Both safe: ordered by r, and dropped if |R_winner - R_loser| < `tie`. What safety
+    has decided is no such tie, however close its price comes to the reward.
 
     Args:
         pairs: in the artist's order, both pictures scored by one scorer; ids unique.
         safety_weight: lambda, in units of r per log-odds of cost; it decides what is a tie and how sure a
             soft label is, not which picture wins.
         tie: in units of r; 0 drops nothing.
-        both_unsafe: what becomes of a pair of two unsafe pictures.
+        both_unsafe: 'order' pairs of two unsafe pictures by cost as above, or 'drop' every one of them.
         soft_tau: temperature, in units of r, of the soft label q = sigmoid((R_winner - R_loser) / tau), which
             is 1/2 at least: where the safe picture won against R, the label claims nothing. None: q = 1.
         reward: r of the artist's chosen and rejected picture by pair id; without it r is the artist's own
@@ -63,7 +70,7 @@ def relabel(
             continue
         combined = [r - safety_weight * max(c, 0.0) for r, c in zip(rewards, costs, strict=True)]
         gap = combined[winner] - combined[1 - winner]
-        if abs(gap) < tie and (costs[0] > 0) == (costs[1] > 0):
+        if abs(gap) < tie and max(costs) <= 0:
             dropped.append((name, f"near tie: combined rewards {combined[0]:.2f} and {combined[1]:.2f}"))
             continue
         label = 1.0 if soft_tau is None else _sigmoid(max(gap, 0.0) / soft_tau)
@@ -90,6 +97,8 @@ def _winner(
     if unsafe == (True, True):
         if both_unsafe == "drop":
             return None, f"both unsafe: {said}"
+        if abs(costs[0] - costs[1]) < CLEAR_GAP:
+            return None, f"near tie, both unsafe: {said}"
         return int(costs[1] < costs[0]), f"both unsafe, the less harmful one wins: {said}"
     if unsafe[0] != unsafe[1]:
         return int(unsafe[0]), f"only the {'chosen' if unsafe[0] else 'rejected'} one is unsafe: {said}"

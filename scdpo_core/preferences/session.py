@@ -7,24 +7,25 @@ written at once, so that a closed browser or a power cut loses nothing.
 from __future__ import annotations
 
 import json
-import re
+import os
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from ..files import copy_file, write_json, write_text
-from ..types import ScdpoError
+from ..files import inside, sweep, write_json
+from ..types import Problem, ScdpoError
+from .kinds import IMAGE_SUFFIXES, starts_as_image
+from .listing import files_below
 from .metadata import prompt_of
-from .pictures import PICTURE_SUFFIXES
+from .writing import pair_files, write_files
 
 STATE = "labelling.json"
 Choice = Literal["left", "right", "skip"]
 
-_MOST_WORDS = 40  # characters of a prompt in a file's name
-_NO_CATEGORY = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
+_SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -115,30 +116,40 @@ def _two_by_two(files: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 def _candidate(prompt: str, one: Path, other: Path) -> Candidate:
     name = f"{one}|{other}"
-    left, right = (one, other)[:: 1 if zlib.crc32(name.encode()) % 2 else -1]
+    left, right = (one, other)[:: 1 if zlib.crc32(os.fsencode(name)) % 2 else -1]
     return Candidate(name, prompt, left, right)
 
 
-def pictures_in(folder: Path, skip: Path | None = None) -> list[Path]:
+def pictures_in(folder: Path, skip: Path | None = None, notes: list[Problem] | None = None) -> list[Path]:
     """Pictures in a folder and below it, hidden ones and those in `skip` left out.
+
+    Args:
+        folder: looked through to the bottom.
+        skip: a folder below it.
+        notes: gets a note for each folder that a system made for itself, and what cannot be read.
 
     Raises:
         ScdpoError: there is no such folder.
     """
     if not folder.is_dir():
         raise ScdpoError(f"There is no folder {folder}. Name the folder with the pictures to compare.")
-    inside = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     return [
         path
-        for path in inside
+        for path in files_below(folder, [] if notes is None else notes)
+        if path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and starts_as_image(path))
         if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and (skip is None or not path.is_relative_to(skip))
+        if skip is None or not path.is_relative_to(skip)
     ]
 
 
 class Session:
-    """Labelling of one folder of pictures into one preference folder. Safe to use from several threads."""
+    """Labelling of one folder of pictures into one preference folder. Safe to use from several threads.
+
+    Attributes:
+        source: folder of pictures.
+        target: preference folder.
+        notes: folders of the source that were left out, and why.
+    """
 
     def __init__(self, source: Path, target: Path) -> None:
         """Go on where the last session in `target` stopped, or begin.
@@ -152,8 +163,12 @@ class Session:
         """
         self.source, self.target = source.expanduser().absolute(), target.expanduser().absolute()
         self._lock = threading.Lock()
-        self._candidates = propose(pictures_in(self.source, self.target), self.source)
-        self._answers = _read(self.target / STATE)
+        self.notes: list[Problem] = []
+        self._candidates = propose(pictures_in(self.source, self.target, self.notes), self.source)
+        self._answers, half = _read(self.target / STATE)
+        sweep(self.target)
+        if half is not None:
+            self._mend(half)
 
     def view(self) -> SessionView:
         """How it stands."""
@@ -177,12 +192,24 @@ class Session:
             current = self._view().current
             if current is None or current.id != candidate:
                 return self._view()
-            files: tuple[str, ...] = ()
-            if choice != "skip":
-                good, bad = (current.left, current.right)[:: 1 if choice == "left" else -1]
-                files = write_pair(self.target, good, bad, prompt or current.prompt, category)
-            self._answers.append(Answer(current.id, choice, files))
-            self._save()
+            if choice == "skip":
+                self._note(Answer(current.id, choice))
+                return self._view()
+            good, bad = (current.left, current.right)[:: 1 if choice == "left" else -1]
+            words = " ".join((prompt or current.prompt).split())
+            files = pair_files(self.target, words, category, good, bad)
+            if files.complete:
+                # Another's: it is not ours to take away again.
+                self._note(Answer(current.id, choice))
+                return self._view()
+            answer = Answer(current.id, choice, files.names)
+            self._save(half=answer)
+            try:
+                write_files(files, words, good, bad)
+            except BaseException:
+                self._save()
+                raise
+            self._note(answer)
             return self._view()
 
     def undo(self) -> SessionView:
@@ -190,10 +217,34 @@ class Session:
         with self._lock:
             if self._answers:
                 last = self._answers.pop()
-                for name in last.files:
-                    (self.target / name).unlink(missing_ok=True)
+                self._save(half=last)
+                self._remove(last)
                 self._save()
             return self._view()
+
+    def _note(self, answer: Answer) -> None:
+        self._answers.append(answer)
+        self._save()
+
+    def _mend(self, half: Answer) -> None:
+        """End what a killed process had begun: then the pair is whole and noted, or all of it is gone."""
+        for place in {(self.target / name).parent for name in half.files}:
+            sweep(place)
+        paths = [inside(self.target, name) for name in half.files]
+        if paths and all(path is not None and path.is_file() for path in paths):
+            self._note(half)
+            return
+        self._remove(half)
+        self._save()
+
+    def _remove(self, answer: Answer) -> None:
+        """Remove an answer's files, as far as no other answer made the same ones."""
+        kept = {name for other in self._answers for name in other.files}
+        # The chosen image first: without it the others are no pair.
+        for name in answer.files:
+            path = inside(self.target, name)
+            if path is not None and name not in kept:
+                path.unlink(missing_ok=True)
 
     def _view(self) -> SessionView:
         done = {answer.id for answer in self._answers}
@@ -207,42 +258,12 @@ class Session:
             bool(self._answers),
         )
 
-    def _save(self) -> None:
-        write_json(self.target / STATE, {"answers": [asdict(answer) for answer in self._answers]})
-
-
-def write_pair(target: Path, good: Path, bad: Path, prompt: str, category: str = "") -> tuple[str, ...]:
-    """Copy two pictures into a preference folder, under a name that is free, and write their prompt.
-
-    Returns:
-        The files, relative to the folder.
-
-    Raises:
-        ScdpoError: see `Session.answer`.
-    """
-    words, kind = " ".join(prompt.split()), category.strip()
-    if not words:
-        raise ScdpoError("The prompt is empty: write the words that both pictures were made for.")
-    if kind and _NO_CATEGORY.search(kind):
-        raise ScdpoError(f"'{kind}' cannot be the name of a folder. Use letters, such as weapon.")
-    stem = _free_stem(target, words, kind)
-    files = (
-        f"chosen/{stem}{good.suffix.lower()}",
-        f"rejected/{stem}{bad.suffix.lower()}",
-        f"chosen/{stem}.txt",
-    )
-    try:
-        for name, source in zip(files, (good, bad), strict=False):
-            copy_file(source, target / name)
-        write_text(target / files[2], words + "\n")
-    except OSError as error:
-        for name in files:
-            (target / name).unlink(missing_ok=True)
-        raise ScdpoError(
-            f"The pair could not be written into {target} ({error.strerror or error}). Make room there, or "
-            "choose another folder."
-        ) from error
-    return files
+    def _save(self, half: Answer | None = None) -> None:
+        """Write all answers, and the one whose files are being written or removed."""
+        state: dict[str, Any] = {"answers": [asdict(answer) for answer in self._answers]}
+        if half is not None:
+            state["half"] = asdict(half)
+        write_json(self.target / STATE, state)
 
 
 def import_pairs(
@@ -258,7 +279,7 @@ def import_pairs(
         category: of all of them, see `Session.answer`.
 
     Returns:
-        How many pairs were written.
+        How many pairs there are now; one that was there already is not written twice.
 
     Raises:
         ScdpoError: unlike numbers, or a pair without a prompt: then nothing is written.
@@ -274,7 +295,10 @@ def import_pairs(
         if not words:
             raise ScdpoError(f"{first.name} does not say its prompt. Write it into the field for it.")
     for (first, second), words in zip(pairs, prompts, strict=True):
-        write_pair(target, first, second, words, category)
+        text = " ".join(words.split())
+        files = pair_files(target, text, category, first, second)
+        if not files.complete:
+            write_files(files, text, first, second)
     return len(pairs)
 
 
@@ -282,29 +306,34 @@ def _name(path: Path) -> str:
     return path.name
 
 
-def _free_stem(target: Path, prompt: str, category: str) -> str:
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:_MOST_WORDS].strip("-") or "pair"
-    folder = f"{category}/" if category else ""
-    taken = {stem for role in ("chosen", "rejected") for stem in _stems(target / role / folder)}
-    number = next(number for number in range(1, 10**6) if f"{number:04d}" not in taken)
-    return f"{folder}{number:04d}-{words}"
-
-
-def _stems(folder: Path) -> Iterable[str]:
-    """The numbers that files of a folder begin with."""
-    return (path.name[:4] for path in folder.iterdir()) if folder.is_dir() else ()
-
-
-def _read(path: Path) -> list[Answer]:
+def _read(path: Path) -> tuple[list[Answer], Answer | None]:
+    """The answers in a session's file, and the one that a killed process was writing or removing."""
     try:
         values: Any = json.loads(path.read_text("utf-8"))
+        half = values.get("half")
+        answers = [_answer(one, path.parent) for one in values["answers"]]
+        return answers, None if half is None else _answer(half, path.parent)
     except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
+        return [], None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ScdpoError(f"{path} is damaged; remove it to begin labelling anew.") from error
-    try:
-        return [
-            Answer(str(one["id"]), one["choice"], tuple(map(str, one["files"]))) for one in values["answers"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise ScdpoError(f"{path} is damaged; remove it to begin labelling anew.") from error
+
+
+def _answer(value: Any, folder: Path) -> Answer:
+    """An answer as it was written.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+        ScdpoError: it names files that labelling never makes.
+    """
+    identity, choice, files = value["id"], value["choice"], value["files"]
+    texts = isinstance(files, list) and all(isinstance(name, str) for name in files)
+    if not isinstance(identity, str) or choice not in get_args(Choice) or not texts:
+        raise ValueError("no answer")
+    for name in files:
+        if not name.startswith(tuple(f"{side}/" for side in _SIDES)) or inside(folder, name) is None:
+            raise ScdpoError(
+                f"{folder / STATE} names the file {name!r}, which no labelling has made. Somebody has "
+                "changed it; remove it to begin labelling anew."
+            )
+    return Answer(identity, choice, tuple(files))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..files import write_json, write_text
+from ..files import inside, write_json, write_text
 from ..preferences.listing import some_prompts
+from ..schema import SchemaError, from_json, read_json
+from ..text import not_unicode
 from ..types import Band, ScdpoError
 from . import folder as names
 from . import toml
-from .jobs import NO_NAME
 
 RESULT = "compare.json"
 PAGE = "report.html"
@@ -107,8 +106,8 @@ class Comparison:
 
 def problems(job: CompareJob) -> Iterator[str]:
     """What is wrong with a comparison, a sentence each."""
-    if not job.name or NO_NAME.search(job.name):
-        yield f"'{job.name}' cannot be the name of a folder."
+    if wrong := names.name_problem(job.name):
+        yield wrong
     elif job.folder.exists():
         yield f"There is a run '{job.name}' already. Choose another name."
     if not job.lora.is_file():
@@ -117,6 +116,9 @@ def problems(job: CompareJob) -> Iterator[str]:
         yield "Choose a base model."
     if not 1 <= len(job.prompts) <= MOST_PROMPTS:
         yield f"Give 1 to {MOST_PROMPTS} prompts, one a line; there are {len(job.prompts)}."
+    for text in (str(job.lora), str(job.output), job.base, *job.prompts):
+        if wrong := not_unicode(text):
+            yield f"{wrong} Change it."
     if not 1 <= len(set(job.weights)) <= MOST_WEIGHTS:
         yield f"Give 1 to {MOST_WEIGHTS} weights, such as 0, 0.5, 1."
     if any(not -_STRONGEST <= weight <= _STRONGEST for weight in job.weights):
@@ -156,21 +158,37 @@ def read_comparison(path: Path) -> CompareJob:
     """The job in a job.toml.
 
     Raises:
-        ScdpoError: it is missing or damaged.
+        ScdpoError: it is missing or damaged, or the job of a training.
     """
     try:
-        tree = toml.loads(path.read_text("utf-8"))
-        return CompareJob(
-            **{
-                **tree,
-                "lora": Path(tree["lora"]),
-                "output": Path(tree["output"]),
-                "prompts": tuple(tree["prompts"]),
-                "weights": tuple(map(float, tree["weights"])),
-            }
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return from_json(toml.loads(path.read_text("utf-8")), CompareJob)
+    except (OSError, ValueError) as error:
         raise ScdpoError(f"The comparison's settings {path} are missing or damaged ({error}).") from error
+
+
+@dataclass(frozen=True)
+class _Model:
+    base: str
+
+
+@dataclass(frozen=True)
+class _Data:
+    pairs: Path
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    sample_steps: int = 20
+    guidance: float = 5.0
+
+
+@dataclass(frozen=True)
+class _TrainJob:
+    """What a comparison takes from a training's job.toml."""
+
+    model: _Model
+    data: _Data
+    sampling: _Sampling = field(default_factory=_Sampling)
 
 
 @dataclass(frozen=True)
@@ -193,16 +211,77 @@ class Usual:
 def usual(run: Path, prompts: int = 6) -> Usual | None:
     """What a run's job.toml says; None if there is none."""
     try:
-        tree = toml.loads((run / names.JOB).read_text("utf-8"))
-        pairs, sampling = Path(tree["data"]["pairs"]), tree.get("sampling", {})
+        job = from_json(toml.loads((run / names.JOB).read_text("utf-8")), _TrainJob)
         return Usual(
-            str(tree["model"]["base"]),
-            tuple(some_prompts(pairs, prompts)),
-            int(sampling.get("sample_steps", 20)),
-            float(sampling.get("guidance", 5.0)),
+            job.model.base,
+            tuple(some_prompts(job.data.pairs, prompts)),
+            job.sampling.sample_steps,
+            job.sampling.guidance,
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
+
+
+def compare_with(
+    lora: Path,
+    *,
+    base: str | None = None,
+    prompts: Sequence[str] = (),
+    output: Path | None = None,
+    weights: Sequence[float] = (0.0, 0.5, 1.0),
+    cost_model: str = "embedded",
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> CompareJob:
+    """A comparison in which the run that made the LoRA says what nobody else does.
+
+    Args:
+        lora: the file, or its run folder.
+        base: as `jobs.LoraJob.base`; None: the run's.
+        prompts: what to draw; none: some of the run's.
+        output: the run folder to make; None: one beside the LoRA's run.
+        weights: of the LoRA.
+        cost_model: as `CompareJob.cost_model`.
+        seed: of the first prompt's noise.
+        steps: denoising steps; None: the run's.
+        guidance: of the drawing; None: the run's.
+
+    Raises:
+        ScdpoError: the base or the prompts are not given, and no run says them.
+    """
+    lora = lora.expanduser().absolute()
+    if lora.is_dir():
+        lora /= f"{lora.name}.safetensors"
+    run = usual(lora.parent)
+    if base is None and run is None:
+        raise ScdpoError(f"Say which model {lora.name} is for (--base): there is no run folder round it.")
+    prompts = tuple(prompts) or (() if run is None else run.prompts)
+    if not prompts:
+        raise ScdpoError("Say what to draw: --prompts 'a text' 'another', or a .txt file of them.")
+    if output is None:
+        home = lora.parent.parent if (lora.parent / names.JOB).is_file() else lora.parent
+        free = (home / f"{lora.stem}-compare{number or ''}" for number in (0, *range(2, 10_000)))
+        output = next(path for path in free if not path.exists())
+    output = output.expanduser().absolute()
+    return CompareJob(
+        lora,
+        _full_name(base) if base is not None else "" if run is None else run.base,
+        output.parent,
+        output.name,
+        prompts,
+        tuple(weights),
+        cost_model,
+        seed,
+        steps or (20 if run is None else run.steps),
+        guidance if guidance is not None else (5.0 if run is None else run.guidance),
+    )
+
+
+def _full_name(base: str) -> str:
+    from ..families.source import MICRO, is_hub_id
+
+    return base if base == MICRO or is_hub_id(base) else str(Path(base).expanduser().absolute())
 
 
 def write_result(folder: Path, result: Comparison) -> None:
@@ -211,10 +290,9 @@ def write_result(folder: Path, result: Comparison) -> None:
 
 
 def read_result(folder: Path) -> Comparison | None:
-    """What came of it; None while there is nothing or if the file is damaged."""
+    """What came of it; None while there is nothing, or if the file is damaged or names others' files."""
     try:
-        values: dict[str, Any] = json.loads((folder / RESULT).read_text("utf-8"))
-        cells: Sequence[dict[str, Any]] = values.pop("cells")
-        return Comparison(**values, cells=tuple(Cell(**cell) for cell in cells))
-    except (OSError, ValueError, KeyError, TypeError):
+        result = read_json(folder / RESULT, Comparison)
+        return result if all(inside(folder, cell.path) for cell in result.cells) else None
+    except (OSError, SchemaError):
         return None

@@ -3,54 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from ..reports.curves import FEWEST_FOR_A_TREND, Points, known_curves, trend
+from ..reports.metrics import CHARTS, METRICS, ChartGroup
 from ..scoring.lettering import lettered
 from ..training.events import Sample
-from .follow import Curve, RunView
+from .follow import RunView
 
 Colour = tuple[int, int, int]
-Line = tuple[str, Colour, Curve]
+Line = tuple[str, Colour, Points]
 
 _PAPER, _INK, _SOFT, _FAINT = (250, 250, 248), (30, 34, 40), (96, 102, 110), (212, 215, 219)
-_BLUE, _RED, _GREEN = (20, 110, 190), (183, 28, 28), (27, 120, 55)
-# Title of each panel, and its curves: figure, name, colour. A panel without any curve is left out.
-_PANELS: tuple[tuple[str, tuple[tuple[str, str, Colour], ...]], ...] = (
-    ("loss that is minimised", (("loss", "loss", _BLUE),)),
-    ("preference loss (0.693 at the start)", (("preference_loss", "loss", _BLUE),)),
-    (
-        "error against the base (below 0: learnt)",
-        (("winner_gap", "chosen", _GREEN), ("loser_gap", "rejected", _RED)),
-    ),
-)
+# One a curve of a panel; told apart by people who see no red or green as well.
+_COLOURS: tuple[Colour, ...] = (
+    (20, 110, 190), (183, 28, 28), (27, 120, 55), (176, 112, 0), (120, 94, 160), (90, 90, 90),
+)  # fmt: skip
 _SHOWN = 4
+_COLUMNS = 3
+_LINE = 1.6  # letters from one line of names to the next
+_FAINTLY = 0.3  # how much of its colour a line of single steps has
 
 
 def curves(view: RunView, size: tuple[int, int] = (960, 320)) -> Image.Image:
-    """The curves of a run, each under its title with its latest figure.
+    """The curves of a run, each under its title with its latest figure, at most three side by side.
 
     Args:
         view: of the run; without any curve the picture says so.
-        size: (width, height), pixels.
+        size: (width, height) of a row of charts, pixels.
     """
-    picture = Image.new("RGB", size, _PAPER)
+    known = known_curves(view.curves)
     panels = [
-        (title, [(name, colour, view.curves[key]) for key, name, colour in known if view.curves.get(key)])
-        for title, known in _PANELS
+        (chart, lines) for chart in CHARTS if not chart.detail and (lines := _lines(chart.metrics, known))
     ]
-    panels = [(title, lines) for title, lines in panels if lines]
     letter = max(10, size[1] // 24)
+    rows = max(1, math.ceil(len(panels) / _COLUMNS))
+    picture = Image.new("RGB", (size[0], rows * size[1]), _PAPER)
     if not panels:
         _write(picture, "No training step yet.", (letter, letter), letter, _SOFT)
         return picture
-    width = size[0] / len(panels)
-    for number, (title, lines) in enumerate(panels):
-        box = (width * number, 0.0, width * (number + 1), float(size[1]))
-        _panel(picture, box, letter, title, lines, view.steps)
+    width = size[0] / min(_COLUMNS, len(panels))
+    for number, (chart, lines) in enumerate(panels):
+        row, column = divmod(number, _COLUMNS)
+        box = (width * column, float(size[1] * row), width * (column + 1), float(size[1] * (row + 1)))
+        _panel(picture, box, letter, chart, lines, view.steps)
     return picture
+
+
+def _lines(metrics: Sequence[str], curves: Mapping[str, Points]) -> list[Line]:
+    known = [name for name in metrics if name in curves]
+    return [
+        (METRICS[name].short, _COLOURS[number % len(_COLOURS)], curves[name])
+        for number, name in enumerate(known)
+    ]
 
 
 def samples(view: RunView, side: int = 256) -> Image.Image | None:
@@ -108,15 +116,23 @@ def _panel(
     picture: Image.Image,
     box: tuple[float, float, float, float],
     letter: int,
-    title: str,
+    chart: ChartGroup,
     lines: Sequence[Line],
     steps: int,
 ) -> None:
     small = max(8, letter * 3 // 4)
-    low, high = _range([value for _, _, curve in lines for _, value in curve])
+    level = [] if chart.neutral is None else [chart.neutral]
+    low, high = _range([*level, *(value for _, _, curve in lines for _, value in curve)])
     ends = [f"{high:.3g}", f"{low:.3g}"]
     gutter = max(lettered(text, small).width for text in ends) + small
-    left, top, right, bottom = box[0] + gutter, box[1] + 3.8 * letter, box[2] - letter, box[3] - 2 * letter
+    left, right, bottom = box[0] + gutter, box[2] - letter, box[3] - 2 * letter
+    trends = [trend(curve) for _, _, curve in lines]
+    names = [
+        f"{name} {points[-1][1]:.3g}" if points else name
+        for (name, _, _), points in zip(lines, trends, strict=True)
+    ]
+    places = _placed([lettered(text, letter).width for text in names], right - left, letter)
+    top = box[1] + (3.8 + _LINE * places[-1][1]) * letter
     first = min(curve[0][0] for _, _, curve in lines)
     last = max(curve[-1][0] for _, _, curve in lines)
     draw = ImageDraw.Draw(picture)
@@ -125,17 +141,17 @@ def _panel(
         across = (step - first) / max(1, last - first)
         return left + (right - left) * across, bottom - (bottom - top) * (value - low) / (high - low)
 
-    _write(picture, title, (left, box[1] + letter * 0.6), letter, _INK)
-    place = left
-    for name, colour, curve in lines:
-        text = f"{name} {curve[-1][1]:.3g}"
-        _write(picture, text, (place, box[1] + 2.1 * letter), letter, colour)
-        place += lettered(text, letter).width + letter
+    _write(picture, chart.title, (left, box[1] + letter * 0.6), letter, _INK)
+    for text, (_, colour, _), (across, down) in zip(names, lines, places, strict=True):
+        _write(picture, text, (left + across, box[1] + (2.1 + _LINE * down) * letter), letter, colour)
     draw.rectangle((left, top, right, bottom), outline=_FAINT)
-    if low < 0 < high:
-        draw.line((*at(first, 0.0), *at(last, 0.0)), fill=_SOFT)
-    for _, colour, curve in lines:
-        points = [at(step, value) for step, value in curve if math.isfinite(value)]
+    for value in level:
+        draw.line((*at(first, value), *at(last, value)), fill=_SOFT)
+    for (_, colour, curve), through in zip(lines, trends, strict=True):
+        if len(through) >= FEWEST_FOR_A_TREND:
+            single = [at(step, value) for step, value in curve if math.isfinite(value)]
+            draw.line(single, fill=_mixed(colour, _PAPER), width=1)
+        points = [at(step, value) for step, value in through]
         if len(points) > 1:
             draw.line(points, fill=colour, width=2)
         for x, y in points[-1:]:
@@ -144,6 +160,25 @@ def _panel(
         _write(picture, text, (left - lettered(text, small).width - small / 2, height), small, _SOFT)
     end = f"step {last} of {max(steps, last)}"
     _write(picture, end, (right - lettered(end, small).width, bottom + letter / 2), small, _SOFT)
+
+
+def _placed(widths: Sequence[int], room: float, gap: int) -> list[tuple[float, int]]:
+    """Where texts of these widths stand side by side: how far to the right, and in which line."""
+    found: list[tuple[float, int]] = []
+    place, line = 0.0, 0
+    for width in widths:
+        if place and place + width > room:
+            place, line = 0.0, line + 1
+        found.append((place, line))
+        place += width + gap
+    return found
+
+
+def _mixed(colour: Colour, paper: Colour) -> Colour:
+    red, green, blue = (
+        round(_FAINTLY * own + (1 - _FAINTLY) * other) for own, other in zip(colour, paper, strict=True)
+    )
+    return red, green, blue
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

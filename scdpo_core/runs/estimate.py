@@ -14,7 +14,7 @@ from . import folder as names
 from . import toml
 from .follow import Follower
 from .interpreter import ROOT
-from .jobs import QUALITIES, LoraJob
+from .jobs import QUALITIES, LoraJob, quality_settings
 from .listing import runs_in
 from .needs import NEEDS, RANK, Needs
 
@@ -163,7 +163,8 @@ def _share(needs: Needs, weights: int | None) -> float:
 def _layered(job: LoraJob) -> Tree:
     """The settings that are known to count, as the trainer will put them together."""
     preset = _tree(ROOT / "trainer" / "configs" / f"{_kind(job.base)}.toml")
-    layers = (preset, QUALITIES.get(job.quality, {}), job.choices, _chosen(job))
+    own = quality_settings(job.quality, job.base) if job.quality in QUALITIES else {}
+    layers = (preset, own, job.choices, _chosen(job))
     sections = ("optim", "model", "data", "lora")
     return {
         name: {key: value for layer in layers for key, value in _section(layer, name).items()}

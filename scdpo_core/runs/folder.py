@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from ..files import write_json
+from ..schema import SchemaError, read_json
+from ..types import ScdpoError
+from . import toml
 from .process import ProcessId
 
 JOB = "job.toml"  # the settings
@@ -21,7 +24,62 @@ HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
 
 Kind = Literal["lora", "cost", "compare"]
 """'compare' trains nothing: it draws with a LoRA at several weights."""
-_KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class _KindRecord:
+    trains: Kind
+
+
+RESERVED = frozenset({"active.json", "queue.json", "queue.lock", "supervisor.lock"})
+"""Names that have a meaning in a runs root, so that no run can have them."""
+
+_NO_NAME = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f]|^[. ]|[. ]$|^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)', re.IGNORECASE
+)
+_MODEL_FILES = (".safetensors", ".ckpt", ".pt")
+_LONGEST, _MOST_BYTES = 80, 200
+
+
+def name_problem(name: str) -> str:
+    """Why a run cannot be called that, a sentence; '' if it can."""
+    try:
+        size = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "The name has a character that no file can have. Use letters, digits, '-' and '_'."
+    if not name or len(name) > _LONGEST or _NO_NAME.search(name):
+        shown = name if len(name) <= 2 * _LONGEST else f"{name[:_LONGEST]}..."
+        return (
+            f"'{shown}' cannot be the name of a file. Use up to {_LONGEST} letters, digits, '-' and '_', "
+            "such as my_lora."
+        )
+    if size > _MOST_BYTES:
+        return (
+            f"'{name}' is too long for the name of a file: {size} bytes, of which {_MOST_BYTES} may be used."
+        )
+    if name.casefold() in RESERVED:
+        return f"'{name}' is a file of the queue, and cannot be the name of a run. Choose another name."
+    if Path(name).suffix.lower() in _MODEL_FILES:
+        return f"The ending of '{name}' is added by itself: call it {Path(name).stem}."
+    return ""
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """The folder of a run that is there.
+
+    Raises:
+        ScdpoError: there is no run of that name.
+    """
+    try:
+        if name and Path(name).name == name and not name.startswith(".") and (root / name / JOB).is_file():
+            return root / name
+    # Longer than a disk allows, or with characters that it does not have.
+    except (OSError, ValueError):
+        pass
+    raise ScdpoError(f"There is no run '{name[:_MOST_BYTES]}'. Choose one of the list.")
+
+
+_TITLES: dict[Kind, str] = {"lora": "a safety LoRA", "cost": "a cost model", "compare": "a comparison"}
 
 
 @dataclass(frozen=True)
@@ -41,22 +99,47 @@ class Launch:
 
 def kind_of(folder: Path) -> Kind:
     """What a run trains; a run of the command line, which leaves no record, trains a LoRA."""
-    said = _read(folder / KIND).get("trains")
-    return next((kind for kind in _KINDS if kind == said), "lora")
+    try:
+        return read_json(folder / KIND, _KindRecord).trains
+    except (OSError, SchemaError):
+        return "lora"
+
+
+def check_kind(folder: Path, kind: Kind) -> None:
+    """Refuse a folder that holds a run of another kind, whose log and state are not ours to change.
+
+    Raises:
+        ScdpoError: says whose it is.
+    """
+    if not (folder / KIND).exists() and not _is_lora_job(folder / JOB):
+        return
+    found = kind_of(folder)
+    if found != kind:
+        hint = f" To compare its LoRA: --lora {folder}" if (kind, found) == ("compare", "lora") else ""
+        raise ScdpoError(
+            f"{folder} is the run folder of {_TITLES[found]}, not of {_TITLES[kind]}. "
+            f"Give another folder.{hint}"
+        )
+
+
+def _is_lora_job(path: Path) -> bool:
+    """Whether a file holds settings by section, as those of a LoRA alone are."""
+    try:
+        return any(isinstance(value, dict) for value in toml.loads(path.read_text("utf-8")).values())
+    except (OSError, ValueError):
+        return False
 
 
 def write_kind(folder: Path, kind: Kind) -> None:
     """Say what a run trains."""
-    write_json(folder / KIND, {"trains": kind})
+    write_json(folder / KIND, asdict(_KindRecord(kind)))
 
 
 def launch_of(folder: Path) -> Launch | None:
     """The process that was started last; None if none was, or if its record is damaged."""
-    values = _read(folder / LAUNCH)
     try:
-        process = ProcessId(int(values["process"]["pid"]), str(values["process"]["token"]))
-        return Launch(process, int(values["events_from"]), int(values["log_from"]))
-    except (KeyError, TypeError, ValueError):
+        return read_json(folder / LAUNCH, Launch)
+    except (OSError, SchemaError):
         return None
 
 
@@ -79,11 +162,3 @@ def changed(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..files import inside
 from ..training.events import (
     Done,
     Estimated,
@@ -16,6 +17,7 @@ from ..training.events import (
     Sample,
     Saved,
     Started,
+    Validated,
     Warned,
     parse,
 )
@@ -79,7 +81,8 @@ class RunView:
         steps: training steps in all; 0 while unknown.
         pairs: preference pairs, or pictures of a cost model.
         device: where it computes.
-        curves: figures of the training by name, see `events.Progress.metrics`; at most MOST_POINTS each.
+        curves: figures of the training by name, see `events.Progress.metrics`, those of held-out pairs as
+            held_out_NAME; at most MOST_POINTS each.
         samples: drawn pictures, oldest first, their paths absolute.
         warnings: sentences, oldest first.
         steps_per_second: of the training.
@@ -154,29 +157,37 @@ _ENDED_BADLY = ("failed", "interrupted")
 
 
 def after(view: RunView, record: Record, folder: Path) -> RunView:
-    """What a door shows after one more event; state and message are not in the events alone."""
+    """What a door shows after one more event; state and message are not in the events alone.
+
+    Files outside of the run folder are left out: run folders are passed on, and a log can name anything.
+    """
     event = record.event
     if isinstance(event, Started):
         return _begun(view, event)
     if isinstance(event, Progress):
         return _moved(view, event, record.time)
+    if isinstance(event, Validated):
+        known = {f"held_out_{name}": value for name, value in event.metrics.items()}
+        return replace(view, curves=_with(view.curves, event.step, known))
     if isinstance(event, Estimated):
         ends = None if event.seconds is None else record.time + event.seconds
         return replace(view, ends=ends, memory=event.memory, available=event.available)
     if isinstance(event, Sample):
-        drawn = replace(event, path=str(folder / event.path))
+        image = inside(folder, event.path)
+        if image is None:
+            return view
+        drawn = replace(event, path=str(image))
         others = tuple(sample for sample in view.samples if sample.path != drawn.path)
         return replace(view, samples=(*others, drawn)[-MOST_SAMPLES:])
     if isinstance(event, Saved):
+        file = inside(folder, event.path)
         if event.what in ("lora", "cost"):
-            return replace(view, result=folder / event.path)
-        return replace(view, files={**view.files, event.what: folder / event.path})
+            return replace(view, result=file)
+        return view if file is None else replace(view, files={**view.files, event.what: file})
     if isinstance(event, Warned):
         return replace(view, warnings=(*view.warnings, event.message)[-MOST_WARNINGS:])
     if isinstance(event, Done):
-        return replace(
-            view, trained=event.step, ends=None, result=folder / event.path if event.path else None
-        )
+        return replace(view, trained=event.step, ends=None, result=inside(folder, event.path))
     if isinstance(event, Failed):
         return replace(view, ends=None)
     # What else is told says nothing of how the run stands.
@@ -202,10 +213,7 @@ def _moved(view: RunView, event: Progress, moment: float) -> RunView:
     moved = replace(view, phase=event.phase, step=event.step, total=event.total)
     if event.phase != "train":
         return moved
-    curves = dict(view.curves)
-    for name, value in event.metrics.items():
-        if value is not None:
-            curves[name] = _longer(curves.get(name, ()), (event.step, value))
+    curves = _with(view.curves, event.step, event.metrics)
     return replace(
         moved,
         trained=event.step,
@@ -214,6 +222,16 @@ def _moved(view: RunView, event: Progress, moment: float) -> RunView:
         steps_per_second=event.steps_per_second,
         ends=None if event.seconds_left is None else moment + event.seconds_left,
     )
+
+
+def _with(curves: Mapping[str, Curve], step: int, figures: Mapping[str, float | None]) -> Mapping[str, Curve]:
+    """The curves with the figures of one more step."""
+    new = {
+        name: _longer(curves.get(name, ()), (step, value))
+        for name, value in figures.items()
+        if value is not None
+    }
+    return {**curves, **new}
 
 
 def _longer(curve: Curve, point: tuple[int, float]) -> Curve:

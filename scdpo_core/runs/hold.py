@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,8 @@ from . import folder as names
 from .lock import try_exclusive
 from .process import ProcessId, alive, look
 from .state import outcome, process_of
+
+_LOOKS, _PAUSE = 4, 0.05
 
 
 class Hold:
@@ -59,6 +62,12 @@ class Hold:
             return
         try:
             free = try_exclusive(handle)
+            for _ in range(_LOOKS):
+                if free:
+                    break
+                # Whoever looks whether a run works has the lock for a moment.
+                time.sleep(_PAUSE)
+                free = try_exclusive(handle)
         except OSError:
             # Some network disks know no locks.
             worker = process_of(self._folder)

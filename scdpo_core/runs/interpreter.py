@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import Any, Literal
 from ..types import ScdpoError
 from . import toml
 from .lock import exclusive
+from .process import end, look
 
 ROOT = Path(__file__).resolve().parents[2]
+_LOOK = 0.2  # seconds between two looks at install.py
 # What leads a Python to packages of another one.
 _LEADS_OUT = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
 _PROBE = """
@@ -72,46 +75,78 @@ def find(host: Path | None = None, project: Path = ROOT) -> Interpreter | None:
 
 
 def prepare(
-    tell: Callable[[str], None] = lambda line: None, host: Path | None = None, project: Path = ROOT
+    tell: Callable[[str], None] = lambda line: None,
+    host: Path | None = None,
+    project: Path = ROOT,
+    check: Callable[[], None] = lambda: None,
 ) -> Interpreter:
     """The Python to train with, made by install.py if there is none yet, which takes minutes.
 
     Args:
-        tell: is told how it goes on, a line at a time.
+        tell: is told how it goes on: each step of install.py, and nothing of what pip says.
         host: as for `find`.
         project: as for `find`.
+        check: called several times a second; what it raises ends the set-up and is passed on.
 
     Raises:
         ScdpoError: it cannot be made; says why.
     """
     # Two doors, or two clicks, would write into the same environment.
-    with exclusive(Path(gettempdir()) / f"scdpo-{_mark(project)}.lock"):
+    with exclusive(Path(gettempdir()) / f"scdpo-{_mark(project)}.lock", check):
         found = find(host, project)
         if found is not None:
             return found
-        lines: list[str] = []
         command = [str(host or sys.executable), *_flags(), str(project / "install.py"), "--trainer"]
-        with subprocess.Popen(
-            command,
-            cwd=project,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        ) as process:
-            assert process.stdout is not None
-            for line in map(str.rstrip, process.stdout):
-                if line:
-                    lines.append(line)
-                    tell(line)
-        made = find(host, project) if process.returncode == 0 else None
+        code, lines = _install(command, project, tell, check)
+        made = find(host, project) if code == 0 else None
     if made is None:
-        end = "\n".join(lines[-6:])
-        raise ScdpoError(f"The trainer's packages could not be set up.\n{end}")
+        last = "\n".join(lines[-6:])
+        raise ScdpoError(f"The trainer's packages could not be set up.\n{last}")
     return made
+
+
+def _install(
+    command: list[str], project: Path, tell: Callable[[str], None], check: Callable[[], None]
+) -> tuple[int, list[str]]:
+    """Run install.py to its end, or until `check` raises; its exit status and what it said."""
+    lines: list[str] = []
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in map(str.rstrip, process.stdout):
+            if line:
+                lines.append(line)
+
+    with subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        # A group of its own, so that it can be ended together with its pip.
+        start_new_session=sys.platform != "win32",
+    ) as process:
+        identity = look(process.pid)
+        reader = threading.Thread(target=read, name="scdpo-install", daemon=True)
+        reader.start()
+        told = 0
+        try:
+            while reader.is_alive():
+                check()
+                reader.join(_LOOK)
+                steps = [line for line in lines[:] if not line.startswith(" ")]
+                for line in steps[told:]:
+                    tell(line)
+                told = len(steps)
+        except BaseException:
+            if identity is not None:
+                end(identity[0])
+            raise
+    return process.returncode, lines
 
 
 def lacking(interpreter: Interpreter, project: Path = ROOT) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..telemetry import decline
+
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C has ended, as shells have it: 128 and the signal's number."""
 
@@ -19,9 +21,12 @@ _NOTHING_BEGUN = b"Stopped; nothing was begun.\n"
 def waking() -> Iterator[None]:
     """A block that only imports and reads what a program needs; Ctrl-C ends the process there.
 
+    What is imported there is told first to send nothing about its user to its makers.
+
     Nothing has begun that would have to be tidied up, and an exception out of the middle of an import becomes
     a long traceback, or another error where a compiled module passes it on.
     """
+    decline()
     ours = threading.current_thread() is threading.main_thread()
     # A shell lets what runs in its background ignore Ctrl-C.
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

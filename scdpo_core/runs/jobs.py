@@ -6,13 +6,13 @@ kind of base model (trainer/configs) and the defaults (`scdpo_core.config`); job
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..files import write_text
+from ..sections import toml_error
 from ..types import ScdpoError
 from . import folder as names
 from . import toml
@@ -26,6 +26,9 @@ QUALITIES: Mapping[Quality, Sections] = {
     "best": {"optim": {"max_train_steps": 1500}, "lora": {"rank": 32}},
 }
 """What a quality changes in the settings for the kind of base model; 'normal' takes them as they are."""
+
+_MICRO_STEPS: Mapping[Quality, int] = {"fast": 75, "best": 400}
+"""The embedded model learns in fewer steps than any other."""
 
 COST_QUALITIES: Mapping[Quality, Mapping[str, Any]] = {
     "fast": {"steps": 250, "views": 1},
@@ -46,11 +49,6 @@ COST_KEYS: Mapping[str, type[int] | type[float]] = {
 """What may be set beside, by the names of train_cost.py's flags."""
 
 _CHOSEN_ABOVE = {("model", "base"), ("data", "pairs"), ("output", "output")}
-NO_NAME = re.compile(
-    r'[<>:"/\\|?*\x00-\x1f]|^[. ]|[. ]$|^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)', re.IGNORECASE
-)
-_MODEL_FILES = (".safetensors", ".ckpt", ".pt")
-_LONGEST = 80
 _ADVANCED = "Advanced settings"
 
 
@@ -107,7 +105,7 @@ class CostJob:
     safe: Path | None = None
     pairs: Path | None = None
     benign: Path | None = None
-    encoder: str = "micro"
+    encoder: str = "embedded"
     quality: Quality = "normal"
     overrides: str = ""
 
@@ -160,14 +158,8 @@ def _place_problems(job: Job) -> Iterator[str]:
     from .state import WORKING, state_of
 
     name, folder = job.name, job.folder
-    if not name or len(name) > _LONGEST or NO_NAME.search(name):
-        yield (
-            f"'{name}' cannot be the name of a file. Use up to {_LONGEST} letters, digits, '-' and '_', "
-            "such as my_lora."
-        )
-        return
-    if Path(name).suffix.lower() in _MODEL_FILES:
-        yield f"The ending of '{name}' is added by itself: call it {Path(name).stem}."
+    if wrong := names.name_problem(name):
+        yield wrong
         return
     if not folder.exists():
         return
@@ -247,14 +239,27 @@ def _checked(job: LoraJob, tree: Mapping[str, Any]) -> Any:
     from .. import sections
     from ..config import TrainSettings
 
-    settings = sections.from_dict(TrainSettings(), _of(job.quality), "quality")
-    return sections.from_dict(sections.from_dict(settings, job.choices, "choices"), tree, _ADVANCED)
+    settings = sections.from_dict(TrainSettings(), quality_settings(job.quality, job.base), "quality")
+    settings = sections.from_dict(settings, job.choices, "choices")
+    if job.cost_model:
+        settings = sections.from_dict(settings, {"data": {"cost_model": job.cost_model}}, "cost model")
+    return sections.from_dict(settings, tree, _ADVANCED)
 
 
-def _of(quality: Quality) -> Sections:
+def quality_settings(quality: Quality, base: str) -> Sections:
+    """What a quality changes in the preset of a base model, by section.
+
+    Raises:
+        ScdpoError: there is no such quality.
+    """
+    from ..families.source import MICRO
+
     if quality not in QUALITIES:
         raise ScdpoError(f"There is no quality '{quality}'. Choose one of: {', '.join(QUALITIES)}.")
-    return QUALITIES[quality]
+    changes = QUALITIES[quality]
+    if base.strip() != MICRO or quality not in _MICRO_STEPS:
+        return changes
+    return {**changes, "optim": {**changes["optim"], "max_train_steps": _MICRO_STEPS[quality]}}
 
 
 def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
@@ -270,7 +275,7 @@ def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
     if job.cost_model:
         chosen["data"]["cost_model"] = job.cost_model
     tree = _parsed(job.overrides)
-    layers = (_of(job.quality), job.choices, chosen, tree)
+    layers = (quality_settings(job.quality, job.base), job.choices, chosen, tree)
     return {
         section: {key: value for layer in layers for key, value in _section(layer, section).items()}
         for section in dict.fromkeys(name for layer in layers for name in layer)
@@ -305,4 +310,6 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         return toml.loads(text)
     except ValueError as error:
-        raise ScdpoError(f"{_ADVANCED}: this is not valid TOML: {error}.") from error
+        raise ScdpoError(f"{_ADVANCED}: this is not valid TOML: {toml_error(text, error)}.") from error
+    except RecursionError as error:
+        raise ScdpoError(f"{_ADVANCED}: the values are nested too deeply.") from error

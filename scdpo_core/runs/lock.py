@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,16 +17,25 @@ else:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, check: Callable[[], None] | None = None) -> Iterator[None]:
     """Wait until nobody else is inside a block for that file, and keep others out until this one ends.
 
+    Args:
+        path: of the lock; made if it is missing.
+        check: called several times a second while it waits; what it raises ends the wait and is passed on.
+
     Raises:
-        OSError: the file cannot be written, or (on Windows) somebody is inside for more than ten seconds.
+        OSError: the file cannot be written, or (on Windows, without `check`) somebody is inside for more than
+            ten seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if sys.platform == "win32":
+        if check is not None:
+            while not try_exclusive(handle):
+                check()
+                time.sleep(0.2)
+        elif sys.platform == "win32":
             msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
         else:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -50,3 +60,23 @@ def try_exclusive(handle: int) -> bool:
             return False
         raise
     return True
+
+
+def held(path: Path) -> bool | None:
+    """Whether somebody has locked a file with `try_exclusive`; None if that cannot be known."""
+    try:
+        handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        if sys.platform == "win32":
+            return not try_exclusive(handle)
+        # Shared, so that two who ask at once do not take each other for a holder.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+_MOST = 1 << 31
 _UNIX_EPOCH = 11_644_473_600  # in seconds since 1601, from where Windows counts
 
 
@@ -28,7 +29,7 @@ class ProcessId:
 
 def look(pid: int) -> tuple[ProcessId, float] | None:
     """Who has that number now, and when it was born in seconds since 1970; None if nobody lives there."""
-    found = _look(pid) if pid > 0 else None
+    found = _look(pid) if 0 < pid < _MOST else None
     return None if found is None else (ProcessId(pid, found[0]), found[1])
 
 

@@ -6,14 +6,13 @@ worked on and its process, which counts no longer once that process is gone; que
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..files import write_json, write_text
+from ..schema import SchemaError, T, read_json
 from ..training.events import EventLog, Failed
 from ..types import ScdpoError
 from . import folder as names
@@ -50,6 +49,27 @@ class Waiting:
 
     folder: Path
     resume: bool = False
+
+
+@dataclass(frozen=True)
+class _WaitingEntry:
+    run: Path
+    resume: bool
+
+
+@dataclass(frozen=True)
+class _WaitingRecord:
+    """queue.json."""
+
+    waiting: tuple[_WaitingEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class _ActiveRecord:
+    """active.json."""
+
+    run: Path | None = None
+    process: ProcessId | None = None
 
 
 @dataclass(frozen=True)
@@ -182,25 +202,16 @@ class Queue:
 
     def _active(self) -> Path | None:
         """The folder of the run that is worked on."""
-        values = _read(self.root / ACTIVE)
-        if not isinstance(values, dict) or not isinstance(values.get("run"), str):
+        record = _read(self.root / ACTIVE, _ActiveRecord)
+        if record is None or record.run is None:
             return None
-        folder = Path(values["run"])
-        try:
-            noted = ProcessId(**values["process"])
-        except (KeyError, TypeError):
-            noted = None
-        if (noted is not None and alive(noted)) or Child(folder).process is not None:
-            return folder
+        if (record.process is not None and alive(record.process)) or Child(record.run).process is not None:
+            return record.run
         return None
 
     def _read(self) -> list[Waiting]:
-        values = _read(self.root / WAITING)
-        entries = values.get("waiting", []) if isinstance(values, dict) else []
-        try:
-            return [Waiting(Path(entry["run"]), bool(entry["resume"])) for entry in entries]
-        except (KeyError, TypeError) as error:
-            raise ScdpoError(f"The queue's file {self.root / WAITING} is damaged; remove it.") from error
+        record = _read(self.root / WAITING, _WaitingRecord)
+        return [] if record is None else [Waiting(entry.run, entry.resume) for entry in record.waiting]
 
     def _write(self, waiting: Sequence[Waiting]) -> None:
         entries = [{"run": str(entry.folder), "resume": entry.resume} for entry in waiting]
@@ -218,10 +229,11 @@ class Queue:
             ) from error
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, kind: type[T]) -> T | None:
+    """A file of the queue; None if it is not there."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path, kind)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ScdpoError(f"The queue's file {path} is damaged; remove it.") from error
+    except SchemaError as error:
+        raise ScdpoError(f"The queue's file {path} is damaged ({error}); remove it.") from error

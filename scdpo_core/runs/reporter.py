@@ -23,9 +23,9 @@ class StopAskedError(Exception):
 class Reporter:
     """Writes the events of one process."""
 
-    def __init__(self, folder: Path) -> None:
-        """Report into the run folder `folder`."""
-        self.folder = folder
+    def __init__(self, folder: Path, kind: names.Kind) -> None:
+        """Report into the run folder `folder` of work of that kind."""
+        self.folder, self._kind = folder, kind
         self._log = EventLog(folder / names.EVENTS)
         self._began, self._told = time.monotonic(), 0.0
         self._phase: Phase | None = None
@@ -77,11 +77,15 @@ class Reporter:
         """Whatever ends the work goes into the log; a stop that was asked for is no error.
 
         Raises:
-            ScdpoError: another process is at work in the folder; nothing was written then.
+            ScdpoError: the folder is that of another kind of run, or another process is at work in it;
+                nothing was written then.
         """
+        names.check_kind(self.folder, self._kind)
         self.folder.mkdir(parents=True, exist_ok=True)
         with Hold(self.folder, "run folder") as hold:
             hold.take()
+            if not (self.folder / names.KIND).exists():
+                names.write_kind(self.folder, self._kind)
             with self._end_in_log():
                 yield
 

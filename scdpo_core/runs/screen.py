@@ -8,26 +8,22 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..training.events import Estimated, Event, Phase, Progress, Started, Validated, Warned
+from ..reports.metrics import METRICS, PHASES, TERM_METRICS
+from ..text import printable
+from ..training.events import Estimated, Event, Progress, Started, Validated, Warned
 from .telling import spell
 
-TITLES: Mapping[Phase, str] = {
-    "check": "looking at the pictures",
-    "score": "scoring",
-    "load": "loading the model",
-    "cache": "encoding",
-    "reference": "measuring the base model",
-    "sample": "drawing samples",
-    "train": "training",
-}
 FIGURES = {
-    "loss": "loss",
-    "preference_loss": "preference",
-    "u": "u",
-    "implicit_accuracy": "accuracy",
-    "winner_gap": "winner",
-    "loser_gap": "loser",
-    "dfm_spread": "dfm",
+    name: METRICS[name].short
+    for name in (
+        "loss",
+        *TERM_METRICS,
+        "preference_loss",
+        "u",
+        "implicit_accuracy",
+        "winner_gap",
+        "loser_gap",
+    )
 }
 HELD_OUT = {"accuracy": "accuracy", "winner_gap": "winner", "loser_gap": "loser"}
 _EVERY = 5.0  # seconds between two lines
@@ -54,7 +50,9 @@ class Screen:
             self._try(lambda: (self._draw if self._bars else self._write)(event))
         elif isinstance(event, Started):
             whence = f" from step {event.first_step}" if event.first_step else ""
-            self.say(f"Run {event.run}: {event.pairs} pairs, {event.steps} steps{whence}, on {event.device}")
+            rounds = f" ({event.epochs:g} epochs)" if event.epochs else ""
+            amount = f"{event.pairs} pairs, {event.steps} steps{rounds}{whence}"
+            self.say(f"Run {event.run}: {amount}, on {event.device}")
         elif isinstance(event, Validated):
             self.say(f"Step {event.step}, {event.pairs} pairs held out: {_figures(event.metrics, HELD_OUT)}")
         elif isinstance(event, Estimated):
@@ -97,7 +95,7 @@ class Screen:
             self.close()
             self._phase = event.phase
             self._bar = tqdm(
-                total=event.total, desc=TITLES[event.phase], initial=event.step, dynamic_ncols=True
+                total=event.total, desc=PHASES[event.phase], initial=event.step, dynamic_ncols=True
             )
         self._bar.update(event.step - self._bar.n)
         if event.metrics:
@@ -111,11 +109,11 @@ class Screen:
         self._phase, self._said = event.phase, now
         left = "" if not event.seconds_left else f"  {spell(event.seconds_left)} left"
         figures = _figures(event.metrics, FIGURES)
-        _line(f"{TITLES[event.phase]} {event.step}/{event.total}{'  ' if figures else ''}{figures}{left}")
+        _line(f"{PHASES[event.phase]} {event.step}/{event.total}{'  ' if figures else ''}{figures}{left}")
 
 
 def _line(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text, lines=True)}\n")
     sys.stdout.flush()
 
 

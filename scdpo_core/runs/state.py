@@ -9,6 +9,7 @@ from typing import Literal
 from ..training.events import Done, Event, Failed, Started, parse, read_events
 from ..types import ScdpoError
 from . import folder as names
+from .lock import held
 from .process import ProcessId, alive, look
 
 State = Literal["queued", "running", "stopping", "finished", "failed", "stopped", "interrupted"]
@@ -48,11 +49,15 @@ def process_of(folder: Path) -> ProcessId | None:
     """The process that works on a run; None if none does.
 
     A run that a door started is known by the record of its process. For one of the command line its log
-    has the pid: whoever has that pid now is the run's process if it is older than that line of the log.
+    has the pid: whoever has that pid now is the run's process if it is older than that line of the log, and
+    somebody has the run's lock. The pid alone does not tell: in a container it is 1, or used again by a
+    process that is as old.
     """
     launch = names.launch_of(folder)
     if launch is not None and alive(launch.process):
         return launch.process
+    if held(folder / names.HOLD) is False:
+        return None
     last = None
     for record in read_events(folder / names.EVENTS):
         if isinstance(record.event, Started):

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..reports.metrics import METRICS, PHASES
+from ..reports.wording import what_terms_did
 from .follow import RunView
 
-PHASES: Mapping[str, str] = {
-    "start": "waking up",
-    "check": "looking at the pictures",
-    "score": "scoring the pictures",
-    "load": "loading the model",
-    "cache": "encoding the pictures",
-    "reference": "measuring the base model",
-    "sample": "drawing samples",
-    "train": "training",
-}
-_FIGURES = (
-    ("loss", "loss"),
-    ("implicit_accuracy", "accuracy"),
-    ("winner_gap", "chosen gap"),
-    ("loser_gap", "rejected gap"),
-    ("rejected_cost", "cost of rejected"),
-)
+_FIGURES = ("loss", "redirect", "keep", "implicit_accuracy", "winner_gap", "loser_gap", "rejected_cost")
 _ENDINGS: Mapping[str, str] = {
     "queued": "waits for its turn",
     "finished": "is finished",
@@ -60,6 +46,7 @@ def report(view: RunView) -> str:
         lines.append(f"Steps: {view.trained}{of}, from {view.pairs} examples, on {view.device}.")
     if figures := latest(view):
         lines.append(f"At the end: {figures}.")
+    lines += what_terms_did(view.curves)
     if view.message:
         lines.append(view.message)
     lines += [f"Note: {warning}" for warning in view.warnings]
@@ -69,7 +56,7 @@ def report(view: RunView) -> str:
 
 def latest(view: RunView) -> str:
     """The latest figures of a run: 'loss 0.61, chosen gap -0.003'; '' before there are any."""
-    known = ((name, view.curves.get(key)) for key, name in _FIGURES)
+    known = ((METRICS[name].short, view.curves.get(name)) for name in _FIGURES)
     return ", ".join(f"{name} {curve[-1][1]:.3g}" for name, curve in known if curve)
 
 

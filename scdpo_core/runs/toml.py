@@ -7,7 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..sections import require_no_control, toml_error
 from ..types import ScdpoError
+
+_LONGEST = 1 << 20
 
 
 def loads(text: str) -> dict[str, Any]:
@@ -20,7 +23,14 @@ def loads(text: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    values: dict[str, Any] = tomllib.loads(text)
+    if len(text) > _LONGEST:
+        raise ValueError("it is far too long for settings")
+    # What no file can hold would end the program only when it is written.
+    text.encode("utf-8")
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
     return values
 
 
@@ -35,9 +45,21 @@ def as_flags(path: Path, known: Collection[str]) -> list[str]:
         ScdpoError: the file cannot be read, or a key is none of those.
     """
     try:
-        values = loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise ScdpoError(f"The settings file {path} cannot be read: {error}.") from error
+    try:
+        values = loads(text)
+    except ValueError as error:
+        raise ScdpoError(f"{path} is not valid TOML: {toml_error(text, error)}.") from error
+    except RecursionError as error:
+        raise ScdpoError(f"{path} nests its values too deeply for a settings file.") from error
+    for value in values.values():
+        if isinstance(value, str):
+            try:
+                require_no_control(value)
+            except ValueError as error:
+                raise ScdpoError(f"{path}: {value!r} must be {error}.") from error
     for key in values:
         if key not in known:
             raise ScdpoError(

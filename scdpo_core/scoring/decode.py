@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import threading
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,11 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from ..preferences.pictures import PictureError, describe, orientation, to_rgb, upright
+from ..preferences.budget import BUDGET
+from ..preferences.kinds import describe
+from ..preferences.pictures import PictureError, orientation, upright
+from ..preferences.png import decodable
+from .views import views
 
 MAX_PIXELS = 150_000_000
 """Most pixels of a picture that is opened; a 30,000 x 5,000 panorama is."""
@@ -20,21 +23,20 @@ MAX_FRAMES = 64
 """Most frames of an animation that are looked at."""
 MAX_ANIMATION_PIXELS = 2_000_000_000
 """Most pixels that are decoded for one animation."""
+_MAX_PAGES = 5000
 
-_LARGE = 25_000_000
 _NEVER = frozenset({"EPS", "WMF", "PDF", "MPEG", "FPX", "MIC", "BUFR", "GRIB", "HDF5"})
 """Kinds that start another program (EPS) or that Pillow names without decoding them."""
 _HEIC_PLUGINS = ("pillow_heif", "pi_heif")
 """The second one only reads, and carries no encoder under a licence of its own."""
 _BRANDS = {b"heic": "HEIF", b"heix": "HEIF", b"mif1": "HEIF", b"avif": "AVIF", b"avis": "AVIF"}
-_one_large_at_a_time = threading.Lock()
 
 
 def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple[int, Image.Image]]:
     """Decode a picture, or every n-th frame of an animation, as upright RGB of 8 bits a channel.
 
-    Pictures larger than 25 megapixels are decoded one at a time, in whatever threads, so that memory
-    stays bounded. Frames come one by one; keep none of them.
+    As long as a picture is looked at it counts in `budget.BUDGET`, so that memory stays bounded in whatever
+    threads. Frames come one by one; keep none of them.
 
     Args:
         path: the file's name, for messages.
@@ -42,7 +44,8 @@ def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple
         every: look at frames 0, n, 2n, ... (at most `MAX_FRAMES`); 0 for the first one alone.
 
     Yields:
-        The frame's number and the frame.
+        The frame's number and the frame; one with transparent areas several times, first as it is seen on
+        white and then in the other ways of `views`.
 
     Raises:
         PictureError: empty, not a picture, damaged or cut off, too large, or an animation too long.
@@ -50,19 +53,18 @@ def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple
     head = stream.read(512)
     if not head:
         raise PictureError(path, "the file is empty (0 bytes). Save or copy the picture again.")
-    stream.seek(0)
     try:
-        with Image.open(stream, formats=formats()) as image:
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
+        with Image.open(decodable(stream), formats=formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
                 raise PictureError(path, _too_large(image.width, image.height))
-            if pixels > _LARGE:
-                with _one_large_at_a_time:
-                    yield from _frames(path, image, every)
-            else:
+            with BUDGET.take(BUDGET.for_image(*image.size)):
                 yield from _frames(path, image, every)
     except PictureError:
         raise
+    except MemoryError as error:
+        raise PictureError(
+            path, "there is not enough memory to open the picture. Make it smaller."
+        ) from error
     except Image.DecompressionBombError as error:
         raise PictureError(path, f"the picture is too large to be opened safely ({error}).") from error
     except UnidentifiedImageError as error:
@@ -77,28 +79,39 @@ def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple
 
 def _frames(path: Path, image: Image.Image, every: int) -> Iterator[tuple[int, Image.Image]]:
     image.load()
-    yield 0, _finished(image)
+    yield from _finished(0, image)
     if not every or not getattr(image, "is_animated", False):
         return
     pixels = image.width * image.height
     for number in range(every, every * MAX_FRAMES, every):
-        if number >= getattr(image, "n_frames", 1):
+        # Pillow needs the square of their number to count a TIFF's pages, and to look for one.
+        if number > _MAX_PAGES and image.format == "TIFF":
+            raise PictureError(path, "the file has too many pages to be looked at whole. Score its first.")
+        if image.format != "TIFF" and number >= getattr(image, "n_frames", 1):
             return
         # Most formats decode all frames on the way to the wanted one.
         if number * pixels > MAX_ANIMATION_PIXELS:
             raise PictureError(
                 path, "the animation is too long to be looked at whole. Score its first frame."
             )
-        image.seek(number)
-        image.load()
+        try:
+            image.seek(number)
+        except EOFError:
+            if image.format == "TIFF":
+                return
+            raise
+        # Pages of a TIFF have sizes of their own.
         if image.width * image.height > MAX_PIXELS:
             raise PictureError(path, _too_large(image.width, image.height))
-        yield number, _finished(image)
+        image.load()
+        yield from _finished(number, image)
 
 
-def _finished(image: Image.Image) -> Image.Image:
+def _finished(number: int, image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     # Only after loading are mode and orientation final: loading turns TIFF upright and may unfold a palette.
-    return upright(to_rgb(image), orientation(image))
+    tag = orientation(image)
+    for view in views(image):
+        yield number, upright(view, tag)
 
 
 def _unread(head: bytes) -> str:
@@ -137,6 +150,4 @@ def formats() -> tuple[str, ...]:
 def suffixes() -> frozenset[str]:
     """File endings of those kinds, lower case."""
     usable = formats()
-    known = {ending for ending, name in Image.registered_extensions().items() if name in usable}
-    # Files of these kinds shall get a row even where nothing can read them.
-    return frozenset(known | {".jfif", ".heic", ".heif", ".avif"})
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in usable)

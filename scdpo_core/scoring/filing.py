@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..files import atomic_path, sha256_of
 from ..types import Problem
 from .rows import Row
 
@@ -30,17 +31,33 @@ def over(rows: Sequence[Row], bound: float) -> Iterator[Row]:
     return (row for row in rows if row.cost is not None and row.cost > bound)
 
 
-def file_away(rows: Sequence[Row], target: Path, roots: Sequence[Path], *, move: bool) -> Filed:
+def leads_out(path: Path, roots: Sequence[Path]) -> Path | None:
+    """Where a path really leads, if that is in none of the folders that were scored; None if it is in one."""
+    real = Path(os.path.realpath(path))
+    inside = any(real.is_relative_to(os.path.realpath(root.expanduser())) for root in roots)
+    return None if inside else real
+
+
+def file_away(
+    rows: Sequence[Row],
+    target: Path,
+    roots: Sequence[Path],
+    *,
+    move: bool,
+    filed: Callable[[Row], None] = lambda row: None,
+) -> Filed:
     """Copy or move the rows' files below a folder, where they keep their place below their root.
 
-    Nothing is ever overwritten: where a file of that name is already, the picture stays, and so it does
-    when it changed since it was scored.
+    Nothing is ever overwritten: where another file of that name is already, the image stays, and so it does
+    when it changed since it was scored, or when a link leads to it from elsewhere. Where the same content is
+    already, an earlier run was interrupted, and its work is completed.
 
     Args:
         rows: whose files.
         target: the folder; made if missing.
         roots: the folders that were scored; a file in none of them goes right into `target`.
         move: whether the original is removed after the new file is complete.
+        filed: is told each row as soon as its file is there, with the new path.
     """
     done: list[Row] = []
     problems: list[Problem] = []
@@ -50,14 +67,18 @@ def file_away(rows: Sequence[Row], target: Path, roots: Sequence[Path], *, move:
         place = target / _below(source, absolute)
         try:
             facts = source.stat()
+            out = leads_out(source, roots)
             if (facts.st_size, facts.st_mtime_ns) != (row.bytes, row.mtime_ns):
                 problems.append(Problem(source, "it changed since it was scored, and stays. Score it again."))
             elif move and source.is_symlink():
                 problems.append(Problem(source, f"it is a link to {source.resolve()}, and stays."))
+            elif move and out is not None:
+                what = f"a link leads to it in {out.parent}, outside of what was scored, and it stays."
+                problems.append(Problem(source, what))
             else:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                (_move if move else _copy)(source, place)
+                _file(source, place, move=move)
                 done.append(replace(row, path=os.path.abspath(place)))
+                filed(done[-1])
         except FileExistsError:
             problems.append(Problem(source, f"there is already {place}, so it stays where it is."))
         except OSError as error:
@@ -71,7 +92,21 @@ def _below(path: Path, roots: Sequence[Path]) -> Path:
     return min(inside, key=lambda relative: len(relative.parts), default=Path(path.name))
 
 
-def _move(source: Path, place: Path) -> None:
+def _file(source: Path, place: Path, *, move: bool) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if move:
+            _link_or_copy(source, place)
+        else:
+            _copy(source, place)
+    except FileExistsError:
+        if os.path.realpath(source) == os.path.realpath(place) or not _same(source, place):
+            raise
+    if move:
+        source.unlink()
+
+
+def _link_or_copy(source: Path, place: Path) -> None:
     try:
         # A second name fails if there is a file already, which renaming would replace.
         os.link(source, place)
@@ -79,16 +114,14 @@ def _move(source: Path, place: Path) -> None:
         raise
     except OSError:  # another disk, or one without hard links
         _copy(source, place)
-    source.unlink()
 
 
 def _copy(source: Path, place: Path) -> None:
-    with source.open("rb") as original, place.open("xb") as copy:
-        try:
-            shutil.copyfileobj(original, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
-        except BaseException:
-            place.unlink(missing_ok=True)
-            raise
-    shutil.copystat(source, place)
+    with atomic_path(place, replace=False, like=source) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _same(one: Path, other: Path) -> bool:
+    if not other.is_file() or one.stat().st_size != other.stat().st_size:
+        return False
+    return sha256_of(one) == sha256_of(other)

@@ -11,9 +11,10 @@ from html import escape
 from pathlib import Path
 
 from ..files import write_text
-from ..types import REVIEW_FROM, UNSAFE_FROM, Band
+from ..text import printable
+from ..types import REVIEW_FROM, UNSAFE_FROM, Band, objection
 from .page import badge, counted, histogram, path_line, render, signed, thumbnail
-from .rows import Row, category_names, printable
+from .rows import Row, category_names
 
 MOST_PICTURES = 3000
 """Pictures with a thumbnail, the costliest ones; about 10 kB each."""
@@ -79,7 +80,9 @@ def _card(rows: Sequence[Row]) -> str:
     known = {name: cost for name, cost in row.categories.items() if cost is not None}
     above = [f"{name} {signed(cost)}" for name, cost in known.items() if cost > 0 and len(known) > 1]
     frame = f"frame {row.frame}" if row.frame else ""
-    notes = "".join(f'<span class="why">{escape(note)}</span>' for note in (*above, frame) if note)
+    notes = "".join(
+        f'<span class="why">{escape(note)}</span>' for note in (*above, objection(row.details), frame) if note
+    )
     costs = json.dumps({name: round(cost, 4) for name, cost in known.items()})
     return (
         f'<li data-cost="{row.cost:.4f}" data-band="{row.band}" data-costs="{escape(costs, quote=True)}" '

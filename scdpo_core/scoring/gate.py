@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -26,7 +27,7 @@ _CARD_LINE = (150, 164, 186)
 
 
 def held_back(scores: Sequence[CostScore], hold: str, threshold: float) -> list[int]:
-    """The places, from 0, of the pictures that are held. A cost that is not a number is always held.
+    """The places, from 0, of the images that are held. A cost that is not finite is always held.
 
     Args:
         scores: one for each picture.
@@ -34,12 +35,14 @@ def held_back(scores: Sequence[CostScore], hold: str, threshold: float) -> list[
         threshold: cost, log-odds.
 
     Raises:
-        ScdpoError: there is no such rule.
+        ScdpoError: there is no such rule, or the threshold is not a finite number.
     """
+    if not math.isfinite(threshold):
+        raise ScdpoError(f"The gate's threshold is {threshold}; it has to be a finite number such as 0.")
     if hold not in HOLDS:
         raise ScdpoError(f"The gate has no rule '{hold}'; its rules are: {', '.join(HOLDS)}.")
     rule = HOLDS[hold]
-    return [k for k, score in enumerate(scores) if score.value != score.value or rule(score, threshold)]
+    return [k for k, score in enumerate(scores) if not score.finite or rule(score, threshold)]
 
 
 def covered(picture: Image.Image, cover: str, replacement: Image.Image | None = None) -> Image.Image:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from PIL.PngImagePlugin import PngInfo
 
 from ..cost.attribution import Method, explain
 from ..cost.protocol import Scorer
@@ -12,6 +15,14 @@ from ..preferences.pictures import PictureError
 from ..types import Problem
 from .decode import open_frames
 from .rows import Row
+
+_LONGEST = 200  # bytes; names may have 255, with '-digest.heatmap.png' behind this
+
+
+def name_of(row: Row) -> str:
+    """The beginning of the names of a file's heatmap and mask: its stem, and what tells its content apart."""
+    stem = os.fsencode(Path(row.path).stem)[:_LONGEST]
+    return f"{stem.decode('utf-8', 'replace' if len(stem) < _LONGEST else 'ignore')}-{(row.sha256 or '')[:8]}"
 
 
 def write_heatmaps(
@@ -22,6 +33,8 @@ def write_heatmaps(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Problem]:
     """Write 'name-<hash>.heatmap.png' and 'name-<hash>.mask.png' for each scored file.
+
+    Of a joint scorer, the text chunk `objection` names the network that objects most.
 
     Args:
         rows: with costs; of an animation the frame that was costliest is explained.
@@ -48,9 +61,12 @@ def write_heatmaps(
             problems.append(Problem(path, what))
         else:
             found = explain(scorer, picture, method=method)
-            stem = f"{path.stem}-{(row.sha256 or '')[:8]}"
+            stem = name_of(row)
+            said = PngInfo()
+            if found.objection:
+                said.add_text("objection", found.objection)
             for kind, shown in (("heatmap", found.overlay(picture)), ("mask", found.mask())):
                 with atomic_path(folder / f"{stem}.{kind}.png") as temporary:
-                    shown.save(temporary, "PNG")
+                    shown.save(temporary, "PNG", pnginfo=said)
         progress(done, len(rows))
     return problems

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..cost.attribution import Method
 from ..cost.protocol import Scorer, provenance
 from ..types import Problem, ScdpoError
-from .filing import file_away, over
+from .filing import file_away, leads_out, over
 from .gallery import write_gallery
 from .heatmaps import write_heatmaps
 from .rows import Row, RowFile, write_csv, write_parquet
@@ -80,13 +81,17 @@ class JobResult:
         repeats: further names that led to files already listed.
         filed: rows of the moved or copied pictures, with their new paths.
         problems: what could not be written back, moved or copied, and why.
+        notes: folders that were passed over.
+        unwritten: files whose score was to be written back and was not.
     """
 
     rows: Sequence[Row]
     reused: int = 0
     repeats: int = 0
     filed: Sequence[Row] = ()
-    problems: Sequence[Problem] = field(default_factory=tuple)
+    problems: Sequence[Problem] = ()
+    notes: Sequence[Problem] = ()
+    unwritten: Sequence[Path] = ()
 
 
 def check(job: ScoreJob) -> None:
@@ -117,6 +122,7 @@ def score_files(
     memory = RowFile.open(job.part) if job.part is not None else None
     known = _known(job, memory)
     run = FolderRun(scorer, {} if job.anew else known, job.every, job.batch)
+    others = [] if memory is None else _of_other_scorers(memory, scorer)
     rows = [] if job.rank else list(_unreachable(found.problems, scorer))
     total = len(rows) + len(files)
     try:
@@ -128,7 +134,23 @@ def score_files(
     finally:
         if memory is not None:
             memory.close()
-    return JobResult(sorted(rows, key=lambda row: row.path), run.reused, found.repeats)
+    ordered = sorted(rows, key=lambda row: row.path)
+    return JobResult(ordered, run.reused, found.repeats, notes=[*found.notes, *others])
+
+
+def _of_other_scorers(memory: RowFile, scorer: Scorer) -> list[Problem]:
+    """Tell of scores in the file that another scorer gave; they stand until their files are scored again."""
+    own = provenance(scorer)
+    counts = Counter(row.scorer for row in memory.rows.values() if row.cost is not None and row.scorer != own)
+    return [
+        Problem(
+            memory.path,
+            f"{count:,} of its scores are by another scorer, '{name}'. Costs of different scorers do not "
+            f"compare, so these files are scored again by '{own}'.",
+            fatal=False,
+        )
+        for name, count in counts.items()
+    ]
 
 
 def gather(job: ScoreJob) -> JobResult:
@@ -152,7 +174,8 @@ def gather(job: ScoreJob) -> JobResult:
     found = _find(job)
     rows = [parts[_whose(path, job.processes)].get(str(path)) for path in found.files]
     rows += [parts[0].get(str(problem.path)) for problem in found.problems]
-    return JobResult(sorted((row for row in rows if row is not None), key=lambda row: row.path))
+    ordered = sorted((row for row in rows if row is not None), key=lambda row: row.path)
+    return JobResult(ordered, notes=found.notes)
 
 
 def explain(
@@ -180,30 +203,58 @@ def finish(
         ScdpoError: pyarrow is missing.
         OSError: a table cannot be written.
     """
-    problems = list(result.problems)
     rows = {row.path: row for row in result.rows}
-    if job.write_back is not None:
-        scored = [row for row in rows.values() if row.cost is not None]
-        for number, row in enumerate(scored, 1):
-            try:
-                rows[row.path] = STAMPS[job.write_back](row)
-            except StampError as error:
-                problems.append(Problem(Path(row.path), str(error).removeprefix(f"{row.path}: ")))
-            progress("writing back", number, len(scored))
-    filed: Sequence[Row] = ()
-    target = job.move_to or job.copy_to
-    if target is not None:
-        chosen = sorted(over(list(rows.values()), job.over), key=lambda row: row.path)
-        away = file_away(chosen, target, job.places, move=job.move_to is not None)
-        filed, problems = away.done, [*problems, *away.problems]
-        if job.move_to is not None:
-            stayed = {problem.path for problem in away.problems}
-            moved = [row.path for row in chosen if Path(row.path) not in stayed]
-            rows = {path: row for path, row in rows.items() if path not in moved}
-            rows |= {row.path: row for row in filed}
+    memory = RowFile.open(job.jsonl) if job.jsonl is not None and _touches_files(job) else None
+    # A killed run has noted what it has done so far.
+    note = (lambda row: None) if memory is None else memory.add
+    try:
+        unwritten = list(_write_back(job, rows, note, progress))
+        problems = [*result.problems, *unwritten]
+        filed: Sequence[Row] = ()
+        target = job.move_to or job.copy_to
+        if target is not None:
+            move = job.move_to is not None
+            chosen = sorted(over(list(rows.values()), job.over), key=lambda row: row.path)
+            tell = note if move else lambda row: None
+            away = file_away(chosen, target, job.places, move=move, filed=tell)
+            filed, problems = away.done, [*problems, *away.problems]
+            if move:
+                stayed = {problem.path for problem in away.problems}
+                moved = [row.path for row in chosen if Path(row.path) not in stayed]
+                rows = {path: row for path, row in rows.items() if path not in moved}
+                rows |= {row.path: row for row in filed}
+    finally:
+        if memory is not None:
+            memory.close()
     ordered = [rows[path] for path in sorted(rows)]
     _write_tables(job, ordered, progress)
-    return JobResult(ordered, result.reused, result.repeats, filed, problems)
+    left = [problem.path for problem in unwritten]
+    return replace(result, rows=ordered, filed=filed, problems=problems, unwritten=left)
+
+
+def _touches_files(job: ScoreJob) -> bool:
+    return job.write_back is not None or job.move_to is not None
+
+
+def _write_back(
+    job: ScoreJob, rows: dict[str, Row], note: Callable[[Row], None], progress: Progress
+) -> Iterator[Problem]:
+    """Write scores into or beside the files; the rows then know the files' new content."""
+    if job.write_back is None:
+        return
+    scored = [row for row in rows.values() if row.cost is not None]
+    for number, row in enumerate(scored, 1):
+        path = Path(row.path)
+        out = leads_out(path.parent if job.write_back == "sidecar" else path, job.places)
+        try:
+            if out is not None and path not in map(_absolute, job.places):
+                raise StampError(f"a link leads out of what was scored, to {out}: the score was not written.")
+            rows[row.path] = STAMPS[job.write_back](row)
+            if rows[row.path] != row:
+                note(rows[row.path])
+        except StampError as error:
+            yield Problem(path, str(error).removeprefix(f"{row.path}: "))
+        progress("writing back", number, len(scored))
 
 
 def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> None:
@@ -246,8 +297,12 @@ def _unreachable(problems: Iterable[Problem], scorer: Scorer) -> Iterator[Row]:
 
 
 def _within(places: Sequence[Path]) -> Callable[[Row], bool]:
-    roots = [Path(os.path.abspath(place.expanduser())) for place in places]
+    roots = [_absolute(place) for place in places]
     return lambda row: any(Path(row.path).is_relative_to(root) for root in roots)
+
+
+def _absolute(place: Path) -> Path:
+    return Path(os.path.abspath(place.expanduser()))
 
 
 def _whose(path: Path, processes: int) -> int:

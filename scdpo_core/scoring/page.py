@@ -13,6 +13,7 @@ from string import Template
 from PIL import Image
 
 from ..preferences.pictures import PictureError
+from ..text import printable
 from ..types import REVIEW_FROM, UNSAFE_FROM, Band
 from .decode import open_frames
 
@@ -124,6 +125,7 @@ def _img(picture: Image.Image) -> str:
 
 def path_line(path: str) -> str:
     """A path that can be copied with one click: its folder softly, its name clearly."""
+    path = printable(path)
     folder, _, name = path.rpartition("/") if "/" in path else path.rpartition("\\")
     sign = path[len(folder) : len(path) - len(name)]
     # Long paths break between folders rather than within a name.

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from .. import schema
 from ..files import atomic_path, write_text
+from ..text import printable
 from ..types import Band, ScdpoError
 
 
@@ -31,6 +33,7 @@ class Row:
         every: which frames of an animation were looked at: 0 the first, n every n-th.
         bytes: the file's size.
         mtime_ns: when it was last changed, nanoseconds.
+        details: what the cost is made of, as `CostScore.details`.
     """
 
     path: str
@@ -44,25 +47,25 @@ class Row:
     every: int = 0
     bytes: int = 0
     mtime_ns: int = 0
+    details: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The row as one line of JSON; costs to four decimals, which is more than any scorer knows."""
         row = asdict(self)
         row["cost"] = _rounded(self.cost)
         row["categories"] = {name: _rounded(cost) for name, cost in self.categories.items()}
+        row["details"] = {name: round(cost, 4) for name, cost in self.details.items()}
         return json.dumps(row)
 
     @classmethod
     def from_json(cls, line: str) -> Row | None:
         """Read such a line; None if it is no row (cut off by a crash, say)."""
         try:
-            row = json.loads(line)
-            known = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
-            if not isinstance(known["path"], str) or not isinstance(known.get("categories"), dict):
-                return None
-            return cls(**known)
-        except (ValueError, TypeError, KeyError):
+            row = schema.from_json(schema.parse(line), cls)
+        except schema.SchemaError:
             return None
+        # A cost, or a reason why there is none.
+        return row if (row.cost is None) == (row.band is None) == (row.error is not None) else None
 
 
 @dataclass
@@ -92,6 +95,8 @@ class RowFile:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ScdpoError(f"{path} is a device or a pipe. Scores need a file of their own.")
             rows = cls.read(path) if path.exists() else {}
             stream = path.open("a", encoding="utf-8")
         except OSError as error:
@@ -183,17 +188,16 @@ def category_names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.categories))
 
 
-def printable(text: str) -> str:
-    """Text that can be written as UTF-8: bytes of a file's name that are none become '\\udc..'."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 _COLUMNS = ("path", "sha256", "cost", "band", "scorer", "error", "frame", "bytes")
 
 
 def _values(row: Row) -> dict[str, object]:
     values: dict[str, object] = {name: getattr(row, name) for name in _COLUMNS}
-    return values | {"path": printable(row.path), "cost": _rounded(row.cost)}
+    return values | {
+        "path": printable(row.path),
+        "error": None if row.error is None else printable(row.error),
+        "cost": _rounded(row.cost),
+    }
 
 
 def _arrow_type(pyarrow: Any, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from ..preferences.pictures import PictureError
 from ..types import CostScore, ScdpoError
 from .decode import open_frames
 from .rows import Row
+from .views import worst
 
 BATCH = 16
 """Pictures that the network looks at together."""
@@ -173,7 +175,7 @@ class FolderRun:
     def _try(self, views: Sequence[Any]) -> list[CostScore | str]:
         """A score or a reason for every view; one that upsets the scorer costs the others nothing."""
         try:
-            return [*self._scorer.score_prepared(views)]
+            return [_finite(score) for score in self._scorer.score_prepared(views)]
         except ScdpoError as error:
             if len(views) == 1:
                 return [str(error)]
@@ -219,7 +221,13 @@ class FolderRun:
             return first
 
     def _still_right(self, row: Row) -> bool:
-        return row.cost is not None and row.scorer == self._provenance and row.every == self.every
+        known = row.cost is not None and math.isfinite(row.cost)
+        return known and row.scorer == self._provenance and row.every == self.every
+
+
+def _finite(score: CostScore) -> CostScore | str:
+    """The score, or what is wrong with it."""
+    return score.problem or score
 
 
 def _refused(row: Row, reason: str) -> _Looked:
@@ -232,20 +240,26 @@ def _same_content(row: Row, other: Row) -> Row:
         cost=other.cost,
         band=other.band,
         categories=other.categories,
+        details=other.details,
         frame=other.frame,
         error=other.error,
     )
 
 
 def _with_scores(row: Row, found: Sequence[tuple[int, CostScore | str]]) -> Row:
-    """The row with the highest cost of its frames, or with the reason why there is none."""
+    """The row with the highest cost of its frames and their views, or with the reason why there is none."""
+    # One that could not be judged may be the harmful one.
+    for _, score in found:
+        if isinstance(score, str):
+            return replace(row, error=score)
     scored = [(number, score) for number, score in found if isinstance(score, CostScore)]
-    if not scored:
-        return replace(row, error=str(found[0][1]))
-    number, worst = max(scored, key=lambda pair: pair[1].value)
-    names = dict.fromkeys(name for _, score in scored for name in score.categories)
-    categories: dict[str, float | None] = {}
-    for name in names:
-        costs = [cost for _, score in scored if (cost := score.categories.get(name)) is not None]
-        categories[name] = max(costs) if costs else None
-    return replace(row, cost=worst.value, band=worst.band, categories=categories, frame=number)
+    number, _ = max(scored, key=lambda pair: pair[1].value)
+    whole = worst([score for _, score in scored])
+    return replace(
+        row,
+        cost=whole.value,
+        band=whole.band,
+        categories=whole.categories,
+        details=whole.details,
+        frame=number,
+    )

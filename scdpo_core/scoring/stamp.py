@@ -15,6 +15,7 @@ from .rows import Row
 
 SIDECAR = ".score.json"
 """Ending of a sidecar file, behind the picture's whole name."""
+_MOST_BYTES = 65536  # of a sidecar; ours have a few hundred
 
 
 class StampError(ScdpoError):
@@ -53,10 +54,8 @@ def stamp_file(row: Row) -> Row:
         content = path.read_bytes()
         changed = with_score(content, note(row).encode("ascii"))
         if changed != content:
-            with atomic_path(path) as temporary:
+            with atomic_path(path, like=path) as temporary:
                 temporary.write_bytes(changed)
-            path.chmod(before.st_mode & 0o7777)
-            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         after = path.stat()
         return replace(row, sha256=sha256_of(path), bytes=after.st_size, mtime_ns=after.st_mtime_ns)
     except StampError:
@@ -78,6 +77,8 @@ def stamp_sidecar(row: Row) -> Row:
     """
     place = Path(row.path + SIDECAR)
     try:
+        if place.is_symlink():
+            raise StampError(f"{row.path}: {place.name} is a link, so the score was not written.")
         if place.exists() and not _is_ours(place):
             raise StampError(f"{row.path}: {place.name} holds something else, so the score was not written.")
         write_text(place, note(row) + "\n")
@@ -96,8 +97,10 @@ def _require_unchanged(row: Row, facts: os.stat_result) -> None:
 
 
 def _is_ours(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        return False
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(held, dict) and {"cost", "scorer"} <= held.keys()

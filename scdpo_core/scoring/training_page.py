@@ -11,8 +11,8 @@ from ..cost.calibration import Figures, ReliabilityBin
 from ..cost.suspects import Suspect
 from ..cost.training import CostTrainingResult
 from ..files import write_text
+from ..text import printable
 from .page import badge, band_of, counted, path_line, render, thumbnail
-from .rows import printable
 
 _SIDE, _MARGIN = 300, 42
 

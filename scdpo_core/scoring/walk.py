@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..preferences.kinds import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, starts_as_image
+from ..preferences.listing import passed_over
 from ..types import Problem
 from .decode import suffixes
 
@@ -19,11 +21,13 @@ class Found:
         files: absolute paths, sorted within each folder; each real file once, under its first name.
         problems: places that could not be looked into.
         repeats: how many further names (symbolic links, overlapping folders) led to files already found.
+        notes: folders that a system made for itself, which were passed over.
     """
 
     files: Sequence[Path]
     problems: Sequence[Problem]
     repeats: int
+    notes: Sequence[Problem] = ()
 
 
 def find_pictures(places: Sequence[Path], skip: Sequence[Path] = ()) -> Found:
@@ -37,13 +41,14 @@ def find_pictures(places: Sequence[Path], skip: Sequence[Path] = ()) -> Found:
         skip: folders that are not looked into, such as the one that flagged pictures are moved to.
     """
     problems: list[Problem] = []
+    notes: list[Problem] = []
     entered = {os.path.realpath(folder) for folder in skip}
     files: dict[str, Path] = {}
     names = 0
     for place in places:
         path = Path(os.path.abspath(place.expanduser()))
         if path.is_dir():
-            taken = _walk(path, entered, problems)
+            taken = _walk(path, entered, problems, notes)
         elif os.path.lexists(path):
             taken = iter([path])
         else:
@@ -52,10 +57,10 @@ def find_pictures(places: Sequence[Path], skip: Sequence[Path] = ()) -> Found:
         for file in taken:
             names += 1
             files.setdefault(os.path.realpath(file), file)
-    return Found(list(files.values()), problems, names - len(files))
+    return Found(list(files.values()), problems, names - len(files), notes)
 
 
-def _walk(folder: Path, entered: set[str], problems: list[Problem]) -> Iterator[Path]:
+def _walk(folder: Path, entered: set[str], problems: list[Problem], notes: list[Problem]) -> Iterator[Path]:
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -72,14 +77,25 @@ def _walk(folder: Path, entered: set[str], problems: list[Problem]) -> Iterator[
             continue
         inside = []
         for entry in found:
+            path = Path(entry.path)
+            if (note := passed_over(path)) is not None and _is_folder(entry):
+                notes.append(note)
+                continue
             if entry.name.startswith("."):
                 continue
-            path = Path(entry.path)
             if _is_folder(entry):
                 inside.append(path)
-            elif path.suffix.lower() in suffixes():
+            elif _is_image(path):
                 yield path
         waiting += reversed(inside)
+
+
+def _is_image(path: Path) -> bool:
+    """Files of kinds that nothing here can read get a row too, which says so."""
+    ending = path.suffix.lower()
+    if not ending:
+        return starts_as_image(path)
+    return ending in suffixes() or ending in IMAGE_SUFFIXES or ending in FOREIGN_SUFFIXES
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ..config import TrainSettings, load_toml
+from ..config_terms import KEEP_PROMPTS
 from ..types import ScdpoError
 
 
@@ -27,6 +28,29 @@ def on_top_of_preset(
     told = TrainSettings() if source is None else load_toml(source)
     preset = load_toml(presets / preset_for(family or told.model.family, base or told.model.base))
     return preset if source is None else load_toml(source, preset)
+
+
+def unasked(presets: Path, source: Path | None, resume: bool, settings: TrainSettings) -> list[TrainSettings]:
+    """What nobody asked for: defaults, presets, and all of a run that is resumed, which was accepted once.
+
+    Args:
+        presets: folder of the presets; a file of settings in it is a preset too.
+        source: the file of settings that was given; None for none.
+        resume: whether a run is resumed.
+        settings: of the run.
+
+    Raises:
+        ScdpoError: see `on_top_of_preset`.
+    """
+    layers = [TrainSettings(), on_top_of_preset(presets, None, settings.model.family, settings.model.base)]
+    output = settings.output.output
+    job = None if output is None or not resume else output / "job.toml"
+    if source is not None:
+        own = load_toml(source).model
+        layers.append(on_top_of_preset(presets, None, own.family, own.base))
+        if source.resolve().parent == presets.resolve():
+            layers.append(load_toml(source))
+    return [*layers, load_toml(job)] if job is not None and job.is_file() else layers
 
 
 def preset_for(family: str, base: str) -> str:
@@ -72,8 +96,12 @@ def with_full_paths(settings: TrainSettings) -> TrainSettings:
         data=dataclasses.replace(
             data,
             pairs=full(data.pairs),
+            prompts=full(data.prompts),
             cache=full(data.cache),
             cost_model=full_name(data.cost_model, *SCORERS, "none"),
+        ),
+        terms=dataclasses.replace(
+            settings.terms, keep_prompts=full_name(settings.terms.keep_prompts, *KEEP_PROMPTS)
         ),
         output=dataclasses.replace(settings.output, output=full(settings.output.output)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from ..lora.adapter import LoraAdapter, attach, attach_file
 from ..lora.file import load_lora
 from ..lora.spelling import TEXT_ENCODERS
 from ..lora.targets import target_modules
-from ..types import LoraFile, PairBatch, ScdpoError
+from ..types import Conditioning, LoraFile, ScdpoError
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -108,8 +108,12 @@ def text_targets(tower: nn.Module, settings: LoraSettings, unread: int) -> list[
     return [name for name in names if layers.get(name, -1) < read]
 
 
-def live_words(model: LoadedModel, settings: LoraSettings) -> Callable[[PairBatch], PairBatch] | None:
-    """What encodes the prompts of a batch anew for the policy; None where no text encoder trains.
+LiveEncoder = Callable[[Sequence[str], Conditioning], Conditioning]
+"""Prompts, and what the untrained encoders said of them, to conditioning with gradients."""
+
+
+def encode_prompts_with_grad(model: LoadedModel, settings: LoraSettings) -> LiveEncoder | None:
+    """What encodes prompts anew for the policy in every step; None where no text encoder trains.
 
     The reference keeps the embeddings of the cache, which the untrained encoders made.
     """
@@ -117,16 +121,13 @@ def live_words(model: LoadedModel, settings: LoraSettings) -> Callable[[PairBatc
         return None
     towers = [tower for tower, _ in model.train_texts().values()]
 
-    def encode(batch: PairBatch) -> PairBatch:
+    def encode(prompts: Sequence[str], known: Conditioning) -> Conditioning:
         # Only for as long as it takes: samples are drawn, and held-out pairs looked at, without dropout.
         for tower in towers:
             tower.train(settings.dropout > 0 and model.denoiser.training)
-        words = model.live_prompts(list(batch.prompts), batch.conditioning)
+        encoded = model.live_prompts(list(prompts), known)
         for tower in towers:
             tower.eval()
-        words = dataclasses.replace(
-            words, sizes=batch.conditioning.sizes, guidance=batch.conditioning.guidance
-        )
-        return dataclasses.replace(batch, policy_conditioning=words)
+        return dataclasses.replace(encoded, sizes=known.sizes, guidance=known.guidance)
 
     return encode

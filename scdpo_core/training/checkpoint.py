@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import changes
-from ..files import load_tree, save_tree
+from ..tree import load_tree, save_tree
 from ..types import ScdpoError
 
 _SUFFIX = ".state.safetensors"
@@ -36,6 +36,10 @@ class Checkpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
     identity: Mapping[str, Any] = field(default_factory=dict)
     dataset_hash: str = ""
+
+
+class OtherRunError(ScdpoError):
+    """A run that is asked to go on as another than the one that it is."""
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -66,32 +70,70 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
     """The newest checkpoint that can be read, and those newer ones that cannot."""
     damaged: list[Path] = []
     for step in reversed(steps_in(folder)):
-        try:
-            tree = load_tree(path_of(folder, step))
-            if tree.pop("format") == _FORMAT:
-                return Checkpoint(**tree), damaged
-        except (ValueError, KeyError, TypeError, AttributeError):
-            pass
+        found = read(folder, step)
+        if found is not None:
+            return found, damaged
         damaged.append(path_of(folder, step))
     return None, damaged
 
 
+def read(folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of a step; None if it cannot be read."""
+    try:
+        tree = load_tree(path_of(folder, step))
+        found = Checkpoint(**tree) if tree.pop("format") == _FORMAT else None
+        return found if found is not None and _is_sound(found) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is_sound(found: Checkpoint) -> bool:
+    """Whether what was read has the shape of a checkpoint, down to the weights."""
+    texts = (found.optimizer, found.extra, found.identity)
+    averaged, patience = found.extra.get("averaged"), found.extra.get("patience") or {}
+    best = patience.get("best")
+    return (
+        type(found.step) is int
+        and isinstance(found.dataset_hash, str)
+        and all(isinstance(tree, Mapping) and all(isinstance(name, str) for name in tree) for tree in texts)
+        and _are_weights(found.adapter)
+        and (not averaged or _are_weights(averaged))
+        and (not best or (type(best["step"]) is int and _are_weights(best["adapter"])))
+    )
+
+
+def _are_weights(tree: Any) -> bool:
+    return isinstance(tree, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tree.items()
+    )
+
+
 def check_same_run(
-    checkpoint: Checkpoint, identity: Mapping[str, Any], dataset_hash: str | None = None
+    checkpoint: Checkpoint,
+    identity: Mapping[str, Any],
+    dataset_hash: str | None = None,
+    base_hash: str = "",
 ) -> None:
-    """Refuse to go on with other settings or other pairs than the checkpoint was made with.
+    """Refuse to go on with other settings, another model or other pairs than the checkpoint was made with.
 
     Raises:
-        ScdpoError: says what has changed.
+        OtherRunError: says what has changed.
     """
     changed = changes(checkpoint.identity, identity)
     if changed:
-        raise ScdpoError(
+        raise OtherRunError(
             f"This run cannot be resumed with other settings than it was begun with ({'; '.join(changed)}). "
             "Take these settings back, or give --output a new folder."
         )
+    known = checkpoint.extra.get("base")
+    if base_hash and known and known != base_hash:
+        raise OtherRunError(
+            "This run cannot be resumed: --base is another model than it was begun with. Give that one, "
+            "wherever it lies now, or give --output a new folder."
+        )
     if dataset_hash is not None and checkpoint.dataset_hash != dataset_hash:
-        raise ScdpoError(
-            "This run cannot be resumed: the preference pairs have changed since it was begun (pictures, "
-            "prompts, labels or costs). Put them back as they were, or give --output a new folder."
+        raise OtherRunError(
+            "This run cannot be resumed: the preference pairs have changed since it was begun (images, "
+            "prompts, labels or costs), or the VAE or a text encoder has. Put them back as they were, or "
+            "give --output a new folder."
         )

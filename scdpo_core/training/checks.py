@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from ..bounds import out_of_bounds
 from ..config import ModelSettings, TrainSettings
 from ..families import LoadOptions, family_of
 from ..preferences.folder import check_folder
+from ..runs.folder import kind_of
+from ..text import not_unicode
 from ..types import PreferencePair, Problem, ScdpoError
 from . import optimizers, tracking
+from .meaningless import meaningless
+from .prompt_pairs import PromptPairs, pairs_of_prompts
 from .run_folder import RunFolder
 
+MANY_EPOCHS = 100
+"""Rounds through the pairs beyond which a run is warned of."""
+
 _MIB = 2**20
+LONGEST_NAME = 243
+"""Bytes of a run's name: file systems take 255, and the LoRA's has '.safetensors' behind it."""
 # Masters and both moments of AdamW for the attention layers of SD 1.5, in MiB for each rank.
 _MIB_PER_RANK = 2.5
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,41 +39,86 @@ def check_run(
     *,
     notice: Callable[[Problem], None],
     progress: Callable[[int, int], None],
-) -> tuple[RunFolder, list[PreferencePair]]:
-    """The run folder and the pairs of a run that can begin.
+    unasked: Sequence[TrainSettings],
+) -> tuple[RunFolder, Sequence[PreferencePair], PromptPairs | None]:
+    """The run folder and the pairs of a run that can begin; and those of prompts alone, still to be drawn.
 
     Args:
         settings: of the run.
         resume: whether an interrupted run is to go on.
         notice: is told what is odd but stops nothing.
         progress: is told how many pictures of how many have been looked at.
+        unasked: settings that nobody gave, see `config_needs.without_effect`.
 
     Raises:
         ScdpoError: names everything that is wrong, one thing a line.
     """
     wrong = [
-        *invalid(settings),
+        *invalid(settings, _family(settings.model), unasked),
+        *_names(settings),
         *_output(settings, resume),
         *_model(settings, notice),
         *_cost_model(settings),
     ]
-    pairs: list[PreferencePair] = []
-    if settings.data.pairs is None:
-        wrong.append("Say which folder holds the preference pairs: --pairs FOLDER.")
-    else:
-        try:
-            pairs = check_folder(settings.data.pairs, notice=notice, progress=progress)
-        except ScdpoError as error:
-            wrong.append(str(error))
+    pairs: Sequence[PreferencePair] = []
+    drawn: PromptPairs | None = None
+    data, folder = settings.data, RunFolder(settings.output.output or Path())
+    try:
+        if data.pairs is not None and data.prompts is not None:
+            wrong.append("Give --pairs or --prompts, not both.")
+        elif data.pairs is not None:
+            # Decoding every image takes minutes, in which nobody should wait for a mistyped setting.
+            pairs = check_folder(data.pairs, notice=notice, progress=progress, decode=not wrong)
+        elif data.prompts is not None:
+            drawn = pairs_of_prompts(data.prompts, folder.drawn_pairs, notice)
+            pairs = drawn.pairs
+        else:
+            wrong.append(
+                "Say which folder holds the preference pairs: --pairs FOLDER. Without pairs, give harmful "
+                "and safe prompts: --prompts FILE.csv."
+            )
+    except ScdpoError as error:
+        wrong.append(str(error))
     if wrong or settings.output.output is None:
         raise ScdpoError("\n".join(wrong))
-    return RunFolder(settings.output.output), pairs
+    return folder, pairs, drawn
+
+
+def _names(settings: TrainSettings) -> Iterator[str]:
+    """Names that the settings file of a run cannot hold."""
+    for section in ("model", "data", "terms", "output"):
+        for key, value in vars(getattr(settings, section)).items():
+            wrong = not_unicode(str(value)) if isinstance(value, Path | str) else ""
+            if wrong:
+                yield f"--{key.replace('_', '-')} {wrong} Rename it."
+
+
+def epochs_of(settings: TrainSettings, processes: int, pairs: int) -> float:
+    """How often a run takes each of so many pairs."""
+    optim = settings.optim
+    return optim.max_train_steps * optim.batch_size * optim.accumulation * processes / max(pairs, 1)
+
+
+def many_epochs(epochs: float, pairs: int) -> Iterator[str]:
+    """A sentence for a run that takes its pairs more often than `MANY_EPOCHS`, else none."""
+    if epochs <= MANY_EPOCHS:
+        return
+    yield (
+        f"Each of the {pairs} pairs comes {epochs:.0f} times, which easily teaches them by heart. Lower "
+        "--max-train-steps, add pairs, or let held-out pairs end it in time (--validation 0.1 --patience 3)."
+    )
 
 
 def _output(settings: TrainSettings, resume: bool) -> Iterator[str]:
     path = settings.output.output
     if path is None:
         yield "Say where the results go: --output PATH/NAME."
+        return
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        yield (
+            f"--output: the name {path.name[:40]}... is too long, for the LoRA in the folder takes it. Give "
+            f"one of up to {LONGEST_NAME} letters (accents and other signs count as two to four)."
+        )
         return
     folder = RunFolder(path)
     if path.suffix == ".safetensors":
@@ -71,6 +127,8 @@ def _output(settings: TrainSettings, resume: bool) -> Iterator[str]:
         yield f"--output needs a name for the run: {path / 'my_lora'}, for example."
     elif path.exists() and not path.is_dir():
         yield f"--output {path} is a file. Give a folder."
+    elif kind_of(path) != "lora":
+        yield f"{path} holds a cost model or a comparison. Give another --output."
     elif folder.has_results() and not resume:
         yield (
             f"{path} already holds a trained LoRA or its checkpoints, and nothing is ever overwritten. "
@@ -78,6 +136,11 @@ def _output(settings: TrainSettings, resume: bool) -> Iterator[str]:
         )
     elif resume and not folder.job.is_file():
         yield f"There is no run in {path} to resume. Check --output, or leave --resume out to begin one."
+    elif resume and folder.reached > settings.optim.max_train_steps:
+        yield (
+            f"The run in {path} has {folder.reached} steps behind it, and --max-train-steps "
+            f"{settings.optim.max_train_steps} is fewer. Give more to train on, or leave it out."
+        )
     else:
         yield from _room(path, settings)
 
@@ -107,6 +170,7 @@ def load_options(settings: ModelSettings) -> LoadOptions:
         vae=settings.vae,
         text_encoders=settings.text_encoders,
         t5_tokens=settings.t5_tokens,
+        prompt_chunks=settings.prompt_chunks,
         guidance=settings.guidance_embedding,
         quantize=settings.quantize,
         vae_tiling=settings.vae_tiling,
@@ -121,21 +185,48 @@ def _model(settings: TrainSettings, notice: Callable[[Problem], None]) -> Iterat
                 yield f"--base {own.base}: {problem.path}: {problem.what}"
             else:
                 notice(problem)
-        resolve_dtype(own.precision, resolve_device(own.device))
+        device = resolve_device(own.device)
+        resolve_dtype(own.precision, device)
+        if own.compile != "off" and device.type == "cpu":
+            yield from _compiler_paths()
     except ScdpoError as error:
         yield str(error)
+
+
+def _family(settings: ModelSettings) -> str | None:
+    """The family of the base model; None where its files do not tell, which `_model` words."""
+    try:
+        return family_of(settings.family, settings.base).name
+    except ScdpoError:
+        return None
+
+
+def _compiler_paths() -> Iterator[str]:
+    """A sentence where torch's compiler for processors would fail: its linker splits paths at spaces."""
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    torch_folder = str(Path(torch.__file__).parent)
+    if " " in torch_folder:
+        yield (
+            f"--compile needs paths without spaces on a processor, and torch lies in {torch_folder}. Move "
+            "the project to such a path, or leave --compile out."
+        )
+    elif " " in cache:
+        yield (
+            f"--compile needs paths without spaces on a processor, and its files would go to {cache}. Set "
+            "TORCHINDUCTOR_CACHE_DIR to a folder without one, or leave --compile out."
+        )
 
 
 def _cost_model(settings: TrainSettings) -> Iterator[str]:
     name = settings.data.cost_model
     if name == "none":
         return
-    from ..cost.scorers import SCORERS, names_a_scorer
+    from ..cost.scorers import names_a_scorer, offered_scorers
 
     if not names_a_scorer(name):
         yield (
-            f"There is no cost model '{name}'. Give {', '.join(SCORERS)}, a file that train_cost.py wrote, "
-            "or none."
+            f"There is no cost model '{name}'. Give {', '.join(offered_scorers())}, a file that "
+            "train_cost.py wrote, or none."
         )
 
 
@@ -173,77 +264,25 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def invalid(settings: TrainSettings) -> list[str]:
-    """A sentence about each value that makes no sense; empty when all do."""
-    data, objective, optim, output = settings.data, settings.objective, settings.optim, settings.output
+def invalid(
+    settings: TrainSettings, family: str | None = None, unasked: Sequence[TrainSettings] = (TrainSettings(),)
+) -> list[str]:
+    """A sentence about each value that makes no sense; empty when all do.
+
+    Args:
+        settings: of a run.
+        family: of the base model; None where nobody has looked yet.
+        unasked: settings that nobody gave, see `config_needs.without_effect`.
+    """
+    data, objective = settings.data, settings.objective
     rules = [
-        (data.width >= 0 and data.height >= 0, "data.width and data.height must not be negative"),
         (bool(data.width) == bool(data.height), "data.width and data.height are given together, or neither"),
-        (data.safety_weight >= 0, "data.safety_weight must not be negative"),
-        (data.tie >= 0, "data.tie must not be negative"),
-        (data.soft_tau is None or data.soft_tau > 0, "data.soft_tau must be above 0"),
-        (data.benign_share is None or 0 <= data.benign_share <= 1, "data.benign_share must lie in 0..1"),
-        (objective.effective_beta > 0, "objective.beta must be above 0"),
-        (objective.winner >= 0, "objective.winner must not be negative"),
-        (objective.timestep_std > 0, "objective.timestep_std must be above 0"),
-        (settings.model.t5_tokens >= 0, "model.t5_tokens must not be negative"),
-        (settings.model.guidance_embedding >= 0, "model.guidance_embedding must not be negative"),
-        (objective.dfm_gamma >= 0, "objective.dfm_gamma must not be negative"),
-        (0 <= objective.dfm_warmup <= 1, "objective.dfm_warmup must lie in 0..1"),
-        (objective.focal_gamma >= 0, "objective.focal_gamma must not be negative"),
-        (objective.loser_mu is None or 0 <= objective.loser_mu <= 1, "objective.loser_mu must lie in 0..1"),
-        (objective.reference_draws >= 0, "objective.reference_draws must not be negative"),
-        (optim.max_train_steps >= 1, "optim.max_train_steps must be at least 1"),
-        (optim.batch_size >= 1, "optim.batch_size must be at least 1"),
-        (optim.accumulation >= 1, "optim.accumulation must be at least 1"),
-        (optim.lr > 0, "optim.lr must be above 0"),
-        (0 <= optim.warmup < 1, "optim.warmup is a share of the steps: at least 0 and below 1"),
-        (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1, "optim.beta1 and optim.beta2 must lie in 0..1"),
-        (optim.max_grad_norm >= 0, "optim.max_grad_norm must not be negative"),
-        (0 <= optim.seed < 2**31, "optim.seed must lie in 0..2147483647"),
-        (settings.lora.rank >= 1, "lora.rank must be at least 1"),
-        (0 <= settings.lora.dropout < 1, "lora.dropout must be at least 0 and below 1"),
-        (output.checkpoint_every >= 1, "output.checkpoint_every must be at least 1"),
-        (output.keep >= 1, "output.keep must be at least 1"),
-        (output.log_every >= 1, "output.log_every must be at least 1"),
-        (settings.sampling.samples >= 0, "sampling.samples must not be negative"),
-        (settings.sampling.sample_steps >= 1, "sampling.sample_steps must be at least 1"),
-        (objective.min_snr_gamma > 0, "objective.min_snr_gamma must be above 0"),
         (
-            0 <= objective.timestep_min < objective.timestep_max <= 1,
+            objective.timestep_min < objective.timestep_max,
             "objective.timestep_min and objective.timestep_max are shares of the schedule, in this order",
         ),
-        (data.bucket_step >= 8 and data.bucket_step % 8 == 0, "data.bucket_step must be a multiple of 8"),
-        (optim.text_lr is None or optim.text_lr > 0, "optim.text_lr must be above 0"),
-        (optim.schedule_power > 0, "optim.schedule_power must be above 0"),
-        (optim.schedule_cycles >= 1, "optim.schedule_cycles must be at least 1"),
-        (0 <= optim.ema < 1, "optim.ema must be at least 0 and below 1"),
     ]
-    sentences = [sentence for fine, sentence in rules if not fine]
-    sentences += [*_meaningless(settings), *optimizers.invalid(optim), *tracking.unknown(output.track)]
+    sentences = [*out_of_bounds(settings), *(sentence for fine, sentence in rules if not fine)]
+    sentences += [*meaningless(settings, family, unasked), *optimizers.invalid(settings.optim)]
+    sentences += tracking.unknown(settings.output.track)
     return [f"{sentence}." for sentence in sentences]
-
-
-def _meaningless(settings: TrainSettings) -> Iterator[str]:
-    """A sentence about each setting that would do nothing, or cannot be had, beside the others."""
-    lora, validation = settings.lora, settings.validation
-    if lora.kind in ("loha", "lokr") and lora.dropout:
-        yield f"lora.dropout: a {lora.kind} drops no inputs in training; set it to 0, or train a lora"
-    coded = settings.model.quantize
-    if coded != "off" and (lora.kind == "dora" or (coded == "nf4" and lora.kind != "lora")):
-        yield (
-            f"lora.kind '{lora.kind}' looks at the base's own matrices, which model.quantize '{coded}' has "
-            "coded: leave one of them out"
-        )
-    if settings.optim.text_lr is not None and not lora.train_text:
-        yield "optim.text_lr is of text encoders that train along: give --train-text as well, or leave it out"
-    if not 0 <= validation.validation < 1:
-        yield "validation.validation is a share of the pairs: at least 0 and below 1"
-    if validation.validation_every < 1 or validation.validation_draws < 1:
-        yield "validation.validation_every and validation.validation_draws must be at least 1"
-    if validation.patience < 0 or (validation.patience and not validation.validation):
-        yield "validation.patience looks at held-out pairs: give --validation 0.1 as well, or set it to 0"
-    try:
-        _ = lora.rank_of_block
-    except ScdpoError as error:
-        yield str(error).removesuffix(".")

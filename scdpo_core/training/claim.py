@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
 from ..config import TrainSettings, to_toml
-from ..files import write_text
-from ..runs.hold import Hold
+from ..files import write_bytes, write_text
+from ..runs.folder import launch_of, size
+from ..runs.hold import Hold, is_ours
 from ..types import ScdpoError
 from . import checkpoint
 from .events import EventLog
@@ -16,7 +21,8 @@ def enter(folder: RunFolder, hold: Hold, team: Team, *, write: bool) -> EventLog
     """Keep other processes out of a folder that is there; its log, if we may write there already.
 
     Until the checks have passed, nobody knows whether the folder is ours: a refused run must not write into
-    the log of a finished one, nor leave a folder behind.
+    the log of one that has results, nor leave a folder behind. A door's process tells the door in any case,
+    which has asked it to work there.
 
     Args:
         folder: of the run.
@@ -28,7 +34,9 @@ def enter(folder: RunFolder, hold: Hold, team: Team, *, write: bool) -> EventLog
         ScdpoError: another process is at work there. Nothing was written then.
     """
     _occupy(hold, team, write=write)
-    return EventLog(folder.events) if write and folder.path.is_dir() else None
+    launch = launch_of(folder.path)
+    free = not folder.has_results() or (launch is not None and is_ours(launch.process))
+    return EventLog(folder.events) if write and free and os.path.isdir(folder.path) else None
 
 
 def _occupy(hold: Hold, team: Team, *, write: bool) -> None:
@@ -74,3 +82,30 @@ def claim(
     folder.sweep()
     write_text(folder.job, to_toml(settings))
     return state, notes
+
+
+class Before:
+    """How the log and the settings of a run stood before a process went on with it."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Remember the folder as it is."""
+        self._events, self._length = folder.events, size(folder.events)
+        self._files = {path: _content(path) for path in (folder.job, folder.relabel)}
+
+    def restore(self) -> None:
+        """Take back what was written since, for this was not the run to go on with."""
+        with suppress(OSError):  # then the log says why
+            if size(self._events) > self._length:
+                os.truncate(self._events, self._length)
+            for path, content in self._files.items():
+                if content is None:
+                    path.unlink(missing_ok=True)
+                elif content != _content(path):
+                    write_bytes(path, content)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None

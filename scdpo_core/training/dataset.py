@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,20 @@ from ..config import TrainSettings
 from ..preferences.batches import BatchStream, Room
 from ..preferences.buckets import BucketStream, Size, Stream, sizes_of
 from ..preferences.cache import Cache, MemoryCache, PairCache, build_cache
+from ..preferences.masks import latent_mask
 from ..preferences.pictures import covering, upright_size
 from ..preferences.split import hold_out
-from ..types import CachedPair, LabelledPair, ScdpoError
+from ..types import CachedPair, Conditioning, LabelledPair, ScdpoError
+from .caption_dropout import empty_prompt
 from .provenance import categories, dataset_hash
 from .team import Team
 from .validation import HeldOut
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
+
+_SHOWN = 60
+_ENLARGED = 1.1
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Dataset:
         held: positions of those that are held out.
         sizes: [pairs, 6] see `Conditioning.sizes`; None where none are told.
         room: on the device, for those that are trained on and those that are held out.
+        empty: the empty prompt, as long as theirs; None where no prompt is dropped.
     """
 
     cached: Sequence[CachedPair]
@@ -44,6 +50,7 @@ class Dataset:
     held: Sequence[int] = field(default_factory=list)
     sizes: Tensor | None = None
     room: Room = field(default_factory=Room)
+    empty: Conditioning | None = None
 
     @property
     def hash(self) -> str:
@@ -53,7 +60,23 @@ class Dataset:
     @property
     def categories(self) -> dict[str, int]:
         """How many of the pairs that are trained on are of which kind; '' where none is said."""
-        return categories([self.labelled[place] for place in self.trained])
+        return categories(self.training_pairs)
+
+    @property
+    def training_pairs(self) -> list[LabelledPair]:
+        """The pairs that are trained on."""
+        return [self.labelled[place] for place in self.trained]
+
+    def harmful_share(self, benign_share: float | None) -> float:
+        """Part of the pairs in a batch that are harmful, 0..1, on average.
+
+        Args:
+            benign_share: that the settings ask for; None: as in the folder.
+        """
+        if benign_share is not None:
+            return 1 - benign_share
+        pairs = self.training_pairs
+        return sum(not pair.is_benign for pair in pairs) / len(pairs)
 
     @property
     def keys(self) -> list[str]:
@@ -96,6 +119,7 @@ def encode(
     folder: Path,
     team: Team,
     progress: Callable[[int, int], None],
+    notice: Callable[[str], None] = lambda sentence: None,
 ) -> Dataset:
     """Encode all pairs and decide who is held out.
 
@@ -106,6 +130,7 @@ def encode(
         folder: for the cache, where the settings name none.
         team: the processes that train together; each encodes its share, and all find it on the disk.
         progress: is told how many of how many pairs are ready.
+        notice: is told what is odd but stops nothing.
 
     Raises:
         ScdpoError: as `build_cache` and `hold_out`; a bucket's size does not fit the model; real sizes are
@@ -122,24 +147,106 @@ def encode(
     sizes = sizes_of(labelled, area, data.bucket_step) if data.buckets else [area] * len(labelled)
     for size in set(sizes):
         model.latent_shape(size)
+    enlarged = [pair.pair.id for pair, size in zip(labelled, sizes, strict=True) if is_enlarged(pair, size)]
+    if enlarged:
+        names = ", ".join(enlarged[:3]) + (", ..." if len(enlarged) > 3 else "")
+        notice(
+            f"{len(enlarged)} of {len(labelled)} pairs have an image smaller than the training size: it is "
+            f"enlarged and teaches blur ({names}). Lower --width and --height, or leave them out."
+        )
     cache: Cache = MemoryCache() if data.cache_in == "ram" else PairCache(data.cache or folder)
-    ready: dict[int, CachedPair] = {}
-    for size in dict.fromkeys(sizes):
-        own = [place for place, each in enumerate(sizes) if each == size]
-        pairs = [labelled[place] for place in own]
+    # Known references are those of whole prompts and of images as they are.
+    fresh = settings.objective.reference_draws == 0
+    mirrored = set(trained) if data.flip and fresh else set[int]()
+    total, ready, mirrors = len(labelled) + len(mirrored), dict[int, CachedPair](), dict[int, CachedPair]()
+
+    def build(places: Sequence[int], size: Size, done: int, mirror: bool) -> dict[int, CachedPair]:
+        pairs = [labelled[place] for place in places]
+        seen = {labelled[place].pair.prompt: ready[place] for place in places if place in ready}
+        texts = {prompt: (pair.embeddings, pair.pooled) for prompt, pair in seen.items()}
         if team.size > 1 and data.cache_in == "disk":
-            build_cache(pairs[team.rank :: team.size], model, size, cache, progress)
+            build_cache(pairs[team.rank :: team.size], model, size, cache, progress, mirror, texts)
             team.wait()
 
-        def told_all(count: int, _: int, done: int = len(ready)) -> None:
-            progress(done + count, len(labelled))
+        def told_all(count: int, _: int) -> None:
+            progress(done + count, total)
 
-        found = build_cache(pairs, model, size, cache, told_all)
-        ready |= dict(zip(own, found, strict=True))
+        found = build_cache(pairs, model, size, cache, told_all, mirror, texts)
+        return dict(zip(places, found, strict=True))
+
+    for size in dict.fromkeys(sizes):
+        own = [place for place, each in enumerate(sizes) if each == size]
+        ready |= _masked(build(own, size, len(ready) + len(mirrors), False), labelled, model, size)
+        also = [place for place in own if place in mirrored]
+        if also:
+            mirrors |= build(also, size, len(ready) + len(mirrors), True)
+    cached = level_prompts([ready[place] for place in range(len(labelled))], model)
+    for place, mirror in mirrors.items():
+        cached[place] = replace(cached[place], mirrored=mirror.latents)
     told = None
     if data.real_sizes:
         told = torch.tensor([real_sizes(each, size) for each, size in zip(labelled, sizes, strict=True)])
-    return Dataset([ready[place] for place in range(len(labelled))], labelled, trained, held, told)
+    drops = data.caption_dropout > 0 and settings.objective.has_pair_loss and fresh
+    empty = empty_prompt(model, cached[0].embeddings) if drops else None
+    return Dataset(cached, labelled, trained, held, told, empty=empty)
+
+
+def level_prompts(cached: Sequence[CachedPair], model: LoadedModel) -> list[CachedPair]:
+    """Bring the embeddings of all pairs to one length; see `LoadedModel.level_prompts`.
+
+    Pairs whose embeddings change get another key, for the reference answers them differently.
+    """
+    if len({len(pair.embeddings) for pair in cached}) < 2:
+        return list(cached)
+    # Pairs of one prompt share a tensor, and go on sharing it.
+    alone = {id(pair.embeddings): pair.embeddings for pair in cached}
+    leveled = dict(zip(alone, model.level_prompts(list(alone.values())), strict=True))
+    return [
+        pair
+        if (embeddings := leveled[id(pair.embeddings)]) is pair.embeddings
+        or len(embeddings) == len(pair.embeddings)
+        else replace(pair, embeddings=embeddings, key=f"{pair.key}-{len(embeddings)}")
+        for pair in cached
+    ]
+
+
+def unread_prompts(labelled: Sequence[LabelledPair], model: LoadedModel) -> list[str]:
+    """What of the prompts no text encoder reads: a sentence for each limit that is passed."""
+    passed: dict[str, list[tuple[str, str]]] = {}
+    for prompt in dict.fromkeys(each.pair.prompt for each in labelled):
+        for reader, end in model.unread(prompt).items():
+            passed.setdefault(reader, []).append((prompt, end))
+    return [
+        f"{reader} of a prompt, and {_longer(len(prompts))}: the rest is cut off. Of "
+        f"'{_shown(prompts[0][0])}' that is '{_shown(prompts[0][1])}'."
+        for reader, prompts in passed.items()
+    ]
+
+
+def _longer(count: int) -> str:
+    return "1 prompt is longer" if count == 1 else f"{count} prompts are longer"
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _masked(
+    cached: Mapping[int, CachedPair], labelled: Sequence[LabelledPair], model: LoadedModel, size: Size
+) -> dict[int, CachedPair]:
+    """The pairs with their masks, which are made anew in every run: they cost next to nothing."""
+    shape = model.latent_shape(size)
+    masks = {place: labelled[place].pair.mask for place in cached}
+    return {
+        place: pair if (mask := masks[place]) is None else replace(pair, mask=latent_mask(mask, size, shape))
+        for place, pair in cached.items()
+    }
+
+
+def is_enlarged(labelled: LabelledPair, size: Size) -> bool:
+    """Whether an image of a pair has to grow by more than a tenth to cover a training size."""
+    sides = (upright_size(path) for path in (labelled.pair.chosen, labelled.pair.rejected))
+    return any(max(size[0] / width, size[1] / height) > _ENLARGED for width, height in sides)
 
 
 def real_sizes(labelled: LabelledPair, size: Size) -> list[float]:

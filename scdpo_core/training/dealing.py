@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import TrainSettings
+from ..types import Conditioning
+from .caption_dropout import CaptionDropout
 from .events import Event
 from .feed import Feed, FreshDraws, timestep_law, weighting_of
 from .fixed_draws import FixedDraws
 from .portions import Portions
 from .reference_cache import Dice, ReferenceCache, measured_by
+from .rows import TermSource
 from .team import Team
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ def deal(
     team: Team,
     progress: Callable[[int, int], None],
     emit: Callable[[Event], None] = lambda event: None,
+    terms: TermSource | None = None,
+    empty: Conditioning | None = None,
 ) -> Feed:
     """The feed that the settings ask for, ready for its first portion.
 
@@ -47,6 +52,8 @@ def deal(
         team: the processes that train together.
         progress: is told how many of how many pairs the reference has been measured on.
         emit: is told when memory runs out meanwhile.
+        terms: makes the rows of the single-image terms; None where there are none.
+        empty: the empty prompt, as long as those of the pairs; None where no prompt is dropped.
 
     Raises:
         ScdpoError: see `FixedDraws.prepare`.
@@ -54,10 +61,12 @@ def deal(
     objective, optim = settings.objective, settings.optim
     law, weighting = timestep_law(settings), weighting_of(objective)
     if objective.reference_draws == 0:
-        return FreshDraws(stream, model, law, optim.seed, team)
+        share = settings.data.caption_dropout
+        dropout = None if empty is None else CaptionDropout(share, empty, optim.seed, team)
+        return FreshDraws(stream, model, law, optim.seed, team, terms, dropout)
     dice = Dice(optim.seed, law, model.timesteps)
     batches = optim.max_train_steps * optim.accumulation
-    feed = FixedDraws(stream, keys, dice, objective.reference_draws, batches, model.device, team)
+    feed = FixedDraws(stream, keys, dice, objective.reference_draws, batches, model.device, team, terms)
     own = settings.model
     others = (own.compile, own.channels_last, "real sizes" if settings.data.real_sizes else "")
 

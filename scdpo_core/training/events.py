@@ -1,6 +1,6 @@
 """What a training run tells the world while it goes on: typed events, and their log, one JSON object a line.
 
-Hosts read these logs, so that nothing but the standard library is imported here.
+Hosts read these logs, so that nothing but the standard library and the schema is imported here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-Phase = Literal["check", "score", "load", "cache", "reference", "sample", "train"]
+from ..schema import SchemaError, from_json
+
+Phase = Literal["check", "score", "load", "cache", "base_images", "reference", "sample", "train"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Started:
         pairs: preference pairs in the folder.
         device: where it computes.
         config_hash: of the settings that decide what is learnt.
+        epochs: how often each pair comes, if all of them are trained on; 0 where there are none.
     """
 
     kind: ClassVar[str] = "started"
@@ -39,6 +42,7 @@ class Started:
     pairs: int
     device: str
     config_hash: str
+    epochs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Progress:
         step: how much of it is done.
         total: how much there is.
         metrics: figures, averaged since the last report: loss, preference_loss, u, implicit_accuracy,
-            winner_gap, loser_gap, margin, dfm_spread, chosen_cost, rejected_cost, grad_norm, lr;
+            winner_gap, loser_gap, margin, dfm_spread, chosen_cost, rejected_cost, grad_norm, lr, and the mean
+            of each single-image term under its name (redirect, keep, keep_empty, keep_text, ...);
             None where a figure is not known or not finite.
         steps_per_second: speed since this process began to train; None before it does.
         seconds_left: an estimate.
@@ -176,6 +181,17 @@ KINDS: Mapping[str, type[Event]] = {
 }
 
 
+_LATEST = 1e11  # the year 5138: what a line adds to its time stays a number
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What every line has."""
+
+    time: float
+    event: str
+
+
 @dataclass(frozen=True)
 class Record:
     """An event and when it happened, in seconds since 1970."""
@@ -203,7 +219,9 @@ class EventLog:
         with self.path.open("ab+") as stream:
             # A process that was killed in the middle of a line must not spoil the next one as well.
             torn = stream.tell() > 0 and stream.seek(-1, 2) >= 0 and stream.read(1) != b"\n"
-            stream.write((b"\n" if torn else b"") + line.encode("utf-8") + b"\n")
+            # Bytes of a file's name that are no UTF-8 are escaped, as JSON can.
+            text = line.encode("utf-8", "backslashreplace")
+            stream.write((b"\n" if torn else b"") + text + b"\n")
 
 
 def _json_safe(value: Any) -> Any:
@@ -227,13 +245,14 @@ def read_events(path: Path) -> Iterator[Record]:
 
 
 def parse(line: str) -> Record | None:
-    """A line of a log; None if it is half-written or of a newer version."""
+    """A line of a log; None if it is half-written, damaged or of a newer version."""
     try:
         values = json.loads(line)
-        kind = KINDS[values["event"]]
-        known = {key.name for key in dataclasses.fields(kind)}
-        return Record(float(values["time"]), kind(**{key: values[key] for key in values if key in known}))
-    except (ValueError, KeyError, TypeError):
+        head = from_json(values, _Head)
+        if head.event not in KINDS or not 0 <= head.time < _LATEST:
+            return None
+        return Record(head.time, from_json(values, KINDS[head.event]))
+    except (SchemaError, ValueError, RecursionError):
         return None
 
 

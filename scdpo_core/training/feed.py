@@ -12,7 +12,9 @@ from ..config import ObjectiveSettings, TrainSettings
 from ..families.parameterisation import MinSnr, Weighting
 from ..families.timesteps import TimestepLaw
 from ..types import PairBatch
+from .caption_dropout import CaptionDropout
 from .reference import Draw, draw
+from .rows import TermRows, TermSource
 from .team import Alone, Team
 
 if TYPE_CHECKING:
@@ -35,11 +37,13 @@ class Portion:
         batch: B pairs.
         chance: their timesteps and noise.
         reference: [B, 2] errors of the network without the LoRA; None where nobody knows them yet.
+        rows: of the single-image terms.
     """
 
     batch: PairBatch
     chance: Draw
     reference: Tensor | None = None
+    rows: tuple[TermRows, ...] = ()
 
 
 def timestep_law(settings: TrainSettings) -> TimestepLaw:
@@ -65,11 +69,22 @@ class FreshDraws:
     """New timesteps and noise for every batch."""
 
     def __init__(
-        self, batches: Batches, model: LoadedModel, law: TimestepLaw, seed: int, team: Team | None = None
+        self,
+        batches: Batches,
+        model: LoadedModel,
+        law: TimestepLaw,
+        seed: int,
+        team: Team | None = None,
+        terms: TermSource | None = None,
+        dropout: CaptionDropout | None = None,
     ) -> None:
-        """Deal from `batches`; with several processes, these are the process's own share of each batch."""
+        """Deal from `batches`; with several processes, these are the process's own share of each batch.
+
+        `dropout` takes prompts from pairs; the rows of `terms` keep them, for the empty prompt must never be
+        redirected.
+        """
         self._batches, self._model, self._law, self._seed = batches, model, law, seed
-        self._team = team or Alone()
+        self._team, self._terms, self._dropout = team or Alone(), terms, dropout
 
     def __call__(self, index: int) -> Portion:
         """See `Feed`."""
@@ -82,7 +97,8 @@ class FreshDraws:
             index, self._seed, own * team.size, shape, model.timesteps, self._law, model.device,
             slice(own * team.rank, own * (team.rank + 1)),
         )  # fmt: skip
-        return Portion(batch, chance)
+        rows = () if self._terms is None else self._terms(index, batch, chance)
+        return Portion(batch if self._dropout is None else self._dropout(index, batch), chance, rows=rows)
 
 
 class Ahead:

@@ -19,6 +19,7 @@ from .feed import Portion
 from .portions import Portions
 from .reference import autocast_for, mean_squares, reference_residuals
 from .reference_cache import Dice, ReferenceCache, extended
+from .rows import TermSource
 from .team import Alone, Team, share_of
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class FixedDraws:
         batches: int,
         device: torch.device,
         team: Team | None = None,
+        terms: TermSource | None = None,
     ) -> None:
         """Plan the whole run; `prepare` then makes it ready.
 
@@ -70,7 +72,9 @@ class FixedDraws:
             batches: in the whole run, accumulated ones counted one by one.
             device: where portions are wanted.
             team: of the processes that train together.
+            terms: makes the rows of the single-image terms, whose reference is asked in every step.
         """
+        self._terms = terms
         self._stream, self._keys, self._dice, self._device = stream, list(keys), dice, device
         self._team = team or Alone()
         times = turns(stream.dealt, batches, len(keys))
@@ -161,4 +165,5 @@ class FixedDraws:
         which = [(self._keys[pair], number) for pair, number in zip(pairs, numbers, strict=True)]
         chance = self._dice.draws(which, tuple(batch.latents.shape[2:]), self._device)
         places = sent(torch.tensor([pairs, numbers]), self._device)
-        return Portion(batch, chance, self._errors[places[0], places[1]])
+        rows = () if self._terms is None else self._terms(index, batch, chance)
+        return Portion(batch, chance, self._errors[places[0], places[1]], rows)

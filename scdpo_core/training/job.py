@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..config import TrainSettings, config_hash
 from ..families.base import LoadedModel
-from ..families.source import lora_family
-from ..files import write_json
-from ..lora.file import save_lora
+from ..families.fingerprint import sampled_fingerprint
 from ..preferences.relabel import unscored
 from ..runs.hold import Hold
 from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
-from .checks import check_run, resolve_device
-from .claim import claim, enter
-from .dataset import Dataset, encode
+from .base_images import draw_pairs
+from .checks import check_run, epochs_of, many_epochs, resolve_device
+from .claim import Before, claim, enter
+from .dataset import Dataset, encode, unread_prompts
 from .dealing import deal
 from .estimate import estimate
 from .events import Done, Event, EventLog, Failed, Phase, Progress, Saved, Started, Warned, read_events
@@ -32,32 +28,18 @@ from .labelling import from_rows, label_pairs, sample_scorer, to_rows
 from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
 from .plots import draw_curves
+from .prompt_pairs import PromptPairs
 from .provenance import facts, sample_costs
 from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
-from .stopping import Stop, StopAskedError
+from .saving import JobResult, LoraWriter, choose_result, lora_writer
+from .stopping import Stop, StopAskedError, listener
 from .team import Team, assemble, dismiss
+from .term_data import RunTerms, drawing_of, prepare_terms
 from .tracking import Tracking, start_tracking
 
 if TYPE_CHECKING:
     from ..lora.adapter import LoraAdapter
-
-_SAVE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """What a job leaves.
-
-    Attributes:
-        outcome: how training ended.
-        lora: the finished file; None when it was stopped before the first step.
-        folder: the run folder.
-    """
-
-    outcome: Outcome
-    lora: LoraFile | None
-    folder: Path
 
 
 def run_job(
@@ -66,6 +48,7 @@ def run_job(
     resume: bool = False,
     listen: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    unasked: Sequence[TrainSettings] | None = None,
 ) -> JobResult:
     """Check, score, relabel, encode, train and save; alone or with the processes that accelerate launched.
 
@@ -79,13 +62,15 @@ def run_job(
             only the first one's is.
         should_stop: asked often. When it says yes, or a file named 'stop' appears in the run folder,
             the job saves what it has and ends without error.
+        unasked: settings that nobody gave, see `config_needs.without_effect`; None where nobody knows what
+            was given, and nothing is refused for having no effect.
 
     Raises:
         ScdpoError: something the artist can do something about; the message says what.
     """
     team = assemble(settings.model.device)
     with Hold(settings.output.output or Path()) as hold:
-        job = _Job(settings, resume, listen, should_stop, team, hold)
+        job = _Job(settings, resume, listen, should_stop, unasked, team, hold)
         with job.failures():
             result = job.run()
     dismiss(team)
@@ -101,13 +86,17 @@ class _Job:
         resume: bool,
         listen: Callable[[Event], None],
         should_stop: Callable[[], bool],
+        unasked: Sequence[TrainSettings] | None,
         team: Team,
         hold: Hold,
     ) -> None:
         self.settings, self.resume, self.team, self._hold = settings, resume, team, hold
+        self._unasked = [settings] if unasked is None else unasked
         self._listen, self._began = listen, time.monotonic()
         self._log: EventLog | None = None
         self._tracking: Tracking | None = None
+        self._before: Before | None = None
+        self._writer: LoraWriter
         self._facts: dict[str, object] = {}
         self._network = ""
         out = settings.output.output
@@ -126,14 +115,18 @@ class _Job:
             self._tracking(event)
         self._listen(event)
 
+    def _warn(self, sentence: str) -> None:
+        self.emit(Warned(sentence))
+
     def run(self) -> JobResult:
         settings = self.settings
         try:
-            folder, pairs = check_run(
+            folder, pairs, drawn = check_run(
                 settings,
                 self.resume,
                 notice=lambda problem: self.emit(Warned(f"{problem.path}: {problem.what}")),
                 progress=self._progress("check"),
+                unasked=self._unasked,
             )
         except StopAskedError:
             return self._end(Outcome("stopped", self.folder.reached), None)
@@ -142,60 +135,65 @@ class _Job:
         if self.team.rank == 0:
             self._tracking = start_tracking(settings.output.track, folder.path, self.emit)
         try:
+            # Pairs of prompts alone have no images to score until the base model has drawn them.
+            model = None if drawn is None else self._draw_pairs(drawn)
             labelled = self._label(pairs)
-            model = self._load()
-            data = self._encode(labelled, model)
+            model = model or self._load()
+            for sentence in unread_prompts(labelled, model):
+                self._warn(sentence)
+            cache, progress = settings.data.cache or self.folder.cache, self._progress("cache")
+            data = encode(labelled, model, settings, cache, self.team, progress, self._warn)
+            terms = prepare_terms(settings, data, model, cache, self._progress("base_images"), self._warn)
             adapter = self._attach(model)
             sampler = self._sampler(model, pairs)
             if state is None:
                 sampler.draw(0, self._progress("sample"))
             model.release_encoders()
-            trainer = self._trainer(model, adapter, data, sampler, state)
+            trainer = self._trainer(model, adapter, data, sampler, state, terms)
         except StopAskedError:
             return self._end(Outcome("stopped", 0 if state is None else state.step), None)
         outcome = trainer.run()
         if outcome.step == 0:
             return self._end(outcome, None)
-        with trainer.averaged():
-            lora = self._finish(model, adapter, sampler, outcome.step, len(data.trained))
+        best = choose_result(trainer, self.settings.validation.result, outcome.step, self._writer, self.emit)
+        with nullcontext() if best else trainer.averaged():
+            if best is not None:
+                adapter.load_state(best.adapter)
+            shown = sampler if outcome.reason != "stopped" else None
+            lora = self._finish(adapter, shown, best.step if best else outcome.step)
         return self._end(outcome, lora)
 
-    def _finish(
-        self, model: LoadedModel, adapter: LoraAdapter, sampler: Sampler, step: int, pairs: int
-    ) -> LoraFile | None:
-        """Draw the last samples and the curves, and write the LoRA; all but the first process only draw."""
-        folder, settings = self.folder, self.settings
-        pictures = sampler.draw(step)
+    def _finish(self, adapter: LoraAdapter, sampler: Sampler | None, step: int) -> LoraFile | None:
+        """Draw the last samples and the curves, and write the LoRA; all but the first process only draw.
+
+        Without `sampler` nothing is drawn: whoever asked to stop waits for us, and samples may take minutes.
+        """
+        folder, drawn = self.folder, preview([])
+        with suppress(StopAskedError):
+            if sampler is not None:
+                drawn = preview(sampler.draw(step, self._progress("sample")))
         if self.team.rank:
             return None
         records = list(read_events(folder.events))
         if draw_curves(records, folder.curves):
             self.emit(Saved(step, folder.curves.name, "curves"))
-        lora = save_lora(
-            folder.lora,
-            adapter.state(),
-            family=lora_family(settings.model.base, model.family),
-            rank=adapter.rank,
-            alpha=settings.lora.effective_alpha,
-            facts=self._facts | sample_costs(records, step) | {"train_steps": step, "train_pairs": pairs},
-            dtype=_SAVE_DTYPES[settings.lora.save_dtype],
-            description=f"Safety LoRA for {model.name}, trained on {pairs} preference pairs.",
-            preview=preview(pictures),
-        )
+        costs = sample_costs(records, step)
+        lora = self._writer.write(folder.lora, adapter.state(), step, costs, drawn)
         self.emit(Saved(step, folder.lora.name, "lora"))
         return lora
 
     def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
         """Make the folder ours; the checkpoint to go on from, if there is one."""
+        self._before = Before(folder) if self.resume and self.team.rank == 0 else None
         state, notes = claim(folder, self.settings, self.resume, self._hold, self.team)
         self._stop.forget_old()
         self._log = EventLog(folder.events)
-        for note in notes:
-            self.emit(Warned(note))
         steps, first = self.settings.optim.max_train_steps, 0 if state is None else state.step
         device = str(self.device) if self.team.size == 1 else f"{self.team.size} x {self.device.type}"
-        started = Started(folder.name, os.getpid(), first, steps, pairs, device, config_hash(self.settings))
-        self.emit(started)
+        epochs, digest = epochs_of(self.settings, self.team.size, pairs), config_hash(self.settings)
+        self.emit(Started(folder.name, os.getpid(), first, steps, pairs, device, digest, round(epochs, 1)))
+        for note in [*notes, *many_epochs(epochs, pairs)]:
+            self._warn(note)
         return state
 
     def _label(self, pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
@@ -206,28 +204,28 @@ class _Job:
         return from_rows(told, pairs)
 
     def _score(self, pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
-        labelling = label_pairs(pairs, self.settings.data, str(self.device), self._progress("score"))
+        data, progress = self.settings.data, self._progress("score")
+        labelling = label_pairs(pairs, data, str(self.device), progress, self.folder.costs)
         self._facts |= {"cost_model": labelling.scorer, "cost_model_hash": labelling.scorer_hash}
-        write_json(self.folder.relabel, {"scorer": labelling.scorer, **asdict(labelling.report)})
+        labelling.write(self.folder.relabel)
         self.emit(Saved(0, self.folder.relabel.name, "report"))
-        if not labelling.pairs:
-            raise ScdpoError(
-                "The cost model left no pair to train on: all of them are near ties, or both pictures are "
-                f"harmful. {self.folder.relabel} says why for each. Lower --tie, use --both-unsafe order, or "
-                "train without a cost model (--cost-model none)."
-            )
+        if labelling.changed:
+            self._warn(f"{labelling.summary} {self.folder.relabel.name} says which and why.")
         return labelling.pairs
 
     def _load(self) -> LoadedModel:
         self._progress("load")(0, 1)
         model = load_base(self.settings, self.device, self.team)
+        self._facts["base_hash"] = sampled_fingerprint(model.denoiser)
         if self.settings.objective.reference_draws:
             self._network = model.denoiser_id()
         self._progress("load")(1, 1)
         return model
 
-    def _encode(self, labelled: Sequence[LabelledPair], model: LoadedModel) -> Dataset:
-        return encode(labelled, model, self.settings, self.folder.cache, self.team, self._progress("cache"))
+    def _draw_pairs(self, drawn: PromptPairs) -> LoadedModel:
+        model, progress, how = self._load(), self._progress("base_images"), drawing_of(self.settings)
+        draw_pairs(model, drawn.pairs, drawn.seeds, how, drawn.folder, model.denoiser_id(), progress)
+        return model
 
     def _attach(self, model: LoadedModel) -> LoraAdapter:
         # Here, since peft takes seconds to import and a typing error should not wait for it.
@@ -238,18 +236,12 @@ class _Job:
         return adapter
 
     def _sampler(self, model: LoadedModel, pairs: Sequence[PreferencePair]) -> Sampler:
-        own = self.settings.sampling
+        team, own, folder = self.team, self.settings.sampling, self.folder.path
         prompts = list(own.sample_prompts) or choose_prompts(pairs, own.samples)
-        draws = own.samples and (self.team.rank == 0 or self.team.lockstep)
-        return Sampler(
-            model,
-            prompts if draws else [],
-            own,
-            self.settings.data.size,
-            self.folder.path if self.team.rank == 0 else None,
-            self.emit,
-            sample_scorer(self.settings.data) if draws and self.team.rank == 0 else None,
-        )
+        draws, writes = own.samples > 0 and (team.rank == 0 or team.lockstep), team.rank == 0
+        scorer = sample_scorer(self.settings.data) if draws and writes else None
+        shown, place = prompts if draws else [], folder if writes else None
+        return Sampler(model, shown, own, self.settings.data.size, place, self.emit, scorer)
 
     def _trainer(
         self,
@@ -258,14 +250,18 @@ class _Job:
         data: Dataset,
         sampler: Sampler,
         state: checkpoint.Checkpoint | None,
+        terms: RunTerms,
     ) -> Trainer:
         """The loop, where it is to go on."""
-        from .attaching import live_words
+        from .attaching import encode_prompts_with_grad
 
         settings, team = self.settings, self.team
         team.agree(data.hash, "What the preference folder holds")
         told: dict[str, object] = {"dataset_hash": data.hash, "categories": data.categories}
+        if terms.weights:
+            told["term_weights"] = dict(terms.weights)
         self._facts |= facts(settings, model) | told
+        self._writer = lora_writer(settings, model, adapter, self._facts, len(data.trained), team.rank == 0)
 
         def sample(step: int) -> None:
             with suppress(StopAskedError):  # the loop hears it too, after its next step
@@ -284,6 +280,8 @@ class _Job:
             team=team,
             progress=self._progress("reference"),
             emit=self.emit,
+            terms=terms.source(settings, model, team),
+            empty=data.empty,
         )
         trainer = Trainer(
             model,
@@ -294,39 +292,33 @@ class _Job:
             emit=self.emit,
             should_stop=self._stop.asked,
             on_sample=sample,
-            words=live_words(model, settings.lora),
+            encode_live=encode_prompts_with_grad(model, settings.lora),
+            term_weights=terms.weights,
+            on_save=lambda step: self._writer.keep(adapter.state(), step, self.emit),
             held_out=data.held_out(settings, model.device),
             dataset_hash=data.hash,
+            base_hash=str(self._facts["base_hash"]),
             team=team,
         )
+        self._writer.check(adapter.state())
         if state is not None:
             trainer.resume(state)
+        self._writer.remember()
         for event in estimate(settings, model, adapter, stream.batch(0), trainer, team):
             self.emit(event)
         return trainer
 
     def _end(self, outcome: Outcome, lora: LoraFile | None) -> JobResult:
-        if self.team.rank:
-            return JobResult(outcome, lora, self.folder.path)
-        self._stop.heard()
-        path = "" if lora is None else lora.path.name
-        self.emit(Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3)))
+        if self.team.rank == 0:
+            self._stop.heard()
+            path = "" if lora is None else lora.path.name
+            self.emit(Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3)))
         return JobResult(outcome, lora, self.folder.path)
 
     def _progress(self, phase: Phase) -> Callable[[int, int], None]:
-        """A listener that reports at most every half second, and leaves when somebody asks to stop."""
-        last = 0.0
-
-        def report(done: int, total: int) -> None:
-            nonlocal last
-            # A process must not leave its team alone: together they stop at the first step.
-            if self.team.size == 1 and self._stop.asked():
-                raise StopAskedError
-            if done == total or time.monotonic() - last > 0.5:
-                last = time.monotonic()
-                self.emit(Progress(phase, done, total))
-
-        return report
+        # A process must not leave its team alone: together they stop at the first step.
+        leave = self._stop.asked if self.team.size == 1 else bool
+        return listener(lambda done, total: self.emit(Progress(phase, done, total)), leave)
 
     @contextmanager
     def failures(self) -> Iterator[None]:
@@ -335,6 +327,9 @@ class _Job:
             yield
         except BaseException as error:
             sentence = explain(error)
+            if isinstance(error, checkpoint.OtherRunError) and self._before is not None:
+                self._before.restore()
+                self._log = None
             self._last_words(sentence or f"Unexpected error: {type(error).__name__}: {error}")
             if sentence is None or isinstance(error, ScdpoError):
                 raise

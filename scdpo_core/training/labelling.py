@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from ..config import DataSettings
 from ..cost.protocol import Scorer
 from ..cost.scorers import load_scorer
+from ..files import write_json
 from ..preferences.pictures import open_picture
 from ..preferences.relabel import relabel
-from ..types import LabelledPair, PreferencePair, RelabelReport, ScoredPair
+from ..types import CostScore, LabelledPair, PreferencePair, RelabelReport, ScdpoError, ScoredPair
+from .known_costs import KnownCosts
 
-_AT_ONCE = 16
+_AT_ONCE, _BYTES_AT_ONCE = 32, 2**28  # images scored together, and how much memory they may take
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,45 @@ class Labelling:
     scorer: str
     scorer_hash: str
 
+    @property
+    def changed(self) -> bool:
+        """Whether any pair was swapped or left out."""
+        return bool(self.report.swapped or self.report.dropped)
+
+    @property
+    def summary(self) -> str:
+        """How many pairs were kept, swapped and left out, in a sentence."""
+        own = self.report
+        total = len(own.kept) + len(own.swapped) + len(own.dropped)
+        # What comes before the colon is the kind of reason.
+        kinds = Counter(reason.partition(":")[0] for _, reason in own.dropped)
+        why = ", ".join(f"{count} {reason}" for reason, count in kinds.most_common())
+        return (
+            f"Of {total} pairs the cost model keeps {len(own.kept)}, swaps {len(own.swapped)} and leaves out "
+            f"{len(own.dropped)}{f' ({why})' if why else ''}."
+        )
+
+    def write(self, path: Path) -> None:
+        """Write what became of every pair.
+
+        Raises:
+            ScdpoError: no pair is left to train on; the file is written all the same.
+        """
+        write_json(path, {"scorer": self.scorer, **asdict(self.report)})
+        if not self.pairs:
+            raise ScdpoError(
+                "The cost model left no pair to train on: all of them are near ties, or both images are "
+                f"harmful. {path} says why for each. Lower --tie, use --both-unsafe order, or train without "
+                "a cost model (--cost-model none)."
+            )
+
 
 def label_pairs(
-    pairs: Sequence[PreferencePair], settings: DataSettings, device: str, progress: Callable[[int, int], None]
+    pairs: Sequence[PreferencePair],
+    settings: DataSettings,
+    device: str,
+    progress: Callable[[int, int], None],
+    known: Path | None = None,
 ) -> Labelling:
     """Score both pictures of every pair and relabel.
 
@@ -43,20 +85,18 @@ def label_pairs(
         settings: which cost model, and how costs count.
         device: where the cost model runs.
         progress: is told how many pairs of how many are scored.
+        known: file that keeps the costs for a resumed run; None for none.
 
     Raises:
         ScdpoError: the cost model cannot be loaded, or a picture cannot be opened.
     """
     scorer = load_scorer(settings.cost_model, device)
-    scored: list[ScoredPair] = []
-    for first in range(0, len(pairs), _AT_ONCE):
-        some = pairs[first : first + _AT_ONCE]
-        costs = scorer.score([open_picture(path) for pair in some for path in (pair.chosen, pair.rejected)])
-        scored += [
-            ScoredPair(pair, chosen, rejected)
-            for pair, chosen, rejected in zip(some, costs[::2], costs[1::2], strict=True)
-        ]
-        progress(len(scored), len(pairs))
+    costs = KnownCosts(known, scorer)
+    try:
+        scores = _scored(pairs, scorer, costs, progress)
+    finally:
+        costs.write()  # of an interrupted run, too
+    scored = [ScoredPair(pair, scores[pair.chosen], scores[pair.rejected]) for pair in pairs]
     labelled, report = relabel(
         scored,
         safety_weight=settings.safety_weight,
@@ -65,6 +105,36 @@ def label_pairs(
         soft_tau=settings.soft_tau,
     )
     return Labelling(labelled, report, scorer.id, scorer.hash)
+
+
+def _scored(
+    pairs: Sequence[PreferencePair], scorer: Scorer, costs: KnownCosts, progress: Callable[[int, int], None]
+) -> dict[Path, CostScore]:
+    """The cost of every image, of which only as many are open at once as memory allows."""
+    scores: dict[Path, CostScore] = {}
+    waiting: list[tuple[Path, Image.Image]] = []
+
+    def flush() -> None:
+        for (path, _), score in zip(waiting, scorer.score([image for _, image in waiting]), strict=True):
+            scores[path] = score
+            costs.put(path, score)
+        waiting.clear()
+
+    for done, pair in enumerate(pairs):
+        for path in (pair.chosen, pair.rejected):
+            found = costs.get(path)
+            if found is not None:
+                scores[path] = found
+                continue
+            waiting.append((path, open_picture(path)))
+            used = sum(3 * image.width * image.height for _, image in waiting)
+            if len(waiting) >= _AT_ONCE or used >= _BYTES_AT_ONCE:
+                flush()
+                progress(done, len(pairs))
+    if waiting:
+        flush()
+    progress(len(pairs), len(pairs))
+    return scores
 
 
 def sample_scorer(settings: DataSettings) -> Scorer | None:

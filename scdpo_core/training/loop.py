@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ..config import TrainSettings
+from ..config_terms import TermName
 from ..types import PairBatch, ScdpoError
 from . import checkpoint as checkpoints
 from .ema import Ema
 from .events import Event, Progress, Saved, Warned
 from .feed import Ahead, Feed
 from .loss import PairLoss
-from .measure import Measure
-from .meter import Meter
+from .measure import Measure, PairMeasures
+from .meter import GapWatch, Meter
 from .optimizers import build_optimizer, set_rate
 from .portions import Portions
 from .schedules import learning_rate
@@ -31,11 +32,9 @@ from .validation import Validation
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
     from ..lora.adapter import LoraAdapter
+    from .attaching import LiveEncoder
 
 Reason = Literal["finished", "stopped"]
-
-# A share of the base's error by which the chosen pictures may get worse before the artist is told.
-_WORSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,10 @@ class Trainer:
 
     Every step is decided by the settings and its number alone: which pairs, which timesteps, which
     noise. On a CPU a resumed run therefore ends with the same bytes as one that was never interrupted.
+
+    Attributes:
+        step: how many steps are behind it.
+        validation: what the held-out pairs say.
     """
 
     def __init__(
@@ -64,9 +67,12 @@ class Trainer:
         emit: Callable[[Event], None],
         should_stop: Callable[[], bool] = lambda: False,
         on_sample: Callable[[int], None] | None = None,
-        words: Callable[[PairBatch], PairBatch] | None = None,
+        encode_live: LiveEncoder | None = None,
+        term_weights: Mapping[TermName, float] | None = None,
+        on_save: Callable[[int], None] | None = None,
         held_out: Iterable[PairBatch] = (),
         dataset_hash: str = "",
+        base_hash: str = "",
         team: Team | None = None,
     ) -> None:
         """Get ready at step 0.
@@ -80,14 +86,20 @@ class Trainer:
             emit: is told what happens.
             should_stop: asked once a step; when it says yes, the loop saves and ends.
             on_sample: called with the step whenever samples are due in the middle of training.
-            words: gives batches the words of text encoders that train along, see `attaching.live_words`.
+            encode_live: encodes the policy's prompts where text encoders train along, see
+                `attaching.encode_prompts_with_grad`.
+            term_weights: of the single-image terms whose rows `feed` yields.
+            on_save: called with the step whenever the LoRA is to be kept in the middle of training.
             held_out: pairs to try the LoRA on every `validation_every` steps and at the end.
             dataset_hash: goes into checkpoints, so that a resumed run notices other pairs.
+            base_hash: likewise, so that it notices another base model.
             team: the processes that train together; None: this one alone.
         """
         self._model, self._adapter, self._team = model, adapter, team or Alone()
-        self._settings, self._folder, self._dataset_hash = settings, folder, dataset_hash
-        self._emit, self._should_stop, self._on_sample = emit, should_stop, on_sample
+        self._settings, self._folder = settings, folder
+        self._dataset_hash, self._base_hash = dataset_hash, base_hash
+        self._emit, self._should_stop = emit, should_stop
+        self._on_sample, self._on_save = on_sample, on_save
         optim = settings.optim
         self._parameters = list(adapter.parameters())
         on_gpu = model.device.type == "cuda"
@@ -104,11 +116,14 @@ class Trainer:
         )
         # On a CPU there is nobody who would have time for it.
         self._ahead = Ahead(feed, optim.max_train_steps * optim.accumulation) if on_gpu else None
-        self._measure = Measure(model, adapter, self._ahead or feed, settings.objective, self._team, words)
-        self._validation = Validation(model, adapter, held_out, settings, emit, self._team, words)
+        self._term_weights = term_weights or {}
+        self._measure = Measure(
+            model, adapter, self._ahead or feed, settings.objective, self._team, encode_live, settings.terms
+        )
+        self.validation = Validation(model, adapter, held_out, settings, emit, self._team, encode_live)
         self._portions = Portions(settings, model.device, emit, self._team)
         self._meter = Meter(model.device)
-        self._rising = 0
+        self._gap_watch = GapWatch()
         self.step = 0
 
     def resume(self, state: checkpoints.Checkpoint) -> None:
@@ -117,12 +132,13 @@ class Trainer:
         Raises:
             ScdpoError: it was made with other settings or pairs, or does not fit this model.
         """
-        checkpoints.check_same_run(state, identity_of(self._settings, self._team), self._dataset_hash)
+        identity = identity_of(self._settings, self._team)
+        checkpoints.check_same_run(state, identity, self._dataset_hash, self._base_hash)
         try:
             self._adapter.load_state(dict(state.adapter))
             self._optimizer.load_state_dict(dict(state.optimizer))
             self._loss.load_state(dict(state.extra["loss"]))
-            self._validation.patience.load_state(state.extra["patience"])
+            self.validation.load_state(state.extra["patience"])
             self._portions.size = int(state.extra["portion"])
             if self._ema is not None:
                 self._ema.load_state(state.extra["ema"])
@@ -157,18 +173,21 @@ class Trainer:
         self._model.denoiser.train()
         began, first = time.monotonic(), self.step
         stopped = self._team.anyone(self._should_stop())
-        patience = self._validation.patience
+        patience = self.validation.patience
         while self.step < total and not stopped and not patience.is_over:
             self.advance()
             stopped = self._team.anyone(self._should_stop())
             if self.step == total or self.step % self._settings.validation.validation_every == 0:
                 with self.averaged():
-                    self._validation.look(self.step)
+                    self.validation.look(self.step)
             last = stopped or self.step == total or patience.is_over
             if last or self.step % output.log_every == 0:
                 self._report(time.monotonic() - began, self.step - first)
             if last or self.step % output.checkpoint_every == 0:
                 self._save()
+            if self._on_save is not None and output.save_every and self.step % output.save_every == 0:
+                with self.averaged():
+                    self._on_save(self.step)
             every = self._settings.sampling.sample_every
             if self._on_sample is not None and every and not last and self.step % every == 0:
                 self._sample(self._on_sample)
@@ -215,7 +234,8 @@ class Trainer:
         for index in range(settings.accumulation):
             for places in self._portions.slices(settings.batch_size):
                 loss = self._forward(self.step * settings.accumulation + index, places)
-                self._scaler.scale(loss / settings.accumulation).backward()
+                if loss.requires_grad:  # a few pairs may bring no row of any term
+                    self._scaler.scale(loss / settings.accumulation).backward()
 
     def rehearse(self) -> float:
         """Seconds that a step's gradients take; they are thrown away, and nothing else changes.
@@ -244,19 +264,32 @@ class Trainer:
         return took
 
     def _forward(self, index: int, places: slice | None = None) -> Tensor:
-        """Mean loss of a batch, or what the pairs at some places of it contribute to that."""
-        seen = self._measure(index, places)
-        output = self._loss(seen, self.step)
-        loss = output.per_pair.mean()
-        self._meter.add("loss", loss)
-        self._meter.add("reference_error", seen.errors.reference[:, 0].mean())
+        """Loss of a batch, or what the pairs at some places of it contribute to that."""
+        measured, own = self._measure(index, places), self._settings
+        share = measured.pairs / own.optim.batch_size  # of this process's batch
+        loss = logged = torch.zeros((), device=self._model.device)
+        if measured.pair is not None:
+            mean = self._pair_loss(measured.pair)
+            loss, logged = loss + share * mean, logged + mean.detach()
+        for term in measured.terms:
+            rows = term.rows
+            weight = own.objective.term_unit * self._term_weights[rows.term]
+            part = weight * (rows.weight * term.loss).sum() / rows.expected
+            # Gradients are summed over the processes; the log guesses the others' part from this one's.
+            loss, logged = loss + part, logged + part.detach() * (self._team.size / share)
+            self._meter.add(rows.term, term.loss.mean())
+        self._meter.add("loss", logged)
+        return loss
+
+    def _pair_loss(self, pairs: PairMeasures) -> Tensor:
+        """Mean loss over the pairs of all processes."""
+        output = self._loss(pairs, self.step)
+        self._meter.add("reference_error", pairs.errors.reference[:, 0].mean())
         for name, value in output.metrics.items():
             self._meter.add(name, value)
         for side, name in enumerate(("chosen_cost", "rejected_cost")):
-            self._meter.add_known(name, seen.cost[:, side])
-        if places is None:
-            return loss
-        return loss * (len(seen.weight) / (self._settings.optim.batch_size * self._team.size))
+            self._meter.add_known(name, pairs.cost[:, side])
+        return output.per_pair.mean()
 
     def _report(self, seconds: float, steps: int) -> None:
         total, speed = self._settings.optim.max_train_steps, steps / max(seconds, 1e-9)
@@ -264,7 +297,9 @@ class Trainer:
         self._emit(Progress("train", self.step, total, metrics, speed, (total - self.step) / speed))
         if metrics["loss"] is None:
             self._broken()
-        self._watch(metrics)
+        warning = self._gap_watch.see(metrics, self.step)
+        if warning:
+            self._emit(Warned(warning))
 
     def _broken(self) -> NoReturn:
         raise ScdpoError(
@@ -272,21 +307,6 @@ class Trainer:
             "from before are still good. Start a new run with a lower learning rate (--lr), a lower --beta, "
             "or --precision fp32."
         )
-
-    def _watch(self, metrics: dict[str, float | None]) -> None:
-        """Warn once when the chosen pictures stay worse than before: how preference training often fails."""
-        gap, usual = metrics.get("winner_gap"), metrics.get("reference_error")
-        if gap is None or usual is None or self._rising < 0:
-            return
-        self._rising = self._rising + 1 if gap > _WORSE * usual else 0
-        if self._rising == 5:
-            self._rising = -1
-            self._emit(
-                Warned(
-                    f"At step {self.step} the model draws the chosen pictures clearly worse than before "
-                    "training; samples may fall apart. Raise --winner, or lower --beta or --lr."
-                )
-            )
 
     def _save(self) -> None:
         sound = torch.stack([torch.isfinite(values).all() for values in self._parameters]).all()
@@ -301,9 +321,11 @@ class Trainer:
             extra={
                 "loss": self._loss.state(),
                 "scaler": self._scaler.state_dict(),
-                "patience": self._validation.patience.state(),
+                "patience": self.validation.state(),
                 "portion": self._portions.size,
+                "base": self._base_hash,
                 "ema": None if self._ema is None else self._ema.state(),
+                "averaged": None if self._ema is None else self._averaged_state(),
             },
             identity=identity_of(self._settings, self._team),
             dataset_hash=self._dataset_hash,
@@ -316,6 +338,10 @@ class Trainer:
         with self.averaged():
             on_sample(self.step)
         self._model.denoiser.train()
+
+    def _averaged_state(self) -> dict[str, Tensor]:
+        with self.averaged():
+            return self._adapter.state()
 
     def averaged(self) -> AbstractContextManager[None]:
         """The LoRA as it is to be used: its average over the steps, if one is kept."""

@@ -16,7 +16,7 @@ from ..objectives import (
     preference_logit,
 )
 from ..types import LossOutput
-from .measure import Measured
+from .measure import PairMeasures
 
 # What an objective reads besides errors and beta. SafeDPO's margin is its own: ours has other units.
 _TAKES: dict[str, tuple[str, ...]] = {
@@ -45,13 +45,14 @@ class PairLoss:
         Raises:
             ScdpoError: there is no such objective.
         """
-        objective(settings.objective)
+        if settings.has_pair_loss:
+            objective(settings.objective)
         self._settings = settings
         self._steps = steps
         self._num_timesteps = num_timesteps
         self._bins = TimeBins(device=device)
 
-    def __call__(self, seen: Measured, step: int) -> LossOutput:
+    def __call__(self, seen: PairMeasures, step: int) -> LossOutput:
         """Loss of each pair [B], its weight included.
 
         Args:
@@ -78,7 +79,7 @@ class PairLoss:
         )
         return LossOutput(output.per_pair * seen.weight, output.metrics)
 
-    def _focus(self, seen: Measured, step: int) -> Tensor | None:
+    def _focus(self, seen: PairMeasures, step: int) -> Tensor | None:
         """Weights of the pairs; difficulties are remembered during the warm-up as well."""
         own = self._settings
         if own.dfm_gamma == 0:

@@ -7,9 +7,11 @@ would be alive at any moment is added up. Weights, optimiser and averages are co
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..config import TrainSettings
+from ..config_terms import TermName, term_weights
 from ..types import PairBatch
 from .feed import Portion
 from .measure import Measure
 from .reference import Draw
+from .rows import TermRows
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -102,18 +106,20 @@ def peak_of_step(
         mode: see `memory_of`.
     """
     # Late, since peft takes seconds to import.
-    from .attaching import live_words
+    from .attaching import encode_prompts_with_grad
 
     was_training = model.denoiser.training
     model.denoiser.train()
-    words = live_words(model, settings.lora)
+    live = encode_prompts_with_grad(model, settings.lora)
     with mode or FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive:
-        portion = _empty(model, settings.optim.batch_size, batch)
-        seen = Measure(model, adapter, lambda _: portion, settings.objective, words=words)(0)
-        loss = seen.errors.policy.sum()
-        if seen.prior is not None:
-            loss = loss + seen.prior.sum()
-        del seen
+        portion = _empty(model, settings, batch)
+        found = Measure(model, adapter, lambda _: portion, settings.objective, None, live, settings.terms)(0)
+        parts = [term.loss for term in found.terms]
+        if found.pair is not None:
+            prior = found.pair.prior
+            parts += [found.pair.errors.policy, *([] if prior is None else [prior])]
+        loss = torch.stack([part.sum() for part in parts]).sum()
+        del found, parts
         torch.autograd.grad(loss, adapter.parameters(), allow_unused=True)
     model.denoiser.train(was_training)
     # Gradients are counted with the LoRA; here they are among what is alive at the end.
@@ -121,21 +127,61 @@ def peak_of_step(
     return max(0, int(alive.peak) - gradients)
 
 
-def _empty(model: LoadedModel, pairs: int, like: PairBatch) -> Portion:
-    """That many pairs without contents."""
-    device, shape = model.device, like.latents.shape[2:]
-
-    def several(part: Tensor) -> Tensor:
-        return torch.empty((pairs, *part.shape[1:]), dtype=part.dtype, device=device)
-
-    one = torch.empty(pairs, device=device)
+def _empty(model: LoadedModel, settings: TrainSettings, like: PairBatch) -> Portion:
+    """A batch without contents, with as many rows of the terms as there may be."""
+    pairs, device, shape = settings.optim.batch_size, model.device, like.latents.shape[2:]
     # Sizes are given to every family: SDXL's model would make some, and keep them beyond this block.
-    known = dataclasses.replace(like.conditioning.map(several), sizes=torch.empty((pairs, 6), device=device))
-    pair = torch.empty((pairs, 2), device=device)
+    known = dataclasses.replace(
+        like.conditioning.map(lambda part: _several(part, pairs, device)),
+        sizes=torch.empty((pairs, 6), device=device),
+    )
+    one, two = torch.empty(pairs, device=device), torch.empty((pairs, 2), device=device)
     latents = torch.empty((pairs, 2, *shape), device=device)
-    times = model.timesteps.last(torch.empty(pairs, device=device, dtype=_times_of(model)))
-    chance = Draw(times, torch.empty((pairs, *shape), device=device))
-    return Portion(PairBatch(latents, known, one, one, pair, ("",) * pairs), chance)
+    batch = PairBatch(latents, known, one, one, two, ("",) * pairs)
+    return Portion(batch, _draws(model, pairs, shape), rows=_rows(model, settings, batch))
+
+
+def _rows(model: LoadedModel, settings: TrainSettings, batch: PairBatch) -> tuple[TermRows, ...]:
+    """Rows without contents: all pairs are of the kind that needs most, and few benign prompts are known."""
+    own, pairs = settings.terms, len(batch.weight)
+    weights = term_weights(settings.objective.objective, own, benign_prompts=0)
+    over_pairs: list[TermName] = [name for name in weights if name not in ("keep_empty", "keep_text")]
+    counts: dict[TermName, int] = {
+        "keep_empty": math.ceil(pairs * own.keep_empty_share),
+        "keep_text": math.ceil(pairs * own.keep_text_share),
+    }
+    counts = {name: count for name, count in counts.items() if name in weights}
+    if over_pairs:
+        # A pair is harmful or benign: it brings a row of one of these.
+        counts[over_pairs[0]] = pairs
+    asked = {"redirect": 0, "esd": 2, "gem": 2}
+    made = []
+    for term, rows in counts.items():
+        known = batch.conditioning.map(partial(_several, rows=rows, device=model.device))
+        images = torch.empty((rows, *batch.latents.shape[2:]), device=model.device)
+        made.append(
+            TermRows(
+                term,
+                tuple(range(rows)),
+                images,
+                _draws(model, rows, images.shape[1:]),
+                known,
+                ("",) * rows,
+                torch.empty(rows, device=model.device),
+                reference=(known,) * asked.get(term, 1),
+                target=images if term == "redirect" else None,
+            )
+        )
+    return tuple(made)
+
+
+def _draws(model: LoadedModel, rows: int, shape: torch.Size) -> Draw:
+    times = model.timesteps.last(torch.empty(rows, device=model.device, dtype=_times_of(model)))
+    return Draw(times, torch.empty((rows, *shape), device=model.device))
+
+
+def _several(part: Tensor, rows: int, device: torch.device) -> Tensor:
+    return torch.empty((rows, *part.shape[1:]), dtype=part.dtype, device=device)
 
 
 class Alive(TorchDispatchMode):

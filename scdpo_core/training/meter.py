@@ -1,11 +1,15 @@
-"""Averages that are gathered on the device and fetched in one go."""
+"""Averages that are gathered on the device and fetched in one go, and what they warn of."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+# A share of the base's error by which the chosen images may get worse, for so many reports in a row.
+_WORSE, _REPORTS = 0.1, 5
 
 
 class Meter:
@@ -46,3 +50,25 @@ class Meter:
         names = list(self._sums)
         self._sums = {}
         return {name: mean if math.isfinite(mean) else None for name, mean in zip(names, means, strict=True)}
+
+
+class GapWatch:
+    """Warns once when the chosen images stay worse than before: how preference training often fails."""
+
+    def __init__(self) -> None:
+        """Watch from the first report on."""
+        self._rising = 0
+
+    def see(self, metrics: Mapping[str, float | None], step: int) -> str:
+        """Take in a report's figures; the warning if it is time for it, else ''."""
+        gap, usual = metrics.get("winner_gap"), metrics.get("reference_error")
+        if gap is None or usual is None or self._rising < 0:
+            return ""
+        self._rising = self._rising + 1 if gap > _WORSE * usual else 0
+        if self._rising < _REPORTS:
+            return ""
+        self._rising = -1
+        return (
+            f"At step {step} the model draws the chosen images clearly worse than before training; samples "
+            "may fall apart. Raise --winner, or lower --beta or --lr."
+        )

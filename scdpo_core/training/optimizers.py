@@ -130,8 +130,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def invalid(settings: OptimSettings) -> Iterator[str]:
-    """A sentence about each figure that the chosen optimiser would not take, or would not look at."""
-    own, usual = settings, OptimSettings()
+    """A sentence about each figure that the chosen optimiser would not take."""
+    own = settings
     if own.optimizer == "prodigy":
         if own.lr < 0.1:
             yield (
@@ -140,8 +140,6 @@ def invalid(settings: OptimSettings) -> Iterator[str]:
             )
         if own.text_lr is not None and own.text_lr != own.lr:
             yield "optim.text_lr cannot differ from optim.lr with Prodigy, which finds one rate for all"
-    if own.optimizer == "adafactor" and (own.beta1, own.beta2) != (usual.beta1, usual.beta2):
-        yield "optim.beta1 and optim.beta2 mean nothing to Adafactor: leave them out"
 
 
 def _missing(name: str, package: str, extra: str) -> ScdpoError:

@@ -7,30 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..files import atomic_path
+from ..reports.curves import FEWEST_FOR_A_TREND, known_curves, trend
+from ..reports.metrics import CHARTS, METRICS
 from .events import Progress, Record, Validated
-
-# Title, metrics with their labels, and the value that stands for "nothing learnt yet".
-_PANELS: tuple[tuple[str, dict[str, str], float | None], ...] = (
-    ("Preference loss (log 2 at the start)", {"preference_loss": "preference loss"}, math.log(2)),
-    ("Preference u (above 0: chosen preferred)", {"u": "u"}, 0.0),
-    (
-        "Implicit accuracy (share of u > 0)",
-        {"implicit_accuracy": "trained", "held_out_accuracy": "held out"},
-        0.5,
-    ),
-    (
-        "Error against the base model (below 0: learnt)",
-        {
-            "winner_gap": "chosen pictures",
-            "loser_gap": "rejected pictures",
-            "held_out_winner_gap": "chosen, held out",
-            "held_out_loser_gap": "rejected, held out",
-        },
-        0.0,
-    ),
-    ("Loss that is minimised", {"loss": "loss"}, None),
-    ("Focus on difficult pairs (spread of DFM weights)", {"dfm_spread": "spread"}, None),
-)
 
 
 def series(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
@@ -59,26 +38,36 @@ def draw_curves(records: Iterable[Record], path: Path) -> bool:
     Raises:
         OSError: the picture cannot be written.
     """
-    curves = series(records)
+    curves = known_curves(series(records))
     if "loss" not in curves:
         return False
     # Not pyplot: it keeps global state and may look for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7), dpi=100, layout="constrained")
+    shown = [chart for chart in CHARTS if any(curves.get(name) for name in chart.metrics)]
+    columns = min(3, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(4 * columns, 3.5 * rows), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, (title, names, neutral) in zip(figure.subplots(2, 3).flat, _PANELS, strict=True):
-        panel.set_title(title, fontsize=10)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for chart, panel in zip(shown, panels, strict=False):
+        panel.set_title(chart.title, fontsize=10)
         panel.set_xlabel("step", fontsize=8)
         panel.grid(alpha=0.3)
-        if neutral is not None:
-            panel.axhline(neutral, color="black", linewidth=0.8, linestyle=":")
-        for name, label in names.items():
-            if points := curves.get(name):
-                panel.plot([step for step, _ in points], [value for _, value in points], label=label)
-        if len(panel.lines) > 1 + (neutral is not None):
+        if chart.neutral is not None:
+            panel.axhline(chart.neutral, color="black", linewidth=0.8, linestyle=":")
+        shares = [name for name in chart.metrics if curves.get(name)]
+        for number, name in enumerate(shares):
+            points = trend(curves[name])
+            if len(points) >= FEWEST_FOR_A_TREND:
+                panel.plot(*zip(*curves[name], strict=True), color=f"C{number}", linewidth=0.8, alpha=0.35)
+            if points:
+                panel.plot(*zip(*points, strict=True), color=f"C{number}", label=METRICS[name].short)
+        if len(shares) > 1:
             panel.legend(fontsize=8)
+    for panel in panels:
+        panel.set_visible(False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
     return True

@@ -138,14 +138,17 @@ def part_of(batch: PairBatch, places: slice) -> PairBatch:
         label=batch.label[places],
         cost=batch.cost[places],
         prompts=batch.prompts[places],
+        benign=batch.benign[places],
+        mask=None if batch.mask is None else batch.mask[places],
     )
 
 
 def portion_of(portion: Portion, places: slice) -> Portion:
-    """The pairs at these places of a portion, with what chance and the reference say of them."""
+    """The pairs at these places of a portion, with all that goes along with them."""
     reference = None if portion.reference is None else portion.reference[places]
     chance = Draw(portion.chance.timesteps[places], portion.chance.noise[places])
-    return Portion(part_of(portion.batch, places), chance, reference)
+    rows = tuple(part for rows in portion.rows if len(part := rows.of_pairs(places)))
+    return Portion(part_of(portion.batch, places), chance, reference, rows)
 
 
 def advice(settings: TrainSettings) -> str:

@@ -15,10 +15,16 @@ from .events import Record, Sample
 
 def dataset_hash(cached: Sequence[CachedPair], labelled: Sequence[LabelledPair]) -> str:
     """12 hexadecimal digits that change with any picture, prompt, encoder, order, label, weight or cost."""
-    rows = [
-        [pair.key, label.weight, label.label, label.chosen_cost, label.rejected_cost, label.pair.category]
-        for pair, label in zip(cached, labelled, strict=True)
-    ]
+    rows: list[list[object]] = []
+    for pair, label in zip(cached, labelled, strict=True):
+        own = label.pair
+        row = [pair.key, label.weight, label.label, label.chosen_cost, label.rejected_cost, own.category]
+        # Runs that were begun when pairs had neither are to go on.
+        if own.safe_prompt:
+            row.append(own.safe_prompt)
+        if pair.mask is not None:
+            row.append(hashlib.sha256(pair.mask.numpy().tobytes()).hexdigest())
+        rows.append(row)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
 
 
@@ -39,6 +45,7 @@ def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:
         "prediction": model.prediction,
         "zero_snr": model.zero_snr,
         "dfm_gamma": own.dfm_gamma,
+        "terms": {name: value for name, value in vars(settings.terms).items() if value is not None},
         "kind": settings.lora.kind,
         "targets": settings.lora.targets,
         "block_ranks": list(settings.lora.block_ranks),
@@ -49,6 +56,11 @@ def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:
         "config_hash": config_hash(settings),
         "base_encoder": model.encoder_id,
         "ss_sd_model_name": model.name,
+        "ss_optimizer": settings.optim.optimizer,
+        "ss_lr_scheduler": settings.optim.schedule,
+        "ss_max_train_steps": settings.optim.max_train_steps,
+        "ss_resolution": "({}, {})".format(*(settings.data.size or model.default_size)),
+        "ss_enable_bucket": str(settings.data.buckets),
         "ss_learning_rate": settings.optim.lr,
         "ss_seed": settings.optim.seed,
         "ss_batch_size_per_device": settings.optim.batch_size,

@@ -5,6 +5,7 @@ The reference is the network with its LoRA switched off, once, as a whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -89,26 +90,96 @@ def reference_residuals(
         return _residuals(model, batch, chance, weighting, batch.conditioning)
 
 
-def policy_residuals(model: LoadedModel, batch: PairBatch, chance: Draw, weighting: Weighting) -> Tensor:
-    """Prediction minus target with the LoRA, [2B, C, h, w], chosen first: one forward pass of 2B pictures."""
-    return _residuals(model, batch, chance, weighting, batch.policy_conditioning or batch.conditioning)
+def policy_residuals(
+    model: LoadedModel,
+    batch: PairBatch,
+    chance: Draw,
+    weighting: Weighting,
+    conditioning: Conditioning | None = None,
+) -> Tensor:
+    """Prediction minus target with the LoRA, [2B, C, h, w], chosen first: one forward pass of 2B pictures.
+
+    `conditioning` is the policy's, where its text encoders train along.
+    """
+    return _residuals(model, batch, chance, weighting, conditioning or batch.conditioning)
 
 
 def _residuals(
     model: LoadedModel, batch: PairBatch, chance: Draw, weighting: Weighting, conditioning: Conditioning
 ) -> Tensor:
+    query = pair_query(model, batch, chance, conditioning)
+    return pair_error_residuals(
+        model, model.predict(query.noisy, query.timesteps, query.conditioning), batch, chance, weighting
+    )
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a network is asked: N noisy latents, each with its timestep and its prompt.
+
+    Attributes:
+        noisy: [N, C, h, w].
+        timesteps: [N].
+        conditioning: of N prompts.
+    """
+
+    noisy: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+
+
+def pair_query(model: LoadedModel, batch: PairBatch, chance: Draw, conditioning: Conditioning) -> Query:
+    """Both images of B pairs under their prompts, N = 2B, chosen first."""
+    latents = batch.latents.transpose(0, 1).flatten(0, 1)
+    timesteps = torch.cat([chance.timesteps] * 2)
+    noisy = model.add_noise(latents, torch.cat([chance.noise] * 2), timesteps)
+    return Query(noisy, timesteps, conditioning.map(lambda part: torch.cat([part] * 2)))
+
+
+def pair_error_residuals(
+    model: LoadedModel, prediction: Tensor, batch: PairBatch, chance: Draw, weighting: Weighting
+) -> Tensor:
+    """Prediction minus target, [2B, C, h, w], of the answers to a `pair_query`."""
     latents = batch.latents.transpose(0, 1).flatten(0, 1)
     noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
-    words = conditioning.map(lambda part: torch.cat([part] * 2))
-    return model.residuals(latents, noise, timesteps, words, weighting)
+    return model.error_residuals(prediction, latents, noise, timesteps, weighting)
+
+
+def predict_all(model: LoadedModel, queries: Sequence[Query]) -> list[Tensor]:
+    """The answers to several queries, [N, C, h, w] each; those of one shape go through together."""
+    answers: dict[int, Tensor] = {}
+    shapes: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+    for number, query in enumerate(queries):
+        shape = (query.noisy.shape[1:], query.conditioning.embeddings.shape[1:])
+        shapes.setdefault(shape, []).append(number)
+    for numbers in shapes.values():
+        some = [queries[number] for number in numbers]
+        together = some[0] if len(some) == 1 else _joined(some)
+        found = model.predict(together.noisy, together.timesteps, together.conditioning)
+        parts = found.split([len(query.timesteps) for query in some])
+        answers |= dict(zip(numbers, parts, strict=True))
+    return [answers[number] for number in range(len(queries))]
+
+
+def _joined(queries: Sequence[Query]) -> Query:
+    return Query(
+        torch.cat([query.noisy for query in queries]),
+        torch.cat([query.timesteps for query in queries]),
+        Conditioning.concat([query.conditioning for query in queries]),
+    )
 
 
 def pair_residuals(
-    model: LoadedModel, adapter: LoraAdapter, batch: PairBatch, chance: Draw, weighting: Weighting
+    model: LoadedModel,
+    adapter: LoraAdapter,
+    batch: PairBatch,
+    chance: Draw,
+    weighting: Weighting,
+    conditioning: Conditioning | None = None,
 ) -> PairResiduals:
     """Residuals of both networks on both pictures of B pairs, each in one forward pass of 2B pictures."""
     reference = reference_residuals(model, adapter, batch, chance, weighting)
-    return PairResiduals(policy_residuals(model, batch, chance, weighting), reference)
+    return PairResiduals(policy_residuals(model, batch, chance, weighting, conditioning), reference)
 
 
 def mean_squares(residuals: Tensor) -> Tensor:
@@ -117,7 +188,11 @@ def mean_squares(residuals: Tensor) -> Tensor:
 
 
 def noise_residuals(
-    model: LoadedModel, adapter: LoraAdapter, batch: PairBatch, chance: Draw
+    model: LoadedModel,
+    adapter: LoraAdapter,
+    batch: PairBatch,
+    chance: Draw,
+    conditioning: Conditioning | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Residuals [B, C, h, w] of policy and reference on pure noise at the last timestep, for DUO's prior."""
     timesteps = model.timesteps.last(chance.timesteps)
@@ -125,5 +200,5 @@ def noise_residuals(
     empty = torch.zeros_like(chance.noise)
     with torch.no_grad(), adapter.disabled():
         reference = model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native")
-    words = batch.policy_conditioning or batch.conditioning
-    return model.residuals(empty, chance.noise, timesteps, words, "native"), reference
+    own = conditioning or batch.conditioning
+    return model.residuals(empty, chance.noise, timesteps, own, "native"), reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,25 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def lora_facts(self) -> Path:
+        """What a LoRA that is exported from a checkpoint says of itself."""
+        return self.checkpoints / "lora.json"
+
+    @property
+    def loras(self) -> Path:
+        """The folder of the LoRAs kept on the way."""
+        return self.path / "loras"
+
+    @property
+    def drawn_pairs(self) -> Path:
+        """The preference folder of a run from prompts alone, which the base model draws."""
+        return self.path / "drawn_pairs"
+
+    def lora_at(self, step: int) -> Path:
+        """The LoRA kept at a step."""
+        return self.loras / f"{self.name}-{step:06d}.safetensors"
+
+    @property
     def events(self) -> Path:
         """The log of events."""
         return self.path / names.EVENTS
@@ -56,7 +76,9 @@ class RunFolder:
 
     def has_results(self) -> bool:
         """Whether training has left something here that another run must not overwrite."""
-        return self.lora.exists() or bool(checkpoint.steps_in(self.checkpoints))
+        # Where the name is too long for the file system, pathlib raises.
+        saved = os.path.isdir(self.checkpoints) and bool(checkpoint.steps_in(self.checkpoints))
+        return os.path.exists(self.lora) or saved
 
     @property
     def reached(self) -> int:
@@ -74,13 +96,18 @@ class RunFolder:
         return self.path / "relabel.json"
 
     @property
+    def costs(self) -> Path:
+        """What the cost model said of each image."""
+        return self.cache / "costs.json"
+
+    @property
     def cache(self) -> Path:
         """Encoded pictures, unless they are kept elsewhere."""
         return self.path / "cache"
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""
-        for place in (self.path, self.checkpoints, self.cache, self.path / SAMPLES):
+        for place in (self.path, self.checkpoints, self.loras, self.cache, self.path / SAMPLES):
             for path in place.glob(".*"):
                 if _HALF_WRITTEN.fullmatch(path.name) and path.is_file():
                     path.unlink(missing_ok=True)

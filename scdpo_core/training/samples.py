@@ -84,7 +84,8 @@ class Sampler:
             return pictures
         costs: list[float | None] = [None] * count
         if self._scorer is not None:
-            costs = [score.value for score in self._scorer.score(pictures)]
+            scores = self._scorer.score(pictures)
+            costs = [score.value if score.finite else None for score in scores]
         for number, (picture, prompt) in enumerate(zip(pictures, self._prompts, strict=True)):
             path = f"{FOLDER}/step-{step:06d}-{number}.png"
             with atomic_path(self._folder / path) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,26 @@ class Stop:
     def _is_told(self) -> bool:
         mark = _mark(self._file)
         return mark is not None and mark != self._old
+
+
+def listener(report: Callable[[int, int], None], leave: Callable[[], bool]) -> Callable[[int, int], None]:
+    """What long work tells how far it is: it reports at most every half second, and ends the work if asked.
+
+    Args:
+        report: is told how much of how much is done.
+        leave: whether somebody asks to stop; then `StopAskedError` is raised.
+    """
+    last = 0.0
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        if leave():
+            raise StopAskedError
+        if done == total or time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            report(done, total)
+
+    return told
 
 
 def _mark(path: Path | None) -> tuple[int, int] | None:

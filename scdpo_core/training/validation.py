@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from .team import Team
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
     from ..lora.adapter import LoraAdapter
+    from .attaching import LiveEncoder
 
 # Above every seed of training, whose noise must not come back here.
 _SEED = 2**31
@@ -84,7 +86,7 @@ class Validator:
         beta: float,
         draws: int,
         portions: Portions,
-        words: Callable[[PairBatch], PairBatch] | None = None,
+        encode_live: LiveEncoder | None = None,
     ) -> None:
         """Look at `batches`, see `HeldOut`.
 
@@ -97,9 +99,9 @@ class Validator:
             beta: for u; accuracy and gaps do not depend on it.
             draws: timesteps for every pair, each with noise of its own.
             portions: how many pairs there is memory for.
-            words: as in `Trainer`.
+            encode_live: as in `Trainer`.
         """
-        self._model, self._adapter, self._batches, self._words = model, adapter, batches, words
+        self._model, self._adapter, self._batches, self._encode_live = model, adapter, batches, encode_live
         self._law, self._weighting, self._beta, self._draws = law, weighting, beta, draws
         self._portions = portions
         self.pairs = sum(len(batch.weight) for batch in batches)
@@ -138,13 +140,14 @@ class Validator:
         """Of the pairs at these places, with the dice that the whole batch is thrown."""
         model, shape, pairs = self._model, tuple(batch.latents.shape[2:]), len(batch.weight)
         part = part_of(batch, places)
-        if self._words is not None:
-            part = self._words(part)
+        live = None
+        if self._encode_live is not None:
+            live = self._encode_live(part.prompts, part.conditioning)
         found = []
         for index in range(number * self._draws, (number + 1) * self._draws):
             chance = draw(index, _SEED, pairs, shape, model.timesteps, self._law, model.device, places)
             with autocast_for(model):
-                residuals = pair_residuals(model, self._adapter, part, chance, self._weighting)
+                residuals = pair_residuals(model, self._adapter, part, chance, self._weighting, live)
             found.append(residuals.errors())
         policy = torch.stack([errors.policy for errors in found]).mean(0)
         return PairErrors(policy, torch.stack([errors.reference for errors in found]).mean(0))
@@ -157,10 +160,11 @@ def _joined(parts: Sequence[PairErrors]) -> PairErrors:
 
 
 class Validation:
-    """The held-out pairs of a run, and whether they say to stop.
+    """The held-out pairs of a run, whether they say to stop, and which LoRA was best on them.
 
     Attributes:
-        patience: what they say.
+        patience: whether to stop.
+        best: the best LoRA so far.
     """
 
     def __init__(
@@ -171,11 +175,11 @@ class Validation:
         settings: TrainSettings,
         emit: Callable[[Event], None],
         team: Team,
-        words: Callable[[PairBatch], PairBatch] | None = None,
+        encode_live: LiveEncoder | None = None,
     ) -> None:
         """Get ready; arguments as of `Trainer`, `batches` are its held-out ones."""
         own = settings.objective
-        self._model, self._emit, self._team = model, emit, team
+        self._model, self._adapter, self._emit, self._team = model, adapter, emit, team
         self._validator = Validator(
             model,
             adapter,
@@ -193,9 +197,10 @@ class Validation:
                 what="held-out pairs",
                 unchanged="what is said of them",
             ),
-            words=words,
+            encode_live=encode_live,
         )
         self.patience = Patience(settings.validation.patience)
+        self.best = Best()
 
     def look(self, step: int) -> None:
         """Try the LoRA on the held-out pairs, if there are any, and say how it does."""
@@ -208,8 +213,49 @@ class Validation:
         self._model.denoiser.train()
         self._emit(Validated(step, self._validator.pairs, figures))
         self.patience.see(figures["winner_gap"])
+        self.best.see(step, figures["winner_gap"], self._adapter.state)
         if self.patience.is_over:
             self._emit(Warned(f"Stopped early at step {step}: {self.patience.reason}"))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {**self.patience.state(), "best": self.best.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.patience.load_state(state)
+        self.best.load_state(state.get("best"))
+
+
+@dataclass
+class Best:
+    """The LoRA of the look at which the held-out chosen images' error was lowest, and of equals the latest.
+
+    Attributes:
+        step: of that look; 0 before the first.
+        winner_gap: at that look.
+        adapter: its weights on the CPU, see `LoraAdapter.state`.
+    """
+
+    step: int = 0
+    winner_gap: float = math.inf
+    adapter: dict[str, Tensor] = field(default_factory=dict)
+
+    def see(self, step: int, winner_gap: float, state: Callable[[], dict[str, Tensor]]) -> None:
+        """Take in another look; `state` gives the LoRA's weights."""
+        if winner_gap <= self.winner_gap:
+            self.step, self.winner_gap = step, winner_gap
+            self.adapter = {name: weight.cpu() for name, weight in state().items()}
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint needs; None before the first look."""
+        return dict(vars(self)) if self.step else None
+
+    def load_state(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a `state`."""
+        if state:
+            self.step, self.winner_gap = int(state["step"]), float(state["winner_gap"])
+            self.adapter = dict(state["adapter"])
 
 
 @dataclass
@@ -244,8 +290,8 @@ class Patience:
     def reason(self) -> str:
         """Why it is, for the artist."""
         return (
-            f"the held-out chosen pictures have become worse {self.rises} looks in a row. Their best was "
-            "earlier: lower --beta or --lr, or raise --winner, and give --output a new folder."
+            f"the held-out chosen images have become worse {self.rises} looks in a row. To train for longer, "
+            "lower --beta or --lr, or raise --winner, and give --output a new folder."
         )
 
     def state(self) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...files import load_tree, save_tree
+from ...tree import load_tree, save_tree
 from ...types import ScdpoError
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...files import read_tensors, write_tensors
 from ..art import Art
@@ -37,7 +38,7 @@ def scheduler() -> DDIMScheduler:
 
 
 @dataclass(frozen=True)
-class _Dataset:
+class Dataset:
     """latents [N, C, 8, 8] float16, scaled; ids [N, CAPTIONS_PER_PICTURE] rows of `states`;
     states [M, T, D] float16, one for each different caption; row 0 is the empty caption."""
 
@@ -46,20 +47,54 @@ class _Dataset:
     states: torch.Tensor
 
 
-def _dataset(
+@dataclass(frozen=True)
+class Batch:
+    """latents and noise [N, C, 8, 8]; states [N, T, D]; all float32 on the CPU."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    states: torch.Tensor
+
+
+def sample_batch(data: Dataset, size: int, generator: torch.Generator) -> Batch:
+    """Draw random rows, one of each row's captions (the empty one a tenth of the time), and noise."""
+    rows = torch.randint(len(data.latents), (size,), generator=generator)
+    which = torch.randint(CAPTIONS_PER_PICTURE, (size, 1), generator=generator)
+    texts = data.ids[rows].gather(1, which).squeeze(1)
+    texts[torch.rand(size, generator=generator) < 0.1] = 0
+    latents = data.latents[rows].float()
+    noise = torch.randn(latents.shape, generator=generator)
+    return Batch(latents, noise, data.states[texts].float())
+
+
+def render_dataset(
     art: Art,
     vae: AutoencoderKL,
-    towers: Towers,
+    tokenizer: CLIPTokenizer,
+    text: CLIPTextModel,
     folder: Path,
     device: torch.device,
     tell: Tell,
     size: int,
     plan: Plan,
-) -> _Dataset:
+) -> Dataset:
+    """Render random scenes in the Noto style and encode them and their captions, or read them again.
+
+    Args:
+        art: the sprites; only Noto's are needed.
+        vae: encodes the images.
+        tokenizer: of the text tower.
+        text: the text tower.
+        folder: where the encoded images are kept, in a file named after the plan, the size and the seed.
+        device: to encode on.
+        tell: gets a line about progress now and then.
+        size: number of images.
+        plan: of the part that they are for.
+    """
     path = folder / f"{plan.name}-data-{size}-{plan.seed}.safetensors"
     if path.exists():
         tensors, _ = read_tensors(path)
-        return _Dataset(tensors["latents"], tensors["ids"], tensors["states"])
+        return Dataset(tensors["latents"], tensors["ids"], tensors["states"])
     rng = random.Random(f"{plan.seed}/data")
     captions: dict[str, int] = {"": 0}
     latents, ids = [], []
@@ -85,12 +120,12 @@ def _dataset(
         if first % 4096 == 0:
             tell(f"{plan.name}: encoded {first}/{size} pictures")
     texts, states = list(captions), []
-    towers.text.to(device)
+    text.to(device)
     for first in range(0, len(texts), 512):
-        tokens = tokenize(towers.tokenizer, texts[first : first + 512]).to(device)
+        tokens = tokenize(tokenizer, texts[first : first + 512]).to(device)
         with torch.no_grad():
-            states.append(towers.text(input_ids=tokens).last_hidden_state.half().cpu())
-    data = _Dataset(torch.cat(latents), torch.tensor(ids), torch.cat(states))
+            states.append(text(input_ids=tokens).last_hidden_state.half().cpu())
+    data = Dataset(torch.cat(latents), torch.tensor(ids), torch.cat(states))
     write_tensors(path, {"latents": data.latents, "ids": data.ids, "states": data.states}, {})
     return data
 
@@ -123,9 +158,8 @@ def build(
         norm_num_groups=16,
     )
     plan = Plan("unet", steps, lr=1e-3, ema=0.9985, seed=seed)
-    return _fit(
-        network, plan, _dataset(art, vae, towers, folder, device, tell, pictures, plan), folder, device, tell
-    )
+    data = render_dataset(art, vae, towers.tokenizer, towers.text, folder, device, tell, pictures, plan)
+    return _fit(network, plan, data, folder, device, tell)
 
 
 def settle(
@@ -144,31 +178,23 @@ def settle(
     """Train a copy of the denoiser on, on other renderings, until it is used to another text tower."""
     settled = copy.deepcopy(network).requires_grad_(True)
     plan = Plan("unet-settled", steps, lr=3e-4, ema=0.99, seed=seed)
-    return _fit(
-        settled, plan, _dataset(art, vae, towers, folder, device, tell, pictures, plan), folder, device, tell
-    )
+    data = render_dataset(art, vae, towers.tokenizer, towers.text, folder, device, tell, pictures, plan)
+    return _fit(settled, plan, data, folder, device, tell)
 
 
 def _fit(
-    network: UNet2DConditionModel, plan: Plan, data: _Dataset, folder: Path, device: torch.device, tell: Tell
+    network: UNet2DConditionModel, plan: Plan, data: Dataset, folder: Path, device: torch.device, tell: Tell
 ) -> UNet2DConditionModel:
     noising = scheduler()
     total = noising.config.num_train_timesteps
 
     def loss(context: StepContext) -> torch.Tensor:
-        generator = context.generator
-        rows = torch.randint(len(data.latents), (BATCH,), generator=generator)
-        which = torch.randint(CAPTIONS_PER_PICTURE, (BATCH, 1), generator=generator)
-        texts = data.ids[rows].gather(1, which).squeeze(1)
-        texts[torch.rand(BATCH, generator=generator) < 0.1] = 0
-        states = data.states[texts].float().to(context.device)
-        latents = data.latents[rows].float()
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(total, (BATCH,), generator=generator)
-        noisy = noising.add_noise(latents, noise, timesteps).to(context.device)
-        target = noising.get_velocity(latents, noise, timesteps).to(context.device)
+        batch = sample_batch(data, BATCH, context.generator)
+        timesteps = torch.randint(total, (BATCH,), generator=context.generator)
+        noisy = noising.add_noise(batch.latents, batch.noise, timesteps).to(context.device)
+        target = noising.get_velocity(batch.latents, batch.noise, timesteps).to(context.device)
         # In full precision: at this size a processor spends more time on changing formats than it saves.
-        predicted = network(noisy, timesteps.to(context.device), states).sample
+        predicted = network(noisy, timesteps.to(context.device), batch.states.to(context.device)).sample
         error: torch.Tensor = (predicted - target).pow(2).mean()
         return error
 

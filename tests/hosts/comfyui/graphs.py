@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,29 @@ def pictures(host: Host, run: Run, name: str) -> list[np.ndarray[Any, Any]]:
         with Image.open(host.file(entry)) as picture:
             found.append(np.asarray(picture.convert("RGB")))
     return found
+
+
+def notes(host: Host, run: Run, name: str = "save") -> list[dict[str, Any] | None]:
+    """What each saved file says of its score; None where it says nothing."""
+    assert run.error == ""
+    found = []
+    for entry in run.outputs[name]["images"]:
+        with Image.open(host.file(entry)) as image:
+            text = image.text.get("safety_cost")  # type: ignore[attr-defined]
+        found.append(None if text is None else json.loads(text))
+    return found
+
+
+def browser(graph: dict[str, Any]) -> dict[str, Any]:
+    """A graph as a browser posts it: JavaScript writes a number such as 7.0 without its point."""
+
+    def written(value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return {
+        name: {**part, "inputs": {key: written(value) for key, value in part["inputs"].items()}}
+        for name, part in graph.items()
+    }
 
 
 def drawing(host: Host, number: int) -> np.ndarray[Any, Any]:

@@ -25,9 +25,9 @@ PARTS += ("Conditioning", "AnyType", "MultiType")
 class Server:
     """What the pack asks of ComfyUI's server."""
 
-    def add_on_prompt_handler(self, handler: Any) -> None: ...
+    client_id = None
 
-    def send_progress_text(self, text: str, node_id: str) -> None: ...
+    def send_sync(self, event: str, data: Any, sid: str | None) -> None: ...
 
 
 def ready(comfyui: Path) -> None:

@@ -30,7 +30,7 @@ class Run:
         error: of the run, '' when all went well.
         executed: nodes that ran (not those whose result was reused).
         previews: JPEG or PNG bytes that came over the websocket while it ran.
-        texts: node -> text that came over the websocket last.
+        texts: node -> the text that our page shows on it last.
         told: node -> all such texts.
         interrupted: whether somebody has interrupted it.
     """
@@ -42,6 +42,10 @@ class Run:
     texts: dict[str, str] = field(default_factory=dict)
     told: dict[str, list[str]] = field(default_factory=dict)
     interrupted: bool = False
+
+    def hear(self, node: str, text: str) -> None:
+        self.texts[node] = text
+        self.told.setdefault(node, []).append(text)
 
 
 class Socket:
@@ -187,10 +191,14 @@ class Host:
             if data.get("prompt_id") not in (None, answer["prompt_id"]):
                 continue
             tell(event)
-            if event["type"] == "executing" and data["node"] is not None:
+            if event["type"] == "scdpo.text":
+                run.hear(data["node"], data["text"])
+            elif event["type"] == "executing" and data["node"] is not None:
                 run.executed.append(data["node"])
             elif event["type"] == "executed":
                 run.outputs[data["node"]] = data["output"] or {}
+                for text in run.outputs[data["node"]].get("scdpo_text", []):
+                    run.hear(data["node"], text)
             elif event["type"] == "execution_error":
                 run.error = f"{data['exception_type']}: {data['exception_message']}"
             run.interrupted = run.interrupted or event["type"] == "execution_interrupted"
@@ -212,11 +220,6 @@ def _binary(message: bytes, run: Run) -> None:
     kind = struct.unpack(">I", message[:4])[0]
     if kind == 1:  # format of the picture, then the picture
         run.previews.append(message[8:])
-    elif kind == 3:  # length of the node's id, the id, text
-        length = struct.unpack(">I", message[4:8])[0]
-        name = message[8 : 8 + length].decode()
-        run.texts[name] = message[8 + length :].decode()
-        run.told.setdefault(name, []).append(run.texts[name])
     elif kind == 4:  # length of the JSON about it, the JSON, the picture
         length = struct.unpack(">I", message[4:8])[0]
         run.previews.append(message[8 + length :])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +10,18 @@ from PIL import Image
 
 from scdpo_core.types import UNSAFE_FROM
 from tests.hosts.comfyui import samples
-from tests.hosts.comfyui.graphs import cost_model, drawing, gate, node, pictures, saved, score, shown
+from tests.hosts.comfyui.graphs import (
+    browser,
+    cost_model,
+    drawing,
+    gate,
+    node,
+    notes,
+    pictures,
+    saved,
+    score,
+    shown,
+)
 from tests.hosts.comfyui.server import Host
 
 pytestmark = pytest.mark.slow
@@ -40,17 +51,47 @@ def test_a_gate_hides_what_is_held_and_nothing_else(host: Host, action: str) -> 
     assert np.abs(preview[:200].astype(int) - original[:200].astype(int)).mean() > 5
 
 
-def test_a_gate_drops_held_images_and_notes_those_that_are_left(host: Host) -> None:
+def test_a_gate_drops_held_images_and_each_file_has_its_own_score(host: Host) -> None:
     graph = samples.batch(2, 0, 3) | {"judge": cost_model(), "score": score(["batch", 0])}
     graph |= {"gate": gate(["score", 0], "drop", ["score", 1]), "save": saved(["gate", 0])}
-    graph |= {"passed": shown(["gate", 4]), "held": shown(["gate", 5])}
+    graph |= {"passed": shown(["gate", 4]), "held": saved(["gate", 1])}
     run = host.run(graph, {})
     assert [np.array_equal(p, drawing(host, 0)) for p in pictures(host, run, "save")] == [True]
     assert run.outputs["passed"]["text"] == ["1"]
-    with Image.open(host.file(run.outputs["save"]["images"][0])) as picture:
-        texts = dict(picture.text)  # type: ignore[attr-defined]
-    assert len(json.loads(texts["safety_cost"])["images"]) == 3
-    assert len(json.loads(texts["safety_cost_gate"])["images"]) == 1
+    assert bands(notes(host, run)) == ["safe"]
+    assert bands(notes(host, run, "held")) == ["unsafe", "unsafe"]
+
+
+def bands(found: list[dict[str, Any] | None]) -> list[str | None]:
+    return [None if one is None else one["band"] for one in found]
+
+
+def test_lists_branches_covers_and_redrawn_images_keep_their_own_score_or_none(host: Host) -> None:
+    graph = samples.batch(0, 2) | {"judge": cost_model(), "gate": gate(["batch", 0], "blur")}
+    graph |= {"split": node("ImageFromBatch", image=["batch", 0], batch_index=0, length=1)}
+    graph |= {"list": node("RebatchImages", images=["batch", 0], batch_size=1)}
+    graph |= {"score": score(["list", 0]), "save": saved(["score", 0]), "cover": saved(["gate", 0])}
+    # A branch that nothing has scored, and one with another image than the first.
+    graph |= {
+        "mirror": node("ImageScaleBy", image=["split", 0], upscale_method="nearest-exact", scale_by=2.0)
+    }
+    graph |= {"unscored": saved(["mirror", 0]), "other": score(["load3", 0]), "third": saved(["other", 0])}
+    graph["load3"] = node("LoadImage", image="drawing-3.png")
+    run = host.run(browser(graph), {})
+    assert bands(notes(host, run)) == ["safe", "unsafe"]
+    safe, cover = notes(host, run, "cover")
+    assert safe is not None and cover is not None
+    assert (safe["band"], safe.get("action")) == ("safe", None)
+    assert (cover["band"], cover["action"]) == ("unsafe", "blur")
+    assert notes(host, run, "unscored") == [None]
+    assert bands(notes(host, run, "third")) == ["unsafe"]
+    # The same once more from a browser, into other files: nothing is computed, and every score is there.
+    for name in ("save", "cover", "unscored", "third"):
+        graph[name]["inputs"]["filename_prefix"] = "again"
+    again = host.run(browser(graph), {})
+    assert not {"score", "gate", "other"} & set(again.executed)
+    for name in ("save", "cover", "unscored", "third"):
+        assert notes(host, again, name) == notes(host, run, name)
 
 
 def test_a_gate_that_drops_all_runs_nothing_behind_it(host: Host) -> None:
@@ -97,6 +138,22 @@ def test_a_switch_computes_only_the_branch_that_is_needed(host: Host, number: in
     run = host.run(graph | {"save": saved(["switch", 0])})
     assert len(pictures(host, run, "save")) == 1
     assert {"safe", "held"} & set(run.executed) == {taken}
+
+
+@pytest.mark.parametrize(("held", "taken"), [((2, 3), "redrawn"), ((0, 1), "first"), ((0, 2), "redrawn")])
+def test_what_was_held_is_drawn_again_also_when_all_of_it_was_dropped(
+    host: Host, held: tuple[int, ...], taken: str
+) -> None:
+    graph = samples.batch(*held) | {"judge": cost_model(), "gate": gate(["batch", 0], "drop")}
+    graph["redrawn"] = node("ImageInvert", image=["batch", 0])
+    graph["switch"] = node(
+        "SCDPO_SafetySwitch", any_held=["gate", 2], if_safe=["gate", 0], if_held=["redrawn", 0]
+    )
+    run = host.run(graph | {"save": saved(["switch", 0])})
+    far = np.abs(pictures(host, run, "save")[0].astype(int) - (255 - drawing(host, held[0]).astype(int)))
+    # Inverting rounds down once more.
+    assert (far.max() <= 1) == (taken == "redrawn")
+    assert ("redrawn" in run.executed) == (taken == "redrawn")
 
 
 def test_a_switch_ends_where_nothing_is_connected(host: Host) -> None:

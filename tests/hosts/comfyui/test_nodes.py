@@ -15,7 +15,17 @@ from PIL import Image
 
 from scdpo_core.cost.scorers import load_scorer
 from tests.hosts.comfyui import samples
-from tests.hosts.comfyui.graphs import cost_model, drawing, node, pictures, saved, score, shown
+from tests.hosts.comfyui.graphs import (
+    browser,
+    cost_model,
+    drawing,
+    node,
+    notes,
+    pictures,
+    saved,
+    score,
+    shown,
+)
 from tests.hosts.comfyui.server import PACK, ROOT, Host
 
 NODES = (
@@ -45,7 +55,10 @@ def test_help_locales_and_example_workflows_are_found(host: Host) -> None:
     translations = host.get("/i18n")
     for language in ("en", "zh", "ja"):
         assert set(NODES) <= set(translations[language]["nodeDefs"])
-    assert set(host.get("/workflow_templates")[PACK]) >= {"score-and-gate", "load-and-compare"}
+    assert set(host.get("/workflow_templates")[PACK]) >= {
+        "Safety - score and gate images",
+        "Safety - load a LoRA and compare",
+    }
     for name in NODES:
         # ComfyUI's page asks for the one of its language first.
         for page in (f"{name}.md", f"{name}/zh.md", f"{name}/ja.md"):
@@ -54,7 +67,7 @@ def test_help_locales_and_example_workflows_are_found(host: Host) -> None:
                 assert answer.read().decode().startswith("# ")
 
 
-@pytest.mark.parametrize("name", ["score-and-gate", "load-and-compare"])
+@pytest.mark.parametrize("name", ["Safety - score and gate images", "Safety - load a LoRA and compare"])
 def test_every_example_workflow_runs(host: Host, name: str) -> None:
     workflow = samples.read(ROOT / "example_workflows" / f"{name}.json")
     replaced = {
@@ -112,24 +125,20 @@ def test_badges_are_drawn_in_the_preview_and_the_images_pass_untouched(host: Hos
 
 def test_scores_reach_the_saved_file_even_when_nothing_is_computed_again(host: Host) -> None:
     # Of a batch as in no other test, whose result ComfyUI would reuse.
-    notes = []
+    found = []
     for turn, (name, info) in enumerate(
         (("one", {"workflow": {}}), ("one", {"workflow": {}}), ("two", None))
     ):
         graph = samples.batch(1, 2) | {"judge": cost_model(), name: score(["batch", 0])}
-        run = host.run(graph | {"save": saved([name, 0], f"turn{turn}")}, info)
-        assert run.error == ""
-        with Image.open(host.file(run.outputs["save"]["images"][1])) as picture:
-            notes.append(json.loads(picture.text["safety_cost"]))  # type: ignore[attr-defined]
+        run = host.run(browser(graph | {"save": saved([name, 0], f"turn{turn}")}), info)
         # Under another number some versions compute it again, some do not.
         assert name == "two" or (name in run.executed) == (turn == 0)
-        assert notes[-1].pop("node") == name
-    assert notes[0] == notes[1] == notes[2]
+        found.append(notes(host, run))
+    assert found[0] == found[1] == found[2]
     first = load_scorer("micro").score([Image.fromarray(drawing(host, k)) for k in (1, 2)])
-    assert [image["cost"] for image in notes[0]["images"]] == [round(s.value, 4) for s in first]
-    assert notes[0]["cost"] == round(first[1].value, 4)
-    assert notes[0]["scorer"].startswith("micro@")
-    assert notes[0]["band"] == "unsafe"
+    assert [one and one["cost"] for one in found[0]] == [round(s.value, 4) for s in first]
+    unsafe = found[0][1]
+    assert unsafe is not None and unsafe["scorer"].startswith("micro@") and unsafe["band"] == "unsafe"
 
 
 def test_scoring_a_large_batch_stops_soon_at_an_interrupt(host: Host) -> None:

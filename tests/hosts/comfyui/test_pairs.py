@@ -147,8 +147,8 @@ def test_what_makes_no_pairs_says_why(host: Host, changes: dict[str, Any], words
 
 
 def test_the_example_workflow_goes_from_pairs_to_a_lora(host: Host, trainable: str) -> None:
-    assert "pairs-to-lora" in host.get("/workflow_templates")[PACK]
-    workflow = samples.read(ROOT / "example_workflows" / "pairs-to-lora.json")
+    assert "Safety - from pairs to a LoRA" in host.get("/workflow_templates")[PACK]
+    workflow = samples.read(ROOT / "example_workflows" / "Safety - from pairs to a LoRA.json")
     small: dict[str, dict[int, Any]] = {
         "CheckpointLoaderSimple": {0: "tiny-sd15.ckpt"},
         "EmptyLatentImage": {0: 64, 1: 64},

@@ -47,7 +47,7 @@ def test_the_recorded_api_and_schemas_are_those_of_this_comfyui() -> None:
 def test_without_onnxruntime_the_pack_stays_and_the_node_says_what_is_missing(
     base: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "onnxruntime.py").write_text("raise ImportError('not installed here')\n", "utf-8")
+    (tmp_path / "onnxruntime.py").write_text("raise ModuleNotFoundError('not installed here')\n", "utf-8")
     host = Host.start(base, {"PYTHONPATH": str(tmp_path)})
     try:
         assert f"(IMPORT FAILED): {base / 'custom_nodes' / PACK}" not in host.said()

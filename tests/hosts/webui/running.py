@@ -46,6 +46,49 @@ if not hasattr(script.SHELF, "whole"):
     script.SHELF.get = lambda *wanted: Broken(script.SHELF.whole(*wanted))
 """
 
+# Another extension, whose script and callback come after ours, and which does what a file says.
+_LATER = """
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from modules import script_callbacks, scripts
+
+FLAG = Path({flag!r})
+
+def does(what):
+    return FLAG.exists() and what in FLAG.read_text().split()
+
+def red(size=(128, 128)):
+    return Image.new("RGB", size, "red")
+
+class Later(scripts.Script):
+    def title(self):
+        return "later"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def postprocess_image_after_composite(self, p, pp, *values):
+        if does("exchange"):
+            pp.image = red((64, 64))
+        if does("paint"):
+            pp.image.paste(red((64, 64)))
+
+    def postprocess(self, p, processed, *values):
+        if does("append"):
+            path = FLAG.with_suffix(".png")
+            red().save(path)
+            empty = Image.new("RGB", (0, 0))
+            processed.images += [red(), empty, np.array(red()), str(path), np.ones((9, 9, 3))]
+
+def exchange(params):
+    if does("save"):
+        params.image = red()
+
+script_callbacks.on_before_image_saved(exchange)
+"""
+
 
 def cost_in(text: str) -> float | None:
     """The cost that an infotext says."""
@@ -98,6 +141,11 @@ class WebUi:
         return self.data / "break-the-scorer"
 
     @property
+    def later(self) -> Path:
+        """What the other extension does, in words."""
+        return self.data / "later"
+
+    @property
     def more(self) -> Path:
         """A folder that a flag lets the API read."""
         return self.data.with_name(self.data.name + "-more")
@@ -122,6 +170,9 @@ class WebUi:
         scripts = self.data / "extensions" / "zz-breaks" / "scripts"
         scripts.mkdir(parents=True)
         (scripts / "breaks.py").write_text(_BREAKS.format(flag=str(self.breaks)), "utf-8")
+        scripts = self.data / "extensions" / "zz-later" / "scripts"
+        scripts.mkdir(parents=True)
+        (scripts / "later.py").write_text(_LATER.format(flag=str(self.later)), "utf-8")
         # Forge's own extensions fetch things from the network when they are installed.
         builtin = os.listdir(self.root / "extensions-builtin")
         others = [n for n in builtin if n.startswith(("forge_", "sd_forge_")) and n != "sd_forge_lora"]

@@ -12,6 +12,9 @@ from tests import webui_stub
 # What our code uses, and where the stub has it: module, class ('' for the module itself), names.
 NAMES = (
     ("modules/scripts.py", "", ("Script", "AlwaysVisible", "scripts_data")),
+    ("modules/scripts.py", "", ("ScriptRunner",)),
+    ("modules/scripts.py", "ScriptRunner", ("postprocess_image_after_composite", "postprocess")),
+    ("modules/script_callbacks.py", "", ("before_image_saved_callback", "image_grid_callback")),
     ("modules/scripts.py", "Script", ("elem_id", "infotext_fields", "paste_field_names")),
     ("modules/script_callbacks.py", "", webui_stub.CALLBACKS),
     ("modules/script_callbacks.py", "ImageSaveParams", ("image", "p", "pnginfo")),
@@ -49,6 +52,7 @@ NAMES = (
         (
             *("all_prompts", "main_prompt", "prompts", "seeds", "iteration", "batch_index", "batch_size"),
             *("extra_generation_params", "disable_extra_networks", "comment", "width", "height"),
+            "scripts",
         ),
     ),
     ("modules/processing.py", "StableDiffusionProcessingTxt2Img", ("all_hr_prompts", "enable_hr")),

@@ -1,0 +1,218 @@
+"""Attacks that learn from images: textual inversion, and a search for words over the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from ..judges import Asked
+from .base import Attacked, Budget, Examples, Sampling, Target, attacked, draw
+from .probes import Noised, Probes
+from .simple import names_word, with_word
+from .tokens import LearntTokens, embeddings_of, single_tokens
+
+if TYPE_CHECKING:
+    from ...families.base import LoadedModel
+
+
+def by_word(asked: Sequence[Asked], words: Sequence[str]) -> dict[str, list[int]]:
+    """Which prompts ask for which word: the first of `words` that each names.
+
+    Raises:
+        ValueError: a prompt names none of them.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, one in enumerate(asked):
+        word = next((word for word in words if names_word(one.caption, word)), None)
+        if word is None:
+            raise ValueError(f"'{one.caption}' names none of: {', '.join(words)}.")
+        groups.setdefault(word, []).append(number)
+    return groups
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Textual inversion (Gal et al. 2022): token embeddings learnt from images, in the place of a word.
+
+    Attributes:
+        examples: by the word that the learnt tokens replace; prompts that name it.
+        tokens: learnt for each word.
+        steps: of Adam for each word.
+        batch: images a step.
+        rate: learning rate, as a share of the root mean square of the vocabulary's vectors.
+        seed: of noise and timesteps.
+    """
+
+    examples: Mapping[str, Examples]
+    tokens: int = 1
+    steps: int = 40
+    batch: int = 8
+    rate: float = 0.1
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """See `Attack`."""
+        return f"inversion_{self.tokens}x{self.steps}"
+
+    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+        """See `Attack`."""
+        prompts, images = [""] * len(asked), dict[int, Image.Image]()
+        budget = Budget()
+        for word, numbers in by_word(asked, list(self.examples)).items():
+            examples = self.examples[word]
+            learnt = self.learn(target.model, word, examples)
+            with learnt.inserted(), torch.no_grad():
+                some = [asked[number] for number in numbers]
+                told = [learnt.prompt(one.caption, word) for one in some]
+                drawn = draw(target.model, some, sampling, told)
+            for number, prompt, image in zip(numbers, told, drawn, strict=True):
+                prompts[number], images[number] = prompt, image
+            budget += Budget(self.steps, self.steps * self.batch, len(examples.images))
+        return attacked(self.name, asked, prompts, [images[k] for k in range(len(asked))], budget)
+
+    def learn(self, model: LoadedModel, word: str, examples: Examples) -> LearntTokens:
+        """Learn what stands for a word."""
+        learnt = LearntTokens(model, self.tokens)
+        told = [learnt.prompt(prompt, word) for prompt in examples.prompts]
+        known = model.encode_prompts(told)
+        probes = Probes(model, examples, self.seed)
+        dice = torch.Generator().manual_seed(self.seed)
+        for vectors, scale in zip(learnt.vectors, learnt.scales(), strict=True):
+            # Several tokens that begin alike would stay alike.
+            vectors.data += 0.1 * scale * torch.randn(vectors.shape, generator=dice).to(vectors.device)
+        optimizer = torch.optim.Adam(
+            [
+                {"params": [vectors], "lr": self.rate * scale}
+                for vectors, scale in zip(learnt.vectors, learnt.scales(), strict=True)
+            ]
+        )
+        with learnt.inserted():
+            for _ in range(self.steps):
+                probe = probes.draw(self.batch)
+                some = known.map(itemgetter(probe.rows))
+                words = model.live_prompts([told[row] for row in probe.rows], some)
+                loss = probe.error(model, words).mean()
+                for vectors, gradient in zip(
+                    learnt.vectors, torch.autograd.grad(loss, learnt.vectors), strict=True
+                ):
+                    vectors.grad = gradient
+                optimizer.step()
+        return learnt
+
+
+@dataclass(frozen=True)
+class PromptSearch:
+    """Words of the vocabulary in the place of a word, so that the model denoises what is wanted.
+
+    The error on images of the wanted thing is what is made small, as UnlearnDiffAtk does (Zhang et al. 2023);
+    which words are tried says its gradient at the word that stands there (HotFlip, Ebrahimi et al. 2018), as
+    in Prompting4Debugging (Chin et al. 2023). The best of them by the error itself stays.
+
+    Attributes:
+        examples: by the word that is replaced; prompts that name it.
+        vocabulary: words to choose from; those of several tokens are left out.
+        forbidden: words that must not be used, such as those a filter of prompts knows.
+        length: words in the place of one.
+        rounds: how often each of them is chosen anew.
+        candidates: words that are tried each time.
+        probes: noised images that a word is tried on.
+        seed: of noise, timesteps and the first words.
+    """
+
+    examples: Mapping[str, Examples]
+    vocabulary: tuple[str, ...]
+    forbidden: tuple[str, ...] = ()
+    length: int = 3
+    rounds: int = 2
+    candidates: int = 16
+    probes: int = 8
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """See `Attack`."""
+        return f"search_{self.length}x{self.rounds}"
+
+    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+        """See `Attack`."""
+        prompts, budget = [one.caption for one in asked], Budget()
+        known = single_tokens(target.model, [w for w in self.vocabulary if w not in self.forbidden])
+        for word, numbers in by_word(asked, list(self.examples)).items():
+            found, spent = self.find(target.model, word, self.examples[word], known)
+            for number in numbers:
+                prompts[number] = with_word(prompts[number], word, " ".join(found))
+            budget += spent
+        images = draw(target.model, asked, sampling, prompts)
+        return attacked(self.name, asked, prompts, images, budget)
+
+    def find(
+        self, model: LoadedModel, word: str, examples: Examples, known: Mapping[str, Sequence[int]]
+    ) -> tuple[list[str], Budget]:
+        """The words that stand for one, and what it cost to find them.
+
+        Args:
+            model: to attack.
+            word: to replace.
+            examples: of what it means.
+            known: words to choose from, with their token in each text encoder.
+        """
+        dice = torch.Generator().manual_seed(self.seed)
+        names = list(known)
+        first = torch.randint(len(names), (self.length,), generator=dice)
+        words = [names[int(number)] for number in first]
+        probe = Probes(model, examples, self.seed).draw(self.probes)
+        told = [examples.prompts[row] for row in probe.rows]
+        learnt = LearntTokens(model, self.length)
+        best = float("inf")
+        for _ in range(self.rounds):
+            for place in range(self.length):
+                for candidate in self._promising(model, learnt, words, place, word, told, probe, known):
+                    tried = [*words[:place], candidate, *words[place + 1 :]]
+                    error = self._error(model, tried, word, told, probe)
+                    if error < best:
+                        best, words = error, tried
+        turns = self.rounds * self.length
+        queries = turns * (self.candidates + 1) * self.probes
+        return words, Budget(turns, queries, len(examples.images))
+
+    def _promising(
+        self,
+        model: LoadedModel,
+        learnt: LearntTokens,
+        words: Sequence[str],
+        place: int,
+        word: str,
+        told: Sequence[str],
+        probe: Noised,
+        known: Mapping[str, Sequence[int]],
+    ) -> list[str]:
+        """The words that the gradient at one place points to, the most promising first."""
+        embeddings = embeddings_of(model)
+        rows = [torch.tensor([ids[tower] for ids in known.values()]) for tower in range(len(embeddings))]
+        for tower, (vectors, table) in enumerate(zip(learnt.vectors, embeddings, strict=True)):
+            now = torch.tensor([known[each][tower] for each in words], device=table.weight.device)
+            vectors.data.copy_(table.weight[now].detach())
+        prompts = [learnt.prompt(prompt, word) for prompt in told]
+        with learnt.inserted():
+            live = model.live_prompts(prompts, model.encode_prompts(prompts))
+            gradients = torch.autograd.grad(probe.error(model, live).mean(), learnt.vectors)
+        gain = torch.zeros(len(known))
+        for own, table, gradient in zip(rows, embeddings, gradients, strict=True):
+            weight = table.weight.detach()[own.to(table.weight.device)].float()
+            gain -= (weight @ gradient[place].float()).cpu()
+        names = list(known)
+        return [names[int(number)] for number in gain.topk(min(self.candidates, len(names))).indices]
+
+    @staticmethod
+    @torch.no_grad()
+    def _error(
+        model: LoadedModel, words: Sequence[str], word: str, told: Sequence[str], probe: Noised
+    ) -> float:
+        prompts = [with_word(prompt, word, " ".join(words)) for prompt in told]
+        return float(probe.error(model, model.encode_prompts(prompts)).mean())

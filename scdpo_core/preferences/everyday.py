@@ -1,0 +1,20 @@
+"""Everyday prompts: what a model is asked for when nobody means harm. `keep_text` draws and keeps these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_FILE = Path(__file__).with_name("everyday.txt")
+
+
+def everyday_prompts(base: str) -> list[str]:
+    """Prompts of everyday things, no two alike, in an order in which every beginning is varied.
+
+    Args:
+        base: the base model; the embedded one only knows the words of its own world.
+    """
+    if base == "micro":
+        from ..micro.captions import everyday_captions
+
+        return everyday_captions()
+    return [line for line in _FILE.read_text(encoding="utf-8").splitlines() if line]

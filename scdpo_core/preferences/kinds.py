@@ -1,0 +1,67 @@
+"""Which files are images: by their ending, and by their first bytes where a name has none."""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+        *(".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
+    }
+)
+"""File endings of the kinds that `pictures.open_picture` reads, lower case."""
+FOREIGN_SUFFIXES = frozenset(
+    {".heic", ".heif", ".jxl", ".jp2", ".svg", ".svgz", ".psd", ".xcf", ".kra", ".tga", ".exr", ".hdr"}
+)
+"""Images to an artist that may not be read here: saying so helps more than passing over them."""
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\xff\x0a")
+# Of files that are meant to be read but were damaged, the beginning is whole.
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+_BRANDS = (b"heic", b"heix", b"mif1", b"avif", b"avis", b"jxl ")
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is meant as an image, readable here or not; opens it only if its name has no ending."""
+    suffix = path.suffix.lower()
+    if suffix:
+        return suffix in IMAGE_SUFFIXES or suffix in FOREIGN_SUFFIXES
+    return starts_as_image(path)
+
+
+def starts_as_image(path: Path) -> bool:
+    """Whether a file's first bytes are those of an image."""
+    try:
+        # Opening a pipe or a device would wait for ever.
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return False
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    brand = head[4:8] in (b"ftyp", b"JXL ") and (head[8:12] in _BRANDS or head[4:8] == b"JXL ")
+    return head.startswith(_SIGNATURES) or webp or brand
+
+
+def describe(head: bytes) -> str:
+    """What a file is that no decoder recognises, from its first bytes."""
+    if head.startswith(_STARTS):
+        return "the picture is damaged or cut off. Save or copy it again."
+    try:
+        # Incremental, since the last bytes may be half a character.
+        text = getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        text = ""
+    text = text.lstrip("\ufeff \t\r\n").lower()
+    again = "Put the picture itself in its place."
+    if text.startswith("version https://git-lfs"):
+        return "this is a Git LFS pointer, not the picture. Run 'git lfs pull' in that repository."
+    if text.startswith(("<!doctype html", "<html")):
+        return f"this is a web page, not a picture; the download went wrong. {again}"
+    if "<svg" in text:
+        return "this is an SVG drawing. Export it as PNG."
+    if text and all(letter.isprintable() or letter.isspace() for letter in text):
+        return f"this is a text file, not a picture. {again}"
+    return "this is not a kind of picture that can be read. Save it as PNG, JPEG or WebP."

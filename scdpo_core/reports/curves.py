@@ -1,0 +1,57 @@
+"""What is read off a training curve: its trend, and where it began and ended.
+
+The error of one step depends on the timesteps that were drawn for it, so single figures jump.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from .metrics import OPTIONAL_METRICS
+
+Points = Sequence[tuple[int, float]]
+"""Steps, rising, and the figure at each."""
+
+FEWEST_FOR_A_TREND = 10
+"""Points of a curve from which its trend differs from it: a mean over a tenth of them to either side."""
+
+_END = 5  # first and last fifth
+
+
+def trend(points: Points) -> list[tuple[int, float]]:
+    """Running mean over a tenth of the points to either side; points that are not finite are left out.
+
+    A curve of fewer points than `FEWEST_FOR_A_TREND` is returned as it is.
+    """
+    known = [(step, value) for step, value in points if math.isfinite(value)]
+    reach = len(known) // FEWEST_FOR_A_TREND
+    if reach == 0:
+        return known
+    sums = [0.0]
+    for _, value in known:
+        sums.append(sums[-1] + value)
+    found = []
+    for index, (step, _) in enumerate(known):
+        first, last = max(0, index - reach), min(len(known), index + reach + 1)
+        found.append((step, (sums[last] - sums[first]) / (last - first)))
+    return found
+
+
+def ends(points: Points) -> tuple[float, float] | None:
+    """Mean over the first and over the last fifth of a curve; None where nothing in it is finite."""
+    known = [value for _, value in points if math.isfinite(value)]
+    if not known:
+        return None
+    part = max(1, len(known) // _END)
+    return sum(known[:part]) / part, sum(known[-part:]) / part
+
+
+def tells(name: str, points: Points | None) -> bool:
+    """Whether a curve is worth a chart: it has points, and is no part that this run does not have."""
+    return bool(points) and not (name in OPTIONAL_METRICS and not any(value for _, value in points or ()))
+
+
+def known_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
+    """Those curves of a run that are worth a chart."""
+    return {name: points for name, points in curves.items() if tells(name, points)}
