@@ -139,6 +139,11 @@ ROWS: dict[str, Row] = {
     "redirect_wide": Row(
         "redirect and keep, wider targets", "ours", {**_OURS, "lora.targets": "attention+ff"}
     ),
+    "redirect_wide_double": Row(
+        "redirect and keep, wider targets, lr x 2",
+        "ours",
+        {**_OURS, "lora.targets": "attention+ff", "optim.lr": 2.0},
+    ),
     "distil": Row("distil, prompts alone", "ours", {"objective.objective": "distil"}, prompts=True),
 }
 
