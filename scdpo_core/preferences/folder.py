@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..types import PreferencePair, Problem, ScdpoError
 from .infotext import prompt_in
+from .known_images import KnownImages
 from .listing import LAYOUT, Side, layout_problem, list_side, repeats_note, reserved, without_repeats
 from .masks import mask_of
 from .metadata import prompt_of
@@ -57,6 +58,7 @@ def check_folder(
     notice: Callable[[Problem], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     decode: bool = True,
+    known: KnownImages | None = None,
 ) -> list[PreferencePair]:
     """The pairs of a folder that nothing is wrong with; see `read_folder`.
 
@@ -65,11 +67,12 @@ def check_folder(
         notice: is told what is odd but does not stop the work, such as a file that is left out.
         progress: see `read_folder`.
         decode: see `read_folder`.
+        known: see `read_folder`.
 
     Raises:
         FolderError: with every fatal problem at once.
     """
-    pairs, problems = read_folder(folder, progress=progress, decode=decode)
+    pairs, problems = read_folder(folder, progress=progress, decode=decode, known=known)
     fatal = [problem for problem in problems if problem.fatal]
     if fatal:
         raise FolderError(folder, fatal)
@@ -80,7 +83,11 @@ def check_folder(
 
 
 def read_folder(
-    folder: Path, *, progress: Callable[[int, int], None] | None = None, decode: bool = True
+    folder: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    decode: bool = True,
+    known: KnownImages | None = None,
 ) -> tuple[list[PreferencePair], list[Problem]]:
     """Read a preference folder, decoding every picture once to see that it is sound.
 
@@ -89,6 +96,7 @@ def read_folder(
             a system made for itself with a note.
         progress: is told how many pictures of how many have been looked at.
         decode: whether to; without it only names and prompts are looked at, which takes no time.
+        known: images that need no decoding, for they were sound before; those that are found sound are added.
 
     Returns:
         The pairs that nothing fatal is wrong with, sorted by id, and all problems, sorted by file name.
@@ -105,7 +113,7 @@ def read_folder(
     if not stems:
         problems.append(Problem(folder, f"chosen/ and rejected/ hold no pictures. {LAYOUT}"))
     pictures = [*chosen.pictures.values(), *rejected.pictures.values()]
-    looks = look_at_all([file for files in pictures for file in files], progress) if decode else {}
+    looks = _looks([file for files in pictures for file in files], known, progress) if decode else {}
     problems += [Problem(file, look.what) for file, look in looks.items() if isinstance(look, PictureError)]
     for file, look in looks.items():
         if isinstance(look, Look) and look.frames > 1:
@@ -125,6 +133,26 @@ def read_folder(
     problems += _changed(folder, stems, pairs, chosen, rejected)
     problems += _reduced(reduced)
     return pairs, sorted(problems, key=lambda problem: (name_in(problem.path, folder), problem.what))
+
+
+def _looks(
+    files: Sequence[Path], known: KnownImages | None, progress: Callable[[int, int], None] | None
+) -> dict[Path, Look | PictureError]:
+    """What each image is, or why it cannot be used; only those that are not known are decoded."""
+    known = known or KnownImages()
+    looks = {file: known.get(file) for file in files}
+    found: dict[Path, Look | PictureError] = {file: look for file, look in looks.items() if look is not None}
+    done = len(found)
+
+    def passed(count: int, _: int) -> None:
+        if progress is not None:
+            progress(done + count, len(files))
+
+    fresh = look_at_all([file for file in files if file not in found], passed)
+    for file, look in fresh.items():
+        if isinstance(look, Look):
+            known.put(file, look)
+    return found | fresh
 
 
 def safe_prompt_of(folder: Path, stem: str, problems: list[Problem], reduced: list[tuple[Path, str]]) -> str:

@@ -14,6 +14,7 @@ from ..bounds import out_of_bounds
 from ..config import ModelSettings, TrainSettings
 from ..families import LoadOptions, family_of
 from ..preferences.folder import check_folder
+from ..preferences.known_images import KnownImages
 from ..runs.folder import kind_of
 from ..text import not_unicode
 from ..types import PreferencePair, Problem, ScdpoError
@@ -40,6 +41,7 @@ def check_run(
     notice: Callable[[Problem], None],
     progress: Callable[[int, int], None],
     unasked: Sequence[TrainSettings],
+    known: KnownImages | None = None,
 ) -> tuple[RunFolder, Sequence[PreferencePair], PromptPairs | None]:
     """The run folder and the pairs of a run that can begin; and those of prompts alone, still to be drawn.
 
@@ -49,6 +51,7 @@ def check_run(
         notice: is told what is odd but stops nothing.
         progress: is told how many pictures of how many have been looked at.
         unasked: settings that nobody gave, see `config_needs.without_effect`.
+        known: images that were found sound before, see `read_folder`.
 
     Raises:
         ScdpoError: names everything that is wrong, one thing a line.
@@ -68,7 +71,7 @@ def check_run(
             wrong.append("Give --pairs or --prompts, not both.")
         elif data.pairs is not None:
             # Decoding every image takes minutes, in which nobody should wait for a mistyped setting.
-            pairs = check_folder(data.pairs, notice=notice, progress=progress, decode=not wrong)
+            pairs = check_folder(data.pairs, notice=notice, progress=progress, decode=not wrong, known=known)
         elif data.prompts is not None:
             drawn = pairs_of_prompts(data.prompts, folder.drawn_pairs, notice)
             pairs = drawn.pairs

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..config import TrainSettings, config_hash
 from ..families.base import LoadedModel
 from ..families.fingerprint import sampled_fingerprint
+from ..preferences.known_images import KnownImages
 from ..preferences.relabel import unscored
 from ..runs.hold import Hold
 from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
@@ -120,6 +121,8 @@ class _Job:
 
     def run(self) -> JobResult:
         settings = self.settings
+        cache = settings.data.cache or self.folder.cache
+        known = KnownImages(cache / "images.json")
         try:
             folder, pairs, drawn = check_run(
                 settings,
@@ -127,12 +130,14 @@ class _Job:
                 notice=lambda problem: self.emit(Warned(f"{problem.path}: {problem.what}")),
                 progress=self._progress("check"),
                 unasked=self._unasked,
+                known=known,
             )
         except StopAskedError:
             return self._end(Outcome("stopped", self.folder.reached), None)
         self.device = self.team.device or resolve_device(settings.model.device)
         state = self._claim(folder, len(pairs))
         if self.team.rank == 0:
+            known.write()
             self._tracking = start_tracking(settings.output.track, folder.path, self.emit)
         try:
             # Pairs of prompts alone have no images to score until the base model has drawn them.
@@ -141,7 +146,7 @@ class _Job:
             model = model or self._load()
             for sentence in unread_prompts(labelled, model):
                 self._warn(sentence)
-            cache, progress = settings.data.cache or self.folder.cache, self._progress("cache")
+            progress = self._progress("cache")
             data = encode(labelled, model, settings, cache, self.team, progress, self._warn)
             terms = prepare_terms(settings, data, model, cache, self._progress("base_images"), self._warn)
             adapter = self._attach(model)
