@@ -15,6 +15,7 @@ from scdpo_core.families.detect import TITLES, detect, of_header
 from scdpo_core.families.header import Header, block_count, numbers, read_header
 from scdpo_core.files import read_tensors
 from scdpo_core.types import ScdpoError
+from tests.tiny import tiny_sd_folder
 
 D = "model.diffusion_model."
 UNET = {f"{D}input_blocks.0.0.weight": (320, 4, 3, 3)}
@@ -219,3 +220,23 @@ def test_a_single_file_says_which_parts_it_lacks_and_where_to_get_them(tmp_path:
         "This file holds no VAE.",
         "FLUX.1 predicts a flow",
     ]
+
+
+def test_what_a_base_would_never_hear_is_refused(tmp_path: Path) -> None:
+    folder, texts = tiny_sd_folder(tmp_path / "sd"), tmp_path / "texts"
+    texts.mkdir()
+    (problem,) = FAMILIES["sd1"].check(folder, LoadOptions(text_encoders=texts))
+    assert problem.fatal
+    assert problem.what == (
+        "This model holds its own text encoders, and another folder of them is not read: leave "
+        "--text-encoders out."
+    )
+    schnell = _save(tmp_path / "schnell.safetensors", {"double_blocks.0.x": (1,), "img_in.weight": (1, 64)})
+    dev = {"double_blocks.0.x": (1,), "img_in.weight": (1, 64), "guidance_in.in_layer.weight": (1, 1)}
+    told = [problem.what for problem in FAMILIES["flux"].check(schnell, LoadOptions(guidance=3.5))]
+    assert any("takes no guidance embedding" in what for what in told)
+    both = (
+        FAMILIES["flux"].check(schnell),
+        FAMILIES["flux"].check(_save(tmp_path / "dev.safetensors", dev), LoadOptions(guidance=3.5)),
+    )
+    assert not any("guidance" in problem.what for problems in both for problem in problems)

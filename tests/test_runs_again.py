@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from scdpo_core.runs.again import prepare
-from scdpo_core.runs.jobs import CostJob, LoraJob
+from scdpo_core.runs.folder import has_results
+from scdpo_core.runs.jobs import CostJob, LoraJob, problems
 from scdpo_core.runs.queue import Queue
 from scdpo_core.runs.shelf import put, taken
 from scdpo_core.training.events import Done, EventLog, Failed
+from scdpo_core.training.run_folder import RunFolder
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import ROOT
 
@@ -44,7 +46,8 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_done(job: LoraJob) -> None:
     prepare(job, "1")
     # The trainer adds all other settings to it.
     (job.folder / "job.toml").write_text("[optim]\nlr = 1.0\n", "utf-8")
-    (job.folder / "checkpoints" / "step-000004").mkdir(parents=True)
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "step-000004.state.safetensors").write_bytes(b"state")
     EventLog(job.folder / "events.jsonl")(Done("stopped", 4, "", 1.0))
     assert prepare(job, "1") == "go on"
     result = finish(job)
@@ -58,7 +61,8 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_done(job: LoraJob) -> None:
 @pytest.mark.parametrize("ended", ["stopped", "finished"])
 def test_a_name_belongs_to_the_run_that_has_results(job: LoraJob, ended: str) -> None:
     prepare(job, "1")
-    (job.folder / "checkpoints" / "step-000004").mkdir(parents=True)
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "step-000004.state.safetensors").write_bytes(b"state")
     EventLog(job.folder / "events.jsonl")(Done("stopped", 4, "", 1.0))
     if ended == "finished":
         finish(job)
@@ -132,3 +136,17 @@ def test_a_shelf_that_cannot_be_written_says_where_the_result_is(tmp_path: Path)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ScdpoError, match="Copy it there yourself"):
         put(tmp_path / "a.safetensors", tmp_path / "file" / "loras")
+
+
+def test_what_a_kill_left_half_written_is_no_result_for_anybody(tmp_path: Path) -> None:
+    """A kill while a checkpoint is written leaves a temporary file, which nothing can go on from."""
+    job = LoraJob(PAIRS, "micro", tmp_path, "calm")
+    run = job.folder
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / ".step-000010.state-abcdefgh.safetensors").write_bytes(b"half")
+    (run / "checkpoints" / "lora.json").write_text("{}", "utf-8")
+    refusals = [sentence for sentence in problems(job) if "trained run" in sentence]
+    assert (has_results(run), RunFolder(run).has_results(), refusals) == (False, False, [])
+    (run / "checkpoints" / "step-000010.state.safetensors").write_bytes(b"whole")
+    refusals = [sentence for sentence in problems(job) if "trained run" in sentence]
+    assert (has_results(run), RunFolder(run).has_results(), len(refusals)) == (True, True, 1)

@@ -95,7 +95,9 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert len(problems(job)) == 5
 
 
-@pytest.mark.parametrize("left", ["my lora.safetensors", "checkpoints/1.state.safetensors", "queued"])
+@pytest.mark.parametrize(
+    "left", ["my lora.safetensors", "checkpoints/step-000001.state.safetensors", "queued"]
+)
 def test_nothing_is_overwritten(tmp_path: Path, left: str) -> None:
     folder = write(lora(tmp_path))
     assert write(lora(tmp_path)) == folder, "a job that did not run yet may be changed"

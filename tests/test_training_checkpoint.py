@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from scdpo_core import files
+from scdpo_core.runs.folder import checkpoint_steps
 from scdpo_core.training import checkpoint
-from scdpo_core.training.checkpoint import Checkpoint, check_same_run, latest, path_of, save, steps_in
+from scdpo_core.training.checkpoint import Checkpoint, check_same_run, latest, path_of, save
 from scdpo_core.tree import save_tree
 from scdpo_core.types import ScdpoError
 
@@ -54,7 +55,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (2, 10, 9, 100):
         save(tmp_path, _checkpoint(step), keep=2)
-    assert steps_in(tmp_path) == [10, 100]
+    assert checkpoint_steps(tmp_path) == [10, 100]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-000010.state.safetensors",
         "step-000100.state.safetensors",

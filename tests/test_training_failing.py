@@ -10,6 +10,7 @@ import pytest
 
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.preferences.folder import read_folder
+from scdpo_core.runs.folder import checkpoint_steps
 from scdpo_core.training import checkpoint, job, saving
 from scdpo_core.training.events import (
     Event,
@@ -55,7 +56,7 @@ def test_a_full_disk_in_the_middle_is_a_sentence_and_leaves_whole_files(
     last = events_of(tmp_path / "run")[-1]
     assert isinstance(last, Failed)
     monkeypatch.undo()
-    assert checkpoint.steps_in(tmp_path / "run" / "checkpoints") == [2]
+    assert checkpoint_steps(tmp_path / "run" / "checkpoints") == [2]
     assert run_job(tiny_settings(base, pairs, tmp_path / "run"), resume=True).outcome.step == 6
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from scdpo_core.config import TrainSettings, config_hash, load_toml
 from scdpo_core.files import read_tensors
 from scdpo_core.lora.file import load_lora
-from scdpo_core.training import checkpoint, labelling
+from scdpo_core.runs.folder import checkpoint_steps
+from scdpo_core.training import labelling
 from scdpo_core.training.events import (
     Done,
     Event,
@@ -79,7 +80,7 @@ def test_a_run_leaves_everything_that_doors_look_for(base: Path, pairs: Path, tm
         "my lora.safetensors", "run.lock", "samples",
     ]  # fmt: skip
     assert load_toml(out / "job.toml") == settings
-    assert checkpoint.steps_in(out / "checkpoints") == [4, 5]
+    assert checkpoint_steps(out / "checkpoints") == [4, 5]
     assert len(list((out / "samples").iterdir())) == 2 * 4
 
     state, info = load_lora(out / "my lora.safetensors")

@@ -13,6 +13,7 @@ from scdpo_core.config import DEFAULT_BETAS, OptimSettings, TrainSettings
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.preferences.batches import BatchStream
+from scdpo_core.runs.folder import checkpoint_steps
 from scdpo_core.training import checkpoint
 from scdpo_core.training.events import Event, Progress, Saved
 from scdpo_core.training.feed import Feed, FreshDraws, timestep_law
@@ -248,12 +249,12 @@ def test_a_stop_saves_the_step_that_was_finished(base: Path, tmp_path: Path) -> 
     bench = Bench(base, tmp_path, max_train_steps=50, checkpoint_every=20, log_every=20)
     outcome = bench.trainer(stop_at=3).run()
     assert (outcome.reason, outcome.step) == ("stopped", 3)
-    assert checkpoint.steps_in(bench.folder) == [3]
+    assert checkpoint_steps(bench.folder) == [3]
     assert [event.step for event in bench.progress()] == [3]
     assert Saved(3, "checkpoints/step-000003.state.safetensors", "checkpoint") in bench.said
     nothing = Bench(base, tmp_path / "other")
     assert nothing.trainer(stop_at=0).run().step == 0
-    assert checkpoint.steps_in(nothing.folder) == []
+    assert checkpoint_steps(nothing.folder) == []
 
 
 @pytest.mark.parametrize(("log_every", "checkpoint_every"), [(1, 2), (100, 1), (100, 2)])
@@ -266,7 +267,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     trainer = bench.trainer(Spoiled(stream(bench.settings), since=4))
     with pytest.raises(ScdpoError, match=r"no longer a number at step [56]"):
         trainer.run()
-    assert checkpoint.steps_in(bench.folder)[-1] == 4
+    assert checkpoint_steps(bench.folder)[-1] == 4
     state, damaged = checkpoint.latest(bench.folder)
     assert state is not None
     assert damaged == []

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from scdpo_core.lora.file import load_lora, read_lora_info
-from scdpo_core.training import checkpoint, saving
+from scdpo_core.runs.folder import checkpoint_steps
+from scdpo_core.training import saving
 from scdpo_core.training.events import Event, Progress, Saved, Warned
 from scdpo_core.training.job import run_job
 from scdpo_core.training.saving import JobResult, export
@@ -117,7 +118,7 @@ def test_a_run_that_is_resumed_knows_the_best_of_before(
         lr=0.05, keep=9, checkpoint_every=2, log_every=1, **options,
     )  # fmt: skip
     folder = run_job(settings, listen=listen, should_stop=lambda: bool(stop)).folder
-    assert checkpoint.steps_in(folder / "checkpoints")[-1] == 4
+    assert checkpoint_steps(folder / "checkpoints")[-1] == 4
     run_job(settings, resume=True)
     assert list(left) == []
     assert (folder / "lora.safetensors").read_bytes() == (whole / "lora.safetensors").read_bytes()
@@ -172,4 +173,4 @@ def test_the_file_can_have_the_names_of_another_program(
     monkeypatch.setattr(saving, "to_file", refuse)
     with pytest.raises(ScdpoError, match=r"--save-format comfyui cannot hold this LoRA \(no name for a"):
         run_job(tiny_settings(base, pairs, tmp_path / "no", save_format="comfyui"))
-    assert checkpoint.steps_in(tmp_path / "no" / "checkpoints") == []
+    assert checkpoint_steps(tmp_path / "no" / "checkpoints") == []

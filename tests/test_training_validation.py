@@ -13,6 +13,7 @@ from scdpo_core.config import TrainSettings, to_toml
 from scdpo_core.preferences.batches import Room
 from scdpo_core.preferences.buckets import BucketStream
 from scdpo_core.preferences.split import hold_out
+from scdpo_core.runs.folder import checkpoint_steps
 from scdpo_core.training import checkpoint, labelling
 from scdpo_core.training.dataset import Dataset
 from scdpo_core.training.events import Progress, Sample, Validated, Warned, read_events
@@ -143,7 +144,7 @@ def test_a_rising_gap_ends_the_run_early_and_resuming_leaves_it_ended(
     held = _held([(8, 8)] * 3, 2)
     outcome = bench.trainer(held_out=held).run()
     assert (outcome.reason, outcome.step) == ("finished", 3)
-    assert checkpoint.steps_in(bench.folder)[-1] == 3
+    assert checkpoint_steps(bench.folder)[-1] == 3
     assert sum(isinstance(event, Validated) for event in bench.said) == 3
     assert any(isinstance(event, Warned) and "Stopped early" in event.message for event in bench.said)
     again = Bench(base, tmp_path, **options)

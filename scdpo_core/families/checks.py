@@ -37,7 +37,12 @@ def check(base: str | Path, family: str, layout: Layout, options: LoadOptions) -
         return [Problem(path, str(error))]
     if kind.family != family:
         return [Problem(path, _mistaken(kind, family))]
-    extras = [*_check_vae(options.vae), *_check_prediction(path, family, options)]
+    extras = [
+        *_check_vae(options.vae),
+        *_check_prediction(path, family, options),
+        *_check_guidance(path, family, layout, options),
+        *_check_unused_texts(path, layout, options.text_encoders),
+    ]
     if path.is_file():
         return [*_check_file(path, layout, options), *extras]
     return [*_check_folder(path, layout, options, weights=not is_hub_id(base)), *extras]
@@ -66,6 +71,41 @@ def _check_prediction(path: Path, family: str, options: LoadOptions) -> Iterator
     if family in ("sd3", "flux") and (options.prediction, options.zero_snr) != ("auto", "auto"):
         what = f"{TITLES[family]} predicts a flow, so that prediction and zero_snr must stay 'auto'."
         yield Problem(path, what)
+
+
+def _check_guidance(path: Path, family: str, layout: Layout, options: LoadOptions) -> Iterator[Problem]:
+    """A guidance embedding that the base has not (FLUX.1 schnell) would be told to nobody."""
+    if family != "flux" or options.guidance == 1:
+        return
+    if path.is_file():
+        header = _header(path)
+        told = isinstance(header, Problem) or any("guidance_in." in name for name in header.shapes)
+    else:
+        try:
+            told = bool(read_config(path / layout.denoiser / "config.json").get("guidance_embeds", False))
+        except ScdpoError:
+            return  # said of the folder itself
+    if not told:
+        what = "This model takes no guidance embedding, as FLUX.1 schnell does not: leave "
+        yield Problem(path, what + "--guidance-embedding out, or take FLUX.1 dev.")
+
+
+def _check_unused_texts(path: Path, layout: Layout, home: Path | None) -> Iterator[Problem]:
+    """A folder of text encoders beside a base that has all of them would not be read."""
+    if home is None:
+        return
+    header = _header(path) if path.is_file() else None
+    if isinstance(header, Problem):
+        return
+    for part in layout.texts:
+        if header is None:
+            lacks = not (path / part.folder).is_dir()
+        else:
+            lacks = not (part.prefix and header.begins(part.prefix)) or not part.own_tokenizer
+        if lacks:
+            return
+    what = "This model holds its own text encoders, and another folder of them is not read: leave "
+    yield Problem(path, what + "--text-encoders out.")
 
 
 def _check_folder(folder: Path, layout: Layout, options: LoadOptions, *, weights: bool) -> list[Problem]:

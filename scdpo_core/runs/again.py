@@ -37,11 +37,11 @@ def prepare(job: Job, stamp: str) -> Next:
     state = state_of(folder)
     if _read(folder / ASKED) == _asked(job, stamp):
         if state == "finished":
-            return "done" if _result(folder).exists() else _begin(job, stamp)
+            return "done" if names.result_of(folder).exists() else _begin(job, stamp)
         if state in WORKING:
             return "watch"
-        return "go on" if _has_results(folder) else "begin"
-    if state in WORKING or state == "finished" or _has_results(folder):
+        return "go on" if names.has_results(folder) else "begin"
+    if state in WORKING or state == "finished" or names.has_results(folder):
         raise ScdpoError(
             f"There is a run '{folder.name}' already, with other settings or other pictures ({folder}). "
             "Choose another output name; or give it the settings that it had, to go on with it."
@@ -66,11 +66,3 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8")
     except OSError:
         return ""
-
-
-def _result(folder: Path) -> Path:
-    return folder / f"{folder.name}.safetensors"
-
-
-def _has_results(folder: Path) -> bool:
-    return _result(folder).exists() or any((folder / "checkpoints").glob("*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ LOG = "child.log"  # what the process wrote on its screen
 KIND = "run.json"  # which trainer the settings are for
 LAUNCH = "child.json"  # the process that was started last
 HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
+
+CHECKPOINTS = "checkpoints"  # the folder of what a resumed run goes on from
+CHECKPOINT_SUFFIX = ".state.safetensors"
 
 Kind = Literal["lora", "cost", "compare"]
 """'compare' trains nothing: it draws with a LoRA at several weights."""
@@ -62,6 +66,25 @@ def name_problem(name: str) -> str:
     if Path(name).suffix.lower() in _MODEL_FILES:
         return f"The ending of '{name}' is added by itself: call it {Path(name).stem}."
     return ""
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """The steps that have a whole checkpoint in a run's `CHECKPOINTS` folder, in order."""
+    names = [path.name[: -len(CHECKPOINT_SUFFIX)] for path in checkpoints.glob(f"step-*{CHECKPOINT_SUFFIX}")]
+    return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+
+
+def result_of(folder: Path) -> Path:
+    """Where the finished LoRA or cost model of a run lies."""
+    return folder / f"{folder.name}.safetensors"
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a run has left something that no other run may overwrite: its result, or a whole checkpoint."""
+    # Where a name is too long for the file system, pathlib raises.
+    if os.path.exists(result_of(folder)):
+        return True
+    return os.path.isdir(folder / CHECKPOINTS) and bool(checkpoint_steps(folder / CHECKPOINTS))
 
 
 def run_folder(root: Path, name: str) -> Path:

@@ -166,8 +166,7 @@ def _place_problems(job: Job) -> Iterator[str]:
     if not folder.is_dir():
         yield f"{folder} is a file. Choose another name."
         return
-    finished = (folder / f"{name}.safetensors").exists() or any((folder / "checkpoints").glob("*"))
-    if finished:
+    if names.has_results(folder):
         yield f"There is a trained run '{name}' in {folder.parent} already. Resume it or choose another name."
     elif (folder / names.QUEUED).exists():
         yield f"The run '{name}' waits in the queue already. Remove it there, or choose another name."

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ..config import changes
+from ..runs.folder import CHECKPOINT_SUFFIX, checkpoint_steps
 from ..tree import load_tree, save_tree
 from ..types import ScdpoError
 
-_SUFFIX = ".state.safetensors"
 _FORMAT = 1
 
 
@@ -44,13 +44,7 @@ class OtherRunError(ScdpoError):
 
 def path_of(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
-    return folder / f"step-{step:06d}{_SUFFIX}"
-
-
-def steps_in(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, in order."""
-    names = [path.name[: -len(_SUFFIX)] for path in folder.glob(f"step-*{_SUFFIX}")]
-    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+    return folder / f"step-{step:06d}{CHECKPOINT_SUFFIX}"
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -61,7 +55,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     path = path_of(folder, checkpoint.step)
     save_tree(path, {"format": _FORMAT, **vars(checkpoint)})
-    for step in steps_in(folder)[:-keep]:
+    for step in checkpoint_steps(folder)[:-keep]:
         path_of(folder, step).unlink(missing_ok=True)
     return path
 
@@ -69,7 +63,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 def latest(folder: Path) -> tuple[Checkpoint | None, list[Path]]:
     """The newest checkpoint that can be read, and those newer ones that cannot."""
     damaged: list[Path] = []
-    for step in reversed(steps_in(folder)):
+    for step in reversed(checkpoint_steps(folder)):
         found = read(folder, step)
         if found is not None:
             return found, damaged

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..runs import folder as names
-from . import checkpoint
 from .samples import FOLDER as SAMPLES
 
 # The names of `files.atomic_path`, which end in eight characters of `tempfile`.
@@ -33,12 +31,12 @@ class RunFolder:
     @property
     def lora(self) -> Path:
         """The finished LoRA."""
-        return self.path / f"{self.name}.safetensors"
+        return names.result_of(self.path)
 
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / names.CHECKPOINTS
 
     @property
     def lora_facts(self) -> Path:
@@ -76,14 +74,12 @@ class RunFolder:
 
     def has_results(self) -> bool:
         """Whether training has left something here that another run must not overwrite."""
-        # Where the name is too long for the file system, pathlib raises.
-        saved = os.path.isdir(self.checkpoints) and bool(checkpoint.steps_in(self.checkpoints))
-        return os.path.exists(self.lora) or saved
+        return names.has_results(self.path)
 
     @property
     def reached(self) -> int:
         """Steps behind the newest checkpoint, 0 if there is none."""
-        return max(checkpoint.steps_in(self.checkpoints), default=0)
+        return max(names.checkpoint_steps(self.checkpoints), default=0)
 
     @property
     def curves(self) -> Path:

@@ -16,6 +16,7 @@ from ..lora.dialects import to_file
 from ..lora.file import save_lora
 from ..lora.identity import BASES
 from ..lora.keys import Dialect
+from ..runs.folder import checkpoint_steps
 from ..schema import from_json, parse
 from ..types import LoraFile, ScdpoError
 from . import checkpoint
@@ -212,7 +213,7 @@ def export(run: Path, *, step: int | None = None, best: bool = False, output: Pa
         ScdpoError: there is no such checkpoint, it is damaged, or the output exists.
     """
     folder = RunFolder(run.expanduser().absolute())
-    steps = checkpoint.steps_in(folder.checkpoints)
+    steps = checkpoint_steps(folder.checkpoints)
     if not steps:
         raise ScdpoError(
             f"There is no checkpoint in {folder.checkpoints}. Give the folder of a training run."
