@@ -224,3 +224,18 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(ScdpoError, match=r"cannot be started \(No such file.*install\.py --trainer"):
         begin(folder, Interpreter(tmp_path / "no python"))
     assert state_of(folder) == "queued"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its locks cannot be shared")
+def test_who_looks_for_long_on_a_busy_machine_keeps_nobody_out(tmp_path: Path) -> None:
+    import fcntl
+
+    folder = make_run(tmp_path)
+    (folder / "run.lock").touch()
+    looker = os.open(folder / "run.lock", os.O_RDONLY)
+    fcntl.flock(looker, fcntl.LOCK_SH)
+    threading.Timer(0.5, lambda: os.close(looker)).start()
+    with Hold(folder) as hold:
+        hold.take()
+        with pytest.raises(ScdpoError, match="is at work in"), Hold(folder) as second:
+            second.take()

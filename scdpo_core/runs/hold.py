@@ -9,11 +9,11 @@ from types import TracebackType
 
 from ..types import ScdpoError
 from . import folder as names
-from .lock import try_exclusive
+from .lock import only_looked_at, try_exclusive
 from .process import ProcessId, alive, look
 from .state import outcome, process_of
 
-_LOOKS, _PAUSE = 4, 0.05
+_LOOKS, _MOST_LOOKS, _PAUSE = 4, 200, 0.05
 
 
 class Hold:
@@ -61,13 +61,11 @@ class Hold:
             # Who may not write here, or has no disk left, is told so by what comes next.
             return
         try:
-            free = try_exclusive(handle)
-            for _ in range(_LOOKS):
-                if free:
-                    break
-                # Whoever looks whether a run works has the lock for a moment.
+            free, tries = try_exclusive(handle), 0
+            # Whoever looks whether a run works has the lock for a moment, or for longer on a busy machine.
+            while not free and (tries < _LOOKS or (tries < _MOST_LOOKS and only_looked_at(handle))):
                 time.sleep(_PAUSE)
-                free = try_exclusive(handle)
+                free, tries = try_exclusive(handle), tries + 1
         except OSError:
             # Some network disks know no locks.
             worker = process_of(self._folder)

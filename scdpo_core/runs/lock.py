@@ -62,6 +62,23 @@ def try_exclusive(handle: int) -> bool:
     return True
 
 
+def only_looked_at(handle: int) -> bool:
+    """Whether `try_exclusive` is refused by somebody who looks (`held`), no holder; always no on Windows.
+
+    Raises:
+        OSError: the disk knows no locks.
+    """
+    if sys.platform == "win32":
+        return False
+    try:
+        # Lookers share the lock with us, a holder does not.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(handle, fcntl.LOCK_UN)
+    return True
+
+
 def held(path: Path) -> bool | None:
     """Whether somebody has locked a file with `try_exclusive`; None if that cannot be known."""
     try:
