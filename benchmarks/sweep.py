@@ -60,7 +60,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "lr / 2, steps x 2": {"optim.lr": 0.5, "optim.max_train_steps": 2.0},
     "rank 4": {"lora.rank": 4},
     "rank 32": {"lora.rank": 32},
-    "attention+ff": {"lora.targets": "attention+ff"},
+    "attention alone": {"lora.targets": "attention"},
     "no benign pairs": {"data.benign_share": 0.0},
     "benign share 0.7": {"data.benign_share": 0.7},
     "SC-DPO, beta / 4": {**_SC_DPO, "objective.beta": 0.25},

@@ -15,7 +15,7 @@ from scdpo_core.config_terms import term_weights
 def test_the_default_row_is_the_trainers_default(tmp_path: Path) -> None:
     settings = sweep.settings_for("default", 3, tmp_path, "micro")
     assert settings.objective.objective == ObjectiveSettings().objective == "redirect_keep"
-    assert (settings.optim.max_train_steps, settings.optim.lr, settings.optim.seed) == (150, 2e-3, 3)
+    assert (settings.optim.max_train_steps, settings.optim.lr, settings.optim.seed) == (150, 4e-3, 3)
 
 
 @pytest.mark.parametrize("row", [row for row in sweep.ROWS if row != "default"])

@@ -1,4 +1,4 @@
-"""What is trained in each row: settings by 'section.key' over those of the embedded model's preset."""
+"""What is trained in each row: settings by 'section.key' over those that all rows have in common."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from scdpo_core.types import ScdpoError
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESET = ROOT / "trainer" / "configs" / "micro.toml"
+COMMON = Path(__file__).with_name("common.toml")
 OURS = "redirect_keep"
 """The row that others are compared with."""
 
@@ -27,12 +28,13 @@ class Row:
     Attributes:
         title: what a table calls it.
         kind: which part of the table it stands in.
-        changes: settings by 'section.key'; those of `SCALED` multiply the preset's.
+        changes: settings by 'section.key'; those of `SCALED` multiply the common ones.
         grid: values to try where a peer is tuned, by 'section.key'; their first is taken untuned.
         like: the row whose images a step are this one's, where `images_of` is given.
         images_of: the row after whose number of computed images this one stops, instead of its steps.
         prompts: learns from prompts alone.
         untrained: the base model itself.
+        preset: the settings over which the row's stand.
     """
 
     title: str
@@ -43,11 +45,13 @@ class Row:
     images_of: str = ""
     prompts: bool = False
     untrained: bool = False
+    preset: Path = COMMON
 
 
 SCALED = frozenset({"optim.lr", "optim.max_train_steps"})
 _SC_DPO = {"objective.objective": "sc_dpo", "objective.beta": 200.0, "objective.winner": 0.5}
 _SD = {**_SC_DPO, "objective.winner": 0.05}
+_WIDE = {"lora.targets": "attention+ff", "optim.lr": 2.0}
 _OURS = {"objective.objective": OURS}
 
 
@@ -61,13 +65,18 @@ def _peer(title: str, objective: str, betas: tuple[float, ...] = (0.1, 1.0, 0.01
 
 ROWS: dict[str, Row] = {
     "base": Row("base model", "base", untrained=True),
-    "default": Row("default of the preset", "ours"),
+    "default": Row("default of the preset", "ours", preset=PRESET),
     "winner_only": Row("winner only", "control", {"objective.objective": "winner_only"}),
     "winner_only_half": Row(
         "winner only, lr / 2", "control", {"objective.objective": "winner_only", "optim.lr": 0.5}
     ),
     "winner_only_double": Row(
         "winner only, lr x 2", "control", {"objective.objective": "winner_only", "optim.lr": 2.0}
+    ),
+    "winner_only_wide_double": Row(
+        "winner only, wider targets, lr x 2",
+        "control",
+        {"objective.objective": "winner_only", **_WIDE},
     ),
     "winner_only_long": Row(
         "winner only, steps x 4",
@@ -93,6 +102,7 @@ ROWS: dict[str, Row] = {
     ),
     "preference_only": Row("preference only", "sc_dpo", {**_SC_DPO, "objective.winner": 0.0}),
     "sc_dpo": Row("SC-DPO, embedded ratio", "sc_dpo", _SC_DPO),
+    "sc_dpo_wide_double": Row("SC-DPO, wider targets, lr x 2", "sc_dpo", {**_SC_DPO, **_WIDE}),
     "sc_dpo_no_dfm": Row("SC-DPO, embedded ratio, no DFM", "sc_dpo", {**_SC_DPO, "objective.dfm_gamma": 0.0}),
     "sc_dpo_sd": Row("SC-DPO, ratio of SD", "sc_dpo", _SD),
     "sc_dpo_sd_no_dfm": Row("SC-DPO, ratio of SD, no DFM", "sc_dpo", {**_SD, "objective.dfm_gamma": 0.0}),
@@ -142,7 +152,7 @@ ROWS: dict[str, Row] = {
     "redirect_wide_double": Row(
         "redirect and keep, wider targets, lr x 2",
         "ours",
-        {**_OURS, "lora.targets": "attention+ff", "optim.lr": 2.0},
+        {**_OURS, **_WIDE},
     ),
     "distil": Row("distil, prompts alone", "ours", {"objective.objective": "distil"}, prompts=True),
 }
@@ -177,7 +187,7 @@ def settings_for(
         ScdpoError: this version has no such objective or term.
     """
     own = ROWS[row]
-    preset = load_toml(PRESET)
+    preset = load_toml(own.preset)
     scale = {"optim.max_train_steps": steps, "optim.batch_size": batch}
     plain: dict[str, Any] = {
         "data.cost_model": WORLDS[world].cost_model,
