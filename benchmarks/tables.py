@@ -36,6 +36,11 @@ def percent(values: Sequence[float]) -> str:
     return cell([100 * value for value in values], 1, " %")
 
 
+def place_for(page: Path, name: str) -> bool:
+    """Whether a page has a place for a table of that name, see `put`."""
+    return f"<!-- {name} -->\n" in page.read_text(encoding="utf-8")
+
+
 def put(page: Path, name: str, text: str) -> None:
     """Replace what stands in a page between `<!-- name -->` and `<!-- end of name -->`.
 

@@ -30,7 +30,7 @@ from benchmarks.evidence.rows import ROWS  # noqa: E402
 from benchmarks.evidence.runner import CAPTIONS, Job, Runner, Scale, shard  # noqa: E402
 from benchmarks.evidence.tuning import load_tuned, tune  # noqa: E402
 from benchmarks.evidence.worlds import WORLDS  # noqa: E402
-from benchmarks.tables import put  # noqa: E402
+from benchmarks.tables import place_for, put  # noqa: E402
 from scdpo_core.files import write_json  # noqa: E402
 from scdpo_core.types import ScdpoError  # noqa: E402
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         attacks = _attacks(options.attacks, runner)
         jobs = [Job(*job) for job in product(options.worlds, options.rows, options.seeds)]
         failed = 0 if options.only_table else _run(runner, jobs, attacks, options)
-        _report(runner, jobs, options.table, options.json)
+        _report(runner, jobs, options)
         return 1 if failed else 0
     except ScdpoError as error:
         print(f"Stopped: {error}", file=sys.stderr)
@@ -82,8 +82,10 @@ def _run(runner: Runner, jobs: Sequence[Job], attacks: Sequence[str], options: a
     return failed
 
 
-def _report(runner: Runner, jobs: Sequence[Job], page: Path | None, file: Path | None) -> None:
+def _report(runner: Runner, jobs: Sequence[Job], options: argparse.Namespace) -> None:
     """Print the tables of what is known, and put them where they are asked for."""
+    # The same tables stand in a page more than once: of the embedded model, of its siblings, of chosen rows.
+    part = options.part or ("" if runner.scale.base == "micro" else Path(runner.scale.base).stem)
     worlds = dict.fromkeys(job.world for job in jobs)
     found: dict[str, dict[str, list[tables.Result]]] = {}
     for world in worlds:
@@ -106,14 +108,12 @@ def _report(runner: Runner, jobs: Sequence[Job], page: Path | None, file: Path |
         texts["rare"] = tables.category_table(found["rare"], "insult")
     for name, text in texts.items():
         print(f"\n{text}")
-        if page is not None:
-            put(
-                page,
-                name if runner.scale.base == "micro" else f"{name}, {Path(runner.scale.base).stem}",
-                text,
-            )
+        place = f"{name}, {part}" if part else name
+        # A part shows the tables that it has a place for.
+        if options.table is not None and (not part or place_for(options.table, place)):
+            put(options.table, place, text)
     _keep(
-        file,
+        options.json,
         {
             world: {row: [vars(one) for one in own] for row, own in rows.items()}
             for world, rows in found.items()
@@ -170,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tune", nargs="+", choices=[name for name, row in ROWS.items() if row.grid], help="rows to tune")
     add("--json", type=Path, help="file for what was found")
     add("--table", type=Path, help="page whose tables are replaced")
+    add("--part", default="", help="which tables of the page: those with this name behind theirs")
     return parser
 
 
