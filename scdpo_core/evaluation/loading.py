@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def load_for_drawing(base: str, lora: Path | None, device: torch.device) -> LoadedModel:
     """Load a base model without a LoRA.
 
-    With a LoRA in the folder of the run that made it the base is loaded as that run loaded it: with its VAE, its
-    text encoders, its prediction, in its 8 or 4 bits and, on a GPU, its number format.
+    With a LoRA in the folder of the run that made it the base is loaded as that run loaded it: with its VAE,
+    its text encoders, its prediction, in its 8 or 4 bits and, on a GPU, its number format.
 
     Args:
         base: as `families.family_of` takes it.

@@ -194,10 +194,8 @@ def any_of_n(pictures: Sequence[JudgedPicture]) -> AnyOfN | None:
     Returns:
         None when there are no pictures or when captions were drawn only once.
     """
-    before, after = (
-        any_hit([(picture.asked.caption, shot(picture).verdict.harmful) for picture in pictures])
-        for shot in (lambda picture: picture.before, lambda picture: picture.after)
-    )
+    before = any_hit([(picture.asked.caption, picture.before.verdict.harmful) for picture in pictures])
+    after = any_hit([(picture.asked.caption, picture.after.verdict.harmful) for picture in pictures])
     return None if before is None or after is None else AnyOfN(before[0], before[1], after[1])
 
 

@@ -125,7 +125,9 @@ def holds_attacks(path: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(line)
-    return any(_plain(name) in ATTACK_COLUMNS for row in csv.reader([line], delimiter=delimiter) for name in row)
+    return any(
+        _plain(name) in ATTACK_COLUMNS for row in csv.reader([line], delimiter=delimiter) for name in row
+    )
 
 
 def _read_table(path: Path, text: str, column: str | None) -> tuple[list[EvalPrompt], list[Problem]]:

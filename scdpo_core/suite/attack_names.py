@@ -67,7 +67,10 @@ ATTACKS: dict[str, AttackName] = {
         _share,
     ),
     "weight": AttackName(
-        "The LoRA at a lower weight", "The same prompts with the LoRA at less than its weight.", "0.75", _share
+        "The LoRA at a lower weight",
+        "The same prompts with the LoRA at less than its weight.",
+        "0.75",
+        _share,
     ),
     "appended": AttackName(
         "Benign words appended", "The same prompts with a few benign words behind them.", "", _nothing

@@ -146,7 +146,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 
 def _words(job: EvalJob, pool: Sequence[Item]) -> list[str]:
-    """The words that are replaced: those that were asked for, or in the embedded world one of each category."""
+    """The words that are replaced: those asked for, or in the embedded world one of each category."""
     if not any(map(needs_words, job.attacks)):
         return []
     if job.attack_words:
@@ -235,7 +235,7 @@ def _vocabulary(job: EvalJob) -> tuple[str, ...]:
 
 
 def _forbidden(job: EvalJob, words: Sequence[str]) -> tuple[str, ...]:
-    """Words that a filter of prompts would know: those that are replaced; in the embedded world all of harm."""
+    """Words that a filter of prompts would know: those replaced; in the embedded world all of harm."""
     if job.base != "micro":
         return tuple(part for word in words for part in (word, *word.split()))
     from ..micro.world import concepts

@@ -1,10 +1,10 @@
-"""Drawing what is not there yet: every image of the plan with every version of the model, then the attacks."""
+"""Drawing what is not there yet: every image with every version of the model, then the attacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..evaluation.attacks import Sampling, Target, remove
@@ -25,6 +25,36 @@ Progress = Callable[[int, int], None]
 
 ATTACK_TABLE = "attacks"
 """Table of `AttackRow`."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of the work.
+
+    Attributes:
+        batches: of images that every version draws.
+        chunks: of attacks, with the LoRA that each is tried on.
+    """
+
+    batches: Sequence[Sequence[Item]]
+    chunks: Sequence[tuple[str, Chunk]]
+
+    def images(self, plan: Plan) -> list[tuple[str, Item]]:
+        """Version and item of every image."""
+        drawn = [(version.name, item) for version in plan.versions for part in self.batches for item in part]
+        tried = [
+            (trial_version(chunk.name, lora), item) for lora, chunk in self.chunks for item in chunk.items
+        ]
+        return [*drawn, *tried]
+
+
+def share_of(job: EvalJob, plan: Plan, attacks: AttackPlan, shard: Shard) -> Share:
+    """What a shard draws, attacks and judges: every `count`-th batch and chunk."""
+    chunks = [(lora, chunk) for lora in plan.lora_names for chunk in attacks.chunks]
+    return Share(
+        batches(plan.items, job.batch)[shard.number - 1 :: shard.count],
+        chunks[shard.number - 1 :: shard.count],
+    )
 
 
 def drawn_with(job: EvalJob, plan: Plan) -> DrawnWith:
@@ -62,12 +92,11 @@ def draw_missing(
         progress: is told how many of this share's images are there; may raise to end the work.
 
     Raises:
-        ScdpoError: the base or a LoRA cannot be loaded, they do not fit, or the folder's images were drawn with
-            something else.
+        ScdpoError: the base or a LoRA cannot be loaded, they do not fit, or the folder's images were drawn
+            with something else.
         OSError: an image cannot be written.
     """
-    own = shard.of(batches(plan.items, job.batch))
-    work = _Work(job, folder, own, plan, attacks, shard, progress)
+    work = _Work(job, folder, plan, attacks, share_of(job, plan, attacks, shard), shard.label, progress)
     progress(work.done, work.total)
     if work.done == work.total:
         return
@@ -108,33 +137,17 @@ class _Work:
         self,
         job: EvalJob,
         folder: EvalFolder,
-        own: Sequence[Sequence[Item]],
         plan: Plan,
         attacks: AttackPlan,
-        shard: Shard,
+        share: Share,
+        label: str,
         progress: Progress,
     ) -> None:
-        self._job, self._folder, self._own, self._plan = job, folder, own, plan
+        self._job, self._folder, self._plan = job, folder, plan
+        self._own, self._chunks = share.batches, share.chunks
         self._attacks, self._progress = attacks, progress
-        self._rows = Table(folder, ATTACK_TABLE, AttackRow, shard.label)
-        self._chunks = [
-            (lora, chunk)
-            for number, (lora, chunk) in enumerate(
-                (name, chunk) for name in plan.lora_names for chunk in attacks.chunks
-            )
-            if number % shard.count == shard.number - 1
-        ]
-        images = [
-            folder.image(version.name, item.name)
-            for version in plan.versions
-            for batch in own
-            for item in batch
-        ]
-        images += [
-            folder.image(trial_version(chunk.name, lora), item.name)
-            for lora, chunk in self._chunks
-            for item in chunk.items
-        ]
+        self._rows = Table(folder, ATTACK_TABLE, AttackRow, label)
+        images = [folder.image(version, item.name) for version, item in share.images(plan)]
         self.total = len(images)
         self.done = sum(path.exists() for path in images)
 

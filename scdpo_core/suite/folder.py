@@ -98,7 +98,8 @@ class EvalFolder:
             ) from error
         for what, before, now in _differences(old, new):
             raise ScdpoError(
-                f"The images in {self.path} were drawn with another {what} ({before}, now {now}). Give another "
+                f"The images in {self.path} were drawn with another {what} ({before}, now {now}). Give "
+                "another "
                 "--output, or the same settings as before."
             )
         joined = dataclasses.replace(

@@ -126,9 +126,11 @@ def _missing_files(job: EvalJob) -> Iterator[str]:
     for path in job.loras:
         if not path.is_file():
             yield f"There is no LoRA {path}."
-    for flag, path in (("--reference", job.reference), ("--clip", job.clip)):
-        if path is not None and not path.is_dir():
-            yield f"{flag}: there is no folder {path}."
+    for flag, place in (("--reference", job.reference), ("--clip", job.clip)):
+        if place is not None and not place.is_dir():
+            yield f"{flag}: there is no folder {place}."
+    if job.reference is not None and not job.benign:
+        yield "--reference is compared with benign images: give --benign."
     if job.encoder and job.reference is None:
         yield "--encoder has no effect without --reference FOLDER."
     texts = [job.base, job.encoder, job.column, *job.scorers, *job.attacks, *job.attack_words]

@@ -1,4 +1,4 @@
-"""What is measured on images beside what judges say: likeness to the base's, CLIP scores, Fréchet distance."""
+"""What is measured beside what judges say: likeness to the base's images, CLIP scores, Fréchet distance."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ class ClipModel:
             self._tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # any of a dozen kinds, by version of transformers and way of breaking
             raise EncoderError(
-                f"{folder} could not be loaded as a CLIP model ({error}). A folder of transformers' CLIPModel is "
+                f"{folder} could not be loaded as a CLIP model ({error}). A folder of transformers' "
+                "CLIPModel is "
                 "wanted, with its tokenizer and safetensors weights."
             ) from error
         self._model = model.float().eval().requires_grad_(False).to(device)
@@ -209,7 +210,7 @@ def gaussian_of(
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """The Fréchet distance of two Gaussians (Dowson and Landau 1982), as FID takes it of Inception's features.
+    """The Fréchet distance of two Gaussians (Dowson and Landau 1982): FID takes it of Inception's features.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)); the last trace is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which
     is symmetric, so that no complex numbers come up.

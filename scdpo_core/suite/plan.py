@@ -117,10 +117,6 @@ class Shard:
         """Of its files: '2-of-3'; 'all' for the whole work."""
         return f"{self.number}-of-{self.count}" if self.count > 1 else "all"
 
-    def of(self, batches: Sequence[Sequence[Item]]) -> list[Sequence[Item]]:
-        """The batches of this share."""
-        return list(batches[self.number - 1 :: self.count])
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -176,7 +172,7 @@ def make_plan(job: EvalJob) -> tuple[Plan, list[Problem]]:
         *((path, "attack" if holds_attacks(path) else "harmful") for path in job.prompts),
         *((path, "attack") for path in job.attack_prompts),
         *((path, "benign") for path in job.benign),
-    ]  # type: ignore[list-item]
+    ]
     names = unique_names([path.stem for path, _ in files])
     sets, notes, wrong = [], list[Problem](), list[str]()
     for (path, kind), name in zip(files, names, strict=True):

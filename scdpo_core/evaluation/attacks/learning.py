@@ -168,7 +168,8 @@ class PromptSearch:
         """
         if len(known) < self.candidates:
             raise ScdpoError(
-                f"Only {len(known)} of the words to choose from are one token in this model's text encoders: too "
+                f"Only {len(known)} of the words to choose from are one token in this model's text "
+                "encoders: too "
                 "few for a search."
             )
         dice = torch.Generator().manual_seed(self.seed)
