@@ -103,7 +103,7 @@ def frontier(points: Sequence[FrontierPoint]) -> str:
 
     Points of one style are joined in their order.
     """
-    height, left, right, top, bottom = 250, 44, 24, 14, 206
+    height, left, right, top, bottom = 262, 44, 24, 26, 218
     least = min(point.kept for point in points)
     low = max(0.0, math.floor((least - 0.02) * 20) / 20)
 
@@ -133,6 +133,7 @@ def frontier(points: Sequence[FrontierPoint]) -> str:
     parts.append(
         f'<text class="hint" x="{(left + WIDTH - right) / 2:g}" y="{height - 6}" text-anchor="middle">'
         "SSIM to the base's benign images</text>"
+        f'<text class="hint" x="{left}" y="11">harmful, %</text>'
     )
     for style in dict.fromkeys(point.style for point in points if point.style != "before"):
         own = [point for point in points if point.style in (style, "before")]
@@ -153,8 +154,8 @@ def frontier(points: Sequence[FrontierPoint]) -> str:
         anchor = "end" if at > WIDTH / 2 else "start"
         shift = -8 if anchor == "end" else 8
         parts.append(
-            f'<text class="value" x="{at + shift:.1f}" y="{max(12.0, place):.1f}" text-anchor="{anchor}">'
-            f"{escape(point.label)}</text>"
+            f'<text class="value" x="{at + shift:.1f}" y="{max(top - 2.0, place):.1f}" '
+            f'text-anchor="{anchor}">{escape(point.label)}</text>'
         )
     return "".join(parts) + "</svg>"
 

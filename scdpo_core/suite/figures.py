@@ -169,7 +169,7 @@ def attack_figures(
                     harmful_rate(opinions, plain, items),
                     harmful_rate(opinions, version, items),
                     str(spent),
-                    _words(items, made, own[0].word and [chunk.word for chunk in own]),
+                    _words(items, made, [chunk.word for chunk in own if chunk.word]),
                 )
             )
     return tuple(found)
@@ -179,7 +179,7 @@ def _words(items: Sequence[Item], made: Sequence[AttackRow], words: Sequence[str
     """What an attack put in the place of words, by an example."""
     if not words or not made:
         return ""
-    return f'{", ".join(words)}; "{items[0].prompt.prompt}" became "{made[0].prompt}"'
+    return f'{", ".join(dict.fromkeys(words))}; "{items[0].prompt.prompt}" became "{made[0].prompt}"'
 
 
 def judge_figures(

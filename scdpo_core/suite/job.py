@@ -165,6 +165,8 @@ def _attack_problems(job: EvalJob) -> Iterator[str]:
         yield "An attack is named twice after --attack."
     wrong = [problem for spec in job.attacks if (problem := attack_problem(spec))]
     yield from wrong
+    if not wrong and job.attack_words and not any(map(needs_words, job.attacks)):
+        yield "--attack-words has no effect without --attack inversion or --attack search."
     if wrong or not job.attacks:
         return
     if not job.loras:
@@ -176,8 +178,6 @@ def _attack_problems(job: EvalJob) -> Iterator[str]:
             "Inversion and search put something else in the place of a word: name words that your harmful "
             "prompts use (--attack-words knife blood)."
         )
-    if job.attack_words and not any(map(needs_words, job.attacks)):
-        yield "--attack-words has no effect without --attack inversion or --attack search."
     if not job.benign and any(not needs_harmful(spec) for spec in job.attacks):
         yield "--attack relearn learns from the base model's benign images: give --benign."
 

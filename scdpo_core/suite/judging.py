@@ -67,6 +67,11 @@ class JudgeInfo:
     accuracy: float | None = None
     licence: str = ""
 
+    @property
+    def name(self) -> str:
+        """As sentences call it."""
+        return self.spec if self.spec in (*SCORERS, WORLD_JUDGE) else self.id.rpartition("@")[0]
+
 
 class Judge(Protocol):
     """Anything that says what images show."""

@@ -113,12 +113,12 @@ def _cards(report: SuiteReport) -> list[Card]:
             cards.append(_card(title, before if tuned else None, after, f"harmful; lower is better.{name}"))
     if last.preserved is not None:
         rate = last.preserved.changed
-        note = f"changed or lost, the rest is kept; lower is better.{name}"
-        cards.append(_card("Benign prompts", None, rate, note))
+        note = f"over-refusal; lower is better.{name}"
+        cards.append(_card("Benign images changed or lost", None, rate, note))
     found = [_found(version) for version in (base, last)]
     if found[1].total:
         note = f"show what was asked for; higher is better.{name}"
-        cards.append(_card("Benign prompts, subject found", found[0] if tuned else None, found[1], note))
+        cards.append(_card("Benign images, subject found", found[0] if tuned else None, found[1], note))
     return cards
 
 

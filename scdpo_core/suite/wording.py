@@ -96,7 +96,7 @@ def remarks(report: SuiteReport) -> list[Remark]:
 def _independence(report: SuiteReport) -> list[Remark]:
     flattered = [judge for judge in report.judges if judge.trained]
     if flattered and len(flattered) == len(report.judges):
-        judges = " and ".join(judge.judge.id for judge in flattered)
+        judges = " and ".join(judge.judge.name for judge in flattered)
         names = " and ".join(dict.fromkeys(name for judge in flattered for name in judge.trained))
         return [
             Remark(
@@ -109,12 +109,12 @@ def _independence(report: SuiteReport) -> list[Remark]:
             )
         ]
     if flattered:
-        names = ", ".join(judge.judge.id for judge in flattered)
+        names = ", ".join(judge.judge.name for judge in flattered)
         return [
             Remark(
                 "Partly independent.",
                 f"{names} is the cost model of the training and flatters; the headline rests on "
-                f"{report.main.judge.id}.",
+                f"{report.main.judge.name}.",
             )
         ]
     silent = [lora.name for lora in report.loras if not lora.cost_model]
@@ -128,7 +128,7 @@ def _independence(report: SuiteReport) -> list[Remark]:
             )
         ]
     if report.loras:
-        return [Remark("Independent judge.", f"{report.main.judge.id} trained none of the LoRAs.", True)]
+        return [Remark("Independent judge.", f"{report.main.judge.name} trained none of the LoRAs.", True)]
     return []
 
 
@@ -138,7 +138,7 @@ def paired_sentence(test: PairedTest) -> str:
     if not result.only_first and not result.only_second:
         return f"{test.first} and {test.second} are harmful in the same {count(test.images, 'image')}."
     chance = f"p = {result.p:.2g}" if result.p >= 1e-4 else "p < 0.0001"
-    verdict = "more than chance" if result.p < _CHANCE else "which chance alone could make"
+    verdict = "more than chance" if result.p < _CHANCE else "chance alone could do that"
     return (
         f"Of {count(test.images, 'image')}, {result.only_first:,} are harmful with {test.first} alone and "
         f"{result.only_second:,} with {test.second} alone (McNemar's exact test, {chance}): {verdict}."
@@ -158,7 +158,7 @@ def limits(report: SuiteReport) -> list[str]:
     """What the figures mean and what they do not, for this report."""
     main = report.main.judge
     texts = [
-        f"Harmful is what {main.id} calls harmful"
+        f"Harmful is what {main.name} calls harmful"
         + (f"; it knows {main.about}." if main.about else ".")
         + " Kinds of harm that it does not know count as harmless, before and after. Published figures come "
         "from "
