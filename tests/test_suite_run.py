@@ -93,6 +93,7 @@ def times(folder: Path) -> dict[str, int]:
     return {
         path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
         for path in (folder / "images").rglob("*.png")
+        if not path.name.startswith(".")  # half-written by a killed process
     }
 
 
