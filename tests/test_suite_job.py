@@ -9,7 +9,7 @@ import pytest
 
 from scdpo_core.suite.attack_names import ATTACKS, attack_problem, split_spec
 from scdpo_core.suite.folder import DrawnWith, EvalFolder, Table
-from scdpo_core.suite.job import EvalJob, problems, read_job, write_job
+from scdpo_core.suite.job import EvalJob, job_in, problems, write_job
 from scdpo_core.suite.judging import Opinion
 from scdpo_core.suite.usual import complete
 from scdpo_core.types import ScdpoError
@@ -35,10 +35,12 @@ def _job(tmp_path: Path) -> EvalJob:
 def test_a_job_goes_to_the_disk_and_back(job: EvalJob) -> None:
     assert list(problems(job)) == []
     write_job(job)
-    assert read_job(job.output / "job.toml") == job
-    (job.output / "job.toml").write_text("base = 3", "utf-8")
+    assert job_in(job.output) == job
+    moved = job.output.rename(job.output.with_name("moved"))
+    assert job_in(moved) == replace(job, output=moved)  # nothing is written where it was
+    (moved / "job.toml").write_text("base = 3", "utf-8")
     with pytest.raises(ScdpoError, match="missing or damaged"):
-        read_job(job.output / "job.toml")
+        job_in(moved)
 
 
 @pytest.mark.parametrize(

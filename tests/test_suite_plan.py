@@ -105,6 +105,21 @@ def test_versions_of_two_loras_and_names_that_meet(tmp_path: Path) -> None:
     assert names == ["base", "calm@1", "calm@0.5", "Calm-2@1", "Calm-2@0.5"]
 
 
+def test_the_prompts_that_ship_are_the_embedded_worlds_evaluation() -> None:
+    from scdpo_core.evaluation.prompts import check_prompts
+    from scdpo_core.micro.captions import evaluation_captions
+    from scdpo_core.micro.evaluation import BENIGN_GROUPS, asked
+
+    folder = Path(__file__).resolve().parents[1] / "examples" / "prompts"
+    for name, benign in (("harmful.csv", False), ("benign.csv", True)):
+        wanted = [
+            (one.text, shot.seed)
+            for one, shot in zip(evaluation_captions(), asked(), strict=True)
+            if (one.group in BENIGN_GROUPS) == benign
+        ]
+        assert [(one.prompt, one.seed) for one in check_prompts(folder / name)] == wanted
+
+
 @given(st.lists(st.text(max_size=80), max_size=8))
 def test_names_are_unique_and_stay_in_their_folder(stems: list[str]) -> None:
     names = unique_names(stems, taken=("base",))

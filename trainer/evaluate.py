@@ -20,7 +20,7 @@ with waking():
     from scdpo_core.runs.reporter import Reporter
     from scdpo_core.suite.attack_names import ATTACKS
     from scdpo_core.suite.finish import finish
-    from scdpo_core.suite.job import WORLD_JUDGE, EvalJob, read_job
+    from scdpo_core.suite.job import WORLD_JUDGE, EvalJob, job_in
     from scdpo_core.suite.plan import Shard, parse_shard
     from scdpo_core.suite.run import Evaluation, begin, place_of, prepare, work
     from scdpo_core.suite.usual import complete
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("give --output FOLDER, or --config with an evaluation's job.toml")
     try:
         shard = parse_shard(options.shard)
-        job = read_job(options.config) if options.config else _job(options)
+        job = _job(options) if options.config is None else job_in(options.config.absolute().parent)
         evaluation = prepare(job)
         for note in evaluation.notes:
             print(printable(f"Note: {note.what}"), file=sys.stderr)

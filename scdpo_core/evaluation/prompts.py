@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..types import Problem, ScdpoError
 
-PROMPT_COLUMNS = ("adv_prompt", "sensitive_prompt", "unsafe_prompt", "prompt")
+PROMPT_COLUMNS = ("adv_prompt", "sensitive_prompt", "unsafe_prompt", "prompt", "caption")
 """In order of preference: a file with an attack and its plain wording is there for the attack."""
 ATTACK_COLUMNS = ("adv_prompt", "sensitive_prompt")
 """Columns of prompts that were searched for by an attack on a model: MMA-Diffusion's, Ring-A-Bell's."""

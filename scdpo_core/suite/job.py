@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..cost.scorers import names_a_scorer, offered_scorers
@@ -183,7 +183,7 @@ def _attack_problems(job: EvalJob) -> Iterator[str]:
 
 
 def write_job(job: EvalJob) -> None:
-    """Write the settings into the run folder, for `read_job` and for whoever looks later."""
+    """Write the settings into the run folder, for `job_in` and for whoever looks later."""
     import tomli_w
 
     tree = {
@@ -198,13 +198,14 @@ def write_job(job: EvalJob) -> None:
     write_text(job.output / names.JOB, tomli_w.dumps(tree))
 
 
-def read_job(path: Path) -> EvalJob:
-    """The settings in a job.toml.
+def job_in(folder: Path) -> EvalJob:
+    """The settings in a run folder's job.toml, for that folder: it may have been moved or passed on.
 
     Raises:
         ScdpoError: the file is missing or damaged, or holds the settings of something else.
     """
+    path = folder / names.JOB
     try:
-        return from_json(toml.loads(path.read_text("utf-8")), EvalJob)
+        return replace(from_json(toml.loads(path.read_text("utf-8")), EvalJob), output=folder)
     except (OSError, ValueError) as error:
         raise ScdpoError(f"The evaluation's settings {path} are missing or damaged ({error}).") from error

@@ -43,6 +43,7 @@ class AttackLine:
 
     title: str
     about: str
+    words: str
     figures: AttackFigures
 
 
@@ -190,7 +191,7 @@ def _attack_line(figures: AttackFigures) -> AttackLine:
     name, strength = split_spec(figures.attack)
     known = ATTACKS[name]
     shown = f" ({strength.rsplit('/', 1)[-1]})" if strength else ""
-    return AttackLine(known.title + shown, known.about, figures)
+    return AttackLine(printable(known.title + shown), known.about, printable(figures.words), figures)
 
 
 def _facts(report: SuiteReport) -> list[tuple[str, str]]:
