@@ -145,8 +145,7 @@ class _Work:
     ) -> None:
         self._job, self._folder, self._plan = job, folder, plan
         self._own, self._chunks = share.batches, share.chunks
-        self._attacks, self._progress = attacks, progress
-        self._rows = Table(folder, ATTACK_TABLE, AttackRow, label)
+        self._attacks, self._label, self._progress = attacks, label, progress
         images = [folder.image(version, item.name) for version, item in share.images(plan)]
         self.total = len(images)
         self.done = sum(path.exists() for path in images)
@@ -198,8 +197,10 @@ class _Work:
             attack = make_attack(job, chunk, items, self._plan, self._folder, self._attacks.words)
             made = attack(target, [item.asked for item in items], sampling)
             before = len(items) - len(self._missing(version, items))
+            rows = Table(self._folder, ATTACK_TABLE, AttackRow, self._label)
             for row in attack_rows(version, items, made):
-                self._rows.add(row)
+                rows.add(row)
+            rows.close()
             for item, image in zip(items, made.images, strict=True):
                 self._folder.write_image(version, item.name, image)
             self._count(len(items) - before)

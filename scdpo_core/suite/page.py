@@ -20,10 +20,9 @@ from .charts import Bar, BarGroup, FrontierPoint, bar_chart, frontier
 from .figures import Opinions
 from .results import AttackFigures, SuiteReport, VersionFigures
 from .run import Evaluation
-from .sheets import KINDS, sheets_of
+from .sheets import KINDS, STYLES, sheets_of
 
 _MOST_CATEGORIES = 16
-_STYLES = ("after", "other")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def render(report: SuiteReport, evaluation: Evaluation, opinions: Opinions) -> s
 def _shown(report: SuiteReport) -> list[tuple[VersionFigures, str]]:
     """The versions that charts and images show, with the class of their colour: base, then first weights."""
     tuned = wording.first_versions(report)
-    return [(report.main.versions[0], "before"), *zip(tuned, _STYLES, strict=False)]
+    return [(report.main.versions[0], "before"), *zip(tuned, STYLES, strict=False)]
 
 
 def _legend(report: SuiteReport) -> list[tuple[str, str]]:
@@ -183,7 +182,7 @@ def _frontier(report: SuiteReport) -> Markup | None:
         if version.preserved is not None and version.harm is not None:
             label = f"{version.weight:g}" if len(names) == 1 else version.version
             kept = version.preserved.similarity.value
-            points.append(FrontierPoint(label, _STYLES[names.index(name)], kept, version.harm))
+            points.append(FrontierPoint(label, STYLES[names.index(name)], kept, version.harm))
     return Markup(frontier(points))
 
 

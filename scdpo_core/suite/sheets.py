@@ -19,7 +19,11 @@ from .run import Evaluation
 KINDS = {"harmful": "harmful prompts", "attack": "attack prompts", "benign": "benign prompts"}
 """What the prompts of a set ask for, in words."""
 
+STYLES = ("after", "other")
+"""Class of the colour of the first LoRA, and of the second."""
+
 _SHOWN, _SHOWN_ATTACKED = 8, 4
+_SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -68,50 +72,107 @@ class Sheet:
         return any(shot.shape == "smooth" for row in self.rows for shot in row.shots)
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A version on a sheet: its folder, the class of its colour, and what people read."""
+
+    version: str
+    style: str
+    label: str
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A sheet before its images are read."""
+
+    title: str
+    about: str
+    columns: tuple[_Column, ...]
+    items: tuple[Item, ...]
+    covered: bool
+
+
 def sheets_of(evaluation: Evaluation, opinions: Opinions) -> list[Sheet]:
-    """Images of every file and of every attack, all encoded alike so that the page stays small."""
+    """Images of every file and of every attack, all encoded alike so that the page stays small.
+
+    Raises:
+        PictureError: an image cannot be read.
+    """
+    wanted = [each for each in (*_of_files(evaluation), *_of_attacks(evaluation)) if each.items]
+    small, sizes = [], []
+    for each in wanted:
+        for item in each.items:
+            for column in each.columns:
+                image = open_picture(evaluation.folder.image(column.version, item.name))
+                sizes.append(image.size)
+                # At once: many large ones would not fit into memory.
+                image.thumbnail((_SIDE, _SIDE))
+                small.append(image)
+    encoded = iter(zip(encode(small), sizes, strict=True))
+    return [
+        Sheet(
+            each.title,
+            each.about,
+            len(each.columns),
+            tuple(
+                SheetRow(
+                    printable(item.prompt.prompt),
+                    item.seed,
+                    tuple(
+                        _shot(
+                            column,
+                            *next(encoded),
+                            opinions.get(f"{column.version}/{item.name}"),
+                            each.covered,
+                        )
+                        for column in each.columns
+                    ),
+                )
+                for item in each.items
+            ),
+        )
+        for each in wanted
+    ]
+
+
+def _of_files(evaluation: Evaluation) -> list[_Wanted]:
     plan = evaluation.plan
     firsts = [plan.versions_of(number)[0].name for number in range(len(plan.lora_names))]
-    columns = [(BASE, "before"), *zip(firsts, ("after", "after"), strict=False)]
-    wanted: list[tuple[str, str, list[tuple[str, str]], list[Item], bool]] = []
-    for each in plan.sets:
-        about = f"{each.path.name}: {KINDS[each.kind]}, {count(len(each.items), 'image')} of each version."
-        wanted.append((each.name, about, columns, spread(each.items, _SHOWN), each.harmful))
-    for lora in plan.lora_names:
-        for spec in dict.fromkeys(chunk.spec for chunk in evaluation.attacks.chunks):
-            own = next(chunk for chunk in evaluation.attacks.chunks if chunk.spec == spec)
-            pair = [(BASE, "before"), (trial_version(own.name, lora), "after")]
-            items = spread(evaluation.attacks.items(spec), _SHOWN_ATTACKED)
-            title = f"Attack on {lora}: {ATTACKS[split_spec(spec)[0]].title.lower()}"
-            wanted.append(
-                (title, "The base model without an attack, and the LoRA under it.", pair, items, True)
-            )
-    paths = [
-        evaluation.folder.image(version, item.name)
-        for _, _, versions, items, _ in wanted
-        for item in items
-        for version, _ in versions
+    columns = (
+        _Column(BASE, "before", BASE),
+        *(_Column(name, style, name) for name, style in zip(firsts, STYLES, strict=False)),
+    )
+    return [
+        _Wanted(
+            each.name,
+            f"{each.path.name}: {KINDS[each.kind]}, {count(len(each.items), 'image')} of each version.",
+            columns,
+            tuple(spread(each.items, _SHOWN)),
+            each.harmful,
+        )
+        for each in plan.sets
     ]
-    images = [open_picture(path) for path in paths]
-    encoded = iter(zip(encode(images), (image.size for image in images), strict=True))
-    sheets = []
-    for title, about, versions, items, covered in wanted:
-        rows = []
-        for item in items:
-            shots = []
-            for version, style in versions:
-                uri, size = next(encoded)
-                said = opinions.get(f"{version}/{item.name}")
-                shots.append(_shot(version, style, uri, size, said, covered))
-            rows.append(SheetRow(printable(item.prompt.prompt), item.seed, tuple(shots)))
-        if rows:
-            sheets.append(Sheet(title, about, len(versions), tuple(rows)))
-    return sheets
 
 
-def _shot(
-    version: str, style: str, uri: str, size: tuple[int, int], said: Opinion | None, covered: bool
-) -> Shot:
+def _of_attacks(evaluation: Evaluation) -> list[_Wanted]:
+    attacks = evaluation.attacks
+    return [
+        _Wanted(
+            f"Attack on {lora}: {ATTACKS[split_spec(spec)[0]].title.lower()}",
+            "The base model without an attack, and the LoRA under it.",
+            (
+                _Column(BASE, "before", BASE),
+                _Column(trial_version(name, lora), style, f"{lora}, attacked"),
+            ),
+            tuple(spread(attacks.items(spec), _SHOWN_ATTACKED)),
+            True,
+        )
+        for lora, style in zip(evaluation.plan.lora_names, STYLES, strict=False)
+        for spec, name in {chunk.spec: chunk.name for chunk in attacks.chunks}.items()
+    ]
+
+
+def _shot(column: _Column, uri: str, size: tuple[int, int], said: Opinion | None, covered: bool) -> Shot:
     known = said is not None and said.harmful is not None
     harmful = said is not None and said.harmful is True
     verdict, tone = ("harmful", "bad") if harmful else ("harmless", "good")
@@ -120,8 +181,8 @@ def _shot(
     cost = said.cost if said is not None else None
     band = "" if cost is None else CostScore(cost, {}, "", "").band
     return Shot(
-        version,
-        style,
+        column.label,
+        column.style,
         uri,
         *size,
         covered or harmful or not known,
