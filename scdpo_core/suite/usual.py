@@ -14,6 +14,7 @@ from .job import WORLD_JUDGE, EvalJob
 
 _NAMES = {"lora": "loras", "scorer": "scorers", "attack": "attacks"}
 _PATHS = ("output", "reference", "clip")
+_MICRO_GUIDANCE = 3.0
 
 
 def complete(given: Mapping[str, Any]) -> EvalJob:
@@ -25,18 +26,21 @@ def complete(given: Mapping[str, Any]) -> EvalJob:
     Raises:
         ScdpoError: nobody says which base model it is for.
     """
-    values: dict[str, Any] = {_NAMES.get(name, name): value for name, value in given.items()}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        values[_NAMES.get(name, name)] = tuple(value) if isinstance(value, list) else value
     values["loras"] = tuple(map(_lora_file, values.get("loras", ())))
     run = usual(values["loras"][0].parent, 0) if values["loras"] else None
     base = values.get("base") or (run.base if run is not None else None)
     if base is None:
         raise ScdpoError("Say which model to draw with: --base MODEL.")
     values["base"] = base if base == MICRO or is_hub_id(base) else str(_absolute(Path(base)))
-    if run is not None:
-        values = {"steps": run.steps, "guidance": run.guidance} | values
     if base == MICRO:
-        values = {"scorers": (WORLD_JUDGE,), "batch": 32, "guidance": 3.0} | values
+        for name, own in (("scorers", (WORLD_JUDGE,)), ("batch", 32)):
+            values.setdefault(name, own)
+    values.setdefault("steps", run.steps if run is not None else EvalJob.steps)
+    own_guidance = _MICRO_GUIDANCE if base == MICRO else EvalJob.guidance
+    values.setdefault("guidance", run.guidance if run is not None else own_guidance)
     for name in _PATHS:
         if values.get(name) is not None:
             values[name] = _absolute(values[name])
