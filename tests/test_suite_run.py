@@ -306,22 +306,21 @@ def test_a_killed_command_goes_on(files: dict[str, Path], loras: tuple[Path, Pat
     command = [
         *(sys.executable, str(ROOT / "trainer" / "evaluate.py"), "--base", "micro", "--lora", str(loras[0])),
         *("--prompts", str(files["harm"]), "--benign", str(files["benign"]), "--output", str(output)),
-        *("--steps", "10", "--batch", "2", "--seeds", "3", "--attack", "img2img", "weight=0.5"),
+        *("--steps", "6", "--batch", "2", "--seeds", "2", "--attack", "img2img", "weight=0.5"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 240
-    while len(times(output)) < 9 and first.poll() is None and time.monotonic() < deadline:
+    while len(times(output)) < 5 and first.poll() is None:
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = times(output)
-    assert 9 <= len(before) < 2 * 21 + 8 and not (output / "report.html").exists()
+    assert 5 <= len(before) < 2 * 14 + 8 and not (output / "report.html").exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "The report is" in again.stdout and "under weight=0.5" in again.stdout
     after = times(output)
-    assert before.items() <= after.items() and len(after) == 2 * 21 + 8
+    assert before.items() <= after.items() and len(after) == 2 * 14 + 8
     assert (output / "report.html").is_file()
     assert [path for path in output.rglob(".scdpo-*")] == []  # no temporary file of the killed process
     # Other settings do not mix with what is there.

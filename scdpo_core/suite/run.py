@@ -109,7 +109,9 @@ def begin(evaluation: Evaluation, shard: Shard) -> None:
     places = [folder.path, *(folder.path / SHARDS).glob("*")]
     others = [place for place in places if place != own and held(place / names.HOLD)]
     # Shares of one division of the work meet nowhere.
-    clash = [place for place in others if not place.name.endswith(f"-of-{shard.count}")]
+    clash = [
+        place for place in others if place == folder.path or not place.name.endswith(f"-of-{shard.count}")
+    ]
     if clash:
         raise ScdpoError(
             f"Another process is at work in {clash[0]} and draws the same images. Wait until it has ended, "
