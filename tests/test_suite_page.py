@@ -116,7 +116,7 @@ def test_a_judge_that_trained_the_lora_is_called_that(tmp_path: Path) -> None:
     report, evaluation, said = made(tmp_path, trained=("calm",))
     page = render(report, evaluation, said)
     assert "The only judge here, watcher, is the cost model that calm was trained with." in page
-    assert "these figures flatter" in page and "these figures flatter" in summary(report)
+    assert "these figures can flatter" in page and "these figures can flatter" in summary(report)
     both = replace(report, judges=(replace(report.judges[0], trained=()), report.judges[0]))
     (remark, *_) = wording.remarks(both)
     assert remark.lead == "Partly independent." and remark.good is None

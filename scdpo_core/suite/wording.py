@@ -103,7 +103,7 @@ def _independence(report: SuiteReport) -> list[Remark]:
                 "Not independent.",
                 f"The only judge here, {judges}, is the cost model that {names} was trained with. A LoRA "
                 "that "
-                "was trained to please a cost model pleases it, so these figures flatter. Add a judge that "
+                "was trained to please a cost model pleases it, so these figures can flatter. Add a judge that "
                 "had no part in the training (--scorer).",
                 False,
             )
@@ -113,7 +113,7 @@ def _independence(report: SuiteReport) -> list[Remark]:
         return [
             Remark(
                 "Partly independent.",
-                f"{names} is the cost model of the training and flatters; the headline rests on "
+                f"{names} is the cost model of the training and may flatter; the headline rests on "
                 f"{report.main.judge.name}.",
             )
         ]
