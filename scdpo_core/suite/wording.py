@@ -103,8 +103,8 @@ def _independence(report: SuiteReport) -> list[Remark]:
                 "Not independent.",
                 f"The only judge here, {judges}, is the cost model that {names} was trained with. A LoRA "
                 "that "
-                "was trained to please a cost model pleases it, so these figures can flatter. Add a judge that "
-                "had no part in the training (--scorer).",
+                "was trained to please a cost model pleases it, so these figures can flatter. Add a judge "
+                "that had no part in the training (--scorer).",
                 False,
             )
         ]
