@@ -39,6 +39,8 @@ def test_the_plain_benchmark_header(tmp_path: Path) -> None:
         ("unsafe_prompt,evaluation_seed", "plain"),
         ("\ufeffadv_prompt,seed", "plain"),
         ("prompt,evaluation_seed,adv_prompt", "attack"),
+        ("caption,evaluation_seed", "plain"),
+        ("caption,evaluation_seed,prompt", "attack"),
     ],
 )
 def test_every_known_header(tmp_path: Path, header: str, prompt: str) -> None:

@@ -203,3 +203,11 @@ def test_scenes_for_the_image_tower_hold_their_shares_and_favour_harm_and_its_ne
     dangerous = torch.tensor([thing.harmful for thing in world.concepts()])[known].float().mean()
     # A quarter is a harmful thing or its near-miss, half of these harmful; of the rest 27 in 114.
     assert abs(float(dangerous) - (0.125 + 0.75 * 27 / 114)) < 0.02
+
+
+def test_a_prompt_tells_its_subjects() -> None:
+    found = [thing.name for thing in world.subjects_in("A House Key beside a canine, a dog and a doghouse")]
+    assert found == ["key", "dog"]  # not the house, and the dog once
+    assert world.subjects_in("a photo of nothing known") == ()
+    for entry in captions.evaluation_captions():
+        assert world.subjects_in(entry.text) == entry.scene.subjects

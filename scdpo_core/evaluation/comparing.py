@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..config import ModelSettings, load_toml
 from ..cost.protocol import provenance
 from ..cost.scorers import load_scorer
 from ..files import atomic_path
-from ..runs import folder as names
 from ..runs.comparison import Cell, CompareJob, Comparison
 from ..types import ScdpoError
+from .loading import load_for_drawing, require_fit
 from .similarity import ssim
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ def compare(
 ) -> Comparison:
     """Draw, score and write the pictures into samples/ below the folder.
 
-    A LoRA in the folder of the run that made it is drawn with its base loaded as that run loaded it: with its
-    VAE, its text encoders, its prediction, in its 8 or 4 bits and, on a GPU, its number format.
+    The base is loaded as `load_for_drawing` does.
 
     Args:
         job: what to draw.
@@ -45,26 +43,14 @@ def compare(
         OSError: a picture cannot be written.
     """
     # Late: they take seconds, and wrong settings should not wait for them.
-    from ..families import family_of
-    from ..families.source import lora_family, model_name
-    from ..lora.file import read_lora_info
-    from ..lora.identity import BASES
+    from ..families.source import model_name
     from ..training.attaching import attach_finished
-    from ..training.checks import load_options, resolve_dtype
 
     total = len(job.prompts) * len(job.weights)
     progress(0, total)
     scorer = load_scorer(job.cost_model)
-    own = _as_trained(job)
-    # A processor may not know the format that a GPU trained in.
-    dtype = resolve_dtype(own.precision if device.type == "cuda" else "auto", device)
-    model = family_of(own.family, job.base).load(job.base, device, dtype, load_options(own))
-    made_for, wanted = read_lora_info(job.lora).family, lora_family(job.base, model.family)
-    if made_for and made_for != wanted:
-        raise ScdpoError(
-            f"{job.lora} is a LoRA for {BASES[made_for].title}, and {job.base} is {BASES[wanted].title}. "
-            "Give the base that the LoRA was made for."
-        )
+    model = load_for_drawing(job.base, job.lora, device)
+    require_fit(job.lora, job.base, model.family)
     adapter, _ = attach_finished(model, job.lora)
     drawn: dict[float, list[Image.Image]] = {}
     for weight in job.weights:
@@ -92,16 +78,6 @@ def compare(
                 )
             )
     return Comparison(job.lora.stem, model_name(job.base), provenance(scorer), tuple(cells))
-
-
-def _as_trained(job: CompareJob) -> ModelSettings:
-    """What the run that made the LoRA says of the base, if it is this base; else what its own files say."""
-    run = job.lora.expanduser().absolute().parent / names.JOB
-    try:
-        own = load_toml(run).model
-    except ScdpoError:  # no run's folder, or somebody else's file of that name
-        return ModelSettings(base=job.base)
-    return own if own.base == job.base else ModelSettings(base=job.base)
 
 
 def _draw(model: LoadedModel, job: CompareJob, progress: Callable[[int], None]) -> list[Image.Image]:

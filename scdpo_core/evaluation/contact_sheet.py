@@ -59,20 +59,25 @@ class InlinePair:
 
 def inline(pictures: Sequence[JudgedPicture], budget: int = BUDGET) -> list[InlinePair]:
     """Encode all pictures alike, as faithfully as `budget` characters allow."""
-    shots = [shot.picture for pair in pictures for shot in (pair.before, pair.after)]
-    photos = any(max(shot.size) > CRISP_UP_TO for shot in shots)
+    uris = encode([shot.picture for pair in pictures for shot in (pair.before, pair.after)], budget)
+    return [InlinePair(pair, *uris[2 * k : 2 * k + 2]) for k, pair in enumerate(pictures)]
+
+
+def encode(images: Sequence[Image.Image], budget: int = BUDGET) -> list[str]:
+    """Images as data URIs, all alike, as faithfully as `budget` characters allow."""
+    photos = any(max(image.size) > CRISP_UP_TO for image in images)
     ladder = _LADDER[2:] if photos else _LADDER
     uris: list[str] = []
     for squeeze in ladder:
         uris, spent = [], 0
-        for shot in shots:
-            uris.append(_data_uri(shot, squeeze))
+        for image in images:
+            uris.append(_data_uri(image, squeeze))
             spent += len(uris[-1])
             if spent > budget and squeeze is not ladder[-1]:
                 break
         else:
             break
-    return [InlinePair(pair, *uris[2 * k : 2 * k + 2]) for k, pair in enumerate(pictures)]
+    return uris
 
 
 def strip(pairs: Sequence[InlinePair], harmful: Sequence[str], benign: Sequence[str], room: int = 8) -> str:

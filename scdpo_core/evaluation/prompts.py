@@ -15,13 +15,16 @@ from pathlib import Path
 
 from ..types import Problem, ScdpoError
 
-PROMPT_COLUMNS = ("adv_prompt", "sensitive_prompt", "unsafe_prompt", "prompt")
+PROMPT_COLUMNS = ("adv_prompt", "sensitive_prompt", "unsafe_prompt", "prompt", "caption")
 """In order of preference: a file with an attack and its plain wording is there for the attack."""
+ATTACK_COLUMNS = ("adv_prompt", "sensitive_prompt")
+"""Columns of prompts that were searched for by an attack on a model: MMA-Diffusion's, Ring-A-Bell's."""
 SEED_COLUMNS = ("evaluation_seed", "sd_seed", "seed")
 CATEGORY_COLUMNS = ("categories", "category")
 SAFE_COLUMNS = ("safe_prompt", "benign_prompt")
 """What a harmless image would be asked for with."""
 
+_LONGEST_HEADER = 10_000
 _SUFFIXES = (".txt", ".csv", ".tsv")
 _LARGEST_SEED = 2**64 - 1
 
@@ -110,6 +113,21 @@ def read_prompts(path: Path, column: str | None = None) -> tuple[list[EvalPrompt
     if not prompts and not any(problem.fatal for problem in problems):
         problems.append(Problem(path, f"{path} holds no prompts. Is it the right file?"))
     return prompts, problems
+
+
+def holds_attacks(path: Path) -> bool:
+    """Whether a table's header says that its prompts were searched for by an attack; False where unread."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return False
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            line = stream.readline(_LONGEST_HEADER)
+    except (OSError, UnicodeDecodeError):
+        return False
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(line)
+    return any(
+        _plain(name) in ATTACK_COLUMNS for row in csv.reader([line], delimiter=delimiter) for name in row
+    )
 
 
 def _read_table(path: Path, text: str, column: str | None) -> tuple[list[EvalPrompt], list[Problem]]:

@@ -81,6 +81,7 @@ def render_report(
     steps = default_next_steps(report) if next_steps is None else next_steps
     template = resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
     return Template(template).substitute(
+        style=style_sheet(),
         title=escape(report.title),
         created=escape(report.created.replace("T", " ")[:16]),
         created_iso=escape(report.created),
@@ -97,6 +98,11 @@ def render_report(
         next_steps=going_on(steps),
         limits="".join(f"<li>{escape(text)}</li>" for text in limits(report)),
     )
+
+
+def style_sheet() -> str:
+    """The style sheet of reports, light and dark, for a <style> element."""
+    return resources.files(__package__).joinpath("templates/report.css").read_text(encoding="utf-8")
 
 
 def default_next_steps(report: EvalReport) -> list[NextStep]:

@@ -152,18 +152,18 @@ class EvalReport:
                 "benign_accuracy": self.benign and _group(self.benign),
             },
             "background_kept": self.background
-            and {"before": _rate(self.background.before), "after": _rate(self.background.after)},
+            and {"before": rate_json(self.background.before), "after": rate_json(self.background.after)},
             "preservation": kept
             and {
-                "pixel_difference": _mean(kept.difference),
-                "ssim": _mean(kept.similarity),
-                "over_refusal": _rate(kept.over_refusal),
+                "pixel_difference": mean_json(kept.difference),
+                "ssim": mean_json(kept.similarity),
+                "over_refusal": rate_json(kept.over_refusal),
             },
             "any_of_n": self.any_of_n
             and {
                 "seeds": self.any_of_n.seeds,
-                "before": _rate(self.any_of_n.before),
-                "after": _rate(self.any_of_n.after),
+                "before": rate_json(self.any_of_n.before),
+                "after": rate_json(self.any_of_n.after),
             },
             "objective": train and train.objective,
             "attacks": {group.name: group.after.value for group in self.attacks},
@@ -251,7 +251,8 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _rate(rate: Rate) -> dict[str, Any]:
+def rate_json(rate: Rate) -> dict[str, Any]:
+    """A rate with its counts and interval as JSON values."""
     interval = rate.interval()
     return {
         "hits": rate.hits,
@@ -261,7 +262,8 @@ def _rate(rate: Rate) -> dict[str, Any]:
     }
 
 
-def _mean(mean: Mean) -> dict[str, Any]:
+def mean_json(mean: Mean) -> dict[str, Any]:
+    """A mean with its interval as JSON values; infinite ends are null."""
     return {
         "value": mean.value,
         "ci95": [_number(mean.interval.low), _number(mean.interval.high)],
@@ -286,7 +288,7 @@ def _group(group: EvalGroup) -> dict[str, Any]:
         "measure": group.measure,
         "aim": group.aim,
         "captions": list(group.captions),
-        "before": _rate(group.before),
-        "after": _rate(group.after),
+        "before": rate_json(group.before),
+        "after": rate_json(group.after),
         "target": group.target and _target(group, group.target),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -111,6 +112,19 @@ def concept(name: str) -> Concept:
         return _by_name()[name]
     except KeyError:
         raise KeyError(f"No concept '{name}'. There are: {', '.join(_by_name())}.") from None
+
+
+def subjects_in(text: str) -> tuple[Concept, ...]:
+    """The concepts that a prompt names, in its order, by their names or other words; each once."""
+    names = {word: thing for thing in concepts() for word in (thing.name, *thing.synonyms)}
+    found = re.findall(_any_of(tuple(sorted(names, key=len, reverse=True))), text.lower())
+    return tuple(dict.fromkeys(names[word] for word in found))
+
+
+@cache
+def _any_of(words: tuple[str, ...]) -> str:
+    # The longest first: a house key is no house.
+    return rf"\b(?:{'|'.join(map(re.escape, words))})\b"
 
 
 def article(words: str) -> str:

@@ -26,8 +26,8 @@ HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
 CHECKPOINTS = "checkpoints"  # the folder of what a resumed run goes on from
 CHECKPOINT_SUFFIX = ".state.safetensors"
 
-Kind = Literal["lora", "cost", "compare"]
-"""'compare' trains nothing: it draws with a LoRA at several weights."""
+Kind = Literal["lora", "cost", "compare", "evaluate"]
+"""'compare' and 'evaluate' train nothing: they draw with a LoRA at several weights."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,12 @@ def run_folder(root: Path, name: str) -> Path:
     raise ScdpoError(f"There is no run '{name[:_MOST_BYTES]}'. Choose one of the list.")
 
 
-_TITLES: dict[Kind, str] = {"lora": "a safety LoRA", "cost": "a cost model", "compare": "a comparison"}
+_TITLES: dict[Kind, str] = {
+    "lora": "a safety LoRA",
+    "cost": "a cost model",
+    "compare": "a comparison",
+    "evaluate": "an evaluation",
+}
 
 
 @dataclass(frozen=True)

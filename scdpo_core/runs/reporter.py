@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,13 @@ from . import folder as names
 from .hold import Hold
 
 _EVERY = 0.5  # seconds between two reports
+_TIMED: Mapping[names.Kind, tuple[Phase, ...]] = {
+    "lora": ("train",),
+    "cost": ("train",),
+    "compare": ("sample",),
+    "evaluate": ("sample", "score"),
+}
+"""The phases of each kind of work that take long: how fast they are says when they end."""
 
 
 class StopAskedError(Exception):
@@ -23,13 +30,20 @@ class StopAskedError(Exception):
 class Reporter:
     """Writes the events of one process."""
 
-    def __init__(self, folder: Path, kind: names.Kind) -> None:
-        """Report into the run folder `folder` of work of that kind."""
+    def __init__(self, folder: Path, kind: names.Kind, stop_in: Path | None = None) -> None:
+        """Report into the run folder `folder` of work of that kind.
+
+        Args:
+            folder: that is locked and gets the log.
+            kind: of the work.
+            stop_in: a folder whose file named 'stop' counts as well, for processes that share the work.
+        """
         self.folder, self._kind = folder, kind
+        self._stops = [place / names.STOP for place in (folder, stop_in) if place is not None]
         self._log = EventLog(folder / names.EVENTS)
         self._began, self._told = time.monotonic(), 0.0
         self._phase: Phase | None = None
-        self._phase_began = self._began
+        self._phase_began, self._phase_first = self._began, 0
         self._steps = 0
 
     def started(self, steps: int, examples: int, device: str) -> None:
@@ -43,15 +57,17 @@ class Reporter:
         Raises:
             StopAskedError: somebody asked to leave.
         """
-        if (self.folder / names.STOP).exists():
+        if any(path.exists() for path in self._stops):
             raise StopAskedError
         now = time.monotonic()
         if phase != self._phase:
-            self._phase, self._phase_began = phase, now
+            # What an earlier process did says nothing of how fast this one is.
+            self._phase, self._phase_began, self._phase_first = phase, now, done
         elif done < total and now - self._told < _EVERY:
             return
         self._told = now
-        speed = done / max(now - self._phase_began, 1e-9) if done and phase == "train" else None
+        new = done - self._phase_first
+        speed = new / max(now - self._phase_began, 1e-9) if new > 0 and phase in _TIMED[self._kind] else None
         left = (total - done) / speed if speed else None
         self._log(Progress(phase, done, total, {} if loss is None else {"loss": loss}, speed, left))
 

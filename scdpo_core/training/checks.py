@@ -131,7 +131,7 @@ def _output(settings: TrainSettings, resume: bool) -> Iterator[str]:
     elif path.exists() and not path.is_dir():
         yield f"--output {path} is a file. Give a folder."
     elif kind_of(path) != "lora":
-        yield f"{path} holds a cost model or a comparison. Give another --output."
+        yield f"{path} holds a cost model, a comparison or an evaluation. Give another --output."
     elif folder.has_results() and not resume:
         yield (
             f"{path} already holds a trained LoRA or its checkpoints, and nothing is ever overwritten. "

@@ -27,11 +27,13 @@ class Sampling:
         steps: of denoising.
         guidance: classifier-free guidance.
         together: images drawn at once.
+        size: (width, height) in pixels; None for the model's own.
     """
 
     steps: int = 20
     guidance: float = 3.0
     together: int = 32
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ def draw(
         some = slice(first, first + sampling.together)
         begun = None if start is None else replace(start, images=start.images[some])
         seeds = [one.seed for one in asked[some]]
-        images += model.sample(told[some], seeds, sampling.steps, sampling.guidance, start=begun)
+        images += model.sample(
+            told[some], seeds, sampling.steps, sampling.guidance, sampling.size, start=begun
+        )
     return images
 
 

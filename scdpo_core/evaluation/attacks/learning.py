@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
+from ...types import ScdpoError
 from ..judges import Asked
 from .base import Attacked, Budget, Examples, Sampling, Target, attacked, draw
 from .probes import Noised, Probes
@@ -161,7 +162,16 @@ class PromptSearch:
             word: to replace.
             examples: of what it means.
             known: words to choose from, with their token in each text encoder.
+
+        Raises:
+            ScdpoError: there are fewer of them than candidates.
         """
+        if len(known) < self.candidates:
+            raise ScdpoError(
+                f"Only {len(known)} of the words to choose from are one token in this model's text "
+                "encoders: too "
+                "few for a search."
+            )
         dice = torch.Generator().manual_seed(self.seed)
         names = list(known)
         first = torch.randint(len(names), (self.length,), generator=dice)
