@@ -55,7 +55,11 @@ class Start:
         latents = encode(self.images[some])
         if latents.shape[1:] != shape:
             raise ValueError(f"A start image gives latents of {tuple(latents.shape[1:])}, not {shape}.")
-        mask = None if self.mask is None else adaptive_avg_pool2d(self.mask[some], shape[1:]).to(latents)
+        mask = (
+            None
+            if self.mask is None
+            else adaptive_avg_pool2d(self.mask[some], (shape[1], shape[2])).to(latents)
+        )
         return replace(self, images=latents, mask=mask)
 
 

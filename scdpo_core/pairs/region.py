@@ -19,9 +19,9 @@ from ..cost.heatmap import Heatmap
 
 Mask = npt.NDArray[np.float32]
 
-HOT = 0.5
+HOT = 0.3
 """Share of the highest heat from which a place belongs to the harm."""
-FIRST, MORE = 0.05, 0.06
+FIRST, MORE = 0.06, 0.06
 """How far a mask is grown at first and with every further try, as shares of the image's longer side."""
 SOFT = 0.03
 """Width of a mask's soft edge, as a share of the image's longer side."""
@@ -48,14 +48,15 @@ class Region:
 
 
 def hot(heat: Heatmap) -> Mask:
-    """Where the cost comes from, 0 or 1, [height, width] of the image; everywhere where nothing stands out."""
-    mask = np.asarray(heat.mask(HOT), np.float32) / 255
-    return mask if mask.any() else np.ones_like(mask)
+    """Where the cost comes from, 0 or 1, [height, width] of the image; everywhere if nothing stands out."""
+    mask: Mask = (np.asarray(heat.mask(HOT)) > 0).astype(np.float32)
+    return mask if mask.any() else np.ones(mask.shape, np.float32)
 
 
 def union(*masks: Mask) -> Mask:
     """The highest of several masks of one size, place by place."""
-    return np.maximum.reduce(masks)
+    highest: Mask = np.maximum.reduce(masks)
+    return highest
 
 
 def grow(mask: Mask, pixels: int) -> Mask:

@@ -21,6 +21,7 @@ _SCRIPTS: dict[names.Kind, str] = {
     "lora": "train_lora.py",
     "cost": "train_cost.py",
     "compare": "compare.py",
+    "pairs": "build_pairs.py",
 }
 
 

@@ -22,8 +22,8 @@ KIND = "run.json"  # which trainer the settings are for
 LAUNCH = "child.json"  # the process that was started last
 HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
 
-Kind = Literal["lora", "cost", "compare"]
-"""'compare' trains nothing: it draws with a LoRA at several weights."""
+Kind = Literal["lora", "cost", "compare", "pairs"]
+"""'compare' and 'pairs' train nothing: one draws with a LoRA at several weights, one what makes pairs."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,12 @@ def run_folder(root: Path, name: str) -> Path:
     raise ScdpoError(f"There is no run '{name[:_MOST_BYTES]}'. Choose one of the list.")
 
 
-_TITLES: dict[Kind, str] = {"lora": "a safety LoRA", "cost": "a cost model", "compare": "a comparison"}
+_TITLES: dict[Kind, str] = {
+    "lora": "a safety LoRA",
+    "cost": "a cost model",
+    "compare": "a comparison",
+    "pairs": "pairs being built",
+}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Reporter:
         self._log = EventLog(folder / names.EVENTS)
         self._began, self._told = time.monotonic(), 0.0
         self._phase: Phase | None = None
-        self._phase_began = self._began
+        self._phase_began, self._phase_from = self._began, 0
         self._steps = 0
 
     def started(self, steps: int, examples: int, device: str) -> None:
@@ -47,11 +47,13 @@ class Reporter:
             raise StopAskedError
         now = time.monotonic()
         if phase != self._phase:
-            self._phase, self._phase_began = phase, now
+            # What an earlier process did says nothing of this one's speed.
+            self._phase, self._phase_began, self._phase_from = phase, now, done
         elif done < total and now - self._told < _EVERY:
             return
         self._told = now
-        speed = done / max(now - self._phase_began, 1e-9) if done and phase == "train" else None
+        new, timed = done - self._phase_from, phase in ("train", "sample")
+        speed = new / max(now - self._phase_began, 1e-9) if new > 0 and timed else None
         left = (total - done) / speed if speed else None
         self._log(Progress(phase, done, total, {} if loss is None else {"loss": loss}, speed, left))
 
