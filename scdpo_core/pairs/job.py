@@ -15,7 +15,7 @@ from ..cost.scorers import names_a_scorer, offered_scorers
 from ..families import family_of
 from ..preferences.build import Rule, check_rule
 from ..preferences.writing import check_category
-from ..training.checks import load_options
+from ..training.checks import load_options, resolve_device, resolve_dtype
 from ..types import ScdpoError
 from .wanted import Wanted
 
@@ -137,9 +137,15 @@ def _problems(job: BuildJob) -> Iterator[str]:
         check_rule(job.rule, safe_prompt=job.way != "best-of")
     except ScdpoError as error:
         yield str(error)
+    yield from _model(job.model)
+
+
+def _model(own: ModelSettings) -> Iterator[str]:
     try:
-        own = family_of(job.model.family, job.model.base)
-        yield from (problem.what for problem in own.check(job.model.base, load_options(job.model)))
+        for problem in family_of(own.family, own.base).check(own.base, load_options(own)):
+            if problem.fatal:
+                yield f"--base {own.base}: {problem.path}: {problem.what}"
+        resolve_dtype(own.precision, resolve_device(own.device))
     except ScdpoError as error:
         yield str(error)
 

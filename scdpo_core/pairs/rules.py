@@ -15,6 +15,9 @@ from ..types import ScdpoError
 SHIPPED = Path(__file__).with_name("safe_words.txt")
 """Rules for common harms. Ours."""
 
+STAYS = "="
+"""Instead of a word: it is harmless though a harmful one is part of it, as in 'butter knife'."""
+
 _MOST_BYTES = 4 << 20
 _LONGEST = 200
 # What stands between a word that goes and the one before it goes along.
@@ -28,7 +31,7 @@ class Replacement:
     """What stands in a word's place.
 
     Attributes:
-        words: '' for nothing.
+        words: '' for nothing, '=' for the word itself.
         category: kind of harm of the word; '' for none said.
     """
 
@@ -56,12 +59,14 @@ class SafeWords:
             The safe prompt, and the category of the first harmful word. '' and '' where no rule fits; an
             empty safe prompt where nothing is left of it.
         """
-        first = self._pattern.search(prompt) if self.words else None
+        found = self._pattern.finditer(prompt) if self.words else ()
+        entries = (self._entry(match)[0] for match in found)
+        first = next((entry for entry in entries if entry.words != STAYS), None)
         if first is None:
             return "", ""
         text = self._pattern.sub(self._replaced, prompt)
         safe = plain(_LEADING.sub("", text))
-        return safe, self._entry(first)[0].category
+        return safe, first.category
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -79,6 +84,8 @@ class SafeWords:
 
     def _replaced(self, found: re.Match[str]) -> str:
         entry, plural = self._entry(found)
+        if entry.words == STAYS:
+            return found[0]
         if not entry.words:
             return " "
         article = found["article"] or ""

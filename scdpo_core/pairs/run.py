@@ -15,6 +15,7 @@ from ..families.drawing import Start
 from ..files import atomic_path, write_text
 from ..preferences import masks
 from ..preferences.build import Drawn, Match, Rule, match, write_pair
+from ..preferences.folder import BENIGN_PROMPTS
 from ..types import ScdpoError
 from .job import BuildJob, Drawing
 from .region import to_tensor
@@ -24,9 +25,6 @@ from .ways import Candidate, Request, Way, way_of
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
-
-BENIGN_PROMPTS = "benign_prompts.txt"
-"""In the preference folder: harmless prompts, which `keep_text` keeps too, with a pair or without."""
 
 Progress = Callable[[int, int], None]
 
