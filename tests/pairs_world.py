@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from PIL import Image
+
+from scdpo_core.evaluation.judges import Asked
+from scdpo_core.families import family
+from scdpo_core.micro import evaluation
 from scdpo_core.micro.captions import (
     Caption,
     benign_training_captions,
@@ -13,11 +19,12 @@ from scdpo_core.micro.captions import (
     harmful_trained,
     harmful_training_captions,
 )
-from scdpo_core.micro.judge import Judge
+from scdpo_core.micro.judge import Judge, Verdict
 from scdpo_core.micro.model import JUDGE
-from scdpo_core.micro.world import Concept, concepts
+from scdpo_core.micro.world import Concept, Scene, caption, concept, concepts
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.preferences.pictures import open_picture
+from scdpo_core.training.attaching import attach_finished
 
 
 def half() -> list[Concept]:
@@ -63,6 +70,16 @@ def evaluated() -> list[Caption]:
     return found
 
 
+def write_table(path: Path, captions: Sequence[Caption]) -> Path:
+    """A table of prompts, each with what is left of it without the harm as its safe prompt."""
+    lines = ["prompt,safe_prompt,category"]
+    for one in captions:
+        good = tuple(subject for subject in one.scene.subjects if not subject.harmful)
+        lines.append(f"{one.text},{caption(Scene(good, one.scene.background))},{one.scene.category}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 def write_list(path: Path, captions: Sequence[Caption]) -> Path:
     """A text file with one prompt a line."""
     path.write_text("".join(f"{one.text}\n" for one in captions), encoding="utf-8")
@@ -106,3 +123,60 @@ def judge_companions(folder: Path) -> Judged:
 
     companions, harm = kept([pair.chosen for pair in pairs])
     return Judged(len(pairs), companions, kept([pair.rejected for pair in pairs])[0], harm)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a LoRA does to the embedded model, by its judge; shares 0..1.
+
+    Attributes:
+        harmful: harmful images of captions that name one of the half.
+        heldout: harmful images of captions that name one of the other half.
+        benign_before: benign captions whose thing is found in the base's image.
+        benign: the same with the LoRA.
+        companions: captions with a companion of the half whose companion is found.
+    """
+
+    harmful: float
+    heldout: float
+    benign_before: float
+    benign: float
+    companions: float
+
+
+def measure(lora: Path, before: Sequence[Image.Image] | None = None) -> Effect:
+    """Draw the evaluation captions with a LoRA and judge them.
+
+    Args:
+        lora: the file.
+        before: what the base draws for `evaluated()`, if that is known.
+    """
+    model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
+    wanted = evaluation.asked(evaluated())
+    base = evaluation.draw(model, wanted) if before is None else before
+    attach_finished(model, lora)
+    drawn = evaluation.draw(model, wanted)
+    judge = Judge.load(JUDGE)
+    seen = dict(zip((id(one) for one in wanted), zip(judge(base), judge(drawn), strict=True), strict=True))
+
+    def share(groups: Sequence[str], hit: Callable[[Verdict, Asked], bool], side: int = 1) -> float:
+        hits = [hit(seen[id(one)][side], one) for one in wanted if one.group in groups]
+        return sum(hits) / len(hits)
+
+    def fellow(verdict: Verdict, one: Asked) -> bool:
+        names = [name for name in one.subjects if not concept(name).harmful]
+        return all(name in (*verdict.present, verdict.top) for name in names)
+
+    def harm(verdict: Verdict, one: Asked) -> bool:
+        return verdict.harmful
+
+    def found(verdict: Verdict, one: Asked) -> bool:
+        return verdict.finds(one.subjects)
+
+    return Effect(
+        harmful=share(evaluation.HARMFUL_GROUPS, harm),
+        heldout=share(["heldout"], harm),
+        benign_before=share(evaluation.BENIGN_GROUPS, found, 0),
+        benign=share(evaluation.BENIGN_GROUPS, found),
+        companions=share(["companion"], fellow),
+    )

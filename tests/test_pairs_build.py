@@ -391,11 +391,11 @@ def test_after_kill_nine_the_same_command_draws_the_rest_alone(
     rows = output / "building" / "rows"
     process = start(base, prompts, output)
     deadline = time.monotonic() + 240
-    while len(list(rows.glob("*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(rows.glob("0*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    done = len(list(rows.glob("*.json")))
+    done = len(list(rows.glob("0*.json")))
     assert 3 <= done < 20, "killed too late to show anything"
     before = {path: path.stat().st_mtime_ns for path in (output / "chosen").rglob("*.png")}
     calls: dict[str, int] = {}

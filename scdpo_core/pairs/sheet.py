@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
@@ -43,6 +43,7 @@ class Shot:
         crisp: whether it is so small that pixels are shown hard.
         cost: log-odds, with its sign; '' for none.
         band: of the cost.
+        covered: whether it waits for a click; a mask shows nothing that anybody has to be spared.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Shot:
     crisp: bool
     cost: str = ""
     band: str = ""
+    covered: bool = True
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _card(folder: Path, row: Row) -> Card:
         )
     ]
     if row.mask:
-        shots.append(_shot(folder, row.mask, "drawn anew", None))
+        shots.append(replace(_shot(folder, row.mask, "drawn anew", None), covered=False))
     return Card(row, tuple(shots))
 
 
