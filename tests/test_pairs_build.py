@@ -344,6 +344,17 @@ def test_every_way_ends_with_a_folder_to_train_on(way: Any, bases: dict[str, Pat
     assert told["categories"][-1]["kept"] == 3 and told["decided_by"]["way"] == way
 
 
+@pytest.mark.usefixtures("corner")
+def test_the_process_that_ends_last_writes_the_sheet(bases: dict[str, Path], tmp_path: Path) -> None:
+    job = replace(job_of(bases["sd1"], tmp_path, way="same-seed"), batch=1, processes=2)
+    first = run(replace(job, rank=1))
+    assert (first.stopped, first.rows, first.sheet) == (False, None, None)
+    last = run(replace(job, rank=0))
+    assert last.sheet is not None and last.rows is not None and len(last.rows) == 3
+    logs = sorted(path.parent.name for path in (tmp_path / "pairs" / "building").rglob("events.jsonl"))
+    assert logs == ["shard-1-of-2", "shard-2-of-2"]
+
+
 def command(base: Path, prompts: Path, output: Path) -> list[str]:
     flags = ["--base", str(base), "--prompts", str(prompts), "--output", str(output), "--way", "same-seed"]
     flags += [
@@ -386,7 +397,7 @@ def test_after_kill_nine_the_same_command_draws_the_rest_alone(
 ) -> None:
     base = tiny_sd_folder(tmp_path / "base")
     prompts = tmp_path / "prompts.csv"
-    prompts.write_text("prompt,safe_prompt\n" + "".join(f"knife {n},spoon {n}\n" for n in range(60)), "utf-8")
+    prompts.write_text("prompt,safe_prompt\n" + "".join(f"knife {n},spoon {n}\n" for n in range(36)), "utf-8")
     output = tmp_path / "cut"
     rows = output / "building" / "rows"
     process = start(base, prompts, output)
@@ -396,7 +407,7 @@ def test_after_kill_nine_the_same_command_draws_the_rest_alone(
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     done = len(list(rows.glob("0*.json")))
-    assert 3 <= done < 20, "killed too late to show anything"
+    assert 3 <= done < 12, "killed too late to show anything"
     before = {path: path.stat().st_mtime_ns for path in (output / "chosen").rglob("*.png")}
     calls: dict[str, int] = {}
     for path in (output / "building" / "drawn").rglob("*.png"):
@@ -412,21 +423,21 @@ def test_after_kill_nine_the_same_command_draws_the_rest_alone(
         return sample(self, prompts, *given, **more)
 
     monkeypatch.setattr(LatentModel, "sample", counted)
-    settings = {"drawing": Drawing(12, 5.0), "way": "same-seed", "rule": "as prompted", "batch": 3}
+    settings = {"drawing": Drawing(8, 5.0), "way": "same-seed", "rule": "as prompted", "batch": 3}
     model = ModelSettings(base=str(base), device="cpu")
     job = BuildJob(output, (prompts,), model, scorer="micro", **settings)  # type: ignore[arg-type]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert run(replace(job, drawing=Drawing(12, preset_guidance()))).sheet is not None
+        assert run(replace(job, drawing=Drawing(8, preset_guidance()))).sheet is not None
     finally:
         torch.set_num_threads(threads)
-    assert sum(drawn) == 2 * 60 - 2 * 3 * done - kept
+    assert sum(drawn) == 2 * 36 - 2 * 3 * done - kept
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
     whole = start(base, prompts, tmp_path / "whole")
     out, error = whole.communicate(timeout=400)
     assert whole.returncode == 0, error
-    assert "the contact sheet is" in out.lower() and "60" in out
+    assert "the contact sheet is" in out.lower() and "36" in out
     assert content(output) == content(tmp_path / "whole")
     assert not (output / "building" / "drawn").exists()
 
@@ -445,7 +456,7 @@ def preset_guidance() -> float:
 def test_a_file_named_stop_ends_the_work_and_the_command_goes_on(tmp_path: Path) -> None:
     base = tiny_sd_folder(tmp_path / "base")
     prompts = tmp_path / "prompts.csv"
-    prompts.write_text("prompt,safe_prompt\n" + "".join(f"knife {n},spoon {n}\n" for n in range(60)), "utf-8")
+    prompts.write_text("prompt,safe_prompt\n" + "".join(f"knife {n},spoon {n}\n" for n in range(36)), "utf-8")
     output = tmp_path / "pairs"
     process = start(base, prompts, output)
     deadline = time.monotonic() + 240

@@ -28,7 +28,7 @@ with waking():
     from scdpo_core.pairs.job import BuildJob, Drawing, check
     from scdpo_core.pairs.table import tally, words
     from scdpo_core.preferences.problems import in_words
-    from scdpo_core.runs.bars import bars
+    from scdpo_core.runs.bars import bars, lines
     from scdpo_core.runs.toml import as_flags
     from scdpo_core.text import print_any_name, printable
     from scdpo_core.training.asked import on_top_of_preset
@@ -73,8 +73,10 @@ def _build(job: BuildJob) -> Outcome:
         print(printable(sentence), file=sys.stderr, flush=True)
 
     stop = StopSignals(say)
+    watched = sys.stderr.isatty()
     with bars(quiet=not leads, stay=True, unit=" prompts") as show:
-        outcome = build(job, asked, progress=show, should_stop=stop.asked, say=say)
+        progress = show if watched or not leads else lines(say, " prompts")
+        outcome = build(job, asked, progress=progress, should_stop=stop.asked, say=say)
     if outcome.stopped:
         say("Stopped. The same command goes on from here.")
     elif outcome.rows is not None:

@@ -145,7 +145,7 @@ def _build(
     say: Callable[[str], None],
 ) -> Outcome:
     device = _device(job.model.device)
-    scorer = load_scorer(job.scorer, "cuda" if device.type == "cuda" else "cpu")
+    scorer = load_scorer(job.scorer, str(device) if device.type == "cuda" else "cpu")
     own = job.model
     dtype = resolve_dtype(own.precision, device)
     model = family_of(own.family, own.base).load(own.base, device, dtype, load_options(own))
@@ -176,7 +176,9 @@ def _build(
     shown = {"base": model_name(job.model.base), **facts}
     write_tables(job.output, rows, shown)
     sheet = write_sheet(job.output, rows, shown)
-    store.clean()
+    if job.processes == 1:
+        # Others may still look at what is done.
+        store.clean()
     reporter.reported(len(total), sheet)
     return Outcome(False, rows, sheet)
 
