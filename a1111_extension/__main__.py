@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import secrets
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scdpo_core.runs.interpreter import ROOT
 from scdpo_core.telemetry import decline
+
+if TYPE_CHECKING:
+    from .desk import Desk
 
 _NEEDED = "The page needs gradio 5 or newer ({error}). Set it up and open it: python install.py --page"
 
@@ -36,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         default=ROOT / "runs" / "page",
         help="where runs and pairs lie (default: %(default)s)",
     )
+    parser.add_argument("--compare", type=Path, help="folder whose images the first pane offers to compare")
+    parser.add_argument("--pairs", type=Path, help="preference folder that its answers go to")
     options = parser.parse_args(arguments)
     if options.listen and options.token == "":
         parser.error("A page that is open to the network needs a token.")
@@ -60,13 +67,20 @@ def _serve(options: argparse.Namespace) -> int:
     data = options.data.expanduser().absolute()
     from .app import desk_of, make_app
 
-    app = make_app(desk_of(data), data, token)
+    app = make_app(_desk(options, desk_of(data)), data, token)
     host = "0.0.0.0" if options.listen else "127.0.0.1"
     shown = "THIS-MACHINE" if options.listen else host
     print(f"Open http://{shown}:{options.port}/{f'?token={token}' if token else ''}", flush=True)
     print("Ctrl-C closes the page; trainings go on.", flush=True)
     uvicorn.run(app, host=host, port=options.port, log_level="warning", timeout_graceful_shutdown=2)
     return 0
+
+
+def _desk(options: argparse.Namespace, desk: Desk) -> Desk:
+    """The desk with the folders that the command line names."""
+    pictures = desk.pictures if options.compare is None else str(options.compare.expanduser().absolute())
+    pairs = desk.preferences if options.pairs is None else options.pairs.expanduser().absolute()
+    return dataclasses.replace(desk, pictures=pictures, preferences=pairs)
 
 
 if __name__ == "__main__":

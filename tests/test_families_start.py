@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions
-from scdpo_core.families.drawing import Start, begin
+from scdpo_core.families.drawing import Start, begin, keep_outside
 from tests.tiny_families import T5_TOKENS, tiny_folder
 
 
@@ -62,3 +62,42 @@ def test_the_weaker_the_noise_the_more_of_the_image_is_left(model: LoadedModel) 
 def test_images_of_another_size_are_refused(model: LoadedModel) -> None:
     with pytest.raises(ValueError, match="start image"):
         model.sample(["a"], [1], 4, 1.0, start=Start(torch.zeros(1, 3, 24, 16), 0.5))
+
+
+def test_outside_of_its_mask_an_image_is_put_back_under_the_next_steps_noise() -> None:
+    def add_noise(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return latents + timesteps.view(-1, 1, 1, 1) * noise
+
+    mask = torch.tensor([1.0, 0.5, 0.0]).view(1, 1, 1, 3)
+    start = Start(torch.full((2, 1, 1, 3), 5.0), 0.5, mask)
+    latents, noise = torch.full((2, 1, 1, 3), 9.0), torch.ones(2, 1, 1, 3)
+    # 5 + 2 * 1 = 7 outside, 9 inside, half of both between.
+    mixed = keep_outside(latents, noise, torch.tensor(2), start, add_noise)
+    assert mixed[0].flatten().tolist() == mixed[1].flatten().tolist() == [9.0, 8.0, 7.0]
+    # After the last step there is no noise any more.
+    assert keep_outside(latents, noise, None, start, add_noise)[0].flatten().tolist() == [9.0, 7.0, 5.0]
+    whole = Start(torch.zeros(2, 1, 1, 3), 0.5)
+    assert keep_outside(latents, noise, None, whole, add_noise) is latents
+
+
+def test_only_the_masked_part_is_drawn_anew(model: LoadedModel) -> None:
+    images = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, :, :8] = 1
+
+    def drawn(of: torch.Tensor | None) -> torch.Tensor:
+        latents = model._denoise(  # type: ignore[attr-defined]
+            torch.randn((2, *model.latent_shape()), generator=torch.Generator().manual_seed(2)),
+            model._guided(["a", "b"], 1.0),  # type: ignore[attr-defined]
+            4,
+            Start(images, 0.75, of).encoded(slice(0, 2), model.encode_pictures, model.latent_shape()),
+        )
+        assert isinstance(latents, torch.Tensor)
+        return latents
+
+    known, made = model.encode_pictures(images), drawn(mask)
+    half = known.shape[-1] // 2
+    assert torch.equal(made[..., half:], known[..., half:])
+    assert not torch.isclose(made[..., :half], known[..., :half]).all()
+    # All of it drawn anew is what a start without a mask gives.
+    assert torch.equal(drawn(torch.ones_like(mask)), drawn(None))

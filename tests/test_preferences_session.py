@@ -208,3 +208,16 @@ def test_an_import_that_cannot_be_whole_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ScdpoError, match="2 preferred pictures and 1 others"):
         import_pairs(tmp_path / "pairs", good, bad[:1], "a prompt")
     assert not (tmp_path / "pairs").exists()
+
+
+def test_of_a_preference_folder_only_both_sides_are_compared(tmp_path: Path) -> None:
+    for number, side in enumerate(("chosen", "rejected", "masks", "building/drawn")):
+        picture(tmp_path / "pairs" / side / "weapon" / "a.png", 40 * number)
+    (tmp_path / "pairs" / "chosen" / "weapon" / "a.txt").write_text("a knife\n", "utf-8")
+    session = Session(tmp_path / "pairs", tmp_path / "reviewed")
+    view = session.view()
+    assert view.total == 1 and view.current is not None and view.current.prompt == "a knife"
+    sides = {
+        path.relative_to(tmp_path / "pairs").parts[0] for path in (view.current.left, view.current.right)
+    }
+    assert sides == {"chosen", "rejected"}

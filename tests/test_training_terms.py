@@ -25,6 +25,7 @@ from scdpo_core.training.loop import Trainer
 from scdpo_core.training.reference import draw
 from scdpo_core.training.rows import BaseImages, TermData, TermRows, TermSource
 from scdpo_core.training.team import Alone
+from scdpo_core.training.term_data import keep_prompts
 from scdpo_core.tree import load_tree
 from scdpo_core.types import Conditioning, LabelledPair, PairBatch, PreferencePair, ScdpoError
 from tests.test_training_loop import Bench, pairs_of
@@ -320,3 +321,16 @@ def test_costs_say_which_pairs_are_benign_where_no_category_does() -> None:
     assert not LabelledPair(pair, -2.0, 1.0, False, 1.0, 1.0, "").is_benign
     named = dataclasses.replace(pair, category="weapon")
     assert not LabelledPair(named, -2.0, -1.0, False, 1.0, 1.0, "").is_benign
+
+
+def test_harmless_prompts_that_a_folder_lists_are_kept_without_a_pair(tmp_path: Path) -> None:
+    def pair(prompt: str, category: str) -> LabelledPair:
+        found = PreferencePair(prompt, prompt, tmp_path / "a.png", tmp_path / "b.png", category)
+        return LabelledPair(found, None, None, False, 1.0, 1.0, "")
+
+    pairs = [pair("a knife", "weapon"), pair("a lake", "benign")]
+    settings = TermSettings(keep_prompts="pairs", keep_images=3)
+    assert keep_prompts(settings, pairs, "micro", tmp_path) == ["a lake"]
+    (tmp_path / "benign_prompts.txt").write_text("a cat\na lake\n\na dog\na fox\n", "utf-8")
+    assert keep_prompts(settings, pairs, "micro", tmp_path) == ["a lake", "a cat", "a dog"]
+    assert keep_prompts(settings, pairs, "micro") == ["a lake"]

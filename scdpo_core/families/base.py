@@ -221,7 +221,7 @@ class LoadedModel(Protocol):
 
         Loads the encoders again if they were released. `progress` is told before every step of the denoiser
         how many pictures of how many are drawn, and may raise to end the work. With `start` each prompt has
-        an image that drawing begins from, under that noise.
+        an image that drawing begins from, under that noise; with a mask in it only that part is drawn anew.
 
         Raises:
             ValueError: the start images have another size.

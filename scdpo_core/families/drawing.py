@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Noisy latents [N, C, h, w] and timesteps [N] in, the network's answer out, guidance included."""
@@ -25,6 +26,8 @@ class Start:
         images: [N, 3, H, W] in -1..1, of the size that is drawn; or their scaled latents [N, C, h, w].
         strength: share of the denoising steps that is taken, above 0 and up to 1: how much noise is put over
             the image.
+        mask: [N, 1, H, W] of the images' size, or [N, 1, h, w] of their latents': 1 where the image is drawn
+            anew, 0 where it stays as it is, in between both are mixed. None: it is drawn anew all over.
 
     Raises:
         ValueError: the strength makes no sense.
@@ -32,6 +35,7 @@ class Start:
 
     images: Tensor
     strength: float
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse impossible strengths."""
@@ -51,7 +55,12 @@ class Start:
         latents = encode(self.images[some])
         if latents.shape[1:] != shape:
             raise ValueError(f"A start image gives latents of {tuple(latents.shape[1:])}, not {shape}.")
-        return replace(self, images=latents)
+        mask = (
+            None
+            if self.mask is None
+            else adaptive_avg_pool2d(self.mask[some], (shape[1], shape[2])).to(latents)
+        )
+        return replace(self, images=latents, mask=mask)
 
 
 def begin(
@@ -72,6 +81,33 @@ def begin(
         return noise, timesteps
     rest = timesteps[start.skipped(len(timesteps)) :]
     return add_noise(start.images, noise, rest[0].expand(len(noise))), rest
+
+
+def keep_outside(
+    latents: Tensor,
+    noise: Tensor,
+    following: Tensor | None,
+    start: Start | None,
+    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Put the start image back where its mask is 0, under the noise that the next step expects.
+
+    Blended diffusion (Avrahami et al. 2022, "Blended Diffusion for Text-driven Editing of Natural Images",
+    algorithm 2), in latent space. It asks nothing of the network, so that it serves every parameterisation.
+
+    Args:
+        latents: [N, C, h, w] after a step of the sampler.
+        noise: [N, C, h, w] that drawing began with.
+        following: [] the timestep that comes next; None after the last one.
+        start: of N images, as scaled latents; without a mask nothing is put back.
+        add_noise: see `LoadedModel.add_noise`.
+    """
+    if start is None or start.mask is None:
+        return latents
+    known = start.images
+    if following is not None:
+        known = add_noise(known, noise, following.expand(len(noise)))
+    return start.mask * latents + (1 - start.mask) * known
 
 
 def followed(predict: Predict, heard: Heard, earlier: int, own: int, total: int, steps: int) -> Predict:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .components import Reader, quiet
-from .drawing import Predict, Start, begin
+from .drawing import Predict, Start, begin, keep_outside
 from .latent import LatentModel
 from .parameterisation import Flow
 from .timesteps import ContinuousTimesteps
@@ -40,9 +40,10 @@ class FlowModel(LatentModel):
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._schedule)
         scheduler.set_timesteps(steps, device=self.device, **self._times(noise, steps))
         latents, timesteps = begin(noise, scheduler.timesteps, start, self.add_noise)
-        for timestep in timesteps:
+        for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
             predicted = predict(latents, timestep.expand(len(latents)))
             latents = scheduler.step(predicted, timestep, latents).prev_sample.float()
+            latents = keep_outside(latents, noise, following, start, self.add_noise)
         return latents
 
     def _times(self, latents: Tensor, steps: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..devices import sent
 from ..types import Conditioning, ScdpoError
 from .components import Encoders, Reader, quiet
-from .drawing import Predict, Start, begin
+from .drawing import Predict, Start, begin, keep_outside
 from .latent import LatentModel
 from .parameterisation import parameterisation
 from .timesteps import DiscreteTimesteps
@@ -104,9 +104,10 @@ class UNetModel(LatentModel):
             scheduler = DDIMScheduler.from_config(self._schedule)
         scheduler.set_timesteps(steps, device=self.device)
         latents, timesteps = begin(noise, scheduler.timesteps, start, self.add_noise)
-        for timestep in timesteps:
+        for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
             predicted = predict(latents, timestep.expand(len(latents)))
             latents = scheduler.step(predicted, timestep, latents).prev_sample.float()
+            latents = keep_outside(latents, noise, following, start, self.add_noise)
         return latents
 
 

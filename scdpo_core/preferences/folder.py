@@ -28,6 +28,9 @@ from .problems import in_words, name_in
 SAFE_PROMPTS = "safe_prompts"
 """Folder beside chosen/ and rejected/ with a harmless prompt for each pair, under the pair's name."""
 
+BENIGN_PROMPTS = "benign_prompts.txt"
+"""File in a preference folder: harmless prompts, one a line, that training keeps though no pair has them."""
+
 _MAX_PROMPT_BYTES = 65536
 _SHOWN = 80
 

@@ -164,7 +164,11 @@ class Session:
         self.source, self.target = source.expanduser().absolute(), target.expanduser().absolute()
         self._lock = threading.Lock()
         self.notes: list[Problem] = []
-        self._candidates = propose(pictures_in(self.source, self.target, self.notes), self.source)
+        found = pictures_in(self.source, self.target, self.notes)
+        if all((self.source / side).is_dir() for side in _SIDES):
+            # A preference folder: its masks and what was drawn on the way are nothing to choose between.
+            found = [path for path in found if path.relative_to(self.source).parts[0] in _SIDES]
+        self._candidates = propose(found, self.source)
         self._answers, half = _read(self.target / STATE)
         sweep(self.target)
         if half is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
+from typing import TypeVar
 
 from PIL import Image
 
@@ -17,6 +18,8 @@ from ..types import PreferencePair, Problem
 from .folder import read_folder
 from .pictures import PictureError, open_picture
 from .problems import in_words
+
+T = TypeVar("T")
 
 _PAPER, _INK, _GOOD, _BAD, _FAINT = (
     (250, 250, 248),
@@ -108,10 +111,10 @@ def find(*roots: Path) -> list[Path]:
     return sorted(found)
 
 
-def spread(pairs: Sequence[PreferencePair], count: int) -> list[PreferencePair]:
-    """At most so many of the pairs, from all over the list."""
-    count = min(count, len(pairs))
-    return [pairs[number * len(pairs) // count] for number in range(count)]
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most so many of the pairs, or of anything else, from all over the list."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def card(pair: PreferencePair, side: int = 256) -> Image.Image:

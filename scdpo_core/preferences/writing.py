@@ -70,6 +70,14 @@ def check_category(category: str) -> str:
     return reserved(category) or category
 
 
+def category_folder(name: str) -> str:
+    """The subfolder for a prompt file's category; '' where it can be none, or would say 'harmless'."""
+    try:
+        return "" if reserved(name) else check_category(name.replace("/", "-"))
+    except ScdpoError:
+        return ""
+
+
 def pair_files(folder: Path, prompt: str, category: str, chosen: Source, rejected: Source) -> PairFiles:
     """Name the files of a pair by what it holds, so that the same pair always has the same name.
 

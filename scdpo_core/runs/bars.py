@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from .telling import spell
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -44,3 +47,31 @@ def bars(
     finally:
         for bar in shown.values():
             bar.close()
+
+
+def lines(say: Callable[[str], None], unit: str, every: float = 15.0) -> Callable[[str, int, int], None]:
+    """A line now and then with the time that is left, for where no terminal shows bars.
+
+    Args:
+        say: writes a line.
+        unit: of what is counted.
+        every: seconds between two lines of the same work.
+
+    Returns:
+        Is told what is being done, how much of it is done, and how much there is.
+    """
+    began: dict[str, tuple[float, int]] = {}
+    told: dict[str, float] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start, first = began.setdefault(what, (now, done))
+        if done < total and now - told.setdefault(what, now) < every:
+            return
+        told[what] = now
+        # What an earlier process did says nothing of this one's speed.
+        new = done - first
+        left = f", {spell((total - done) * (now - start) / new)} left" if new > 0 and done < total else ""
+        say(f"{what} {done:,} of {total:,}{unit}{left}")
+
+    return update

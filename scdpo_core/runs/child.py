@@ -22,6 +22,7 @@ _SCRIPTS: dict[names.Kind, str] = {
     "cost": "train_cost.py",
     "compare": "compare.py",
     "evaluate": "evaluate.py",
+    "pairs": "build_pairs.py",
 }
 
 

@@ -26,8 +26,9 @@ HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
 CHECKPOINTS = "checkpoints"  # the folder of what a resumed run goes on from
 CHECKPOINT_SUFFIX = ".state.safetensors"
 
-Kind = Literal["lora", "cost", "compare", "evaluate"]
-"""'compare' and 'evaluate' train nothing: they draw with a LoRA at several weights."""
+Kind = Literal["lora", "cost", "compare", "evaluate", "pairs"]
+"""'compare' and 'evaluate' train nothing: they draw with a LoRA at several weights. 'pairs' draws what makes
+pairs."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ _TITLES: dict[Kind, str] = {
     "cost": "a cost model",
     "compare": "a comparison",
     "evaluate": "an evaluation",
+    "pairs": "pairs being built",
 }
 
 

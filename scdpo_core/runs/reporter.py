@@ -19,6 +19,7 @@ _TIMED: Mapping[names.Kind, tuple[Phase, ...]] = {
     "cost": ("train",),
     "compare": ("sample",),
     "evaluate": ("sample", "score"),
+    "pairs": ("sample",),
 }
 """The phases of each kind of work that take long: how fast they are says when they end."""
 

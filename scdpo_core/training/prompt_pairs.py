@@ -8,8 +8,7 @@ from pathlib import Path
 
 from ..evaluation.prompts import EvalPrompt, check_prompts
 from ..preferences.infotext import plain
-from ..preferences.listing import reserved
-from ..preferences.writing import check_category
+from ..preferences.writing import category_folder
 from ..types import PreferencePair, Problem, ScdpoError
 
 
@@ -60,17 +59,9 @@ def pairs_of_prompts(file: Path, folder: Path, notice: Callable[[Problem], None]
 
 
 def _pair(number: int, row: EvalPrompt, folder: Path) -> PreferencePair:
-    category = _category(row.categories[0]) if row.categories else ""
+    category = category_folder(row.categories[0]) if row.categories else ""
     stem = f"{category}/{number:05d}" if category else f"{number:05d}"
     chosen, rejected = (folder / side / f"{stem}.png" for side in ("chosen", "rejected"))
     return PreferencePair(
         stem, plain(row.prompt), chosen, rejected, category, safe_prompt=plain(row.safe_prompt)
     )
-
-
-def _category(name: str) -> str:
-    """A folder's name; '' where it can be none, or would say that nothing is harmful."""
-    try:
-        return "" if reserved(name) else check_category(name.replace("/", "-"))
-    except ScdpoError:
-        return ""

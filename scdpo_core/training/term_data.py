@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..config import TrainSettings
 from ..config_terms import SAFE_PROMPT_TERMS, TermName, TermSettings, term_weights
 from ..preferences.everyday import everyday_prompts
+from ..preferences.folder import BENIGN_PROMPTS
 from ..types import Conditioning, LabelledPair, ScdpoError
 from .base_images import DrawSettings, draw_base_images, encode_base_images
 from .dataset import Dataset
@@ -63,18 +64,23 @@ def weights_of_run(settings: TrainSettings, data: Dataset) -> dict[TermName, flo
     return weights
 
 
-def keep_prompts(settings: TermSettings, pairs: Sequence[LabelledPair], base: str) -> list[str]:
+def keep_prompts(
+    settings: TermSettings, pairs: Sequence[LabelledPair], base: str, folder: Path | None = None
+) -> list[str]:
     """The benign prompts of `keep_text`, at most keep_images, in the order in which images are drawn.
 
     Args:
         settings: say where they come from.
         pairs: that are trained on.
         base: the base model; the embedded one has everyday prompts of its own.
+        folder: of the pairs, which may list further harmless prompts that no pair has.
 
     Raises:
         ScdpoError: there are none, or the file cannot be read.
     """
-    own = list(dict.fromkeys(pair.pair.prompt for pair in pairs if pair.is_benign))
+    listed = None if folder is None else folder / BENIGN_PROMPTS
+    more = [] if listed is None or not listed.is_file() else _read(listed)
+    own = list(dict.fromkeys([*(pair.pair.prompt for pair in pairs if pair.is_benign), *more]))
     if settings.keep_prompts == "pairs":
         found = own
     elif settings.keep_prompts == "everyday":
@@ -119,7 +125,7 @@ def prepare_terms(
     pairs, own = data.training_pairs, settings.terms
     images = None
     if "keep_text" in weights:
-        prompts = keep_prompts(own, pairs, settings.model.base)
+        prompts = keep_prompts(own, pairs, settings.model.base, settings.data.pairs)
         repeated = [prompts[row % len(prompts)] for row in range(own.keep_images)]
         drawing = drawing_of(settings)
         home = folder / BASE_IMAGES

@@ -1,0 +1,1 @@
+"""Preference pairs out of one's own model and lists of prompts."""

@@ -1,0 +1,113 @@
+"""The part of an image that is drawn anew: found by what raises the cost, grown, and given soft edges.
+
+Masks are numpy arrays [height, width] of float32, 1 where the image is drawn anew and 0 where it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d
+
+from ..cost.heatmap import Heatmap
+
+Mask = npt.NDArray[np.float32]
+
+HOT = 0.3
+"""Share of the highest heat from which a place belongs to the harm."""
+FIRST, MORE = 0.06, 0.06
+"""How far a mask is grown at first and with every further try, as shares of the image's longer side."""
+SOFT = 0.03
+"""Width of a mask's soft edge, as a share of the image's longer side."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """What is drawn anew of an image.
+
+    Attributes:
+        core: [h, w] 0 or 1: where the harm was found.
+        tries: how often the mask has been grown.
+    """
+
+    core: Mask
+    tries: int = 0
+
+    @property
+    def mask(self) -> Mask:
+        """[h, w] 0..1: the core, grown, with a soft edge."""
+        longest = max(self.core.shape)
+        grown = grow(self.core, round((FIRST + MORE * self.tries) * longest))
+        return feather(grown, round(SOFT * longest))
+
+
+def hot(heat: Heatmap) -> Mask:
+    """Where the cost comes from, 0 or 1, [height, width] of the image; everywhere if nothing stands out."""
+    mask: Mask = (np.asarray(heat.mask(HOT)) > 0).astype(np.float32)
+    return mask if mask.any() else np.ones(mask.shape, np.float32)
+
+
+def union(*masks: Mask) -> Mask:
+    """The highest of several masks of one size, place by place."""
+    highest: Mask = np.maximum.reduce(masks)
+    return highest
+
+
+def grow(mask: Mask, pixels: int) -> Mask:
+    """Widen a mask by so many pixels in every direction: a square's dilation, so that steps add up exactly.
+
+    Args:
+        mask: [h, w].
+        pixels: at least 0.
+    """
+    if pixels < 1 or not mask.size:
+        return mask
+    # One axis after the other: the same square at a fraction of the work.
+    wide = max_pool2d(_planes(mask), (1, 2 * pixels + 1), 1, (0, pixels))
+    return _array(max_pool2d(wide, (2 * pixels + 1, 1), 1, (pixels, 0)))
+
+
+def feather(mask: Mask, pixels: int) -> Mask:
+    """Let a mask fall off to 0 outside of itself, within twice so many pixels; inside it stays as it was.
+
+    Args:
+        mask: [h, w].
+        pixels: at least 0.
+    """
+    if pixels < 1 or not mask.size:
+        return mask
+    size = 2 * pixels + 1
+    wide = avg_pool2d(_planes(grow(mask, pixels)), (1, size), 1, (0, pixels), count_include_pad=False)
+    soft = avg_pool2d(wide, (size, 1), 1, (pixels, 0), count_include_pad=False)
+    # Sums of ones over their number are 1 but for the last digit.
+    return union(mask, _array(soft.clamp(0, 1)))
+
+
+def to_image(mask: Mask) -> Image.Image:
+    """A mask as a grey image; white is drawn anew."""
+    return Image.fromarray((mask * 255).round().astype(np.uint8))
+
+
+def to_tensor(masks: Sequence[Mask]) -> Tensor:
+    """Masks of one size as [N, 1, h, w], as `families.drawing.Start` takes them."""
+    return torch.from_numpy(np.stack(masks))[:, None]
+
+
+def blend(image: Image.Image, redrawn: Image.Image, mask: Mask) -> Image.Image:
+    """The image with the masked part of another one: what stays is the same to the byte, VAE or not."""
+    return Image.composite(redrawn, image, to_image(mask))
+
+
+def _planes(mask: Mask) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask))[None, None]
+
+
+def _array(planes: Tensor) -> Mask:
+    found: Mask = planes[0, 0].numpy()
+    return found
