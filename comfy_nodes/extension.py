@@ -10,7 +10,7 @@ import nodes
 from comfy_api.latest import ComfyExtension, io
 
 from ..scdpo_core.files import copy_file
-from . import compare, cost, gate, lora, metadata, pairs, preferences, switch, train, train_cost
+from . import compare, cost, gate, lora, metadata, pairs, preferences, switch, train, train_cost, wiring
 from .shared import COST_FOLDER
 
 NODES: list[type[io.ComfyNode]] = [
@@ -49,6 +49,7 @@ def open_door() -> SafetyExtension:
     _register_folder()
     _offer_examples()
     metadata.watch_saving(nodes.NODE_CLASS_MAPPINGS)
+    wiring.watch_prompts()
     return SafetyExtension()
 
 

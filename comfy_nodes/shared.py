@@ -54,7 +54,12 @@ class SafetyNode(io.ComfyNode):
 
 
 def schema(
-    name: str, aliases: Sequence[str], inputs: Sequence[Any], outputs: Sequence[Any], **others: Any
+    name: str,
+    aliases: Sequence[str],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    essentials: str | None = None,
+    **others: Any,
 ) -> io.Schema:
     """A node's schema; title, description and tooltips come from `locales/en`.
 
@@ -63,6 +68,7 @@ def schema(
         aliases: other words that find the node, where ComfyUI's version has a place for them.
         inputs: as `io.Schema` takes them, without words.
         outputs: likewise.
+        essentials: where it stands among the essentials of newer versions' node library; None is nowhere.
         others: as `io.Schema` takes them.
     """
     words = _english()[PREFIX + name]
@@ -75,6 +81,8 @@ def schema(
         part.id = f"out_{part.id}"
     if "search_aliases" in _KNOWN_TO_SCHEMA:
         others["search_aliases"] = list(aliases)
+    if "essentials_category" in _KNOWN_TO_SCHEMA:
+        others["essentials_category"] = essentials
     return io.Schema(
         node_id=PREFIX + name,
         display_name=words["display_name"],

@@ -27,6 +27,7 @@ VERSIONS = sorted(RECORDED)
 NODE_IDS = list(RECORDED[VERSIONS[-1]]["nodes"])
 LANGUAGES = ("en", "zh", "ja")
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,22 @@ def test_a_newer_comfyui_gets_the_search_aliases(tmp_path: Path, monkeypatch: py
     for node in door.nodes.values():
         assert len(node.define_schema().search_aliases) >= 3
     assert "nsfw detector" in door.nodes["SCDPO_LoadCostModel"].define_schema().search_aliases
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_newer_comfyui_has_the_first_nodes_among_its_essentials(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_place = "essentials_category" in RECORDED[version]["schema"]
+    assert has_place == (version == "0.33.0")
+    nodes = open_door(version, tmp_path, monkeypatch).nodes
+    essentials = {
+        name: category
+        for name, node in nodes.items()
+        if (category := getattr(node.define_schema(), "essentials_category", None))
+    }
+    tools = {"SCDPO_ScoreSafetyCost": "Image Tools", "SCDPO_SafetyGate": "Image Tools"}
+    assert essentials == ({"SCDPO_LoadSafetyLora": "Image Generation", **tools} if has_place else {})
 
 
 def test_every_number_has_a_range_and_a_default_inside(door: Door) -> None:
@@ -205,6 +222,44 @@ def test_example_workflows_fit_the_nodes(path: Path) -> None:
         assert {slot["name"] for slot in node["inputs"]} <= inputs.keys()
     boxes = [(*node["pos"], *node["size"]) for node in nodes.values()]
     assert not any(_overlap(a, b) for k, a in enumerate(boxes) for b in boxes[:k])
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=[path.stem for path in BLUEPRINTS])
+def test_blueprints_fit_the_nodes(path: Path) -> None:
+    blueprint = json.loads(path.read_text("utf-8"))
+    (outer,), (inner,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    # ComfyUI's node library shows a file's name, and searches in it and in the aliases.
+    assert outer["type"] == inner["id"] and outer["title"] == inner["name"] == path.stem
+    assert inner["category"] == "Safety (SC-DPO)" and len(inner["description"]) > 50
+    assert blueprint["extra"]["BlueprintDescription"] == inner["description"]
+    assert len(blueprint["extra"]["BlueprintSearchAliases"]) >= 3
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    outside = {-10: inner["inputs"], -20: inner["outputs"]}
+    for link in inner["links"]:
+        start, end = link["origin_id"], link["target_id"]
+        out = outside[start] if start in outside else nodes[start]["outputs"]
+        into = outside[end] if end in outside else nodes[end]["inputs"]
+        source, target = out[link["origin_slot"]], into[link["target_slot"]]
+        assert link["id"] in (source["linkIds"] if start in outside else source["links"])
+        assert link["id"] in target["linkIds"] if end in outside else target["link"] == link["id"]
+        assert link["type"] == source["type"]
+        assert link["type"] in target["type"].split(",") or "*" in (link["type"], target["type"])
+    for slots, shown in ((inner["inputs"], outer["inputs"]), (inner["outputs"], outer["outputs"])):
+        assert [(slot["name"], slot["type"]) for slot in slots] == [
+            (slot["name"], slot["type"]) for slot in shown
+        ]
+    known = RECORDED[VERSIONS[-1]]["nodes"]
+    for number, widget in outer["properties"]["proxyWidgets"]:
+        node = nodes[int(number)]
+        info = known.get(node["type"], {"input": {"required": {"filename_prefix": ["STRING", {}]}}})
+        kinds = {**info["input"]["required"], **info["input"].get("optional", {})}
+        assert kinds[widget][0] in ("INT", "FLOAT", "STRING", "COMBO")
+        linked = [slot["name"] for slot in node["inputs"] if slot["link"]]
+        # A value that comes in by wire could be typed in vain.
+        assert widget not in linked
+    for node in nodes.values():
+        if info := known.get(node["type"]):
+            assert [slot["type"] for slot in node["outputs"]] == info["output"]
 
 
 def test_the_templates_are_found_by_a_search_for_safety_and_show_something_at_once(door: Door) -> None:
