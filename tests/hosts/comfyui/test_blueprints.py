@@ -12,6 +12,7 @@ import pytest
 from tests.hosts.comfyui import samples
 from tests.hosts.comfyui.graphs import drawing, notes, pictures
 from tests.hosts.comfyui.server import PACK, ROOT, Host
+from tests.hosts.comfyui.training_graphs import FEW_IMAGES
 
 pytestmark = pytest.mark.slow
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
@@ -87,7 +88,7 @@ def test_safe_save_hides_what_it_saves_of_a_harmful_image(host: Host) -> None:
 
 
 def test_a_lora_is_trained(host: Host) -> None:
-    changes = {1: "", 2: "from-blueprint", 3: "fast", 4: 3, 9: "[sampling]\nsamples = 0\n"}
+    changes = {1: "", 2: "from-blueprint", 3: "fast", 4: 3, 9: "[sampling]\nsamples = 0\n" + FEW_IMAGES}
     run = host.run(placed(TRAIN, host, {}, SCDPO_TrainSafetyLora=changes))
     assert run.error == ""
     assert "from-blueprint is finished" in run.texts["b:2"]
