@@ -112,7 +112,7 @@ def test_a_lora_is_compared(host: Host) -> None:
         host,
         wires,
         SCDPO_LoadCostModel={0: "micro"},
-        SCDPO_CompareBeforeAfter={0: "safe-sd15.safetensors", 4: 1, 5: 2},
+        SCDPO_CompareBeforeAfter={0: "safe-sd15.safetensors", 4: 1, 5: 2, 10: "a kitchen"},
     )
     run = host.run(graph)
     (sheet,) = pictures(host, run, "b:3")
