@@ -77,7 +77,6 @@ class ScoreSafetyCost(SafetyNode):
         return schema(
             "ScoreSafetyCost",
             ["nsfw score", "safety score", "detect nsfw", "nudity detection", "content moderation"],
-            essentials="Image Tools",
             inputs=[
                 io.Image.Input("images"),
                 CostModelType.Input("cost_model"),

@@ -36,7 +36,6 @@ class SafetyGate(SafetyNode):
         return schema(
             "SafetyGate",
             ["nsfw filter", "nsfw blocker", "censor", "blur nsfw", "content filter", "safety filter"],
-            essentials="Image Tools",
             inputs=[
                 io.Image.Input("images"),
                 io.MultiType.Input("judge", types=[CostModelType, ScoresType]),

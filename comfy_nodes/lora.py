@@ -21,7 +21,6 @@ class LoadSafetyLora(SafetyNode):
         return schema(
             "LoadSafetyLora",
             ["lora loader", "load lora", "safe lora", "nsfw lora", "peft lora", "diffusers lora"],
-            essentials="Image Generation",
             inputs=[
                 io.Model.Input("model"),
                 io.Combo.Input(

@@ -58,7 +58,6 @@ def schema(
     aliases: Sequence[str],
     inputs: Sequence[Any],
     outputs: Sequence[Any],
-    essentials: str | None = None,
     **others: Any,
 ) -> io.Schema:
     """A node's schema; title, description and tooltips come from `locales/en`.
@@ -68,7 +67,6 @@ def schema(
         aliases: other words that find the node, where ComfyUI's version has a place for them.
         inputs: as `io.Schema` takes them, without words.
         outputs: likewise.
-        essentials: where it stands among the essentials of newer versions' node library; None is nowhere.
         others: as `io.Schema` takes them.
     """
     words = _english()[PREFIX + name]
@@ -79,10 +77,9 @@ def schema(
         part.display_name, part.tooltip = own["name"], own["tooltip"]
         # ComfyUI wants ids that no input has.
         part.id = f"out_{part.id}"
+    # No essentials_category: ComfyUI's page files such a node among its own, apart from the rest of the pack.
     if "search_aliases" in _KNOWN_TO_SCHEMA:
         others["search_aliases"] = list(aliases)
-    if "essentials_category" in _KNOWN_TO_SCHEMA:
-        others["essentials_category"] = essentials
     return io.Schema(
         node_id=PREFIX + name,
         display_name=words["display_name"],
