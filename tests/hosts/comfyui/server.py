@@ -132,7 +132,7 @@ class Host:
                 env={**os.environ, **(environment or {})},
             )
         host = cls(base, port, process, log)
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600  # seconds; a busy machine takes minutes to import it all
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 host.get("/system_stats")
