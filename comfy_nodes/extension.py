@@ -8,9 +8,10 @@ from pathlib import Path
 import folder_paths
 import nodes
 from comfy_api.latest import ComfyExtension, io
+from PIL import Image
 
-from ..scdpo_core.files import copy_file
-from . import compare, cost, gate, lora, metadata, pairs, preferences, switch, train, train_cost
+from ..scdpo_core.files import atomic_path
+from . import compare, cost, gate, lora, metadata, pairs, preferences, switch, train, train_cost, wiring
 from .shared import COST_FOLDER
 
 NODES: list[type[io.ComfyNode]] = [
@@ -28,11 +29,10 @@ NODES: list[type[io.ComfyNode]] = [
 """Every node of the pack, in the order of the menu."""
 
 
-EXAMPLES = {
-    "safety-example-apple.png": "examples/cost_pictures/safe/apple-0.png",
-    "safety-example-knife.png": "examples/cost_pictures/unsafe/weapon/kitchen-knife-0.png",
-}
-"""Names in ComfyUI's input folder -> drawings of this pack."""
+EXAMPLE = "safety-example-drawings.webp"
+"""A file of two drawings in ComfyUI's input folder, which Load Image gives as a batch."""
+DRAWINGS = ("safe/apple-0.png", "unsafe/weapon/kitchen-knife-0.png")
+_SIDE, _MILLISECONDS = 512, 1500  # of a drawing, and between the two where the page shows them in turn
 _ROOT = Path(__file__).parents[1]
 
 
@@ -47,20 +47,29 @@ class SafetyExtension(ComfyExtension):
 def open_door() -> SafetyExtension:
     """Make the pack ready: register what belongs to it, and hand over its nodes."""
     _register_folder()
-    _offer_examples()
+    _offer_example()
     metadata.watch_saving(nodes.NODE_CLASS_MAPPINGS)
+    wiring.watch_prompts()
     return SafetyExtension()
 
 
-def _offer_examples() -> None:
-    """Two drawings in ComfyUI's input folder, where the menu of Load Image finds them for the templates."""
-    for name, source in EXAMPLES.items():
-        target = Path(folder_paths.get_input_directory()) / name
-        try:
-            if not target.exists():
-                copy_file(_ROOT / source, target)
-        except OSError as error:
-            logging.info("%s cannot be written (%s); choose images of your own.", target, error.strerror)
+def _offer_example() -> None:
+    """Two drawings in ComfyUI's input folder, where the menu of Load Image finds them for the template."""
+    target = Path(folder_paths.get_input_directory()) / EXAMPLE
+    try:
+        if target.exists():
+            return
+        first, *others = [_drawing(_ROOT / "examples" / "cost_pictures" / name) for name in DRAWINGS]
+        how = {"save_all": True, "duration": _MILLISECONDS, "loop": 0, "lossless": True}
+        with atomic_path(target) as temporary:
+            first.save(temporary, "WEBP", append_images=others, **how)
+    except OSError as error:
+        logging.info("%s cannot be written (%s); choose images of your own.", target, error.strerror)
+
+
+def _drawing(path: Path) -> Image.Image:
+    with Image.open(path) as opened:
+        return opened.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
 
 
 def _register_folder() -> None:

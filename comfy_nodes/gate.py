@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from ..scdpo_core.types import CostScore, ScdpoError
 from . import metadata, preview
 from .convert import enlarged, fingerprints, in_threads, to_images, to_pictures
 from .judging import scores_of
-from .shared import PREFIX, CostModelType, SafetyNode, ScoresType, say, schema, with_text
+from .shared import CostModelType, SafetyNode, ScoresType, say, schema, with_text
+from .wiring import feeds_only_switches
 
 _ENLARGED = {"blur": "linear", "pixelate": "nearest-exact"}
 """How the pixels that a cover lets through fill the image again."""
@@ -157,22 +158,6 @@ def _nothing(cls: type[io.ComfyNode], images: Tensor, pictures: Sequence[Image.I
     if not feeds_only_switches(cls.hidden.prompt, str(cls.hidden.unique_id)):
         return ExecutionBlocker(None)
     return _treated(images, pictures, range(len(images)), "blur", None)[0]
-
-
-def feeds_only_switches(prompt: Mapping[str, Any] | None, gate: str) -> bool:
-    """Whether a gate's images go nowhere but to Safety Switches that this gate itself sets.
-
-    Args:
-        prompt: what ComfyUI runs: node -> its class and inputs.
-        gate: the gate's place in it.
-    """
-    parts = [part for part in (prompt or {}).values() if isinstance(part.get("inputs"), Mapping)]
-    users = [(part, name) for part in parts for name, link in part["inputs"].items() if link == [gate, 0]]
-    return bool(users) and all(
-        (part.get("class_type"), name, part["inputs"].get("any_held"))
-        == (f"{PREFIX}SafetySwitch", "if_safe", [gate, 2])
-        for part, name in users
-    )
 
 
 def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.lora
+import comfy.utils
 from torch import Tensor
 
 from ..scdpo_core.lora.change import shape_of
@@ -154,13 +155,11 @@ def _patches(
     patches = comfy.lora.load_lora(dict(tensors), {stem: places[stem] for stem in stems}, log_missing=False)
     if len(patches) < len(stems):
         raise ScdpoError(f"{name}: ComfyUI could read only {len(patches)} of its {len(stems)} layers.")
-    _check_sizes(name, tensors, places, owner.model.state_dict())
+    _check_sizes(name, tensors, places, owner.model)
     return patches
 
 
-def _check_sizes(
-    name: str, tensors: Mapping[str, Tensor], places: Mapping[str, Any], weights: Mapping[str, Tensor]
-) -> None:
+def _check_sizes(name: str, tensors: Mapping[str, Tensor], places: Mapping[str, Any], network: Any) -> None:
     """ComfyUI would log a misfit at sampling and go on without it."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -169,8 +168,12 @@ def _check_sizes(
     for stem, parts in modules.items():
         place, found = places[stem], math.prod(shape_of(parts))
         # A place that is a part of a fused weight comes as a tuple.
-        if isinstance(place, str) and found != weights[place].numel():
+        if not isinstance(place, str):
+            continue
+        # Not from the state dict, which has a quantized weight as it is stored: two numbers a byte, padded.
+        there = math.prod(comfy.utils.get_attr(network, place).shape)
+        if found != there:
             raise ScdpoError(
                 f"{name} does not fit: '{stem}' changes {found} numbers, the model has "
-                f"{weights[place].numel()} there. It was trained on a model of another size."
+                f"{there} there. It was trained on a model of another size."
             )

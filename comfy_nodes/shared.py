@@ -54,7 +54,11 @@ class SafetyNode(io.ComfyNode):
 
 
 def schema(
-    name: str, aliases: Sequence[str], inputs: Sequence[Any], outputs: Sequence[Any], **others: Any
+    name: str,
+    aliases: Sequence[str],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    **others: Any,
 ) -> io.Schema:
     """A node's schema; title, description and tooltips come from `locales/en`.
 
@@ -73,6 +77,7 @@ def schema(
         part.display_name, part.tooltip = own["name"], own["tooltip"]
         # ComfyUI wants ids that no input has.
         part.id = f"out_{part.id}"
+    # No essentials_category: ComfyUI's page files such a node among its own, apart from the rest of the pack.
     if "search_aliases" in _KNOWN_TO_SCHEMA:
         others["search_aliases"] = list(aliases)
     return io.Schema(

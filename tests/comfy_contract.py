@@ -71,18 +71,25 @@ class Server:
         previews: live ones.
         freed: what was freed of the memory.
         interrupted: whether the user has interrupted, and nobody has heard it.
+        wiring: gate -> what its page shows as wrong with its wiring.
+        handlers: see each prompt that comes in.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
     previews: list[Any] = field(default_factory=list)
     freed: list[str] = field(default_factory=list)
     interrupted: bool = False
+    wiring: dict[str, str] = field(default_factory=dict)
+    handlers: list[Any] = field(default_factory=list)
 
     client_id: str | None = "browser"
 
     def send_sync(self, event: str, data: dict[str, Any], sid: str | None) -> None:
-        assert (event, sid) == ("scdpo.text", "browser")
-        self.texts[data["node"]] = data["text"]
+        assert sid == "browser"
+        {"scdpo.text": self.texts, "scdpo.wiring": self.wiring}[event][data["node"]] = data["text"]
+
+    def add_on_prompt_handler(self, handler: Any) -> None:
+        self.handlers.append(handler)
 
 
 class SaveImage:

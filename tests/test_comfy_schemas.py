@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from scdpo_core.cost.scorers import load_scorer
 from tests.comfy_contract import RECORDED, ROOT, Door, open_door, recorded_view, view
@@ -27,6 +27,7 @@ VERSIONS = sorted(RECORDED)
 NODE_IDS = list(RECORDED[VERSIONS[-1]]["nodes"])
 LANGUAGES = ("en", "zh", "ja")
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,12 @@ def test_a_newer_comfyui_gets_the_search_aliases(tmp_path: Path, monkeypatch: py
     for node in door.nodes.values():
         assert len(node.define_schema().search_aliases) >= 3
     assert "nsfw detector" in door.nodes["SCDPO_LoadCostModel"].define_schema().search_aliases
+
+
+def test_no_node_is_filed_among_comfyuis_own() -> None:
+    # Its page takes the essentials of a pack out of the pack's place in the node library.
+    for recorded in RECORDED.values():
+        assert not any(info.get("essentials_category") for info in recorded["nodes"].values())
 
 
 def test_every_number_has_a_range_and_a_default_inside(door: Door) -> None:
@@ -207,20 +214,63 @@ def test_example_workflows_fit_the_nodes(path: Path) -> None:
     assert not any(_overlap(a, b) for k, a in enumerate(boxes) for b in boxes[:k])
 
 
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=[path.stem for path in BLUEPRINTS])
+def test_blueprints_fit_the_nodes(path: Path) -> None:
+    blueprint = json.loads(path.read_text("utf-8"))
+    (outer,), (inner,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    # ComfyUI's node library shows a file's name, and searches in it and in the aliases.
+    assert outer["type"] == inner["id"] and outer["title"] == inner["name"] == path.stem
+    assert inner["category"] == "Safety (SC-DPO)" and len(inner["description"]) > 50
+    assert blueprint["extra"]["BlueprintDescription"] == inner["description"]
+    assert len(blueprint["extra"]["BlueprintSearchAliases"]) >= 3
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    outside = {-10: inner["inputs"], -20: inner["outputs"]}
+    for link in inner["links"]:
+        start, end = link["origin_id"], link["target_id"]
+        out = outside[start] if start in outside else nodes[start]["outputs"]
+        into = outside[end] if end in outside else nodes[end]["inputs"]
+        source, target = out[link["origin_slot"]], into[link["target_slot"]]
+        assert link["id"] in (source["linkIds"] if start in outside else source["links"])
+        assert link["id"] in target["linkIds"] if end in outside else target["link"] == link["id"]
+        assert link["type"] == source["type"]
+        assert link["type"] in target["type"].split(",") or "*" in (link["type"], target["type"])
+    for slots, shown in ((inner["inputs"], outer["inputs"]), (inner["outputs"], outer["outputs"])):
+        assert [(slot["name"], slot["type"]) for slot in slots] == [
+            (slot["name"], slot["type"]) for slot in shown
+        ]
+    known = RECORDED[VERSIONS[-1]]["nodes"]
+    for number, widget in outer["properties"]["proxyWidgets"]:
+        node = nodes[int(number)]
+        info = known.get(node["type"], {"input": {"required": {"filename_prefix": ["STRING", {}]}}})
+        kinds = {**info["input"]["required"], **info["input"].get("optional", {})}
+        assert kinds[widget][0] in ("INT", "FLOAT", "STRING", "COMBO")
+        linked = [slot["name"] for slot in node["inputs"] if slot["link"]]
+        # A value that comes in by wire could be typed in vain.
+        assert widget not in linked
+    for node in nodes.values():
+        if info := known.get(node["type"]):
+            assert [slot["type"] for slot in node["outputs"]] == info["output"]
+
+
 def test_the_templates_are_found_by_a_search_for_safety_and_show_something_at_once(door: Door) -> None:
     # ComfyUI's page shows a file's name as the title, and searches in it alone.
     assert WORKFLOWS and all("safety" in path.stem.lower() for path in WORKFLOWS)
     gate = next(path for path in WORKFLOWS if "gate" in path.stem)
     parts = json.loads(gate.read_text("utf-8"))["nodes"]
-    shown = [part["widgets_values"][0] for part in parts if part["type"] == "LoadImage"]
-    assert len(set(shown)) == 2
-    scorer = load_scorer("micro")
-    costs = [
-        scorer.score([Image.open(door.folder / "input" / name).convert("RGB")])[0].value for name in shown
-    ]
-    assert costs[0] < 0 < costs[1]
-    # The title of ComfyUI's batch node says that it is deprecated, where the workflow gives it none.
-    assert all(part.get("title") for part in parts if part["type"] == "ImageBatch")
+    (shown,) = [part["widgets_values"][0] for part in parts if part["type"] == "LoadImage"]
+    with Image.open(door.folder / "input" / shown) as opened:
+        drawings = [frame.convert("RGB") for frame in ImageSequence.Iterator(opened)]
+    costs = [score.value for score in load_scorer("micro").score(drawings)]
+    assert len(costs) == 2 and costs[0] < 0 < costs[1]
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, *BLUEPRINTS], ids=lambda path: path.stem)
+def test_what_ships_uses_no_node_that_comfyui_calls_deprecated(path: Path) -> None:
+    workflow = json.loads(path.read_text("utf-8"))
+    inner = [sub["nodes"] for sub in workflow.get("definitions", {}).get("subgraphs", ())]
+    kinds = {node["type"] for nodes in (workflow["nodes"], *inner) for node in nodes}
+    # Two images as one batch have a node in old versions, and another one in new ones.
+    assert not kinds & {"ImageBatch", "BatchImagesNode"}
 
 
 def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 
 const PREFIX = "SCDPO_";
 const EVENT = "scdpo.text"; // while a node runs
+const WIRING = "scdpo.wiring"; // what is wrong with a gate's wiring, when a run is asked for
 const OUTPUT = "scdpo_text"; // of a finished node; ComfyUI keeps it with the node's images
 const WIDGET = "scdpo_report";
 const MOST_HEIGHT = 320; // pixels, beyond which the box scrolls
@@ -68,8 +69,15 @@ function addBox(node) {
   return widget;
 }
 
-function show(node, text) {
-  const widget = node.widgets?.find((one) => one.name === WIDGET) ?? addBox(node);
+const said = new WeakMap(); // node -> what its box says: of its wiring, and of its run
+
+function show(node, what) {
+  const texts = { ...said.get(node), ...what };
+  said.set(node, texts);
+  const text = [texts.wiring, texts.report].filter(Boolean).join("\n\n");
+  const known = node.widgets?.find((one) => one.name === WIDGET);
+  if (!text && !known) return;
+  const widget = known ?? addBox(node);
   if (widget.element.textContent === text) return;
   widget.element.textContent = text;
   const [width, height] = node.computeSize();
@@ -92,14 +100,16 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       executed?.apply(this, arguments);
       if (!output?.[OUTPUT]) return;
-      show(this, output[OUTPUT].join("\n\n"));
+      show(this, { report: output[OUTPUT].join("\n\n") });
       endPreview(this);
     };
   },
   setup() {
-    api.addEventListener(EVENT, ({ detail }) => {
-      const node = findNode(detail.node);
-      if (node) show(node, detail.text);
-    });
+    for (const [event, what] of Object.entries({ [EVENT]: "report", [WIRING]: "wiring" })) {
+      api.addEventListener(event, ({ detail }) => {
+        const node = findNode(detail.node);
+        if (node) show(node, { [what]: detail.text });
+      });
+    }
   },
 });

@@ -2,13 +2,15 @@
 
     python tests/hosts/comfyui/checkpoints.py COMFYUI_DIR OUT_DIR
 
-writes `tiny-sd15.ckpt` and `tiny-sd3.safetensors`. The names of the weights are those of ComfyUI's classes.
+writes `tiny-sd15.ckpt`, `tiny-sd3.safetensors`, and `tiny-sd3-FORMAT.safetensors`: the second, its matrices
+stored as codes, in each format that this version reads. Weights are named as in ComfyUI's classes.
 An SD 1 checkpoint cannot shrink its text encoder, so its tensors are views of one small buffer, which a .ckpt
 keeps as such: some megabytes on the disk.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,12 @@ MMDIT = {
     "pos_embed_max_size": 16,
 }
 SPREAD = 0.02
+QUANTIZED = {
+    "float8_e4m3fn": {"scale": "recalculate"},
+    "int8_tensorwise": {},
+    "nvfp4": {"scale": "recalculate"},
+}
+"""ComfyUI's formats -> how it makes them of weights."""
 
 
 class Weights:
@@ -126,6 +134,32 @@ def sd3() -> dict[str, torch.Tensor]:
     }
 
 
+def quantized(checkpoint: dict[str, torch.Tensor], form: str) -> dict[str, torch.Tensor]:
+    """A checkpoint with the matrices of its transformer blocks in one of ComfyUI's formats."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    layout = QUANT_ALGOS[form]["comfy_tensor_layout"]
+    about = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+    out: dict[str, torch.Tensor] = {}
+    for name, weight in checkpoint.items():
+        if "joint_blocks" not in name or weight.ndim != 2:
+            out[name] = weight
+            continue
+        code = QuantizedTensor.from_float(weight.bfloat16(), layout, **QUANTIZED[form])
+        out.update(code.state_dict(name))
+        out[f"{name.removesuffix('.weight')}.comfy_quant"] = about.clone()
+    return out
+
+
+def formats() -> list[str]:
+    """Those of QUANTIZED that this version of ComfyUI reads."""
+    try:
+        from comfy.quant_ops import QUANT_ALGOS
+    except ImportError:
+        return []
+    return [form for form in QUANTIZED if form in QUANT_ALGOS]
+
+
 def main(comfyui: Path, out: Path) -> None:
     sys.path.insert(0, str(comfyui))
     sys.argv = sys.argv[:1]
@@ -134,7 +168,10 @@ def main(comfyui: Path, out: Path) -> None:
     comfy.cli_args.args.cpu = True
     out.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": sd15()}, out / "tiny-sd15.ckpt")
-    save_file(sd3(), out / "tiny-sd3.safetensors")
+    plain = sd3()
+    save_file(plain, out / "tiny-sd3.safetensors")
+    for form in formats():
+        save_file(quantized(plain, form), out / f"tiny-sd3-{form}.safetensors")
 
 
 if __name__ == "__main__":

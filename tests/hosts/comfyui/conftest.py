@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.environ["COMFYUI_DIR"],
         folder / "models" / "checkpoints",
     ]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    made = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert made.returncode == 0, made.stderr
     samples.make_loras(folder / "models" / "loras")
     samples.make_pictures(folder / "input")

@@ -29,6 +29,8 @@ class Server:
 
     def send_sync(self, event: str, data: Any, sid: str | None) -> None: ...
 
+    def add_on_prompt_handler(self, handler: Any) -> None: ...
+
 
 def ready(comfyui: Path) -> None:
     """Everything that ComfyUI itself has loaded before it comes to packs."""

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Run:
         previews: JPEG or PNG bytes that came over the websocket while it ran.
         texts: node -> the text that our page shows on it last.
         told: node -> all such texts.
+        wiring: gate -> what our page shows as wrong with its wiring.
         interrupted: whether somebody has interrupted it.
     """
 
@@ -41,6 +42,7 @@ class Run:
     previews: list[bytes] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
     told: dict[str, list[str]] = field(default_factory=dict)
+    wiring: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
 
     def hear(self, node: str, text: str) -> None:
@@ -130,7 +132,7 @@ class Host:
                 env={**os.environ, **(environment or {})},
             )
         host = cls(base, port, process, log)
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600  # seconds; a busy machine takes minutes to import it all
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 host.get("/system_stats")
@@ -155,6 +157,16 @@ class Host:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
             return json.loads(answer.read())
 
+    def has(self, path: str) -> bool:
+        """Whether this version has a route."""
+        try:
+            self.get(path)
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+            return False
+        return True
+
     def post(self, path: str, value: Any) -> Any:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
@@ -172,11 +184,14 @@ class Host:
         prompt: Mapping[str, Any],
         pnginfo: Mapping[str, Any] | None = None,
         tell: Callable[[dict[str, Any]], None] = lambda event: None,
+        only: Sequence[str] | None = None,
     ) -> Run:
-        """Execute a prompt and wait for its end; `tell` gets each event of it on the way."""
+        """Execute a prompt, or what `only` needs of it, and wait for its end; `tell` gets each event."""
         client = uuid.uuid4().hex
         events = Socket(self.port, f"/ws?clientId={client}")
-        extra = {} if pnginfo is None else {"extra_data": {"extra_pnginfo": pnginfo}}
+        extra: dict[str, Any] = {} if pnginfo is None else {"extra_data": {"extra_pnginfo": pnginfo}}
+        if only is not None:
+            extra["partial_execution_targets"] = list(only)
         answer = self.post("/prompt", {"prompt": prompt, "client_id": client, **extra})
         if "prompt_id" not in answer:
             events.close()
@@ -193,6 +208,8 @@ class Host:
             tell(event)
             if event["type"] == "scdpo.text":
                 run.hear(data["node"], data["text"])
+            elif event["type"] == "scdpo.wiring":
+                run.wiring[data["node"]] = data["text"]
             elif event["type"] == "executing" and data["node"] is not None:
                 run.executed.append(data["node"])
             elif event["type"] == "executed":

@@ -127,6 +127,23 @@ def test_scores_of_another_batch_are_refused(host: Host) -> None:
     assert "1 scores for 2 images" in run.error
 
 
+def test_a_gate_beside_save_image_says_so_also_when_only_save_image_is_run(host: Host) -> None:
+    beside = samples.batch(0, 2) | {"judge": cost_model(), "gate": gate(["batch", 0], "blur")}
+    beside |= {"small": node("ImageScaleBy", image=["batch", 0], upscale_method="area", scale_by=0.5)}
+    beside |= {"save": saved(["small", 0])}
+    run = host.run(beside, only=["save"])
+    # This is why: the gate was not asked.
+    assert "gate" not in run.executed and len(pictures(host, run, "save")) == 2
+    assert run.wiring == {
+        "gate": "Not gated: SaveImage (save) gets these images from before this gate. "
+        "Connect the gate's images output to it."
+    }
+    assert "Safety Gate (gate): Not gated: SaveImage (save)" in host.said()
+    behind = beside | {"small": node("ImageScaleBy", image=["gate", 0], upscale_method="area", scale_by=0.5)}
+    run = host.run(behind, only=["save"])
+    assert "gate" in run.executed and run.wiring == {"gate": ""}
+
+
 @pytest.mark.parametrize(("number", "taken"), [(0, "safe"), (2, "held")])
 def test_a_switch_computes_only_the_branch_that_is_needed(host: Host, number: int, taken: str) -> None:
     graph = samples.batch(number) | {"judge": cost_model(), "gate": gate([f"load{number}", 0], "pass")}

@@ -39,6 +39,30 @@ def test_a_lora_of_our_exporter_fits_and_changes_the_picture(host: Host, checkpo
     assert host.said().count("lora key not loaded") == 0
 
 
+@pytest.mark.parametrize("form", ["float8_e4m3fn", "int8_tensorwise", "nvfp4"])
+def test_a_lora_changes_the_picture_of_a_quantized_checkpoint(host: Host, form: str) -> None:
+    checkpoint = f"tiny-sd3-{form}.safetensors"
+    if (
+        checkpoint
+        not in host.get("/object_info")["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
+    ):
+        pytest.skip("this ComfyUI has no such format")
+    plain = png(host.run(samples.sampler(checkpoint)), host)
+    exact = png(host.run(samples.sampler("tiny-sd3.safetensors")), host)
+    # It is the quantized model that draws: nearly the same, and not the same.
+    assert not np.array_equal(plain, exact)
+    run = host.run(samples.sampler(checkpoint, {"lora_name": "safe-sd3.safetensors"}))
+    changed = png(run, host)
+    assert not np.array_equal(changed, plain)
+    assert "Applied: 3 weights of the model are changed at strength 1." in run.texts["lora"]
+    # ComfyUI's own loader does the same with it.
+    own = samples.sampler(checkpoint, {"lora_name": "safe-sd3.safetensors"})
+    own["lora"]["class_type"] = "LoraLoader"
+    assert np.array_equal(png(host.run(own), host), changed)
+    off = {"lora_name": "safe-sd3.safetensors", "strength_model": 0.0}
+    assert np.array_equal(png(host.run(samples.sampler(checkpoint, off)), host), plain)
+
+
 def test_what_it_was_trained_against_is_shown(host: Host) -> None:
     run = host.run(
         samples.sampler("tiny-sd15.ckpt", {"lora_name": "safe-sd15.safetensors", "strength_clip": 0.5})

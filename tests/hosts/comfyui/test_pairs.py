@@ -12,7 +12,7 @@ from PIL import Image
 from tests.hosts.comfyui import samples
 from tests.hosts.comfyui.graphs import node, shown
 from tests.hosts.comfyui.server import PACK, ROOT, Host
-from tests.hosts.comfyui.training_graphs import copied_pairs, folder_node
+from tests.hosts.comfyui.training_graphs import FEW_IMAGES, copied_pairs, folder_node
 
 NODES = (
     "SCDPO_PreferenceFolder",
@@ -20,7 +20,7 @@ NODES = (
     "SCDPO_TrainCostModel",
     "SCDPO_TrainSafetyLora",
 )
-QUICK = "[sampling]\nsample_steps = 2\nsamples = 1\n[optim]\nbatch_size = 1\naccumulation = 1\n"
+QUICK = "[sampling]\nsample_steps = 2\nsamples = 1\n[optim]\nbatch_size = 1\naccumulation = 1\n" + FEW_IMAGES
 pytestmark = pytest.mark.slow
 
 

@@ -20,6 +20,7 @@ from tests.hosts.comfyui import samples
 from tests.hosts.comfyui.graphs import node, shown
 from tests.hosts.comfyui.server import ROOT, Host
 from tests.hosts.comfyui.training_graphs import (
+    FEW_IMAGES,
     copied_pairs,
     folder_node,
     in_background,
@@ -254,7 +255,7 @@ def test_a_checkpoint_of_full_size_is_trained_by_its_name(host: Host) -> None:
     file = write_full_sd15(host.base / "models" / "checkpoints" / name)
     try:
         pairs = copied_pairs(host.base / "input" / "two", 2)
-        settings = "[optim]\nbatch_size = 1\naccumulation = 1\n[sampling]\nsamples = 0\n"
+        settings = "[optim]\nbatch_size = 1\naccumulation = 1\n[sampling]\nsamples = 0\n" + FEW_IMAGES
         graph = {
             "pairs": folder_node(str(pairs)),
             "train": lora_node("full", checkpoint=name, steps=1, resolution=64, settings=settings),

@@ -11,6 +11,8 @@ from tests.hosts.comfyui.graphs import node
 from tests.hosts.comfyui.server import ROOT, Host, Run
 
 EXAMPLE = "example: drawings"
+FEW_IMAGES = "[terms]\nkeep_images = 2\n"
+"""Settings: the base model draws so few images for the objective that is the default."""
 
 
 def folder_node(path: str = "", **changes: Any) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def lora_node(name: str, **changes: Any) -> dict[str, Any]:
         "learning_rate": 0.0,
         "resolution": 0,
         "cost_model": "none",
-        "settings": "[sampling]\nsample_steps = 2\nsamples = 2\n[optim]\nbatch_size = 2\n",
+        "settings": "[sampling]\nsample_steps = 2\nsamples = 2\n[optim]\nbatch_size = 2\n" + FEW_IMAGES,
     }
     return node("SCDPO_TrainSafetyLora", **{**inputs, **changes})
 
