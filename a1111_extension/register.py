@@ -60,5 +60,5 @@ def _context() -> api.Context:
         scorer=lambda name: script.SHELF.get(name, settings.device()),
         in_use=settings.cost_model,
         loras=host.loras,
-        check_lora=lambda file: prompts.check(file, host.family()),
+        check_lora=lambda file: prompts.check(file, host.checkpoint()),
     )

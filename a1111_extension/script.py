@@ -51,17 +51,26 @@ class SafetyScript(host_scripts.Script):
             guard = Guard(wish.policy, _score_with(scorer), _keeper(p), report=host.log)
             infotext.write(p.extra_generation_params, wish, provenance(scorer))
             if wish.lora:
-                prompts.check(host.lora_file(wish.lora), host.family())
+                _check_lora(p, wish.lora)
                 prompts.add_to(p, wish.lora, wish.weight)
             watch.enter(p, guard)
         except Exception as error:
             _refuse(p, error)
 
     def after_extra_networks_activate(self, p: Any, *values: Any, **_: Any) -> None:
-        """Make sure, in both passes, that the host took the LoRA up; it only logs when it did not."""
+        """Make sure, in both passes, that the host took the LoRA up; it only logs when it did not.
+
+        The hires pass may draw with another checkpoint than the first one.
+        """
         name = p.extra_generation_params.get(infotext.LORA)
-        if watch.guard_of(p) is not None and name and not host.applied(name):
-            _refuse(p, ScdpoError(f"This host could not load the safety LoRA '{name}'; its log says why."))
+        if watch.guard_of(p) is None or not name:
+            return
+        try:
+            _check_lora(p, name)
+            if reason := host.why_not_applied(name):
+                raise ScdpoError(reason)
+        except Exception as error:
+            _refuse(p, error)
 
     def postprocess_image_after_composite(self, p: Any, pp: Any, *values: Any) -> None:
         """Let a finished image pass, or what stands for it."""
@@ -78,6 +87,16 @@ def without_our_tag(text: str, params: dict[str, Any]) -> None:
     for field in ("Prompt", "Hires prompt"):
         if name and isinstance(params.get(field), str):
             params[field] = prompts.without_tag(params[field], name)
+
+
+def _check_lora(p: Any, name: str) -> None:
+    """Make sure that a LoRA fits the checkpoint in use, and tell the artist what could not be checked.
+
+    Raises:
+        ScdpoError: it does not fit.
+    """
+    if caution := prompts.check(host.lora_file(name), host.checkpoint()):
+        p.comment(f"Safety: {caution}")
 
 
 def _refuse(p: Any, error: Exception) -> None:

@@ -55,12 +55,14 @@ def judged_again(p: Any, image: Image.Image) -> bool:
     return "Safety cost" in params.pnginfo["parameters"]
 
 
-def gridded(images: list[Image.Image], columns: int, rows: int, colour: str = "black") -> Image.Image:
-    """A grid as `modules.images.image_grid` of the hosts makes it."""
+def gridded(
+    images: list[Image.Image], columns: int, rows: int, colour: str = "black", mode: str = "RGB"
+) -> Image.Image:
+    """A grid as `modules.images.image_grid` of the hosts makes it: RGB in A1111, RGBA in Forge."""
     params = SimpleNamespace(imgs=images, cols=columns, rows=rows)
     callbacks().image_grid_callback(params)
     width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
-    grid = Image.new("RGB", (columns * width, rows * height), colour)
+    grid = Image.new(mode, (columns * width, rows * height), colour)
     for number, part in enumerate(params.imgs):
         left, top = (width - part.width) // 2, (height - part.height) // 2
         grid.paste(part, (number % columns * width + left, number // columns * height + top))
@@ -215,7 +217,8 @@ def test_what_is_saved_for_nobody_while_drawing_is_judged(script: Any) -> None:
     assert RED in colours(saved(None, striped(RED)))
 
 
-def test_only_what_shows_the_judged_images_is_their_grid(script: Any) -> None:
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_only_what_shows_the_judged_images_is_their_grid(script: Any, mode: str) -> None:
     p = Processing(batch_size=4)
     script.process(p, *HIDE)
     p.prompts, p.seeds = p.all_prompts, [1, 2, 3, 4]
@@ -227,7 +230,7 @@ def test_only_what_shows_the_judged_images_is_their_grid(script: Any) -> None:
         p.scripts.postprocess_image_after_composite(p, passed)
         images.append(passed.image)
     for colour in ("black", "white"):
-        grid = gridded(images, 2, 2, colour)
+        grid = gridded(images, 2, 2, colour, mode)
         processed = SimpleNamespace(images=[grid, *images])
         p.scripts.postprocess(p, processed)
         assert processed.images == [grid, *images]
@@ -235,6 +238,11 @@ def test_only_what_shows_the_judged_images_is_their_grid(script: Any) -> None:
         assert not judged_again(p, grid)
         grid.paste(striped(RED), (64, 64))
         assert judged_again(p, grid)
+        # Nor is a place of an image, opaque or beneath full transparency.
+        for alpha in (255, 0):
+            other = gridded(images, 2, 2, colour, mode)
+            other.paste((255, 0, 0, alpha)[: len(mode)], (0, 0, 9, 9))
+            assert judged_again(p, other)
     # As large as the grid, and no grid.
     assert colours(saved(p, striped(RED, (128, 128)))) == BLACK
 
