@@ -51,8 +51,8 @@ class Checkpoint:
 def checkpoint_of(model: Any) -> Checkpoint:
     """Tell the base model of a host's loaded model, whatever host it is.
 
-    Forge and Forge Neo name the class of what they found in the file. Their flags know a few models alone, and
-    `is_sdxl` also stands on models that merely resemble it, so the class decides wherever there is one.
+    Forge and Forge Neo name the class of what they found in the file. Their flags know a few models alone,
+    and `is_sdxl` also stands on models that merely resemble it, so the class decides wherever there is one.
 
     Args:
         model: the host's `shared.sd_model`; also one that stands for no model being loaded yet.

@@ -37,7 +37,7 @@ class Grid:
             )
             wanted.paste(part, place)
             around.paste(0, (*place, place[0] + part.width, place[1] + part.height))
-        # Band by band: Pillow looks at alpha alone where there is one, and colours lie beneath what is transparent.
+        # Band by band: where there is alpha, Pillow looks at nothing else.
         if any(band.getbbox() is not None for band in ImageChops.difference(image, wanted).split()):
             return False
         return all(sum(map(bool, band.histogram(around))) <= 1 for band in image.split())

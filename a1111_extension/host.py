@@ -15,7 +15,7 @@ from scdpo_core.types import ScdpoError
 
 from .checkpoints import Checkpoint, checkpoint_of, weights_taken
 
-# Where the LoRA extension of every host keeps what it found; it is no package, so these are its modules' names.
+# The LoRA extension of every host is no package, so these are its modules' names.
 _NETWORKS, _NETWORK = "networks", "network"
 
 
@@ -95,7 +95,7 @@ def lora_versions() -> list[str]:
 
 
 def why_not_applied(name: str) -> str:
-    """Why a LoRA that the host was to take up just now changes nothing; '' if it does, as far as can be seen."""
+    """Why a LoRA that the host was to take up just now changes nothing; '' if no reason can be seen."""
     networks = sys.modules.get(_NETWORKS)
     found = next((net for net in getattr(networks, "loaded_networks", ()) if net.name == name), None)
     if found is None:

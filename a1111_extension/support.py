@@ -19,7 +19,7 @@ UNSUPPORTED = (
 
 
 def why_unsupported() -> str:
-    """The sentence for the log where the host lacks what scoring every image needs; '' for a supported host."""
+    """The sentence for the log of a host that lacks what scoring needs; '' for a supported host."""
     return "" if all(_has(*hook) for hook in _HOOKS) else UNSUPPORTED
 
 

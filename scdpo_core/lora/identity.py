@@ -17,7 +17,7 @@ class Base(NamedTuple):
     Attributes:
         version: for kohya's `ss_base_model_version`.
         architecture: for `modelspec.architecture`.
-        sidecars: for the "sd version" of a host's card: what A1111 and Forge call it, then what Forge Neo does.
+        sidecars: for the "sd version" of a host's card: A1111's and Forge's word, then Forge Neo's.
         title: what people call it.
         engines: classes by which Forge and Forge Neo know a checkpoint of it.
     """

@@ -46,8 +46,8 @@ def publish(
     Args:
         run: the run folder, with NAME.safetensors in it.
         folder: the host's.
-        others: further folders in which the host looks for LoRAs. It knows a LoRA by its file's name alone, so
-            one that lies there already stays there, and a name that another one has there is not used again.
+        others: further folders in which the host looks for LoRAs. It knows a LoRA by its file's name alone,
+            so one that lies there stays there, and a name that another one has there is not used again.
         versions: what a card's "sd version" can be in that host; none for A1111's.
         weight: that the card proposes.
 

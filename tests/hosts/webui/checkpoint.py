@@ -61,8 +61,8 @@ def write_checkpoint(folder: Path, words: Path | None) -> Path:
 
     Args:
         folder: receives them.
-        words: CLIP's vocabulary as OpenCLIP ships it, `bpe_simple_vocab_16e6.txt.gz`; None for Forge Neo, which
-            has its own.
+        words: CLIP's vocabulary as OpenCLIP ships it, `bpe_simple_vocab_16e6.txt.gz`; None for Forge Neo,
+            which has its own.
     """
     torch.manual_seed(0)
     unet = UNet2DConditionModel(

@@ -1,4 +1,4 @@
-"""A real A1111, Forge or Forge Neo in a folder of its own, with a tiny checkpoint and an API behind a password."""
+"""A real A1111, Forge or Forge Neo in a folder of its own, with a tiny checkpoint, its API locked."""
 
 from __future__ import annotations
 

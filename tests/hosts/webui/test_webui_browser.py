@@ -34,7 +34,7 @@ SETTINGS = (
     "[data]\nwidth = 64\nheight = 64\n"
     "[optim]\nmax_train_steps = 2\nbatch_size = 1\naccumulation = 1\nlr = 0.02\nwarmup = 0.0\n"
     "[sampling]\nsamples = 1\nsample_steps = 1\n"
-    # The objective draws what it wants to keep before it trains; 128 images of this size take a processor hours.
+    # The objective first draws what it wants to keep; its 128 images would take a processor hours.
     "[terms]\nkeep_images = 2\n"
 )
 
