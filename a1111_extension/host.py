@@ -137,41 +137,6 @@ def veil(change: Callable[[Any], Any] | None) -> None:
         shared.state.assign_current_image = lambda image: show(change(image))
 
 
-def after(owner: Any, name: str, follow: Callable[..., None]) -> Callable[[], None]:
-    """Call a function with the same arguments after each call of a function of the host, until it is undone.
-
-    Other extensions are asked by the host's own function, in an order that nobody is sure of: what is called
-    after that comes last.
-
-    Args:
-        owner: a module or object of the host.
-        name: of its function.
-        follow: is called whether or not that one raised.
-
-    Returns:
-        What undoes it.
-    """
-    original, hidden = getattr(owner, name), vars(owner).get(name)
-
-    def both(*given: Any, **named: Any) -> Any:
-        try:
-            return original(*given, **named)
-        finally:
-            follow(*given)
-
-    def undo() -> None:
-        # Another extension may have wrapped it since; then ours stays, and has no guard to ask.
-        if vars(owner).get(name) is not both:
-            return
-        if hidden is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, hidden)
-
-    setattr(owner, name, both)
-    return undo
-
-
 def credentials() -> dict[str, str]:
     """Names and passwords of --api-auth; empty if it is not used."""
     given = shared.cmd_opts.api_auth or ""
