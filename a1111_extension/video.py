@@ -24,7 +24,7 @@ def judged_frames(guard: Guard, frames: Sequence[Any]) -> list[np.ndarray[Any, A
 
 
 def _judged(whole: Guard, frame: Any) -> np.ndarray[Any, Any]:
-    # Frames are images of the generation too, so their originals are in quarantine already; and a guard of its
+    # Frames are images of the generation too, so their originals are in quarantine already. A guard of its
     # own for each frame holds on to none of them.
     guard = Guard(whole.policy, whole.score, _keep_nothing, whole.failure, whole.report)
     image = guard.passed(frame)
