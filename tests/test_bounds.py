@@ -72,9 +72,9 @@ def test_bounds_allow_what_they_say() -> None:
 
 def test_bounds_stand_in_the_help() -> None:
     text = _Part.__doc__ or ""
-    assert "        rate: how fast it goes,\n            in two lines (above 0 and below 1).\n" in text
-    assert "        count: how many (at least 8 and a multiple of 8).\n" in text
-    assert "        free: any number.\n" in text
+    assert "    rate: how fast it goes,\n        in two lines (above 0 and below 1).\n" in text
+    assert "    count: how many (at least 8 and a multiple of 8).\n" in text
+    assert "    free: any number." in text
 
 
 def test_what_is_out_of_bounds_is_named() -> None:
