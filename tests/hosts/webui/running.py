@@ -87,6 +87,14 @@ def exchange(params):
         params.image = red()
 
 script_callbacks.on_before_image_saved(exchange)
+
+try:
+    from modules_forge import api_providers
+except ImportError:  # Forge Neo alone can have images drawn by a remote service
+    pass
+else:
+    api_providers.get_session_api_key = lambda: "a key"
+    api_providers.generate_with_api = lambda **_: [red()] if does("remote") else []
 """
 
 
