@@ -195,10 +195,10 @@ class WebUi:
         # Forge's own extensions fetch things from the network when they are installed.
         builtin = os.listdir(self.root / "extensions-builtin")
         others = [n for n in builtin if n.startswith(("forge_", "sd_forge_")) and n != "sd_forge_lora"]
-        settings = {"disabled_extensions": others, "show_progress_type": "Approx cheap"}
+        settings: dict[str, Any] = {"disabled_extensions": others, "show_progress_type": "Approx cheap"}
         if self.is_neo:
-            # Without it the host takes the settings for those of an old version, and asks what to do.
-            settings["VERSION_UID"] = "PY313"
+            # Without the first one the host takes the settings for an old version's, and asks what to do.
+            settings |= {"VERSION_UID": "PY313", "grid_format": "png"}
         (self.data / "config.json").write_text(json.dumps(settings), "utf-8")
 
     def freeze(self) -> list[str]:
@@ -278,8 +278,8 @@ class WebUi:
         if self.is_forge:
             standard["hr_additional_modules"] = ["Use same choices"]
         if self.is_neo and request.get("hr_upscaler") == "Latent":
-            # It enlarges pixels alone.
-            request["hr_upscaler"] = "Lanczos"
+            # It enlarges pixels alone; this is the one that needs no file.
+            request["hr_upscaler"] = "None"
         script = {"alwayson_scripts": {"SC-DPO safety": {"args": list(values)}}}
         answer = self.post(f"/sdapi/v1/{kind}", {**standard, **script, **request})
         info = json.loads(answer["info"])
