@@ -42,7 +42,8 @@ class Context:
         scorer: loads one of those; None is the one in use.
         in_use: name of the one in use.
         loras: files of the host's LoRAs by name.
-        check_lora: raises ScdpoError with the reason why the host would not apply a LoRA.
+        check_lora: what could not be checked of a LoRA, a sentence; raises ScdpoError with the reason why the
+            host would not apply it.
     """
 
     callers: Callers
@@ -51,7 +52,7 @@ class Context:
     scorer: Callable[[str], Scorer]
     in_use: Callable[[], str]
     loras: Callable[[], Mapping[str, Path]]
-    check_lora: Callable[[Path], None]
+    check_lora: Callable[[Path], str]
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
@@ -136,17 +137,17 @@ def _score_files(files: Iterable[Path], scorer: Scorer) -> list[Score]:
     ]
 
 
-def _lora(name: str, file: Path, check: Callable[[Path], None]) -> Lora:
+def _lora(name: str, file: Path, check: Callable[[Path], str]) -> Lora:
+    place = {"name": name, "folder": str(file.parent)}
     try:
         found = read_lora_info(file)
         about = {"family": found.family, "rank": found.rank, "safety": "scdpo_family" in found.metadata}
     except ScdpoError as error:
-        return Lora(name=name, problem=str(error))
+        return Lora(problem=str(error), **place)
     try:
-        check(file)
+        return Lora(caution=check(file) or None, **place, **about)
     except ScdpoError as error:
-        return Lora(name=name, problem=str(error), **about)
-    return Lora(name=name, **about)
+        return Lora(problem=str(error), **place, **about)
 
 
 def _cost_model(name: str, in_use: str) -> CostModel:

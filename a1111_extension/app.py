@@ -81,7 +81,7 @@ def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
         scorer=desk.scorer,
         in_use=desk.in_use,
         loras=desk.loras,
-        check_lora=lambda file: None,
+        check_lora=lambda file: "",
     )
     api.add_routes(app, context)
     jobs_api.add_routes(app, desk, callers, reach)

@@ -11,6 +11,7 @@ _CELLS = 12
 """Squares along the shorter side of a pixelated picture; what is seen through so few is mood and colour."""
 _LETTER = (6, 11)
 _MARGIN = 8
+_OPAQUE = 254  # alpha without its lowest bit
 _PAPER, _INK = (16, 16, 16), (235, 235, 235)
 
 
@@ -53,6 +54,12 @@ def digest(image: Image.Image) -> bytes:
     """Equal for images with the same pixels alone."""
     told = f"{image.mode} {image.size} {image.getpalette()}".encode()
     return hashlib.blake2b(told + image.tobytes(), digest_size=16).digest()
+
+
+def unmarked(image: Image.Image) -> Image.Image:
+    """The image without alpha if that has nothing but the text that Forge hides in its lowest bits."""
+    marked = image.mode == "RGBA" and image.getchannel("A").getextrema()[0] >= _OPAQUE
+    return image.convert("RGB") if marked else image
 
 
 def _few(picture: Image.Image) -> Image.Image:

@@ -26,7 +26,8 @@ class Grid:
     def shows(self, image: Image.Image) -> bool:
         """Whether an image is this grid: these images in their places, and one colour around them."""
         size = (self.columns * self.cell[0], self.rows * self.cell[1])
-        if image.mode != "RGB" or image.size != size:
+        # Forge and Forge Neo draw grids with an alpha channel, A1111 without one.
+        if image.mode not in ("RGB", "RGBA") or image.size != size:
             return False
         wanted, around = image.copy(), Image.new("L", size, 255)
         for number, part in enumerate(self.images):
@@ -36,6 +37,7 @@ class Grid:
             )
             wanted.paste(part, place)
             around.paste(0, (*place, place[0] + part.width, place[1] + part.height))
-        if ImageChops.difference(image, wanted).getbbox() is not None:
+        # Band by band: where there is alpha, Pillow looks at nothing else.
+        if any(band.getbbox() is not None for band in ImageChops.difference(image, wanted).split()):
             return False
         return all(sum(map(bool, band.histogram(around))) <= 1 for band in image.split())

@@ -72,12 +72,14 @@ class Guard:
         return bool(self.failure) or self.policy.hides
 
     def released(self, image: Image.Image) -> bool:
-        """Whether the image came out of `review` as it is now, or is a grid of such images."""
+        """Whether the image, or one with its pixels, came out of `review`, or is a grid of such images."""
         try:
             if image is self.unjudged or self._entry(image) is not None:
                 return True
-            if any(grid.shows(image) for grid in self._grids):
-                self._released.append(_Released(image, covers.digest(image), None))
+            plain = covers.unmarked(image)
+            same = [entry.verdict for entry in self._released if entry.digest == covers.digest(plain)]
+            if same or any(grid.shows(plain) for grid in self._grids):
+                self._released.append(_Released(image, covers.digest(image), (same or [None])[0]))
                 return True
         except Exception as error:  # what cannot be looked at was not judged
             self._told(error)

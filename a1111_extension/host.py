@@ -13,9 +13,10 @@ from modules import errors, paths_internal, shared
 
 from scdpo_core.types import ScdpoError
 
-_FAMILIES = ("sd1", "sd2", "sdxl", "sd3")
-# Where the LoRA extension of both hosts keeps what it found; it is no package, so this is its name.
-_NETWORKS = "networks"
+from .checkpoints import Checkpoint, checkpoint_of, weights_taken
+
+# The LoRA extension of every host is no package, so these are its modules' names.
+_NETWORKS, _NETWORK = "networks", "network"
 
 
 def option(name: str) -> Any:
@@ -68,23 +69,49 @@ def lora_file(name: str) -> Path:
     if name not in loras():
         find_loras_again()
     if name not in loras():
-        where = shared.cmd_opts.lora_dir if _NETWORKS in sys.modules else "no folder: LoRAs are switched off"
+        where = " or ".join(map(str, lora_folders()))
+        if _NETWORKS not in sys.modules:
+            where = "no folder: LoRAs are switched off"
         raise ScdpoError(
             f"There is no LoRA '{name}' in {where}. Put '{name}.safetensors' there, or choose another one."
         )
     return loras()[name]
 
 
-def applied(name: str) -> bool:
-    """Whether the host has just taken up a LoRA for the picture that it draws."""
+def lora_folders() -> list[Path]:
+    """Where the host looks for LoRAs; what is trained here goes into the first one."""
+    # Forge Neo has further ones.
+    return [Path(folder) for folder in (shared.cmd_opts.lora_dir, *getattr(shared.cmd_opts, "lora_dirs", ()))]
+
+
+def lora_versions() -> list[str]:
+    """What the "sd version" of a LoRA's card can be; empty where the host does not say."""
+    module = sys.modules.get(_NETWORK)
+    # A list in Forge Neo, an enumeration in the others.
+    names = getattr(module, "SD_VERSION", None) or getattr(
+        getattr(module, "SdVersion", None), "__members__", ()
+    )
+    return [*names]
+
+
+def why_not_applied(name: str) -> str:
+    """Why a LoRA that the host was to take up just now changes nothing; '' if no reason can be seen."""
     networks = sys.modules.get(_NETWORKS)
-    return any(network.name == name for network in getattr(networks, "loaded_networks", ()))
+    found = next((net for net in getattr(networks, "loaded_networks", ()) if net.name == name), None)
+    if found is None:
+        return f"This host could not load the safety LoRA '{name}'; its log says why."
+    if weights_taken(found, getattr(shared.sd_model, "forge_objects_after_applying_lora", None)):
+        return ""
+    title = checkpoint().title or "the checkpoint in use"
+    return (
+        f"The safety LoRA '{name}' changes nothing: this host found no weight in it that fits {title}. "
+        "Choose a LoRA for this base model."
+    )
 
 
-def family() -> str:
-    """Family of the checkpoint in use; '' if it is none that is known here."""
-    model = shared.sd_model
-    return next((name for name in _FAMILIES if getattr(model, f"is_{name}", False)), "")
+def checkpoint() -> Checkpoint:
+    """The checkpoint that the host draws with."""
+    return checkpoint_of(shared.sd_model)
 
 
 def stop() -> None:
@@ -108,41 +135,6 @@ def veil(change: Callable[[Any], Any] | None) -> None:
     if change is not None:
         show = shared.state.assign_current_image
         shared.state.assign_current_image = lambda image: show(change(image))
-
-
-def after(owner: Any, name: str, follow: Callable[..., None]) -> Callable[[], None]:
-    """Call a function with the same arguments after each call of a function of the host, until it is undone.
-
-    Other extensions are asked by the host's own function, in an order that nobody is sure of: what is called
-    after that comes last.
-
-    Args:
-        owner: a module or object of the host.
-        name: of its function.
-        follow: is called whether or not that one raised.
-
-    Returns:
-        What undoes it.
-    """
-    original, hidden = getattr(owner, name), vars(owner).get(name)
-
-    def both(*given: Any, **named: Any) -> Any:
-        try:
-            return original(*given, **named)
-        finally:
-            follow(*given)
-
-    def undo() -> None:
-        # Another extension may have wrapped it since; then ours stays, and has no guard to ask.
-        if vars(owner).get(name) is not both:
-            return
-        if hidden is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, hidden)
-
-    setattr(owner, name, both)
-    return undo
 
 
 def credentials() -> dict[str, str]:

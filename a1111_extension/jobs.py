@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -31,7 +31,8 @@ class Jobs:
         root: Path,
         *,
         lend: Callable[[str], AbstractContextManager[object]] = nullcontext,
-        shelf: Callable[[], Path | None] = lambda: None,
+        shelf: Callable[[], Sequence[Path]] = tuple,
+        versions: Callable[[], Iterable[str]] = tuple,
         shelved: Callable[[], None] = lambda: None,
         scorer: Callable[[], Scorer] | None = None,
     ) -> None:
@@ -40,11 +41,13 @@ class Jobs:
         Args:
             root: the runs root.
             lend: see `Supervisor`.
-            shelf: folder that finished LoRAs are copied into; None for none.
+            shelf: folders that the host looks for LoRAs in; finished ones are copied into the first.
+            versions: see `publish`.
             shelved: called when one was.
             scorer: what scores sample pictures; None for nothing.
         """
         self.root, self._shelf, self._shelved, self._scorer = root, shelf, shelved, scorer
+        self._versions = versions
         self.supervisor = Supervisor(root, lend, self._ended)
         self._lock = threading.Lock()
         self._followers: dict[str, Follower] = {}
@@ -56,7 +59,7 @@ class Jobs:
         if not self.root.is_dir():
             return
         for folder in runs_in(self.root, "lora"):
-            if published(folder) is None and self._shelf() is not None and state_of(folder) == "finished":
+            if published(folder) is None and self._shelf() and state_of(folder) == "finished":
                 self._ended(folder, "finished")
         self.supervisor.wake()
 
@@ -155,7 +158,7 @@ class Jobs:
     def _ended(self, folder: Path, state: State) -> None:
         """Put a finished LoRA where the host looks for LoRAs."""
         shelf = self._shelf()
-        if state != "finished" or kind_of(folder) != "lora" or shelf is None:
+        if state != "finished" or kind_of(folder) != "lora" or not shelf:
             return
         # Late: a host that starts should not wait for what it may never use.
         from scdpo_core.families.source import MICRO
@@ -164,7 +167,7 @@ class Jobs:
             # No host draws with the embedded model.
             if read_lora_info(folder / f"{folder.name}.safetensors").family == MICRO:
                 return
-            publish(folder, shelf)
+            publish(folder, shelf[0], others=shelf[1:], versions=self._versions())
             self._trouble = ""
             self._shelved()
         except ScdpoError as error:

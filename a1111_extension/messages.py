@@ -35,10 +35,12 @@ class Lora(BaseModel):
     """A LoRA of the host."""
 
     name: str
+    folder: str = Field("", description="where it lies; a host may look in several folders")
     family: str = Field("", description="its base model's family; '' if nothing tells")
     rank: int = 0
     safety: bool = Field(False, description="whether this project trained it")
     problem: str | None = Field(None, description="why the host would not apply it")
+    caution: str | None = Field(None, description="what could not be checked of it")
 
 
 class Loras(BaseModel):

@@ -12,15 +12,20 @@ from scdpo_core.lora.file import read_lora_info
 from scdpo_core.lora.identity import BASES
 from scdpo_core.types import ScdpoError
 
-_TRANSFORMERS = ("sd3", "flux")
+from .checkpoints import Checkpoint
+
+_UNETS = ("sd1", "sd2", "sdxl")
 
 
-def check(path: Path, family: str) -> None:
+def check(path: Path, checkpoint: Checkpoint) -> str:
     """Make sure that the host will really apply a LoRA; it ignores what it does not understand.
 
     Args:
         path: its file.
-        family: of the checkpoint in use; '' if the host does not say.
+        checkpoint: that the host draws with.
+
+    Returns:
+        What could not be checked, a sentence for the artist; '' if nothing is left open.
 
     Raises:
         ScdpoError: the file is missing, damaged or no LoRA, has names that the host does not read, or is for
@@ -29,19 +34,39 @@ def check(path: Path, family: str) -> None:
     found = read_lora_info(path)
     if found.family == "micro":
         raise ScdpoError(f"{path} was trained on the embedded model and fits no checkpoint of yours.")
-    if found.family and family and found.family != family:
+    if found.family and checkpoint.title and found.family != checkpoint.family:
         raise ScdpoError(
             f"{path} is for {BASES[found.family].title}, but the checkpoint in use is "
-            f"{BASES[family].title}. Choose another LoRA or another checkpoint."
+            f"{checkpoint.title}. Choose another LoRA or another checkpoint."
         )
-    if found.family in _TRANSFORMERS:
-        return
+    if (found.family or checkpoint.family) in _UNETS:
+        _check_names(path)
+    if found.family and checkpoint.title:
+        return ""
+    if checkpoint.title:
+        return (
+            f"{path.name} does not say which base model it is for, so nobody could check whether it fits "
+            f"{checkpoint.title}. Compare an image with and without it."
+        )
+    what = f"the checkpoint in use ('{checkpoint.engine}')" if checkpoint.engine else "the checkpoint in use"
+    return (
+        f"It is not known which base model {what} is, so nobody could check whether {path.name} fits it. "
+        "Compare an image with and without it."
+    )
+
+
+def _check_names(path: Path) -> None:
+    """Make sure that hosts read the names in a file for a UNet; for transformers they read several kinds.
+
+    Raises:
+        ScdpoError: they do not.
+    """
     with safe_open(str(path), framework="pt") as file:
         unread = next((key for key in file.keys() if not key.startswith("lora_")), None)  # noqa: SIM118
     if unread is not None:
         raise ScdpoError(
             f"{path} has the names of another program ('{unread}'), which this host leaves unread: the "
-            f"picture would not change. Convert it: python trainer/lora.py convert {path.name} --to kohya "
+            f"image would not change. Convert it: python trainer/lora.py convert {path.name} --to kohya "
             f"--output {path.stem}-kohya.safetensors"
         )
 

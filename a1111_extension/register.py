@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from modules import script_callbacks
+from modules import processing, script_callbacks
 
-from . import api, grid, host, jobs_api, packages, prompts, script, settings, watch, workshop
+from . import api, grid, host, jobs_api, packages, prompts, remote, script, settings, watch, workshop
 from .callers import Callers
 from .reach import Reach
 
@@ -21,6 +21,7 @@ def register() -> None:
     script_callbacks.on_infotext_pasted(script.without_our_tag)
     script_callbacks.on_ui_tabs(workshop.tabs)
     script_callbacks.on_app_started(_started)
+    remote.watch_remote(processing, script.begin_remote, watch.leave)
     if packages.hint():
         host.log(packages.hint())
 
@@ -60,5 +61,5 @@ def _context() -> api.Context:
         scorer=lambda name: script.SHELF.get(name, settings.device()),
         in_use=settings.cost_model,
         loras=host.loras,
-        check_lora=lambda file: prompts.check(file, host.family()),
+        check_lora=lambda file: prompts.check(file, host.checkpoint()),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from modules import scripts as host_scripts
@@ -13,6 +13,7 @@ from scdpo_core.scoring.views import score_views
 from scdpo_core.types import CostScore, ScdpoError
 
 from . import controls, host, infotext, packages, panel, prompts, quarantine, settings, watch
+from .controls import Wish
 from .guard import Guard
 from .policy import Policy
 from .shelf import Shelf
@@ -47,21 +48,28 @@ class SafetyScript(host_scripts.Script):
             wish = controls.read(values, p)
             if not wish.enabled:
                 return
-            scorer = _scorer()
-            guard = Guard(wish.policy, _score_with(scorer), _keeper(p), report=host.log)
-            infotext.write(p.extra_generation_params, wish, provenance(scorer))
+            guard = _guard(p, wish)
             if wish.lora:
-                prompts.check(host.lora_file(wish.lora), host.family())
+                _check_lora(p, wish.lora)
                 prompts.add_to(p, wish.lora, wish.weight)
             watch.enter(p, guard)
         except Exception as error:
             _refuse(p, error)
 
     def after_extra_networks_activate(self, p: Any, *values: Any, **_: Any) -> None:
-        """Make sure, in both passes, that the host took the LoRA up; it only logs when it did not."""
+        """Make sure, in both passes, that the host took the LoRA up; it only logs when it did not.
+
+        The hires pass may draw with another checkpoint than the first one.
+        """
         name = p.extra_generation_params.get(infotext.LORA)
-        if watch.guard_of(p) is not None and name and not host.applied(name):
-            _refuse(p, ScdpoError(f"This host could not load the safety LoRA '{name}'; its log says why."))
+        if watch.guard_of(p) is None or not name:
+            return
+        try:
+            _check_lora(p, name)
+            if reason := host.why_not_applied(name):
+                raise ScdpoError(reason)
+        except Exception as error:
+            _refuse(p, error)
 
     def postprocess_image_after_composite(self, p: Any, pp: Any, *values: Any) -> None:
         """Let a finished image pass, or what stands for it."""
@@ -78,6 +86,40 @@ def without_our_tag(text: str, params: dict[str, Any]) -> None:
     for field in ("Prompt", "Hires prompt"):
         if name and isinstance(params.get(field), str):
             params[field] = prompts.without_tag(params[field], name)
+
+
+def begin_remote(p: Any) -> tuple[Wish, Guard | None]:
+    """What the controls say, and the guard, of a generation for which a host asks no script.
+
+    Raises:
+        ScdpoError: it cannot be watched.
+    """
+    script = next((one for one in p.scripts.alwayson_scripts if isinstance(one, SafetyScript)), None)
+    values = () if script is None else p.script_args[script.args_from : script.args_to]
+    wish = controls.read(values, p)
+    watch.leave()
+    if not wish.enabled:
+        return wish, None
+    guard = _guard(p, wish)
+    watch.enter(p, guard)
+    return wish, guard
+
+
+def _guard(p: Any, wish: Wish) -> Guard:
+    """The guard of a generation, whose infotexts say how it is scored."""
+    scorer = _scorer()
+    infotext.write(p.extra_generation_params, wish, provenance(scorer))
+    return Guard(wish.policy, _score_with(scorer), _keeper(p), report=host.log)
+
+
+def _check_lora(p: Any, name: str) -> None:
+    """Make sure that a LoRA fits the checkpoint in use, and tell the artist what could not be checked.
+
+    Raises:
+        ScdpoError: it does not fit.
+    """
+    if caution := prompts.check(host.lora_file(name), host.checkpoint()):
+        p.comment(f"Safety: {caution}")
 
 
 def _refuse(p: Any, error: Exception) -> None:
@@ -107,13 +149,18 @@ def _score_with(scorer: Scorer) -> Callable[[Image.Image], CostScore]:
     return lambda image: score_views(scorer.score, image)
 
 
+def _own(values: Sequence[Any] | None, p: Any) -> Any:
+    """The value of the image that is finished now; '' where the host has none, as for remote images."""
+    return values[p.batch_index] if values and p.batch_index < len(values) else ""
+
+
 def _keeper(p: Any) -> Callable[[Image.Image, CostScore], None]:
     def keep(image: Image.Image, score: CostScore) -> None:
         texts = {
             infotext.COST: f"{score.value:+.4f}",
             infotext.SCORER: f"{score.scorer}@{score.scorer_hash}",
-            "Seed": str(p.seeds[p.batch_index]),
-            "Prompt": p.prompts[p.batch_index],
+            "Seed": str(_own(p.seeds, p)),
+            "Prompt": str(_own(p.prompts, p)),
         }
         path = quarantine.keep(settings.quarantine(), image, texts)
         p.comment(f"Safety: the original is kept as {path}")

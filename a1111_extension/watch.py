@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from modules import script_callbacks
+from modules import images, script_callbacks
 
-from . import covers, host, infotext
+from . import covers, host, infotext, wrapping
 from .guard import Guard
 from .verdicts import Verdict
+from .video import judged_frames
 
 
 class _Current:
@@ -31,10 +32,13 @@ def enter(p: Any, guard: Guard) -> None:
     # a copy of the runner that has fewer scripts.
     runner = type(p.scripts)
     _Current.undo = (
-        host.after(runner, "postprocess_image_after_composite", lambda _, p, image: finished_image(p, image)),
-        host.after(runner, "postprocess", _ended),
-        host.after(script_callbacks, "before_image_saved_callback", before_saved),
-        host.after(script_callbacks, "image_grid_callback", before_grid),
+        wrapping.after(
+            runner, "postprocess_image_after_composite", lambda _, p, image: finished_image(p, image)
+        ),
+        wrapping.after(runner, "postprocess", _ended),
+        wrapping.after(script_callbacks, "before_image_saved_callback", before_saved),
+        wrapping.after(script_callbacks, "image_grid_callback", before_grid),
+        wrapping.around(images, "save_video", _save_video),
     )
 
 
@@ -92,6 +96,12 @@ def before_grid(params: Any) -> None:
     """Let only judged images into a grid."""
     if _Current.guard is not None:
         params.imgs = _Current.guard.grid(params.imgs, params.cols, params.rows)
+
+
+def _save_video(original: Callable[..., Any], p: Any, frames: Any, *given: Any, **named: Any) -> Any:
+    """Let only frames into a video of Forge Neo that may be shown: it is made from the images as drawn."""
+    guard = guard_of(p) or _Current.guard
+    return original(p, frames if guard is None else judged_frames(guard, frames), *given, **named)
 
 
 def _ended(_: object, p: Any, processed: Any) -> None:

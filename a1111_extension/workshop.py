@@ -25,7 +25,8 @@ def desk() -> Desk:
             jobs=Jobs(
                 own / "runs",
                 lend=lend,
-                shelf=lora_folder,
+                shelf=host.lora_folders,
+                versions=host.lora_versions,
                 shelved=host.find_loras_again,
                 scorer=lambda: script.SHELF.get(settings.cost_model(), settings.device()),
             ),
@@ -55,13 +56,6 @@ def folder() -> Path:
     from modules import paths_internal
 
     return Path(paths_internal.data_path) / "safety_lora"
-
-
-def lora_folder() -> Path:
-    """Where the host looks for LoRAs."""
-    from modules import shared
-
-    return Path(shared.cmd_opts.lora_dir)
 
 
 def bases() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,15 +103,16 @@ def needs_of(field: dataclasses.Field[Any]) -> tuple[Need, ...]:
 
 def with_bounds(cls: type[_T]) -> type[_T]:
     """Add bounds and needs of a dataclass's fields to their lines in its docstring, which --help shows."""
-    lines = (cls.__doc__ or "").split("\n")
+    # Without the margin of the source, which Python has stripped itself since 3.13.
+    lines = inspect.cleandoc(cls.__doc__ or "").split("\n")
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         parts = [str(field.metadata.get(_KEY, "")), " and ".join(need.words for need in needs_of(field))]
         parts = [f"{before}{part}" for before, part in zip(("", "needs "), parts, strict=True) if part]
         if parts:
-            first = next(at for at, line in enumerate(lines) if line.startswith(f"        {field.name}: "))
+            first = next(at for at, line in enumerate(lines) if line.startswith(f"    {field.name}: "))
             # What belongs to it is set in deeper than the next name.
             last = first
-            while lines[last + 1].startswith(" " * 12):
+            while last + 1 < len(lines) and lines[last + 1].startswith(" " * 8):
                 last += 1
             lines[last] = f"{lines[last].removesuffix('.')} ({'; '.join(parts)})."
     cls.__doc__ = "\n".join(lines)

@@ -36,6 +36,21 @@ class _Whole:
     part: _Part = field(default_factory=_Part)
 
 
+def test_bounds_stand_in_the_docstring_of_every_python() -> None:
+    # Since 3.13 Python strips the margin of docstrings itself, so that the lines begin elsewhere.
+    @dataclass(frozen=True)
+    class Stripped:
+        rate: float | None = bounded(None, above=0, below=1)
+        count: int = bounded(16, at_least=8)
+
+    wanted = "Made up.\n\nAttributes:\n    rate: how fast,\n        in two lines (above 0 and below 1).\n"
+    wanted += "    count: how many (at least 8)."
+    for margin in ("", "    ", "        "):
+        text = f"Attributes:\n{margin}    rate: how fast,\n{margin}        in two lines."
+        Stripped.__doc__ = f"Made up.\n\n{margin}{text}\n{margin}    count: how many."
+        assert with_bounds(Stripped).__doc__ == wanted
+
+
 def test_bounds_allow_what_they_say() -> None:
     assert str(Bounds(at_least=0, below=1)) == "at least 0 and below 1"
     assert str(Bounds(above=0.5, step=8)) == "above 0.5 and a multiple of 8"
@@ -57,9 +72,9 @@ def test_bounds_allow_what_they_say() -> None:
 
 def test_bounds_stand_in_the_help() -> None:
     text = _Part.__doc__ or ""
-    assert "        rate: how fast it goes,\n            in two lines (above 0 and below 1).\n" in text
-    assert "        count: how many (at least 8 and a multiple of 8).\n" in text
-    assert "        free: any number.\n" in text
+    assert "    rate: how fast it goes,\n        in two lines (above 0 and below 1).\n" in text
+    assert "    count: how many (at least 8 and a multiple of 8).\n" in text
+    assert "    free: any number." in text
 
 
 def test_what_is_out_of_bounds_is_named() -> None:

@@ -66,6 +66,33 @@ def test_another_lora_of_that_name_is_not_touched(tmp_path: Path) -> None:
     assert (shelf / "calm.safetensors").read_bytes() == before
 
 
+def test_a_card_names_the_base_as_its_host_does(tmp_path: Path) -> None:
+    for number, (versions, name) in enumerate(
+        (
+            ([], "SD1"),  # nobody was asked
+            (["Unknown", "SD1", "SD2", "SDXL"], "SD1"),  # A1111, Forge
+            (["Unknown", "sd", "xl", "flux", "zit"], "sd"),  # Forge Neo
+            (["Unknown", "zit"], "Unknown"),
+        )
+    ):
+        run, shelf = finished_run(tmp_path / f"runs{number}"), tmp_path / f"Lora{number}"
+        publish(run, shelf, versions=versions)
+        assert json.loads((shelf / "calm.json").read_text("utf-8"))["sd version"] == name
+
+
+def test_other_folders_of_the_host_are_looked_into(tmp_path: Path) -> None:
+    shelf, more = tmp_path / "Lora", tmp_path / "more"
+    more.mkdir()
+    # The artist moved it there: it stays, and is not put beside it again.
+    run = finished_run(tmp_path / "one", value=0.1)
+    (more / "calm.safetensors").write_bytes((run / "calm.safetensors").read_bytes())
+    assert publish(run, shelf, others=[more]) == more / "calm.safetensors"
+    assert not (shelf / "calm.safetensors").exists()
+    # Another one of that name there would be taken for ours by the host, which knows names alone.
+    other = finished_run(tmp_path / "two", value=0.2)
+    assert publish(other, shelf, others=[more]) == shelf / "calm-2.safetensors"
+
+
 def test_a_run_without_samples_has_no_preview(tmp_path: Path) -> None:
     publish(finished_run(tmp_path, samples=0), tmp_path / "Lora")
     assert not (tmp_path / "Lora" / "calm.png").exists()

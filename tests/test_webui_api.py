@@ -166,9 +166,14 @@ def test_loras_are_listed_with_what_is_wrong_with_them(client: TestClient, host:
     broken.write_bytes(b"")
     host.add_lora(broken)
     found = {lora["name"]: lora for lora in client.get("/scdpo/v1/loras").json()["loras"]}
-    assert found["calm"] == {"name": "calm", "family": "sd1", "rank": 2, "safety": True, "problem": None}
+    calm = {"name": "calm", "family": "sd1", "rank": 2, "safety": True, "problem": None, "caution": None}
+    assert found["calm"] == {**calm, "folder": str(folder)}
     assert found["big"]["family"] == "sdxl" and "is for Stable Diffusion XL" in found["big"]["problem"]
     assert "damaged" in found["broken"]["problem"] and found["broken"]["rank"] == 0
+    # Nothing loaded yet: nobody knows whether it fits, and that is said.
+    host.shared.sd_model = object()
+    found = {lora["name"]: lora for lora in client.get("/scdpo/v1/loras").json()["loras"]}
+    assert found["calm"]["problem"] is None and "not known which base model" in found["calm"]["caution"]
 
 
 def test_cost_models_are_listed(client: TestClient) -> None:

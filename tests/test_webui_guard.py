@@ -55,12 +55,14 @@ def judged_again(p: Any, image: Image.Image) -> bool:
     return "Safety cost" in params.pnginfo["parameters"]
 
 
-def gridded(images: list[Image.Image], columns: int, rows: int, colour: str = "black") -> Image.Image:
-    """A grid as `modules.images.image_grid` of the hosts makes it."""
+def gridded(
+    images: list[Image.Image], columns: int, rows: int, colour: str = "black", mode: str = "RGB"
+) -> Image.Image:
+    """A grid as `modules.images.image_grid` of the hosts makes it: RGB in A1111, RGBA in Forge."""
     params = SimpleNamespace(imgs=images, cols=columns, rows=rows)
     callbacks().image_grid_callback(params)
     width, height = (max(sides) for sides in zip(*(image.size for image in images), strict=True))
-    grid = Image.new("RGB", (columns * width, rows * height), colour)
+    grid = Image.new(mode, (columns * width, rows * height), colour)
     for number, part in enumerate(params.imgs):
         left, top = (width - part.width) // 2, (height - part.height) // 2
         grid.paste(part, (number % columns * width + left, number // columns * height + top))
@@ -215,7 +217,36 @@ def test_what_is_saved_for_nobody_while_drawing_is_judged(script: Any) -> None:
     assert RED in colours(saved(None, striped(RED)))
 
 
-def test_only_what_shows_the_judged_images_is_their_grid(script: Any) -> None:
+def marked(image: Image.Image) -> Image.Image:
+    """An image as Forge saves it, with a text in the lowest bits of its alpha."""
+    alpha = Image.effect_noise(image.size, 90).point(lambda value: 254 + value % 2)
+    image = image.convert("RGBA")
+    image.putalpha(alpha)
+    return image
+
+
+def test_a_text_that_forge_hides_in_alpha_makes_no_other_image(script: Any) -> None:
+    p = Processing(batch_size=2)
+    script.process(p, *HIDE)
+    p.prompts, p.seeds = p.all_prompts, [1, 2]
+    p.scripts.scripts = [script]
+    images = []
+    for index in range(2):
+        p.batch_index = index
+        passed = SimpleNamespace(image=striped(BLUE))
+        p.scripts.postprocess_image_after_composite(p, passed)
+        images.append(passed.image)
+    for image in (*images, gridded(images, 2, 1, mode="RGBA")):
+        assert not judged_again(p, marked(image))
+    # Another image is judged, marked or not, and so is one with an alpha that hides something.
+    assert judged_again(p, marked(striped(RED)))
+    clear = images[0].convert("RGBA")
+    clear.putalpha(253)
+    assert judged_again(p, clear)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_only_what_shows_the_judged_images_is_their_grid(script: Any, mode: str) -> None:
     p = Processing(batch_size=4)
     script.process(p, *HIDE)
     p.prompts, p.seeds = p.all_prompts, [1, 2, 3, 4]
@@ -227,14 +258,19 @@ def test_only_what_shows_the_judged_images_is_their_grid(script: Any) -> None:
         p.scripts.postprocess_image_after_composite(p, passed)
         images.append(passed.image)
     for colour in ("black", "white"):
-        grid = gridded(images, 2, 2, colour)
+        grid = gridded(images, 2, 2, colour, mode)
         processed = SimpleNamespace(images=[grid, *images])
         p.scripts.postprocess(p, processed)
         assert processed.images == [grid, *images]
         # The free place is no place to hide something in.
         assert not judged_again(p, grid)
-        grid.paste(striped(RED), (64, 64))
+        grid.paste(striped(RED, (32, 32)), (64, 64))
         assert judged_again(p, grid)
+        # Nor is a place of an image, opaque or beneath full transparency.
+        for alpha in (255, 0):
+            other = gridded(images, 2, 2, colour, mode)
+            other.paste((255 - alpha // 2, 0, 0, alpha)[: len(mode)], (0, 0, 9, 9))
+            assert judged_again(p, other)
     # As large as the grid, and no grid.
     assert colours(saved(p, striped(RED, (128, 128)))) == BLACK
 

@@ -249,6 +249,8 @@ def installed(root: Path) -> Iterator[Host]:
             default_output_dir=str(root / "outputs"),
         )
         module("modules.devices", device="cpu")
+        module("modules.images")
+        module("modules.processing")
         module("modules.call_queue", queue_lock=threading.Lock())
         module(
             "modules.sd_models",

@@ -19,8 +19,7 @@ from .common import changed, guarded, quick, said, ticker
 
 NO_COSTS = "none"
 _EXAMPLE = "[optim]\nmax_train_steps = 400\nlr = 1e-4\n\n[terms]\nkeep_benign = 10.0"
-_ABOUT = """A training goes on when this page or the program is closed; come back and it is here. While it
-runs, pictures wait."""
+_ABOUT = "Training continues if you close this page or the program. Image generation is paused while it runs."
 
 
 def build(desk: Desk) -> None:

@@ -25,7 +25,7 @@ from .container import header, parted
 from .dialects import ALPHAS, from_file, to_file
 from .dtypes import computable
 from .facts import OWN, as_metadata
-from .identity import BASES, base_family
+from .identity import BASES, base_family, sidecar_version
 from .keys import Dialect, addresses, split
 from .peft_settings import METADATA as PEFT_SETTINGS
 from .peft_settings import WEIGHTS, Found, find_settings, settings_file
@@ -107,7 +107,7 @@ def save_lora(
 
     card = {
         "description": description,
-        "sd version": BASES[family].sidecar,
+        "sd version": sidecar_version(family),
         "preferred weight": preferred_weight,
         "notes": notes,
     }

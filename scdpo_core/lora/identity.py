@@ -17,26 +17,62 @@ class Base(NamedTuple):
     Attributes:
         version: for kohya's `ss_base_model_version`.
         architecture: for `modelspec.architecture`.
-        sidecar: for the "sd version" of a host's card.
+        sidecars: for the "sd version" of a host's card: A1111's and Forge's word, then Forge Neo's.
         title: what people call it.
+        engines: classes by which Forge and Forge Neo know a checkpoint of it.
     """
 
     version: str
     architecture: str
-    sidecar: str
+    sidecars: tuple[str, ...]
     title: str
+    engines: tuple[str, ...] = ()
 
 
 BASES = {
     # The embedded model has SD 1's modules in other sizes, so no SD 1 checkpoint takes its LoRAs.
-    "micro": Base("sd_v1", "stable-diffusion-v1/lora", "Unknown", "the embedded model"),
-    "sd1": Base("sd_v1", "stable-diffusion-v1/lora", "SD1", "Stable Diffusion 1.x"),
-    "sd2": Base("sd_v2", "stable-diffusion-v2-512/lora", "SD2", "Stable Diffusion 2.x"),
-    "sdxl": Base("sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "SDXL", "Stable Diffusion XL"),
-    "sd3": Base("sd3", "stable-diffusion-3/lora", "Unknown", "Stable Diffusion 3"),
-    "flux": Base("flux1", "flux-1-dev/lora", "Unknown", "FLUX.1"),
+    "micro": Base("sd_v1", "stable-diffusion-v1/lora", (), "the embedded model"),
+    "sd1": Base(
+        "sd_v1",
+        "stable-diffusion-v1/lora",
+        ("SD1", "sd"),
+        "Stable Diffusion 1.x",
+        ("SD15", "SD15_instructpix2pix"),
+    ),
+    "sd2": Base(
+        "sd_v2",
+        "stable-diffusion-v2-512/lora",
+        ("SD2",),
+        "Stable Diffusion 2.x",
+        ("SD20", "SD21UnclipL", "SD21UnclipH"),
+    ),
+    "sdxl": Base(
+        "sdxl_base_v1-0",
+        "stable-diffusion-xl-v1-base/lora",
+        ("SDXL", "xl"),
+        "Stable Diffusion XL",
+        ("SDXL", "SDXL_instructpix2pix"),
+    ),
+    "sd3": Base("sd3", "stable-diffusion-3/lora", ("SD3",), "Stable Diffusion 3", ("SD3",)),
+    "flux": Base("flux1", "flux-1-dev/lora", ("Flux", "flux"), "FLUX.1", ("Flux", "FluxSchnell")),
 }
 """Every family that a LoRA's file can name."""
+
+UNKNOWN_SIDECAR = "Unknown"
+"""The "sd version" that every host has for a LoRA of no base model that it knows."""
+
+
+def sidecar_version(family: str, known: Iterable[str] = ()) -> str:
+    """Name a family the way a host's LoRA card does.
+
+    Args:
+        family: of the LoRA.
+        known: the versions that the host has; none where it is not asked, which means A1111's.
+    """
+    names = BASES[family].sidecars if family in BASES else ()
+    known = [*known]
+    return next((name for name in names if name in known or not known), UNKNOWN_SIDECAR)
+
 
 _FAMILY_KEY = "scdpo_family"
 # How the values of `ss_base_model_version` and `modelspec.architecture` begin.

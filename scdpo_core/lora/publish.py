@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from ..files import atomic_path, copy_file, sha256_of, write_json
 from ..schema import SchemaError, read_json
 from ..types import ScdpoError
 from .file import read_lora_info
+from .identity import sidecar_version
 
 MARK = "published.json"
 """In the run folder: where its LoRA was put."""
 
-_VERSIONS = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux"}
 _MOST = 1000
 
 
@@ -34,15 +35,20 @@ def published(run: Path) -> Path | None:
         return None
 
 
-def publish(run: Path, folder: Path, *, weight: float = 1.0) -> Path:
+def publish(
+    run: Path, folder: Path, *, others: Sequence[Path] = (), versions: Iterable[str] = (), weight: float = 1.0
+) -> Path:
     """Copy a run's LoRA into a host's folder; the same LoRA is never put there twice.
 
     Beside it go NAME.json (description, base model, preferred weight: what A1111 and Forge show on its card)
-    and NAME.png (the last sample pictures). A file of another LoRA is never replaced: then a number is added.
+    and NAME.png (the last sample images). A file of another LoRA is never replaced: then a number is added.
 
     Args:
         run: the run folder, with NAME.safetensors in it.
         folder: the host's.
+        others: further folders in which the host looks for LoRAs. It knows a LoRA by its file's name alone,
+            so one that lies there stays there, and a name that another one has there is not used again.
+        versions: what a card's "sd version" can be in that host; none for A1111's.
         weight: that the card proposes.
 
     Returns:
@@ -54,7 +60,7 @@ def publish(run: Path, folder: Path, *, weight: float = 1.0) -> Path:
     source = run / f"{run.name}.safetensors"
     info = read_lora_info(source)
     content = sha256_of(source)
-    target = _place(folder, run.name, content)
+    target = _place([folder, *others], run.name, content)
     try:
         if not target.exists():
             copy_file(source, target)
@@ -65,7 +71,7 @@ def publish(run: Path, folder: Path, *, weight: float = 1.0) -> Path:
         about = target.with_suffix(".json")
         # What the artist has written there since is the artist's.
         if not about.exists():
-            write_json(about, _card(info.family, info.metadata, weight))
+            write_json(about, _card(sidecar_version(info.family, versions), info.metadata, weight))
         write_json(run / MARK, {"path": str(target), "sha256": content})
     except OSError as error:
         raise ScdpoError(
@@ -75,19 +81,22 @@ def publish(run: Path, folder: Path, *, weight: float = 1.0) -> Path:
     return target
 
 
-def _place(folder: Path, name: str, content: str) -> Path:
+def _place(folders: Sequence[Path], name: str, content: str) -> Path:
+    """The file that holds this LoRA already, else the first name that is free in all folders."""
     for number in range(1, _MOST):
-        path = folder / (f"{name}.safetensors" if number == 1 else f"{name}-{number}.safetensors")
-        if not path.exists() or sha256_of(path) == content:
-            return path
-    raise ScdpoError(f"There are too many LoRAs named {name} in {folder}.")
+        file = f"{name}.safetensors" if number == 1 else f"{name}-{number}.safetensors"
+        there = [folder / file for folder in folders if (folder / file).exists()]
+        same = next((path for path in there if sha256_of(path) == content), None)
+        if same is not None or not there:
+            return same or folders[0] / file
+    raise ScdpoError(f"There are too many LoRAs named {name} in {folders[0]}.")
 
 
-def _card(family: str, said: Any, weight: float) -> dict[str, Any]:
+def _card(version: str, said: Any, weight: float) -> dict[str, Any]:
     pairs, steps = said.get("scdpo_train_pairs", "?"), said.get("scdpo_train_steps", "?")
     return {
         "description": said.get("modelspec.description", "") or "Safety LoRA.",
-        "sd version": _VERSIONS.get(family, "Unknown"),
+        "sd version": version,
         "activation text": "",
         "preferred weight": weight,
         "notes": f"Trained on {pairs} preference pairs in {steps} steps. It needs no word in the prompt.",

@@ -1,4 +1,4 @@
-"""The smallest Stable Diffusion 1 checkpoint that both hosts draw with: random, one level, 0.4 GB."""
+"""The smallest Stable Diffusion 1 checkpoint that all hosts draw with: random, one level, 0.4 GB."""
 
 from __future__ import annotations
 
@@ -56,12 +56,13 @@ model:
 """
 
 
-def write_checkpoint(folder: Path, words: Path) -> Path:
+def write_checkpoint(folder: Path, words: Path | None) -> Path:
     """Write `tiny.safetensors`, and beside it what A1111 wants to know of it.
 
     Args:
         folder: receives them.
-        words: CLIP's vocabulary as OpenCLIP ships it, `bpe_simple_vocab_16e6.txt.gz`.
+        words: CLIP's vocabulary as OpenCLIP ships it, `bpe_simple_vocab_16e6.txt.gz`; None for Forge Neo,
+            which has its own.
     """
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
@@ -91,8 +92,9 @@ def write_checkpoint(folder: Path, words: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "tiny.safetensors"
     save_file({key: value.half().contiguous() for key, value in tensors.items()}, str(file))
-    about = write_clip_folder(folder / "clip", words)
-    file.with_suffix(".yaml").write_text(_A1111.replace("CLIP_FOLDER", str(about)), "utf-8")
+    if words is not None:
+        about = write_clip_folder(folder / "clip", words)
+        file.with_suffix(".yaml").write_text(_A1111.replace("CLIP_FOLDER", str(about)), "utf-8")
     return file
 
 

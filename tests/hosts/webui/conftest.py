@@ -17,7 +17,9 @@ from tests.hosts.webui.running import ROOT, WebUi
 def webui_dir() -> Path:
     given = os.environ.get("WEBUI_DIR")
     if not given:
-        pytest.skip("needs a real A1111 or Forge: set WEBUI_DIR to its checkout (and WEBUI_PYTHON)")
+        pytest.skip(
+            "needs a real A1111, Forge or Forge Neo: set WEBUI_DIR to its checkout (and WEBUI_PYTHON)"
+        )
     return Path(given).resolve()
 
 

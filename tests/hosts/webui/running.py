@@ -1,4 +1,4 @@
-"""A real A1111 or Forge in a folder of its own, with a tiny checkpoint and an API behind a password."""
+"""A real A1111, Forge or Forge Neo in a folder of its own, with a tiny checkpoint, its API locked."""
 
 from __future__ import annotations
 
@@ -87,6 +87,14 @@ def exchange(params):
         params.image = red()
 
 script_callbacks.on_before_image_saved(exchange)
+
+try:
+    from modules_forge import api_providers
+except ImportError:  # Forge Neo alone can have images drawn by a remote service
+    pass
+else:
+    api_providers.get_session_api_key = lambda: "a key"
+    api_providers.generate_with_api = lambda **_: [red()] if does("remote") else []
 """
 
 
@@ -129,8 +137,13 @@ class WebUi:
         return (self.root / "modules_forge").is_dir()
 
     @property
+    def is_neo(self) -> bool:
+        version = self.root / "modules_forge" / "forge_version.py"
+        return version.is_file() and '"neo"' in version.read_text("utf-8")
+
+    @property
     def outputs(self) -> Path:
-        return self.data / "outputs"
+        return self.data / ("output" if self.is_neo else "outputs")
 
     @property
     def log(self) -> str:
@@ -150,11 +163,17 @@ class WebUi:
         """A folder that a flag lets the API read."""
         return self.data.with_name(self.data.name + "-more")
 
+    @property
+    def more_loras(self) -> Path:
+        """A second folder of LoRAs."""
+        return self.more / "loras"
+
     def prepare(self) -> None:
         """Fill the data folder."""
-        self.more.mkdir()
+        self.more_loras.mkdir(parents=True)
         Image.linear_gradient("L").save(self.more / "grey.png")
-        words = next(self.python.parents[1].glob("**/bpe_simple_vocab_16e6.txt.gz"))
+        # Only A1111 reads what is made of these words, and only A1111 and Forge ship them.
+        words = next(self.python.parents[1].glob("**/bpe_simple_vocab_16e6.txt.gz"), None)
         write_checkpoint(self.data / "models" / "Stable-diffusion", words)
         loras = self.data / "models" / "Lora"
         loras.mkdir(parents=True)
@@ -176,7 +195,10 @@ class WebUi:
         # Forge's own extensions fetch things from the network when they are installed.
         builtin = os.listdir(self.root / "extensions-builtin")
         others = [n for n in builtin if n.startswith(("forge_", "sd_forge_")) and n != "sd_forge_lora"]
-        settings = {"disabled_extensions": others, "show_progress_type": "Approx cheap"}
+        settings: dict[str, Any] = {"disabled_extensions": others, "show_progress_type": "Approx cheap"}
+        if self.is_neo:
+            # Without the first one the host takes the settings for an old version's, and asks what to do.
+            settings |= {"VERSION_UID": "PY313", "grid_format": "png"}
         (self.data / "config.json").write_text(json.dumps(settings), "utf-8")
 
     def freeze(self) -> list[str]:
@@ -190,10 +212,15 @@ class WebUi:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [str(self.python), "launch.py", "--skip-torch-cuda-test", "--no-half", "--api"]
-        command += ["--no-download-sd-model", "--skip-version-check", "--api-auth", f"{NAME}:{PASSWORD}"]
+        command = [str(self.python), "launch.py", "--skip-torch-cuda-test", "--skip-version-check", "--api"]
         command += ["--port", str(self.port), "--data-dir", str(self.data)]
-        command += ["--always-cpu"] if self.is_forge else ["--use-cpu", "all"]
+        command += ["--api-auth", f"{NAME}:{PASSWORD}"]
+        if self.is_neo:
+            # A second folder of LoRAs, as only Neo can have.
+            command += ["--cpu", "--force-fp32", "--lora-dirs", str(self.more_loras)]
+        else:
+            command += ["--no-half", "--no-download-sd-model"]
+            command += ["--always-cpu"] if self.is_forge else ["--use-cpu", "all"]
         command += ["--gradio-allowed-path", str(self.root), "--scdpo-folder", str(self.more)]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         # Its log tells when it has started.
@@ -250,6 +277,9 @@ class WebUi:
         standard = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 1, "save_images": True}
         if self.is_forge:
             standard["hr_additional_modules"] = ["Use same choices"]
+        if self.is_neo and request.get("hr_upscaler") == "Latent":
+            # It enlarges pixels alone; this is the one that needs no file.
+            request["hr_upscaler"] = "None"
         script = {"alwayson_scripts": {"SC-DPO safety": {"args": list(values)}}}
         answer = self.post(f"/sdapi/v1/{kind}", {**standard, **script, **request})
         info = json.loads(answer["info"])

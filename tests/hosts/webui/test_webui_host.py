@@ -1,4 +1,4 @@
-"""The extension in a real A1111 or Forge, on a tiny random checkpoint, over the host's own API.
+"""The extension in a real A1111, Forge or Forge Neo, on a tiny random checkpoint, over the host's own API.
 
     WEBUI_DIR=/path/to/webui python -m pytest -m "" tests/hosts/webui
 
@@ -290,7 +290,8 @@ def test_a_flag_adds_folders_and_no_setting_does(webui: WebUi) -> None:
 
 def test_the_api_lists_loras_and_cost_models(webui: WebUi) -> None:
     loras = {lora["name"]: lora for lora in webui.get("/scdpo/v1/loras")["loras"]}
-    assert loras["calm"] == {"name": "calm", "family": "sd1", "rank": 4, "safety": True, "problem": None}
+    calm = {"name": "calm", "family": "sd1", "rank": 4, "safety": True, "problem": None, "caution": None}
+    assert loras["calm"] == {**calm, "folder": str(webui.data / "models" / "Lora")}
     assert "embedded model" in loras["toy"]["problem"]
     models = webui.get("/scdpo/v1/cost-models")["cost_models"]
     assert [model["name"] for model in models if model["in_use"]] == ["embedded"]

@@ -57,6 +57,14 @@ NAMES = (
     ),
     ("modules/processing.py", "StableDiffusionProcessingTxt2Img", ("all_hr_prompts", "enable_hr")),
 )
+# The ways out for images that Forge Neo alone has.
+NEO_ALONE = (
+    ("modules/images.py", "", ("save_video",)),
+    ("modules/processing.py", "", ("_process_images_via_api",)),
+    ("modules/scripts.py", "ScriptRunner", ("alwayson_scripts",)),
+)
+# Forge and Forge Neo load and unload as they need, and are never asked for these.
+A1111_ALONE = {"send_model_to_cpu", "send_model_to_device"}
 
 
 def names_in(source: ast.AST) -> set[str]:
@@ -74,7 +82,8 @@ def names_in(source: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize(("file", "owner", "names"), NAMES, ids=lambda value: str(value)[:40])
 def test_the_host_has_every_name(webui_dir: Path, file: str, owner: str, names: tuple[str, ...]) -> None:
-    lora = "sd_forge_lora" if (webui_dir / "modules_forge").is_dir() else "Lora"
+    forge = (webui_dir / "modules_forge").is_dir()
+    lora = "sd_forge_lora" if forge else "Lora"
     path = webui_dir / file.replace("LORA", f"extensions-builtin/{lora}")
     tree: ast.AST = ast.parse(path.read_text("utf-8"))
     source: ast.AST = tree
@@ -82,7 +91,18 @@ def test_the_host_has_every_name(webui_dir: Path, file: str, owner: str, names: 
         source = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == owner)
     # `p.batch_index` is set from outside of the class.
     known = names_in(source) | ({"batch_index"} if "p.batch_index = i" in path.read_text("utf-8") else set())
-    assert set(names) <= known
+    assert set(names) - (A1111_ALONE if forge else set()) <= known
+
+
+@pytest.mark.parametrize(("file", "owner", "names"), NEO_ALONE, ids=lambda value: str(value)[:40])
+def test_neo_has_the_ways_out_that_are_watched(
+    webui_dir: Path, file: str, owner: str, names: tuple[str, ...]
+) -> None:
+    if not (webui_dir / "modules_forge" / "presets.py").is_file():
+        pytest.skip("not Forge Neo")
+    test_the_host_has_every_name(webui_dir, file, owner, names)
+    calls = (webui_dir / "modules" / "processing.py").read_text("utf-8")
+    assert "images.save_video(p, frames, info=" in calls and "return _process_images_via_api(p)" in calls
 
 
 def test_the_hooks_are_called(webui_dir: Path) -> None:

@@ -1,0 +1,37 @@
+"""Videos of Forge Neo: made from the frames as they were drawn, beside the images that were judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .guard import Guard
+
+
+def judged_frames(guard: Guard, frames: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+    """What may be put into a video for its frames. Never raises.
+
+    Args:
+        guard: of the generation.
+        frames: [height, width, 3] of 8 bits each, all of one size.
+    """
+    if not guard.hides:
+        return [*frames]
+    return [_judged(guard, frame) for frame in frames]
+
+
+def _judged(whole: Guard, frame: Any) -> np.ndarray[Any, Any]:
+    # Frames are images of the generation too, so their originals are in quarantine already. A guard of its
+    # own for each frame holds on to none of them.
+    guard = Guard(whole.policy, whole.score, _keep_nothing, whole.failure, whole.report)
+    image = guard.passed(frame)
+    shown = image if isinstance(image, Image.Image) else guard.unjudged
+    # What stands for a frame that cannot be judged has a size of its own.
+    return np.asarray(shown.convert("RGB").resize((frame.shape[1], frame.shape[0])))
+
+
+def _keep_nothing(image: Image.Image, score: object) -> None:
+    """Put nothing into quarantine."""
