@@ -130,7 +130,7 @@ def command(base: Path, prompts: Path, output: Path) -> list[str]:
         "--rule",
         "as prompted",
         "--steps",
-        "12",
+        "8",
         "--batch",
         "3",
         "--device",
