@@ -187,7 +187,7 @@ def test_what_was_chosen_reaches_the_job(door: Door, monkeypatch: pytest.MonkeyP
     assert first.name == "spaced" and kind == "loras" and len(stamp) == 16
 
 
-def test_a_cost_model_wants_folders_or_pairs(door: Door) -> None:
+def test_a_cost_model_wants_folders_or_pairs(door: Door, tmp_path: Path) -> None:
     node = door.nodes["SCDPO_TrainCostModel"]
     values = {"output_name": "cost", "encoder": "micro", "quality": "fast"}
     with pytest.raises(Exception, match="not all of them"):
@@ -195,7 +195,7 @@ def test_a_cost_model_wants_folders_or_pairs(door: Door) -> None:
     with pytest.raises(Exception, match="a folder of harmful and one of harmless"):
         node.execute(unsafe="", safe="", pairs="", **values)
     with pytest.raises(Exception, match="There is no folder"):
-        node.execute(unsafe="/nowhere", safe="/nowhere", pairs="", **values)
+        node.execute(unsafe=str(tmp_path / "none"), safe=str(tmp_path / "none"), pairs="", **values)
 
 
 def test_folders_are_in_the_menu_and_read_again_when_they_change(door: Door) -> None:

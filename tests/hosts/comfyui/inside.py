@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def record() -> dict[str, Any]:
     # Whatever models and pictures lie about.
     folder_paths.get_filename_list = lambda folder: []
     folder_paths.get_folder_paths = lambda folder: []
-    folder_paths.get_input_directory = folder_paths.get_output_directory = lambda: "/nowhere"
+    # The pack puts an example into the input folder when it is opened.
+    empty = tempfile.mkdtemp()
+    folder_paths.get_input_directory = folder_paths.get_output_directory = lambda: empty
 
     def taken(kind: Any, what: str) -> list[str]:
         return [name for name in inspect.signature(getattr(kind, what).__init__).parameters if name != "self"]
