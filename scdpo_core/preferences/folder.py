@@ -143,15 +143,21 @@ def _looks(
 ) -> dict[Path, Look | PictureError]:
     """What each image is, or why it cannot be used; only those that are not known are decoded."""
     known = known or KnownImages()
-    looks = {file: known.get(file) for file in files}
-    found: dict[Path, Look | PictureError] = {file: look for file, look in looks.items() if look is not None}
-    done = len(found)
+    found: dict[Path, Look | PictureError] = {}
 
-    def passed(count: int, _: int) -> None:
+    def passed(count: int, _: int = 0) -> None:
+        # Whoever is told may want to stop, also where nothing needs to be decoded.
         if progress is not None:
-            progress(done + count, len(files))
+            progress(count, len(files))
 
-    fresh = look_at_all([file for file in files if file not in found], passed)
+    for file in files:
+        if (seen := known.get(file)) is not None:
+            found[file] = seen
+            passed(len(found))
+    done = len(found)
+    fresh = look_at_all(
+        [file for file in files if file not in found], lambda count, of: passed(done + count, of)
+    )
     for file, look in fresh.items():
         if isinstance(look, Look):
             known.put(file, look)

@@ -103,13 +103,14 @@ def run_folder(root: Path, name: str) -> Path:
     raise ScdpoError(f"There is no run '{name[:_MOST_BYTES]}'. Choose one of the list.")
 
 
-_TITLES: dict[Kind, str] = {
+TITLES: dict[Kind, str] = {
     "lora": "a safety LoRA",
     "cost": "a cost model",
     "compare": "a comparison",
     "evaluate": "an evaluation",
     "pairs": "pairs being built",
 }
+"""What messages call each kind of work."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def check_kind(folder: Path, kind: Kind) -> None:
     if found != kind:
         hint = f" To compare its LoRA: --lora {folder}" if (kind, found) == ("compare", "lora") else ""
         raise ScdpoError(
-            f"{folder} is the run folder of {_TITLES[found]}, not of {_TITLES[kind]}. "
+            f"{folder} is the run folder of {TITLES[found]}, not of {TITLES[kind]}. "
             f"Give another folder.{hint}"
         )
 

@@ -15,7 +15,7 @@ from ..config import ModelSettings, TrainSettings
 from ..families import LoadOptions, family_of
 from ..preferences.folder import check_folder
 from ..preferences.known_images import KnownImages
-from ..runs.folder import kind_of
+from ..runs.folder import TITLES, kind_of
 from ..text import not_unicode
 from ..types import PreferencePair, Problem, ScdpoError
 from . import optimizers, tracking
@@ -131,7 +131,7 @@ def _output(settings: TrainSettings, resume: bool) -> Iterator[str]:
     elif path.exists() and not path.is_dir():
         yield f"--output {path} is a file. Give a folder."
     elif kind_of(path) != "lora":
-        yield f"{path} holds a cost model, a comparison or an evaluation. Give another --output."
+        yield f"{path} is the run folder of {TITLES[kind_of(path)]}. Give another --output."
     elif folder.has_results() and not resume:
         yield (
             f"{path} already holds a trained LoRA or its checkpoints, and nothing is ever overwritten. "

@@ -122,7 +122,7 @@ class _Job:
     def run(self) -> JobResult:
         settings = self.settings
         cache = settings.data.cache or self.folder.cache
-        known = KnownImages(cache / "images.json")
+        known = KnownImages(None if settings.data.cache_in == "ram" else cache / "images.json")
         try:
             folder, pairs, drawn = check_run(
                 settings,
