@@ -109,7 +109,7 @@ def test_other_kinds_of_work_do_not_write_into_a_runs_folder(
             raise AssertionError("nobody comes here")
     assert content(finished) == before
     names.write_kind(tmp_path, "cost")
-    with pytest.raises(ScdpoError, match="is the run folder of a cost model. Give another --output"):
+    with pytest.raises(ScdpoError, match=r"is the run folder of a cost model\. Give another --output"):
         run_job(tiny_settings(base, pairs, tmp_path))
     # What the same kind has left may be gone on with.
     with Reporter(tmp_path, "cost").last_words():
