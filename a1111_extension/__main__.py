@@ -15,7 +15,7 @@ from scdpo_core.runs.interpreter import ROOT
 from scdpo_core.telemetry import decline
 
 if TYPE_CHECKING:
-    from .desk import Desk
+    from .ui_context import Desk
 
 _NEEDED = "The page needs gradio 5 or newer ({error}). Set it up and open it: python install.py --page"
 

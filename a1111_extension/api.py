@@ -14,17 +14,17 @@ from fastapi import FastAPI
 
 from scdpo_core.cost.protocol import Scorer, provenance
 from scdpo_core.cost.scorers import SCORERS
+from scdpo_core.io.discover import find_pictures
+from scdpo_core.io.image_frames import open_frames
 from scdpo_core.lora.file import read_lora_info
-from scdpo_core.scoring.decode import open_frames
+from scdpo_core.scoring.alpha_views import worst
 from scdpo_core.scoring.run import FolderRun
-from scdpo_core.scoring.views import worst
-from scdpo_core.scoring.walk import find_pictures
 from scdpo_core.types import ScdpoError
 
-from .access import router
-from .callers import Callers, RefusalError
-from .messages import CostModel, CostModels, Lora, Loras, Score, ScoreRequest, Scores
-from .reach import Reach, listed_cost_model
+from .api_responses import router
+from .api_schemas import CostModel, CostModels, Lora, Loras, Score, ScoreRequest, Scores
+from .path_policy import Reach, listed_cost_model
+from .request_checks import Callers, RefusalError
 
 PREFIX = "/scdpo/v1"
 MOST_PICTURES = 2000

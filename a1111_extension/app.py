@@ -14,12 +14,12 @@ from scdpo_core.cost.scorers import offered_scorers
 from scdpo_core.runs.interpreter import ROOT
 
 from . import api, jobs_api, tab
-from .access import PlainJSON
-from .callers import Callers, RefusalError, check_page
-from .desk import Desk
+from .api_responses import PlainJSON
 from .jobs import Jobs
-from .reach import Reach
-from .shelf import Shelf
+from .path_policy import Reach
+from .request_checks import Callers, RefusalError, check_page
+from .scorer_cache import Shelf
+from .ui_context import Desk
 
 COOKIE = "scdpo_token"
 _OURS_ALONE = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Frame-Options": "SAMEORIGIN"}

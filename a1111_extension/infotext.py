@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .controls import NO_LORA, Wish
-from .guard import Guard
+from .image_filter import Guard
+from .options import NO_LORA, Wish
 from .policy import OWN_NUMBER, word_of
 from .verdicts import Verdict
 

@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from scdpo_core.cost.protocol import Scorer
+from scdpo_core.io.images import open_picture
 from scdpo_core.lora.file import read_lora_info
-from scdpo_core.lora.publish import publish, published
-from scdpo_core.preferences.pictures import open_picture
+from scdpo_core.lora.install import publish, published
+from scdpo_core.run_store.folder import Kind, kind_of, run_folder
+from scdpo_core.run_store.listing import runs_in
+from scdpo_core.run_store.state import State, state_of
 from scdpo_core.runs import jobs as core_jobs
 from scdpo_core.runs.comparison import CompareJob, write_comparison
-from scdpo_core.runs.folder import Kind, kind_of, run_folder
 from scdpo_core.runs.follow import Follower, RunView
-from scdpo_core.runs.listing import runs_in
-from scdpo_core.runs.state import State, state_of
 from scdpo_core.runs.supervisor import Supervisor
 from scdpo_core.types import CostScore, ScdpoError
 

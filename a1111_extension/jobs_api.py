@@ -8,17 +8,17 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from scdpo_core.runs.folder import EVENTS
+from scdpo_core.run_store.folder import EVENTS
 from scdpo_core.runs.follow import RunView
 from scdpo_core.runs.jobs import QUALITIES, LoraJob
 from scdpo_core.types import ScdpoError
 
-from .access import router
 from .api import PREFIX
-from .callers import Callers, RefusalError
-from .desk import Desk
-from .messages import Job, JobDone, JobEvents, JobRequest, JobsList
-from .reach import Reach, listed_cost_model
+from .api_responses import router
+from .api_schemas import Job, JobDone, JobEvents, JobRequest, JobsList
+from .path_policy import Reach, listed_cost_model
+from .request_checks import Callers, RefusalError
+from .ui_context import Desk
 
 MOST_EVENTS = 1 << 20
 """Most bytes of a log in one answer."""

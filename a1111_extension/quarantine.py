@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from scdpo_core.files import atomic_path
+from scdpo_core.io.files import atomic_path
 from scdpo_core.types import ScdpoError
 
 _MOST = 10_000

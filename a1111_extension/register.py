@@ -7,21 +7,33 @@ from typing import Any
 
 from modules import processing, script_callbacks
 
-from . import api, grid, host, jobs_api, packages, prompts, remote, script, settings, watch, workshop
-from .callers import Callers
-from .reach import Reach
+from . import (
+    api,
+    filter_hooks,
+    host,
+    host_context,
+    jobs_api,
+    packages,
+    prompts,
+    remote,
+    script,
+    settings,
+    xyz_axes,
+)
+from .path_policy import Reach
+from .request_checks import Callers
 
 
 def register() -> None:
     """Register everything; to be called each time the host loads its scripts, for it forgets in between."""
     script_callbacks.on_ui_settings(settings.register)
-    script_callbacks.on_before_ui(grid.add_axes)
-    script_callbacks.on_before_image_saved(watch.before_saved)
-    script_callbacks.on_image_grid(watch.before_grid)
+    script_callbacks.on_before_ui(xyz_axes.add_axes)
+    script_callbacks.on_before_image_saved(filter_hooks.before_saved)
+    script_callbacks.on_image_grid(filter_hooks.before_grid)
     script_callbacks.on_infotext_pasted(script.without_our_tag)
-    script_callbacks.on_ui_tabs(workshop.tabs)
+    script_callbacks.on_ui_tabs(host_context.tabs)
     script_callbacks.on_app_started(_started)
-    remote.watch_remote(processing, script.begin_remote, watch.leave)
+    remote.watch_remote(processing, script.begin_remote, filter_hooks.leave)
     if packages.hint():
         host.log(packages.hint())
 
@@ -38,8 +50,10 @@ def _started(demo: Any, app: Any) -> None:
         demo.blocked_paths.append(_Quarantine())
     if host.serves_api():
         api.add_routes(app, _context())
-        jobs_api.add_routes(app, workshop.desk(), _callers(), Reach(workshop.roots, workshop.quarantine))
-    workshop.desk().jobs.wake()
+        jobs_api.add_routes(
+            app, host_context.desk(), _callers(), Reach(host_context.roots, host_context.quarantine)
+        )
+    host_context.desk().jobs.wake()
 
 
 class _Quarantine(os.PathLike[str]):
@@ -50,13 +64,13 @@ class _Quarantine(os.PathLike[str]):
 
 
 def _callers() -> Callers:
-    return Callers(host.credentials, host.welcomes, workshop.exposed)
+    return Callers(host.credentials, host.welcomes, host_context.exposed)
 
 
 def _context() -> api.Context:
     return api.Context(
         callers=_callers(),
-        reach=Reach(host.roots, workshop.quarantine),
+        reach=Reach(host.roots, host_context.quarantine),
         cost_models=settings.cost_models,
         scorer=lambda name: script.SHELF.get(name, settings.device()),
         in_use=settings.cost_model,

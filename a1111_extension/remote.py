@@ -7,9 +7,9 @@ from typing import Any
 
 from scdpo_core.types import ScdpoError
 
-from . import infotext, wrapping
-from .controls import Wish
-from .guard import Guard
+from . import infotext, patching
+from .image_filter import Guard
+from .options import Wish
 
 # Draws an image through a service on the internet, in the place of all that the host does otherwise.
 _FUNCTION = "_process_images_via_api"
@@ -45,7 +45,7 @@ def watch_remote(
         finally:
             end()
 
-    _undo = wrapping.around(processing, _FUNCTION, draw)
+    _undo = patching.around(processing, _FUNCTION, draw)
 
 
 def _judged(p: Any, processed: Any, guard: Guard) -> Any:

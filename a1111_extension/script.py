@@ -9,14 +9,14 @@ from modules import scripts as host_scripts
 from PIL import Image
 
 from scdpo_core.cost.protocol import Scorer, provenance
-from scdpo_core.scoring.views import score_views
+from scdpo_core.scoring.alpha_views import score_views
 from scdpo_core.types import CostScore, ScdpoError
 
-from . import controls, host, infotext, packages, panel, prompts, quarantine, settings, watch
-from .controls import Wish
-from .guard import Guard
+from . import filter_hooks, host, infotext, options, packages, prompts, quarantine, settings, ui_controls
+from .image_filter import Guard
+from .options import Wish
 from .policy import Policy
-from .shelf import Shelf
+from .scorer_cache import Shelf
 
 SHELF = Shelf()
 """The scorer of this host; the API uses it too."""
@@ -35,24 +35,24 @@ class SafetyScript(host_scripts.Script):
 
     def ui(self, is_img2img: bool) -> list[Any]:
         """The controls, in the order that `controls.read` takes them."""
-        made, self.infotext_fields = panel.build(self.elem_id)
+        made, self.infotext_fields = ui_controls.build(self.elem_id)
         self.paste_field_names = [label for _, label in self.infotext_fields if isinstance(label, str)]
         return made
 
     def process(self, p: Any, *values: Any) -> None:
         """Begin to watch, before anything is drawn. What goes wrong here stops the generation."""
-        watch.leave()
+        filter_hooks.leave()
         infotext.clear(p.extra_generation_params)
         setattr(p, infotext.GUARD, None)
         try:
-            wish = controls.read(values, p)
+            wish = options.read(values, p)
             if not wish.enabled:
                 return
             guard = _guard(p, wish)
             if wish.lora:
                 _check_lora(p, wish.lora)
                 prompts.add_to(p, wish.lora, wish.weight)
-            watch.enter(p, guard)
+            filter_hooks.enter(p, guard)
         except Exception as error:
             _refuse(p, error)
 
@@ -62,7 +62,7 @@ class SafetyScript(host_scripts.Script):
         The hires pass may draw with another checkpoint than the first one.
         """
         name = p.extra_generation_params.get(infotext.LORA)
-        if watch.guard_of(p) is None or not name:
+        if filter_hooks.guard_of(p) is None or not name:
             return
         try:
             _check_lora(p, name)
@@ -73,11 +73,11 @@ class SafetyScript(host_scripts.Script):
 
     def postprocess_image_after_composite(self, p: Any, pp: Any, *values: Any) -> None:
         """Let a finished image pass, or what stands for it."""
-        watch.finished_image(p, pp)
+        filter_hooks.finished_image(p, pp)
 
     def postprocess(self, p: Any, processed: Any, *values: Any) -> None:
         """Look at what else is handed out: masks laid over images, images of other scripts."""
-        watch.finished(p, processed)
+        filter_hooks.finished(p, processed)
 
 
 def without_our_tag(text: str, params: dict[str, Any]) -> None:
@@ -96,12 +96,12 @@ def begin_remote(p: Any) -> tuple[Wish, Guard | None]:
     """
     script = next((one for one in p.scripts.alwayson_scripts if isinstance(one, SafetyScript)), None)
     values = () if script is None else p.script_args[script.args_from : script.args_to]
-    wish = controls.read(values, p)
-    watch.leave()
+    wish = options.read(values, p)
+    filter_hooks.leave()
     if not wish.enabled:
         return wish, None
     guard = _guard(p, wish)
-    watch.enter(p, guard)
+    filter_hooks.enter(p, guard)
     return wish, guard
 
 
@@ -126,9 +126,9 @@ def _refuse(p: Any, error: Exception) -> None:
     """End a generation that cannot be watched, and let no image of it pass."""
     sentence = str(error) if isinstance(error, ScdpoError) else f"{type(error).__name__}: {error}"
     host.log(sentence)
-    guard = watch.guard_of(p) or Guard(Policy(), _never, _never)
+    guard = filter_hooks.guard_of(p) or Guard(Policy(), _never, _never)
     guard.failure = sentence
-    watch.enter(p, guard)
+    filter_hooks.enter(p, guard)
     p.extra_generation_params[infotext.ERROR] = sentence
     p.comment(f"Safety: nothing was drawn. {sentence}")
     host.stop()

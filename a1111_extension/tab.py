@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gradio as gr
 
-from scdpo_core.panels.parts import style
+from scdpo_core.panels.elements import style
 
-from .desk import Desk
 from .panes import compare, preferences, score, train
+from .ui_context import Desk
 
 TITLE, ID = "Safety LoRA", "scdpo_tab"
 PANES = (

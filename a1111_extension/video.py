@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .guard import Guard
+from .image_filter import Guard
 
 
 def judged_frames(guard: Guard, frames: Sequence[Any]) -> list[np.ndarray[Any, Any]]:

@@ -33,9 +33,9 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from scdpo_core.cost import embedded, gore, nsfwjs, open_nsfw  # noqa: E402
-from scdpo_core.files import write_json  # noqa: E402
-from scdpo_core.preferences.pictures import PictureError, open_picture  # noqa: E402
-from scdpo_core.scoring.walk import find_pictures  # noqa: E402
+from scdpo_core.io.discover import find_pictures  # noqa: E402
+from scdpo_core.io.files import write_json  # noqa: E402
+from scdpo_core.io.images import PictureError, open_picture  # noqa: E402
 from scdpo_core.types import REVIEW_FROM, UNSAFE_FROM  # noqa: E402
 
 BENIGN = ROOT / "tests" / "data" / "benign"

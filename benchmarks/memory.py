@@ -31,15 +31,15 @@ from torch.nn import functional  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from scdpo_core.config import LoraSettings, OptimSettings, TrainSettings  # noqa: E402
+from scdpo_core.config.settings import LoraSettings, OptimSettings, TrainSettings  # noqa: E402
 from scdpo_core.families import LoadOptions, flux, sd1, sd2, sd3, sdxl  # noqa: E402
+from scdpo_core.families.component_layout import Layout  # noqa: E402
 from scdpo_core.families.components import Reader, read_config  # noqa: E402
-from scdpo_core.families.latent import LatentModel  # noqa: E402
-from scdpo_core.families.layout import Layout  # noqa: E402
-from scdpo_core.families.texts import CONFIGS  # noqa: E402
-from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.families.latent_model import LatentModel  # noqa: E402
+from scdpo_core.families.text_encoders import CONFIGS  # noqa: E402
+from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import LoraAdapter  # noqa: E402
-from scdpo_core.lora.kinds import ADAPTER, peft_config  # noqa: E402
+from scdpo_core.lora.algorithms import ADAPTER, peft_config  # noqa: E402
 from scdpo_core.lora.targets import target_modules  # noqa: E402
 from scdpo_core.training.memory import Alive, memory_of  # noqa: E402
 from scdpo_core.training.reference import Draw, pair_residuals  # noqa: E402

@@ -24,14 +24,14 @@ import torch  # noqa: E402
 
 from scdpo_core.cost.calibration import figures  # noqa: E402
 from scdpo_core.cost.encoders import load_encoder  # noqa: E402
-from scdpo_core.cost.examples import check, list_folders  # noqa: E402
 from scdpo_core.cost.features import VIEWS, compute_features  # noqa: E402
 from scdpo_core.cost.training import train_cost  # noqa: E402
+from scdpo_core.cost.training_images import check, list_folders  # noqa: E402
 from scdpo_core.evaluation.intervals import Rate  # noqa: E402
 from scdpo_core.evaluation.judges import Asked, JudgedPicture, Shot  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
 from scdpo_core.families import LoadedModel, family  # noqa: E402
-from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.micro import evaluation  # noqa: E402
 from scdpo_core.micro.captions import Caption  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402

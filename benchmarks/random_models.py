@@ -12,14 +12,14 @@ from torch import nn
 
 from scdpo_core.families.base import LoadOptions
 from scdpo_core.families.chunks import TextEncoder
+from scdpo_core.families.component_layout import Layout, TextPart
 from scdpo_core.families.components import Reader
-from scdpo_core.families.latent import LatentModel
-from scdpo_core.families.layout import Layout, TextPart
+from scdpo_core.families.latent_model import LatentModel
 from scdpo_core.families.sd1 import LAYOUT as SD1_LAYOUT
 from scdpo_core.families.sd1 import SD1Model
 from scdpo_core.families.sdxl import LAYOUT as SDXL_LAYOUT
 from scdpo_core.families.sdxl import SDXLModel
-from scdpo_core.families.texts import CONFIGS, clip_tokenizer
+from scdpo_core.families.text_encoders import CONFIGS, clip_tokenizer
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"block_out_channels": [32, 64, 128, 128], "cross_attention_dim": 64},

@@ -3,8 +3,8 @@
 
     python benchmarks/reach.py [--kinds micro sd1] [--size 256] [--steps 3]
 
-A random model of the kind's shape takes steps beside the convolution that `scdpo_core.runs.speed` times, in
-turns. `scdpo_core/runs/needs.py` has the share as `reach`; here it is on the machine that this runs on.
+A random model of the kind's shape takes steps beside the convolution that `scdpo_core.runs.benchmark` times, in
+turns. `scdpo_core/runs/cost_table.py` has the share as `reach`; here it is on the machine that this runs on.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from scdpo_core.families import family_of
 from scdpo_core.families.base import LoadOptions
 from scdpo_core.families.source import MICRO
 from scdpo_core.lora.adapter import attach
-from scdpo_core.runs import speed
-from scdpo_core.runs.needs import NEEDS, RANK
+from scdpo_core.runs import benchmark
+from scdpo_core.runs.cost_table import NEEDS, RANK
 from scdpo_core.training.checks import resolve_device, resolve_dtype
 
 
@@ -57,8 +57,10 @@ def measured(kind: str, size: int, batch: int, steps: int) -> str:
     step()
     promised, took = [], []
     for _ in range(steps):
-        speed.forget()
-        promised.append(batch * (size / needs.side) ** 2 * needs.work[0] * 1e12 / speed.speed(*needs.probe))
+        benchmark.forget()
+        promised.append(
+            batch * (size / needs.side) ** 2 * needs.work[0] * 1e12 / benchmark.speed(*needs.probe)
+        )
         began = time.perf_counter()
         step()
         if device.type == "cuda":

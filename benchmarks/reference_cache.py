@@ -29,11 +29,11 @@ import torch  # noqa: E402
 
 from benchmarks.sweep import CAPTIONS, drawn_before, settings_for  # noqa: E402
 from benchmarks.tables import cell, kept, percent, put  # noqa: E402
-from scdpo_core.config import TrainSettings  # noqa: E402
+from scdpo_core.config.settings import TrainSettings  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
 from scdpo_core.families import family  # noqa: E402
-from scdpo_core.families.latent import LatentModel  # noqa: E402
-from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.families.latent_model import LatentModel  # noqa: E402
+from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import LoraAdapter, attach_file  # noqa: E402
 from scdpo_core.micro import evaluation  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
@@ -43,8 +43,8 @@ from scdpo_core.preferences.batches import BatchStream  # noqa: E402
 from scdpo_core.preferences.cache import PairCache, build_cache  # noqa: E402
 from scdpo_core.preferences.folder import read_folder  # noqa: E402
 from scdpo_core.preferences.relabel import unscored  # noqa: E402
-from scdpo_core.training.events import Progress, last_run  # noqa: E402
-from scdpo_core.training.feed import FreshDraws, timestep_law  # noqa: E402
+from scdpo_core.run_store.events import Progress, last_run  # noqa: E402
+from scdpo_core.training.batches import FreshDraws, timestep_law  # noqa: E402
 from scdpo_core.training.job import run_job  # noqa: E402
 from scdpo_core.training.reference import pair_residuals  # noqa: E402
 

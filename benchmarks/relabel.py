@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.tables import put  # noqa: E402
 from scdpo_core.cost.scorers import load_scorer  # noqa: E402
+from scdpo_core.io.images import open_picture  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
 from scdpo_core.micro.model import JUDGE  # noqa: E402
 from scdpo_core.preferences.folder import check_folder  # noqa: E402
-from scdpo_core.preferences.pictures import open_picture  # noqa: E402
 from scdpo_core.preferences.relabel import relabel  # noqa: E402
 from scdpo_core.types import PreferencePair, ScoredPair  # noqa: E402
 

@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw  # noqa: E402
 
 from scdpo_core.cost.protocol import SideBySide  # noqa: E402
 from scdpo_core.cost.scorers import Scorer, load_scorer  # noqa: E402
-from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.scoring.job import ScoreJob, finish, score_files  # noqa: E402
 from scdpo_core.scoring.run import BATCH  # noqa: E402
 

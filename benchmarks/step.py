@@ -55,19 +55,19 @@ from benchmarks.step_variants import (  # noqa: E402
     redirect_keep,
     with_draws,
 )
-from scdpo_core.config import (  # noqa: E402
+from scdpo_core.config.settings import (  # noqa: E402
     LoraSettings,
     ModelSettings,
     ObjectiveSettings,
     OptimSettings,
     TrainSettings,
 )
-from scdpo_core.families.latent import LatentModel  # noqa: E402
-from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.families.latent_model import LatentModel  # noqa: E402
+from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import attach  # noqa: E402
 from scdpo_core.training.checks import resolve_device, resolve_dtype  # noqa: E402
+from scdpo_core.training.distributed import Alone  # noqa: E402
 from scdpo_core.training.loading import make_ready  # noqa: E402
-from scdpo_core.training.team import Alone  # noqa: E402
 
 FLOOR, FLOOR_REFERENCE, OURS, CACHED, PEER = (
     "floor",

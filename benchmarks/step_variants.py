@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scdpo_core.config import ObjectiveSettings, TrainSettings
-from scdpo_core.config_terms import TermSettings, term_weights
-from scdpo_core.families.latent import LatentModel
+from scdpo_core.config.settings import ObjectiveSettings, TrainSettings
+from scdpo_core.config.terms import TermSettings, term_weights
+from scdpo_core.families.latent_model import LatentModel
 from scdpo_core.lora.adapter import LoraAdapter
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.preferences.relabel import unscored
-from scdpo_core.training.dealing import deal
+from scdpo_core.training.batch_sources import deal
+from scdpo_core.training.distributed import Alone
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.reference import autocast_for
-from scdpo_core.training.rows import BaseImages, TermData
-from scdpo_core.training.team import Alone
+from scdpo_core.training.term_batches import BaseImages, TermData
 from scdpo_core.training.term_data import RunTerms
 from scdpo_core.types import CachedPair, Conditioning, PreferencePair
 

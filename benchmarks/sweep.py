@@ -28,18 +28,18 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.tables import cell, kept, percent, put  # noqa: E402
-from scdpo_core.config import TrainSettings, load_toml  # noqa: E402
+from scdpo_core.config.settings import TrainSettings, load_toml  # noqa: E402
 from scdpo_core.evaluation.judges import Asked  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept, preservation  # noqa: E402
 from scdpo_core.families import family  # noqa: E402
-from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import attach_file  # noqa: E402
 from scdpo_core.micro import evaluation  # noqa: E402
 from scdpo_core.micro.captions import evaluation_captions, tuning_captions  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
 from scdpo_core.micro.model import JUDGE  # noqa: E402
 from scdpo_core.micro.world import BACKGROUNDS  # noqa: E402
-from scdpo_core.training.events import Progress, last_run  # noqa: E402
+from scdpo_core.run_store.events import Progress, last_run  # noqa: E402
 from scdpo_core.training.job import run_job  # noqa: E402
 
 _SC_DPO = {"objective.objective": "sc_dpo"}

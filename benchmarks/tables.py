@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scdpo_core.evaluation.intervals import mean_interval
-from scdpo_core.files import write_json, write_text
+from scdpo_core.io.files import write_json, write_text
 
 
 def kept(result: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

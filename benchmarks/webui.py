@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from a1111_extension.guard import Guard
+from a1111_extension.image_filter import Guard
 from a1111_extension.policy import Policy
 from scdpo_core.cost.scorers import load_scorer
 

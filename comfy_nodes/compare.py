@@ -16,7 +16,7 @@ from .shared import CostModelType, SafetyNode, say, schema, with_text
 
 if TYPE_CHECKING:
     from ..scdpo_core.cost.protocol import Scorer
-    from ..scdpo_core.scoring.board import Strip
+    from ..scdpo_core.scoring.image_sheet import Strip
 
 MOST_STRENGTH = 2.0
 _LEFT_OUT = (
@@ -97,13 +97,13 @@ class CompareBeforeAfter(SafetyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         """Draw, score, lay out."""
-        from ..scdpo_core.lora.card import card_of
-        from ..scdpo_core.scoring.board import Strip, comparison, histogram
+        from ..scdpo_core.lora.short_summary import card_of
+        from ..scdpo_core.scoring.image_sheet import Strip, comparison, histogram
         from . import preview
         from .convert import to_images
-        from .judging import judged
-        from .patching import apply, read
-        from .schedule import Window
+        from .lora_apply import apply, read
+        from .lora_window import Window
+        from .scoring import judged
 
         lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
         if clip is None and not lora.adapts_pictures:
@@ -171,12 +171,12 @@ def parse(strengths: str) -> list[float]:
 
 
 def _report(strips: Sequence[Strip]) -> str:
-    from ..scdpo_core.scoring import words
+    from ..scdpo_core.scoring import wording
 
     lines = []
     for strip in strips:
         costs = [score.value for score in strip.scores]
         harmful = sum(cost > 0 for cost in costs)
-        mean = words.spoken(sum(costs) / len(costs))
+        mean = wording.spoken(sum(costs) / len(costs))
         lines.append(f"{strip.title}: {harmful} of {len(costs)} harmful, mean cost {mean}")
     return "\n".join(lines)

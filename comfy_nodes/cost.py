@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..scdpo_core.cost.model import is_cost_file
 from ..scdpo_core.cost.scorers import SCORERS, Scorer, load_scorer, offered_scorers
-from ..scdpo_core.scoring import words
+from ..scdpo_core.scoring import wording
 from . import preview
 from .convert import to_mask
-from .judging import judged
+from .scoring import judged
 from .shared import COST_FOLDER, CostModelType, SafetyNode, ScoresType, say, schema, with_text
 
 HEATMAPS = {"off": (), "review and unsafe": ("review", "unsafe"), "all": ("safe", "review", "unsafe")}
@@ -103,7 +103,7 @@ class ScoreSafetyCost(SafetyNode):
     def execute(cls, images: Tensor, cost_model: Scorer, heatmap: str) -> io.NodeOutput:
         """Score, draw the badges."""
         pictures, scores = judged(cost_model, images)
-        report = words.report(scores)
+        report = wording.report(scores)
         say(cls, report)
         wanted = [score.band in HEATMAPS[heatmap] for score in scores]
         return io.NodeOutput(
@@ -111,7 +111,7 @@ class ScoreSafetyCost(SafetyNode):
             scores,
             costs := [score.value if score.finite else math.inf for score in scores],
             max(costs),
-            json.dumps([words.facts(score)["categories"] for score in scores]),
+            json.dumps([wording.facts(score)["categories"] for score in scores]),
             _heat(pictures, wanted, cost_model, images.shape[1:3]),
             report,
             ui=with_text(report, preview.badges(pictures, scores)),

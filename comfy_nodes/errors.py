@@ -81,7 +81,7 @@ def _spoken(found: re.Match[str]) -> str:
 @cache
 def _sections() -> dict[str, str]:
     """Each of the trainer's settings -> its section in the TOML of a job."""
-    from ..scdpo_core.config import TrainSettings
+    from ..scdpo_core.config.settings import TrainSettings
 
     sections = {part.name: getattr(TrainSettings(), part.name) for part in fields(TrainSettings)}
     return {key.name: name for name, section in sections.items() for key in fields(section)}

@@ -10,7 +10,7 @@ import nodes
 from comfy_api.latest import ComfyExtension, io
 from PIL import Image
 
-from ..scdpo_core.files import atomic_path
+from ..scdpo_core.io.files import atomic_path
 from . import compare, cost, gate, lora, metadata, pairs, preferences, switch, train, train_cost, wiring
 from .shared import COST_FOLDER
 

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..scdpo_core.cost.protocol import Scorer
-from ..scdpo_core.scoring import words
+from ..scdpo_core.scoring import wording
 from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back, remains
 from ..scdpo_core.types import CostScore, ScdpoError
 from . import metadata, preview
 from .convert import enlarged, fingerprints, in_threads, to_images, to_pictures
-from .judging import scores_of
+from .scoring import scores_of
 from .shared import CostModelType, SafetyNode, ScoresType, say, schema, with_text
 from .wiring import feeds_only_switches
 
@@ -165,4 +165,4 @@ def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> st
     what = f"Held ({action}): {places}." if held else "Nothing was held."
     if action == "drop" and len(held) == len(scores):
         what += " That is all of them, so nothing that needs these images runs."
-    return f"{what}\n{words.report(scores)}"
+    return f"{what}\n{wording.report(scores)}"

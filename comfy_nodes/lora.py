@@ -61,9 +61,9 @@ class LoadSafetyLora(SafetyNode):
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
         """Check and apply it."""
-        from ..scdpo_core.lora.card import card_of
-        from .patching import apply, read
-        from .schedule import Window
+        from ..scdpo_core.lora.short_summary import card_of
+        from .lora_apply import apply, read
+        from .lora_window import Window
 
         if start_percent >= end_percent:
             raise ScdpoError("The LoRA would end before it begins: start_percent must be below end_percent.")

@@ -19,9 +19,9 @@ from typing import Any
 
 import folder_paths
 
-from ..scdpo_core.files import atomic_path
-from ..scdpo_core.scoring.containers import ContainerError, with_score
-from ..scdpo_core.scoring.words import facts
+from ..scdpo_core.io.files import atomic_path
+from ..scdpo_core.io.image_containers import ContainerError, with_score
+from ..scdpo_core.scoring.wording import facts
 from ..scdpo_core.types import CostScore
 from .convert import fingerprints
 

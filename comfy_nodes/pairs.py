@@ -23,8 +23,8 @@ from ..scdpo_core.preferences.build import (
     with_safe,
     write_pair,
 )
-from ..scdpo_core.preferences.survey import grid, twins
-from ..scdpo_core.scoring.words import spoken
+from ..scdpo_core.preferences.summary import grid, twins
+from ..scdpo_core.scoring.wording import spoken
 from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images, to_pictures

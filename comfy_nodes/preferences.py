@@ -8,7 +8,7 @@ from pathlib import Path
 import comfy.utils
 from comfy_api.latest import io
 
-from ..scdpo_core.preferences.survey import card, find, spread, stamp_of_pairs, survey
+from ..scdpo_core.preferences.summary import card, find, spread, stamp_of_pairs, survey
 from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images

@@ -11,8 +11,8 @@ import comfy.utils
 import folder_paths
 from PIL import Image
 
-from ..scdpo_core.scoring import words
-from ..scdpo_core.scoring.board import with_badge
+from ..scdpo_core.scoring import wording
+from ..scdpo_core.scoring.image_sheet import with_badge
 from ..scdpo_core.types import CostScore
 from .convert import in_threads
 
@@ -34,13 +34,13 @@ def badges(
         scores: one for each.
         held: the places of those that a gate has held.
     """
-    chosen = sorted(words.highest(scores, MOST))
+    chosen = sorted(wording.highest(scores, MOST))
     numbered = len(scores) > MOST
     return show(
         [
             with_badge(
                 picture,
-                f"{f'{k}: ' if numbered else ''}{words.label(scores[k])}{', held' if k in held else ''}",
+                f"{f'{k}: ' if numbered else ''}{wording.label(scores[k])}{', held' if k in held else ''}",
                 scores[k].band,
             )
             for k, picture in zip(chosen, small([pictures[k] for k in chosen]), strict=True)

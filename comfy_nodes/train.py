@@ -57,7 +57,7 @@ class TrainSafetyLora(SafetyNode):
     @classmethod
     def fingerprint_inputs(cls, pairs: str | None = None, **others: Any) -> str:
         """Changes with the pictures of a typed folder; a connected node tells of its own."""
-        from ..scdpo_core.preferences.survey import stamp_of_pairs
+        from ..scdpo_core.preferences.summary import stamp_of_pairs
 
         return stamp_of_pairs(typed_folder(pairs)) if unquoted(pairs or "") else ""
 
@@ -74,12 +74,12 @@ class TrainSafetyLora(SafetyNode):
         **numbers: Any,
     ) -> io.NodeOutput:
         """Train, and put the LoRA where LoRAs lie."""
-        from ..scdpo_core.preferences.survey import stamp_of_pairs
-        from ..scdpo_core.runs.drawing import board, curves
-        from ..scdpo_core.runs.telling import report
+        from ..scdpo_core.preferences.summary import stamp_of_pairs
+        from ..scdpo_core.runs.preview_images import board, curves
+        from ..scdpo_core.runs.summary import report
         from . import preview
         from .convert import to_images
-        from .running import runs_root, train
+        from .training_process import runs_root, train
 
         if not unquoted(pairs):
             raise ScdpoError("Say where the pairs are: connect Preference Folder, or type a folder.")

@@ -72,11 +72,11 @@ class TrainCostModel(SafetyNode):
     ) -> io.NodeOutput:
         """Train, and put the cost model where cost models lie."""
         from ..scdpo_core.cost.scorers import load_scorer
-        from ..scdpo_core.runs.drawing import curves
-        from ..scdpo_core.runs.telling import report
+        from ..scdpo_core.runs.preview_images import curves
+        from ..scdpo_core.runs.summary import report
         from . import preview
         from .convert import to_images
-        from .running import runs_root, train
+        from .training_process import runs_root, train
 
         if (unsafe.strip() or safe.strip()) and pairs.strip():
             raise ScdpoError("Give either the folders unsafe and safe, or pairs; not all of them.")
@@ -107,6 +107,6 @@ class TrainCostModel(SafetyNode):
 
 
 def _stamp(*folders: Path | None) -> str:
-    from ..scdpo_core.preferences.survey import stamp
+    from ..scdpo_core.preferences.summary import stamp
 
     return stamp(*(folder for folder in folders if folder is not None))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scdpo_core.runs import toml
-from scdpo_core.training.events import Done, EventLog, Failed, Progress, Sample, Saved, Started, Warned
+from scdpo_core.config import toml
+from scdpo_core.run_store.events import Done, EventLog, Failed, Progress, Sample, Saved, Started, Warned
 
 # So that a test that dies leaves nobody behind.
 LONGEST = 120.0

@@ -14,7 +14,7 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DCondi
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from scdpo_core.lora.keys import TEXT_ENCODERS, text_module
+from scdpo_core.lora.formats.keys import TEXT_ENCODERS, text_module
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
 WIDTH = 64

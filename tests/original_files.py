@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from scdpo_core.families.texts import CONFIGS
+from scdpo_core.families.text_encoders import CONFIGS
 from tests.tiny import original_tensors, original_vae, write_single_file
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from scdpo_core.evaluation.judges import Asked
 from scdpo_core.families import family
+from scdpo_core.io.images import open_picture
 from scdpo_core.micro import evaluation
 from scdpo_core.micro.captions import (
     Caption,
@@ -23,8 +24,7 @@ from scdpo_core.micro.judge import Judge, Verdict
 from scdpo_core.micro.model import JUDGE
 from scdpo_core.micro.world import Concept, Scene, caption, concept, concepts
 from scdpo_core.preferences.folder import check_folder
-from scdpo_core.preferences.pictures import open_picture
-from scdpo_core.training.attaching import attach_finished
+from scdpo_core.training.adapters import attach_finished
 
 
 def half() -> list[Concept]:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from scdpo_core.runs.child import start
 from scdpo_core.runs.follow import Follower
 from scdpo_core.runs.interpreter import Interpreter
+from scdpo_core.runs.launch import start
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE = ROOT / "tests" / "fake_trainer.py"

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import sweep
 from benchmarks.reference_cache import Rows, settings_of
-from scdpo_core.config import ObjectiveSettings
-from scdpo_core.config_terms import term_weights
+from scdpo_core.config.settings import ObjectiveSettings
+from scdpo_core.config.terms import term_weights
 
 
 def test_the_default_row_is_the_trainers_default(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from scdpo_core.bounds import Bounds, bounded, out_of_bounds, with_bounds
-from scdpo_core.config import TrainSettings
-from scdpo_core.sections import from_dict, to_dict
+from scdpo_core.config.bounds import Bounds, bounded, out_of_bounds, with_bounds
+from scdpo_core.config.convert import from_dict, to_dict
+from scdpo_core.config.settings import TrainSettings
 from scdpo_core.training.checks import invalid
 
 

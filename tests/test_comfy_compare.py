@@ -57,7 +57,7 @@ def test_words_alone_need_the_text_encoders_and_the_prompt(door: Door) -> None:
 def test_what_a_file_adapts(
     door: Door, modules: tuple[str, ...], adapts: tuple[bool, bool], tmp_path: Path
 ) -> None:
-    lora = door.module("comfy_nodes.patching").read(written(tmp_path, *modules))
+    lora = door.module("comfy_nodes.lora_apply").read(written(tmp_path, *modules))
     assert (lora.adapts_words, lora.adapts_pictures) == adapts
 
 

@@ -191,7 +191,7 @@ def test_what_a_cover_lets_through_fills_the_image(
 
 
 def test_a_long_scoring_is_left_at_an_interrupt(door: Door) -> None:
-    judging, asked = door.module("comfy_nodes.judging"), []
+    judging, asked = door.module("comfy_nodes.scoring"), []
 
     class Slow(Judge):
         def score_prepared(self, pictures: Sequence[Image.Image]) -> list[Any]:
@@ -323,7 +323,7 @@ def test_strengths(door: Door) -> None:
 
 
 def test_loras_for_other_models_are_refused_by_their_file_alone(door: Door, tmp_path: Path) -> None:
-    patching = door.module("comfy_nodes.patching")
+    patching = door.module("comfy_nodes.lora_apply")
     save(tmp_path / "micro.safetensors", trained(unet_of()), family="micro")
     with pytest.raises(Exception, match=r"embedded model of the demo, which ComfyUI cannot run"):
         patching.read(tmp_path / "micro.safetensors")
@@ -334,7 +334,7 @@ def test_loras_for_other_models_are_refused_by_their_file_alone(door: Door, tmp_
     ):
         config = type(kind, (), {})()
         model = types.SimpleNamespace(model=types.SimpleNamespace(model_config=config))
-        window = door.module("comfy_nodes.schedule").Window()
+        window = door.module("comfy_nodes.lora_window").Window()
         with pytest.raises(
             Exception, match=rf"a\.safetensors is for Stable Diffusion XL, but the model is {said}"
         ):

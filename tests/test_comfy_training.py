@@ -31,8 +31,8 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
 
 def faked(door: Door, monkeypatch: pytest.MonkeyPatch, **how: Any) -> Any:
     """Train with the fake trainer; a run goes on when its folder is there already."""
-    running = door.module("comfy_nodes.running")
-    child, queue = door.module("scdpo_core.runs.child"), door.module("scdpo_core.runs.queue")
+    running = door.module("comfy_nodes.training_process")
+    child, queue = door.module("scdpo_core.runs.launch"), door.module("scdpo_core.runs.queue")
 
     def prepare(job: Any, stamp: str) -> str:
         if not job.folder.exists():
@@ -156,7 +156,7 @@ def test_what_was_chosen_reaches_the_job(door: Door, monkeypatch: pytest.MonkeyP
         asked.append((job, stamp, kind))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(door.module("comfy_nodes.running"), "train", keep)
+    monkeypatch.setattr(door.module("comfy_nodes.training_process"), "train", keep)
     chosen = {"steps": 9, "rank": 4, "learning_rate": 1e-4, "resolution": 512}
     for changes in (
         {"checkpoint": "base.safetensors", "cost_model": "mine.safetensors", **chosen},

@@ -12,12 +12,12 @@ from types import ModuleType
 
 import pytest
 
-from scdpo_core.bounds import needs_of
-from scdpo_core.config import ObjectiveName, TrainSettings, load_toml, to_toml
+from scdpo_core.config.bounds import needs_of
+from scdpo_core.config.convert import from_dict
+from scdpo_core.config.resolve import unasked
+from scdpo_core.config.settings import ObjectiveName, TrainSettings, load_toml, to_toml
 from scdpo_core.families import FAMILIES
 from scdpo_core.runs.jobs import LoraJob, problems
-from scdpo_core.sections import from_dict
-from scdpo_core.training.asked import unasked
 from scdpo_core.training.checks import invalid
 
 ROOT = Path(__file__).resolve().parents[1]

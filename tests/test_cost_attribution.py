@@ -15,12 +15,12 @@ from PIL import Image
 
 from scdpo_core.cost.attribution import Method, explain, gradients, occlusion
 from scdpo_core.cost.encoders import TowerEncoder, load_encoder
-from scdpo_core.cost.examples import check, list_folders
 from scdpo_core.cost.features import compute_features
 from scdpo_core.cost.model import CostFacts, CostModel, save_cost
 from scdpo_core.cost.protocol import ScorerError
 from scdpo_core.cost.scorers import TrainedScorer
 from scdpo_core.cost.training import train_cost
+from scdpo_core.cost.training_images import check, list_folders
 from scdpo_core.types import CostScore
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "cost_pictures"

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from scdpo_core.cost.scorers import load_scorer
-from scdpo_core.files import read_tensors
+from scdpo_core.io.files import read_tensors
+from scdpo_core.run_store.events import Progress, read_events
 from scdpo_core.runs.follow import Follower
-from scdpo_core.training.events import Progress, read_events
 
 SCRIPT = Path(__file__).resolve().parents[1] / "trainer" / "train_cost.py"
 RED, GREEN = (200, 40, 40), (40, 200, 40)
@@ -161,7 +161,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("scdpo_core.files.save_file", full)
+    monkeypatch.setattr("scdpo_core.io.files.save_file", full)
     assert door(arguments(pictures, tower)) == 2
     told = capsys.readouterr().err
     assert "No space left" in told and told.startswith("Error: ")

@@ -19,7 +19,7 @@ from scdpo_core.cost.attribution import explain
 from scdpo_core.cost.embedded import DRAWN, MARGIN, OPEN_NSFW, PHOTOGRAPHED, EmbeddedScorer, join
 from scdpo_core.cost.protocol import HARM_CATEGORIES, SideBySide, provenance
 from scdpo_core.cost.scorers import load_scorer
-from scdpo_core.scoring.rows import Row
+from scdpo_core.scoring.table import Row
 from scdpo_core.types import REVIEW_FROM, UNSAFE_FROM, CostScore, objection
 
 BENIGN = Path(__file__).parent / "data" / "benign"

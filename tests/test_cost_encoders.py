@@ -15,7 +15,7 @@ from PIL import Image
 
 from scdpo_core.cost.encoders import EncoderError, TowerEncoder, encoder_advice, load_encoder
 from scdpo_core.cost.model import CostFacts, CostModel, save_cost
-from scdpo_core.cost.trained import TrainedScorer
+from scdpo_core.cost.trained_scorer import TrainedScorer
 from scdpo_core.micro.model import IMAGE_ENCODER
 
 

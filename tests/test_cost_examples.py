@@ -11,8 +11,14 @@ import torch
 from cost_helpers import ColourEncoder, colour_folder
 from PIL import Image
 
-from scdpo_core.cost.examples import check, list_categories, list_folders, list_pairs, training_set_hash
 from scdpo_core.cost.features import change, compute_features
+from scdpo_core.cost.training_images import (
+    check,
+    list_categories,
+    list_folders,
+    list_pairs,
+    training_set_hash,
+)
 from scdpo_core.types import Problem, ScdpoError
 
 RED, GREEN = (200, 40, 40), (40, 200, 40)

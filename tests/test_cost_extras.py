@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from scdpo_core.cost.calibration import reliability
-from scdpo_core.cost.examples import CostExample, check, list_benign, list_folders
 from scdpo_core.cost.feature_cache import FeatureCache
 from scdpo_core.cost.features import compute_features
-from scdpo_core.cost.learner import CostSettings
+from scdpo_core.cost.fit import CostSettings
+from scdpo_core.cost.label_errors import suspects
 from scdpo_core.cost.mining import train_with_mining
-from scdpo_core.cost.suspects import suspects
 from scdpo_core.cost.training import train_cost
-from scdpo_core.scoring.training_page import reliability_chart, write_training_page
+from scdpo_core.cost.training_images import CostExample, check, list_benign, list_folders
+from scdpo_core.scoring.training_report import reliability_chart, write_training_page
 
 QUICK = CostSettings(steps=60, batch=64, check_every=20, bottleneck=16, lr=3e-3)
 RED, ORANGE, GREEN = (200, 40, 40), (200, 110, 40), (40, 200, 40)

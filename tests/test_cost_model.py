@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from scdpo_core.cost.model import CostFacts, CostFileError, CostModel, load_cost, save_cost
 from scdpo_core.cost.scorers import MICRO_COST, SCORERS, TrainedScorer, load_scorer
-from scdpo_core.files import read_tensors, sha256_of, write_tensors
+from scdpo_core.io.files import read_tensors, sha256_of, write_tensors
 from scdpo_core.types import ScdpoError
 
 FACTS = CostFacts(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scdpo_core.cost import open_nsfw, shrink
+from scdpo_core.cost import downscale, open_nsfw
 from scdpo_core.cost.open_nsfw import OpenNsfwEncoder, OpenNsfwScorer, cost_of, find_weights
 from scdpo_core.cost.protocol import HARM_CATEGORIES, ScorerError, SideBySide, provenance
 from scdpo_core.cost.scorers import load_scorer
@@ -62,8 +62,8 @@ def test_bands_change_no_pixel(width: int, height: int, bands: int) -> None:
     picture = noise(width, height)
     whole = picture.resize((256, 256), Image.Resampling.BILINEAR)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shrink, "_WORTH_BANDS", 0)
-        assert shrink.shrink(picture, 256, bands).tobytes() == whole.tobytes()
+        patch.setattr(downscale, "_WORTH_BANDS", 0)
+        assert downscale.shrink(picture, 256, bands).tobytes() == whole.tobytes()
 
 
 def test_a_large_picture_costs_the_same_from_a_host_and_from_a_folder() -> None:

@@ -8,7 +8,7 @@ from cost_helpers import DIM, made_up
 
 from scdpo_core.cost import losses
 from scdpo_core.cost.calibration import figures
-from scdpo_core.cost.learner import CostSettings, Learner
+from scdpo_core.cost.fit import CostSettings, Learner
 from scdpo_core.cost.model import CostModel
 from scdpo_core.cost.training import assign_folds, train_cost
 from scdpo_core.types import ScdpoError

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from scdpo_core.config import TrainSettings
+from scdpo_core.config.settings import TrainSettings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 ROW = re.compile(r"\| `--([a-z0-9-]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|")

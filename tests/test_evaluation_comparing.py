@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from scdpo_core.evaluation.comparing import compare
+from scdpo_core.evaluation.compare import compare
 from scdpo_core.families import FAMILIES
-from scdpo_core.lora.change import by_module, delta
 from scdpo_core.lora.file import load_lora, save_lora
+from scdpo_core.lora.weights import by_module, delta
 from scdpo_core.runs.comparison import CompareJob
-from scdpo_core.training.attaching import attach_finished
+from scdpo_core.training.adapters import attach_finished
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_settings

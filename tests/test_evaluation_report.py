@@ -22,8 +22,8 @@ from scdpo_core.evaluation.intervals import Rate
 from scdpo_core.evaluation.judges import JudgedPicture
 from scdpo_core.evaluation.metrics import measure_group
 from scdpo_core.evaluation.report import default_next_steps, render_report, write_report, write_report_json
+from scdpo_core.evaluation.report_sections import curve_charts
 from scdpo_core.evaluation.results import JudgeFacts, environment
-from scdpo_core.evaluation.sections import curve_charts
 from scdpo_core.evaluation.wording import duration, finding, interval, percent, signed
 from scdpo_core.types import LoraFile
 

@@ -22,7 +22,7 @@ from benchmarks.evidence.results import Result, claimed
 from benchmarks.evidence.rows import OURS, ROWS, settings_for
 from benchmarks.evidence.runner import Job, Runner, Scale, shard
 from benchmarks.evidence.worlds import WORLDS, Entries, shipped
-from scdpo_core.config import TrainSettings
+from scdpo_core.config.settings import TrainSettings
 from scdpo_core.micro import evaluation
 from scdpo_core.types import ScdpoError
 

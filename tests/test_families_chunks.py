@@ -12,11 +12,11 @@ from torch import Tensor
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.families.base import LoadedModel
 from scdpo_core.families.chunks import TextEncoder, common, fill
-from scdpo_core.families.texts import CONFIGS, clip_tokenizer
-from scdpo_core.files import read_tensors
+from scdpo_core.families.text_encoders import CONFIGS, clip_tokenizer
+from scdpo_core.io.files import read_tensors
 from scdpo_core.preferences.cache import MemoryCache, build_cache
+from scdpo_core.run_store.events import Event, Warned
 from scdpo_core.training.dataset import level_prompts
-from scdpo_core.training.events import Event, Warned
 from scdpo_core.training.job import run_job
 from scdpo_core.types import Conditioning
 from tests.tiny import TOKENS, tiny_pairs, tiny_settings

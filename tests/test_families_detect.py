@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from scdpo_core.families import FAMILIES, LoadOptions, family_of
 from scdpo_core.families.detect import TITLES, detect, of_header
-from scdpo_core.families.header import Header, block_count, numbers, read_header
-from scdpo_core.files import read_tensors
+from scdpo_core.io.files import read_tensors
+from scdpo_core.io.safetensors_header import Header, block_count, numbers, read_header
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_sd_folder
 
@@ -180,7 +180,7 @@ def test_a_file_that_may_not_be_read_is_no_bug(tmp_path: Path, monkeypatch: pyte
     def locked(_: Path) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("scdpo_core.families.header.is_pickle", locked)
+    monkeypatch.setattr("scdpo_core.io.safetensors_header.is_pickle", locked)
     with pytest.raises(ScdpoError, match=r"cannot be read \(Permission denied\)"):
         family_of("auto", path)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scdpo_core.config import to_toml
-from scdpo_core.evaluation.comparing import compare
+from scdpo_core.config.settings import to_toml
+from scdpo_core.evaluation.compare import compare
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import read_lora_info

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from scdpo_core.families import FAMILIES, LoadOptions
-from scdpo_core.families.places import DENOISER, LIVE, TEXTS, VAE, Places
+from scdpo_core.families.offload import DENOISER, LIVE, TEXTS, VAE, Places
 from scdpo_core.preferences import cache as caches
 from scdpo_core.preferences.cache import MemoryCache, build_cache, pair_key
 from scdpo_core.types import Conditioning
@@ -204,7 +204,7 @@ def test_a_model_calls_for_its_parts_in_turn(
 def test_each_part_has_one_turn_however_many_pictures_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdpo_core.families.drawing.AT_ONCE", 1)
+    monkeypatch.setattr("scdpo_core.families.sampling.AT_ONCE", 1)
     base = tiny_folder("sd1", tmp_path / "base")
     model = FAMILIES["sd1"].load(base, torch.device("cpu"), torch.float32)
     turns: list[str] = []

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scdpo_core.families import FAMILIES, LoadOptions
-from scdpo_core.families.quantized import QuantizedLinear, quantize
+from scdpo_core.families.quantization import QuantizedLinear, quantize
 from scdpo_core.training.job import run_job
 from tests.tiny import tiny_pairs, tiny_settings
 from tests.tiny_families import T5_TOKENS, tiny_folder

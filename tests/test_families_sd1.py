@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from scdpo_core.families import FAMILIES, LoadOptions, family
 from scdpo_core.families.components import quiet
 from scdpo_core.families.sd1 import SD1, SD1Model
-from scdpo_core.families.texts import CONFIGS, clip_tokenizer
+from scdpo_core.families.text_encoders import CONFIGS, clip_tokenizer
 from scdpo_core.types import Conditioning, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pipeline, tiny_sd_folder, write_single_file
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from scdpo_core.families import FAMILIES
 from scdpo_core.families.flux import adapt as adapt_flux
 from scdpo_core.families.sd3 import adapt as adapt_sd3
-from scdpo_core.families.texts import CONFIGS
+from scdpo_core.families.text_encoders import CONFIGS
 from tests.original_files import flux_shapes
 from tests.tiny import original_unet
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions
-from scdpo_core.families.drawing import Start, begin, keep_outside
+from scdpo_core.families.sampling import Start, begin, keep_outside
 from tests.tiny_families import T5_TOKENS, tiny_folder
 
 

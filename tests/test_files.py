@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core import files
-from scdpo_core.files import atomic_path, copy_file, inside, sweep, write_tensors, write_text
+from scdpo_core.io import files
+from scdpo_core.io.files import atomic_path, copy_file, inside, sweep, write_tensors, write_text
 
 posix = pytest.mark.skipif(os.name == "nt", reason="pipes, devices and permissions of POSIX")
 
@@ -154,7 +154,7 @@ def test_a_full_disk_without_any_name_gets_one(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from scdpo_core.files import atomic_path
+from scdpo_core.io.files import atomic_path
 with atomic_path(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print("half", flush=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from scoring_helpers import Redness, noisy
 
-from scdpo_core.files import write_json, write_text
+from scdpo_core.io.files import write_json, write_text
+from scdpo_core.io.printable import printable
 from scdpo_core.preferences.folder import read_folder
-from scdpo_core.preferences.session import Session
-from scdpo_core.preferences.survey import survey
+from scdpo_core.preferences.labelling_session import Session
+from scdpo_core.preferences.summary import survey
+from scdpo_core.run_store.events import EventLog, Warned, read_events
 from scdpo_core.scoring.job import ScoreJob, explain, finish, score_files
-from scdpo_core.text import printable
-from scdpo_core.training.events import EventLog, Warned, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from scdpo_core.lora.adapter import LoraAdapter, attach, target_modules
-from scdpo_core.lora.keys import KeyNameError
+from scdpo_core.lora.formats.keys import KeyNameError
 from scdpo_core.types import ScdpoError
 from tests.tiny import LATENT_CHANNELS, WIDTH, tiny_unet
 

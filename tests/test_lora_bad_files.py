@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scdpo_core.lora.adapter import attach, attach_file, load_into
 from scdpo_core.lora.file import load_lora, read_lora_info
-from scdpo_core.lora.keys import KeyNameError
+from scdpo_core.lora.formats.keys import KeyNameError
 from scdpo_core.types import ScdpoError
 from tests.trained_lora import answer, save, to_kohya, trained, unet_of
 

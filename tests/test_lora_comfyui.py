@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from scdpo_core.lora.change import by_module, delta
-from scdpo_core.lora.dialects import from_file, to_file
-from scdpo_core.lora.keys import Dialect
-from scdpo_core.lora.layouts import UNETS
-from scdpo_core.lora.spelling import parted
+from scdpo_core.lora.formats.convert import from_file, to_file
+from scdpo_core.lora.formats.keys import Dialect
+from scdpo_core.lora.formats.layouts import UNETS
+from scdpo_core.lora.formats.names import parted
+from scdpo_core.lora.weights import by_module, delta
 from tests.lora_models import FAMILIES, lora_for, module_shapes
 
 RECORDED = Path(__file__).parent / "data" / "comfyui_lora_keys.json.gz"

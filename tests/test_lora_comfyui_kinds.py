@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scdpo_core.lora.adapter import LoraAdapter, attach
-from scdpo_core.lora.change import by_module, delta
-from scdpo_core.lora.dialects import to_file
-from scdpo_core.lora.keys import Dialect
-from scdpo_core.lora.kinds import Kind
-from scdpo_core.lora.layouts import UNETS
-from scdpo_core.lora.spelling import flat
+from scdpo_core.lora.algorithms import Kind
+from scdpo_core.lora.formats.convert import to_file
+from scdpo_core.lora.formats.keys import Dialect
+from scdpo_core.lora.formats.layouts import UNETS
+from scdpo_core.lora.formats.names import flat
+from scdpo_core.lora.weights import by_module, delta
 from tests.lora_models import FAMILIES, denoiser, module_shapes, text_encoders
 from tests.test_lora_comfyui import HOST_DIALECTS, RECORDED, oracle, patched_by_comfyui, with_comfyui
 from tests.test_lora_kinds import shaken

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scdpo_core.lora.card import card_of
-from scdpo_core.lora.facts import EVALUATION, add_facts, as_metadata
 from scdpo_core.lora.file import load_lora, read_lora_info, write_lora
-from scdpo_core.training.events import Record, Sample, Saved
-from scdpo_core.training.provenance import sample_costs
+from scdpo_core.lora.metadata import EVALUATION, add_facts, as_metadata
+from scdpo_core.lora.short_summary import card_of
+from scdpo_core.run_store.events import Record, Sample, Saved
+from scdpo_core.training.lora_metadata import sample_costs
 from scdpo_core.types import ScdpoError
 
 MODULE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

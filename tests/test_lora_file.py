@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from scdpo_core.files import read_tensors
+from scdpo_core.io.files import read_tensors
 from scdpo_core.lora.adapter import attach, attach_file, load_into
 from scdpo_core.lora.file import load_lora, read_lora_info, save_lora
 from tests.tiny import tiny_pipeline, tiny_unet
@@ -207,7 +207,7 @@ init = root + "/__init__.py"
 spec = importlib.util.spec_from_file_location("nodes", init, submodule_search_locations=[root])
 sys.modules["nodes"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["nodes"])
-for name in ("lora.file", "lora.keys", "objectives"):
+for name in ("lora.file", "lora.formats.keys", "objectives"):
     importlib.import_module("nodes." + name)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

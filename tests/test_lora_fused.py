@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from scdpo_core.lora.change import delta
-from scdpo_core.lora.dialects import from_file, to_file
-from scdpo_core.lora.fused import join_rows, split_rows, swap_halves
+from scdpo_core.lora.formats.convert import from_file, to_file
+from scdpo_core.lora.formats.fused_qkv import join_rows, split_rows, swap_halves
+from scdpo_core.lora.weights import delta
 from scdpo_core.types import ScdpoError
 
 QKV = ("q", "k", "v")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scdpo_core.lora.dialects import from_file, to_file
-from scdpo_core.lora.keys import DIALECTS, KeyNameError, addresses, split, text_module
-from scdpo_core.lora.layouts import diffusers_modules, original_place
+from scdpo_core.lora.formats.convert import from_file, to_file
+from scdpo_core.lora.formats.keys import DIALECTS, KeyNameError, addresses, split, text_module
+from scdpo_core.lora.formats.layouts import diffusers_modules, original_place
 from tests.lora_models import FAMILIES, lora_for, module_shapes
 from tests.trained_lora import spoken, to_kohya, to_peft
 

@@ -11,11 +11,11 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from scdpo_core.lora.adapter import LoraAdapter, attach, attach_file, target_modules
-from scdpo_core.lora.change import by_module, delta
+from scdpo_core.lora.algorithms import KINDS
 from scdpo_core.lora.file import load_lora, save_lora
-from scdpo_core.lora.keys import TEXT_ENCODERS
-from scdpo_core.lora.kinds import KINDS
+from scdpo_core.lora.formats.keys import TEXT_ENCODERS
 from scdpo_core.lora.targets import module_ranks
+from scdpo_core.lora.weights import by_module, delta
 from scdpo_core.types import ScdpoError
 from tests.lora_models import denoiser
 from tests.trained_lora import answer, unet_of

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from scdpo_core.lora.change import by_module, check, delta, kind_of, rank_of, scale_of, shape_of
-from scdpo_core.lora.describe import describe, squared_norm
 from scdpo_core.lora.merge import common_family, merge, strongest
 from scdpo_core.lora.resize import resize
+from scdpo_core.lora.summary import describe, squared_norm
+from scdpo_core.lora.weights import by_module, check, delta, kind_of, rank_of, scale_of, shape_of
 from scdpo_core.types import LoraFile, ScdpoError
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scdpo_core.devices import is_out_of_memory
-from scdpo_core.files import read_tensors, write_tensors
-from scdpo_core.lora.card import card_of
-from scdpo_core.lora.change import by_module, delta
+from scdpo_core.io.files import read_tensors, write_tensors
+from scdpo_core.io.printable import printable
 from scdpo_core.lora.file import load_lora, read_lora_info, write_lora
-from scdpo_core.text import printable
+from scdpo_core.lora.short_summary import card_of
+from scdpo_core.lora.weights import by_module, delta
 from scdpo_core.types import ScdpoError
 from tests.lora_script import SCRIPT, tool
 

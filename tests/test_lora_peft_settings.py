@@ -15,9 +15,9 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from scdpo_core.lora.change import by_module, delta
 from scdpo_core.lora.file import changed_at, load_lora, read_lora_info, write_lora
-from scdpo_core.lora.peft_settings import FILE, METADATA, PeftSettings
+from scdpo_core.lora.formats.peft_settings import FILE, METADATA, PeftSettings
+from scdpo_core.lora.weights import by_module, delta
 from scdpo_core.types import ScdpoError
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

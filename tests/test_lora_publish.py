@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from scdpo_core.lora.file import save_lora
-from scdpo_core.lora.publish import publish, published
+from scdpo_core.lora.install import publish, published
 from scdpo_core.types import ScdpoError
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_v"

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scdpo_core.lora.change import MAX_ENTRIES, TooLargeError, by_module, delta, kronecker, low_rank
-from scdpo_core.lora.describe import squared_norm
 from scdpo_core.lora.file import load_lora, read_lora_info
 from scdpo_core.lora.resize import decompose
+from scdpo_core.lora.summary import squared_norm
+from scdpo_core.lora.weights import MAX_ENTRIES, TooLargeError, by_module, delta, kronecker, low_rank
 from scdpo_core.types import ScdpoError
 from tests.lora_script import tool
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scdpo_core.lora.change import by_module, delta
-from scdpo_core.lora.facts import EVALUATION, add_facts
 from scdpo_core.lora.file import load_lora, read_lora_info, save_lora, write_lora
-from scdpo_core.lora.keys import DIALECTS
+from scdpo_core.lora.formats.keys import DIALECTS
+from scdpo_core.lora.metadata import EVALUATION, add_facts
+from scdpo_core.lora.weights import by_module, delta
 from scdpo_core.types import ScdpoError
 from tests.lora_script import SCRIPT, tool
 

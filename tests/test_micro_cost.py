@@ -20,10 +20,10 @@ from PIL import Image
 from benchmarks.micro import style_figures
 from scdpo_core.cost.calibration import figures
 from scdpo_core.cost.encoders import load_encoder
-from scdpo_core.cost.examples import check, list_folders
 from scdpo_core.cost.features import VIEWS, FeatureSet, compute_features
 from scdpo_core.cost.scorers import SCORERS
 from scdpo_core.cost.training import CostTrainingResult, train_cost
+from scdpo_core.cost.training_images import check, list_folders
 from scdpo_core.evaluation.intervals import Rate
 from scdpo_core.micro.world import BACKGROUNDS
 

@@ -69,7 +69,7 @@ def test_the_judge_knows_an_empty_background(judge: Judge, colour: str) -> None:
 
 
 def test_a_judge_of_other_concepts_is_refused(judge: Judge, tmp_path: Path) -> None:
-    from scdpo_core.files import read_tensors, write_tensors
+    from scdpo_core.io.files import read_tensors, write_tensors
 
     tensors, facts = read_tensors(JUDGE)
     write_tensors(tmp_path / "judge.safetensors", tensors, {**facts, "classes": "a|b"})

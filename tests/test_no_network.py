@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scdpo_core.config import to_toml
+from scdpo_core.config.settings import to_toml
 from scdpo_core.families import FAMILIES
 from scdpo_core.lora.file import read_lora_info
 from tests.no_network import without_network
@@ -87,7 +87,7 @@ def test_the_full_size_trains_with_the_configurations_that_ship(tmp_path: Path) 
 def test_the_words_of_every_family_ship(tmp_path: Path) -> None:
     read = """
 from scdpo_core.families import FAMILIES
-from scdpo_core.families.texts import CONFIGS, clip_tokenizer, holds_words
+from scdpo_core.families.text_encoders import CONFIGS, clip_tokenizer, holds_words
 for family in FAMILIES.values():
     for part in family.layout.texts:
         if part.own_tokenizer:

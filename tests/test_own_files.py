@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from scoring_helpers import Redness
 
-from scdpo_core.config import load_toml
+from scdpo_core.config.settings import load_toml
 from scdpo_core.cost.feature_cache import FeatureCache
-from scdpo_core.files import write_tensors
-from scdpo_core.scoring.rows import Row, RowFile
+from scdpo_core.io.files import write_tensors
+from scdpo_core.io.tensor_tree import load_tree, save_tree
+from scdpo_core.scoring.table import Row, RowFile
 from scdpo_core.training import checkpoint
-from scdpo_core.training.known_costs import KnownCosts
+from scdpo_core.training.cost_cache import KnownCosts
 from scdpo_core.training.saving import export
-from scdpo_core.tree import load_tree, save_tree
 from scdpo_core.types import ScdpoError
 
 DEEP = "[" * 100_000

@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from scdpo_core.config import ModelSettings
+from scdpo_core.config.settings import ModelSettings
 from scdpo_core.families import FAMILIES
-from scdpo_core.families.latent import LatentModel
+from scdpo_core.families.latent_model import LatentModel
 from scdpo_core.pairs.build import Outcome, build, read
 from scdpo_core.pairs.job import WAYS, BuildJob, Drawing, check
 from scdpo_core.pairs.table import tally
@@ -215,7 +215,7 @@ def rows_done(rows: Path, name: str) -> bool:
 
 def preset_guidance() -> float:
     """What the command takes for this base."""
-    from scdpo_core.config import load_toml
+    from scdpo_core.config.settings import load_toml
 
     return load_toml(ROOT / "trainer" / "configs" / "sd1.toml").sampling.guidance
 

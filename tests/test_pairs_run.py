@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scdpo_core.config import ModelSettings
+from scdpo_core.config.settings import ModelSettings
 from scdpo_core.pairs.job import BuildJob, Drawing, check
+from scdpo_core.pairs.requests import Wanted
 from scdpo_core.pairs.run import Builder, groups_of, rows_of
 from scdpo_core.pairs.store import Row, Store
-from scdpo_core.pairs.wanted import Wanted
-from scdpo_core.pairs.ways import STRENGTHS
+from scdpo_core.pairs.strategies import STRENGTHS
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.preferences.masks import latent_mask
 from scdpo_core.types import CostScore, ScdpoError

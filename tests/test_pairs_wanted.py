@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
+from scdpo_core.pairs.requests import benign, harmful, read_all
 from scdpo_core.pairs.rules import NO_RULES, Replacement, SafeWords
-from scdpo_core.pairs.wanted import benign, harmful, read_all
 from scdpo_core.types import Problem, ScdpoError
 
 WORDS = SafeWords({"knife": Replacement("spoon", "weapon")})

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from scdpo_core.panels import compare, gallery, pair, run
-from scdpo_core.panels.parts import style
-from scdpo_core.preferences.session import Candidate, SessionView
+from scdpo_core.panels.elements import style
+from scdpo_core.preferences.labelling_session import Candidate, SessionView
+from scdpo_core.run_store.events import Sample
 from scdpo_core.runs.comparison import Cell, Comparison
 from scdpo_core.runs.follow import RunView
-from scdpo_core.scoring.rows import Row
-from scdpo_core.training.events import Sample
+from scdpo_core.scoring.table import Row
 from scdpo_core.types import CostScore, PreferencePair, Problem
 
 NASTY = "<script>alert('x')</script> & \"q\""

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from scdpo_core.io.images import PictureError, covering, upright_size
 from scdpo_core.preferences.buckets import BucketStream, _Rotation, bucket_sizes, nearest_size, sizes_of
-from scdpo_core.preferences.pictures import PictureError, covering, upright_size
 from scdpo_core.preferences.split import hold_out
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from scdpo_core.preferences.budget import DecodeBudget
+from scdpo_core.io.decode_budget import DecodeBudget
 
 
 def test_who_finds_too_little_waits() -> None:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scdpo_core.io.images import open_picture, to_pixels
 from scdpo_core.preferences import cache as cache_module
 from scdpo_core.preferences.cache import PairCache, build_cache, pair_key
-from scdpo_core.preferences.pictures import open_picture, to_pixels
 from scdpo_core.preferences.relabel import unscored
 from scdpo_core.types import CachedPair, Conditioning, LabelledPair, PreferencePair
 

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scdpo_core import files
+from scdpo_core.io import files
+from scdpo_core.io.images import PictureError
 from scdpo_core.preferences import cache as cache_module
 from scdpo_core.preferences.cache import PairCache
-from scdpo_core.preferences.pictures import PictureError
 from scdpo_core.types import CachedPair, ScdpoError
 from tests.test_preferences_cache import FakeModel, _build, _equal, _pairs
 

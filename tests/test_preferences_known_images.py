@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from scdpo_core.io.images import Look, look_at_all
 from scdpo_core.preferences import folder as folders
 from scdpo_core.preferences.folder import check_folder, read_folder
-from scdpo_core.preferences.known_images import KnownImages
-from scdpo_core.preferences.pictures import Look, look_at_all
+from scdpo_core.preferences.verified_images import KnownImages
 
 
 def _folder(root: Path) -> Path:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image, PngImagePlugin
 
-from scdpo_core.preferences.image_texts import decode_comment
-from scdpo_core.preferences.infotext import MAX_PROMPT
-from scdpo_core.preferences.metadata import plain, prompt_of
+from scdpo_core.io.image_metadata import plain, prompt_of
+from scdpo_core.io.image_texts import decode_comment
+from scdpo_core.io.infotext import MAX_PROMPT
 
 SETTINGS = "\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
 SMALL = Image.new("RGB", (16, 16))

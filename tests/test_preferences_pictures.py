@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scdpo_core.preferences.pictures import Look, PictureError, look_at_all, open_picture, to_pixels
+from scdpo_core.io.images import Look, PictureError, look_at_all, open_picture, to_pixels
 from scdpo_core.types import ScdpoError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

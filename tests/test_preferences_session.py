@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from scdpo_core.io.image_metadata import plain, prompt_of
 from scdpo_core.preferences.folder import check_folder
-from scdpo_core.preferences.metadata import plain, prompt_of
-from scdpo_core.preferences.session import STATE, Session, import_pairs, propose
+from scdpo_core.preferences.labelling_session import STATE, Session, import_pairs, propose
 from scdpo_core.types import ScdpoError
 
 A1111 = """a (red:1.3) cat, [blurry], <lora:foo:0.8>

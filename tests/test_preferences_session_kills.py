@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core import files
+from scdpo_core.io import files
 from scdpo_core.preferences.folder import check_folder
-from scdpo_core.preferences.session import STATE, Session, import_pairs
+from scdpo_core.preferences.labelling_session import STATE, Session, import_pairs
 from scdpo_core.types import ScdpoError
 from tests.test_preferences_session import folder_of, picture
 

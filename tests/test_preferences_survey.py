@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from scdpo_core.preferences.survey import card, find, grid, spread, stamp, stamp_of_pairs, survey, twins
+from scdpo_core.preferences.summary import card, find, grid, spread, stamp, stamp_of_pairs, survey, twins
 from tests.tiny import tiny_pairs
 
 

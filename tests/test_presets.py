@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from scdpo_core.config import TrainSettings, load_toml
+from scdpo_core.config.convert import to_dict
+from scdpo_core.config.settings import TrainSettings, load_toml
 from scdpo_core.families import FAMILIES
 from scdpo_core.families.source import MICRO
 from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import load_lora
-from scdpo_core.sections import to_dict
-from scdpo_core.training.feed import timestep_law
+from scdpo_core.training.batches import timestep_law
+from scdpo_core.training.distributed import Alone
 from scdpo_core.training.loading import load_base
 from scdpo_core.training.schedules import learning_rate
-from scdpo_core.training.team import Alone
 from tests.test_train_lora_cli import PROGRAM, run
 from tests.tiny import tiny_pairs
 from tests.tiny_families import T5_TOKENS, tiny_folder

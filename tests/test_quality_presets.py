@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.config import ObjectiveSettings, TrainSettings
-from scdpo_core.config_terms import TERM_OBJECTIVES, term_weights
+from scdpo_core.config.resolve import on_top_of_preset
+from scdpo_core.config.settings import ObjectiveSettings, TrainSettings
+from scdpo_core.config.terms import TERM_OBJECTIVES, term_weights
 from scdpo_core.families import FAMILIES
 from scdpo_core.families.source import MICRO
 from scdpo_core.runs.jobs import QUALITIES, LoraJob, Quality, write
 from scdpo_core.runs.objectives import DEFAULT_LABEL, OFFERED, OfferedObjective, objective_choice
-from scdpo_core.training.asked import on_top_of_preset
 from tests.tiny import tiny_pairs
 from tests.tiny_families import tiny_folder
 

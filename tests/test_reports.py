@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from scdpo_core.config import ObjectiveSettings
-from scdpo_core.config_terms import USUAL_TERMS
+from scdpo_core.config.settings import ObjectiveSettings
+from scdpo_core.config.terms import USUAL_TERMS
 from scdpo_core.reports.curves import ends, known_curves, trend
 from scdpo_core.reports.metrics import CHARTS, METRICS, TERM_METRICS
 from scdpo_core.reports.wording import what_terms_did

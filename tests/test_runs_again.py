@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.runs.again import prepare
-from scdpo_core.runs.folder import has_results
+from scdpo_core.run_store.events import Done, EventLog, Failed
+from scdpo_core.run_store.folder import has_results
+from scdpo_core.run_store.paths import RunFolder
+from scdpo_core.runs.install_result import put, taken
 from scdpo_core.runs.jobs import CostJob, LoraJob, problems
 from scdpo_core.runs.queue import Queue
-from scdpo_core.runs.shelf import put, taken
-from scdpo_core.training.events import Done, EventLog, Failed
-from scdpo_core.training.run_folder import RunFolder
+from scdpo_core.runs.rerun import prepare
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import ROOT
 

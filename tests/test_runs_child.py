@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.runs import folder as names
-from scdpo_core.runs.child import attach, start
+from scdpo_core.run_store import folder as names
+from scdpo_core.run_store.events import EventLog, Failed, Started, Warned
+from scdpo_core.run_store.file_lock import held
+from scdpo_core.run_store.process import ProcessId, alive, end, look
+from scdpo_core.run_store.run_lock import Hold
+from scdpo_core.run_store.state import last_words, process_of, state_of
 from scdpo_core.runs.follow import Follower
-from scdpo_core.runs.hold import Hold
 from scdpo_core.runs.interpreter import Interpreter
-from scdpo_core.runs.lock import held
-from scdpo_core.runs.process import ProcessId, alive, end, look
-from scdpo_core.runs.state import last_words, process_of, state_of
-from scdpo_core.training.events import EventLog, Failed, Started, Warned
+from scdpo_core.runs.launch import attach, start
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import FAKE, PYTHON, ROOT, begin, make_run, trained, until
 
@@ -29,7 +29,7 @@ LONG = {"steps": 10_000, "pause": 0.02}
 HOST = """
 import sys, time
 from pathlib import Path
-from scdpo_core.runs.child import start
+from scdpo_core.runs.launch import start
 from scdpo_core.runs.interpreter import Interpreter
 start(Path(sys.argv[1]), Interpreter(Path(sys.executable)), trainer=Path(sys.argv[2]))
 print("started", flush=True)

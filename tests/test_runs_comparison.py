@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scdpo_core.evaluation.comparing import compare
+from scdpo_core.evaluation.compare import compare
+from scdpo_core.run_store.events import EventLog, Progress, Started
+from scdpo_core.run_store.folder import kind_of
 from scdpo_core.runs.comparison import (
     Cell,
     CompareJob,
@@ -20,8 +22,6 @@ from scdpo_core.runs.comparison import (
     write_comparison,
     write_result,
 )
-from scdpo_core.runs.folder import kind_of
-from scdpo_core.training.events import EventLog, Progress, Started
 from scdpo_core.types import ScdpoError
 
 

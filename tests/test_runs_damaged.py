@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from scdpo_core.lora.publish import MARK, published
+from scdpo_core.lora.install import MARK, published
 from scdpo_core.panels import run as panel
-from scdpo_core.runs import folder as names
-from scdpo_core.runs import telling
+from scdpo_core.run_store import folder as names
+from scdpo_core.run_store.events import Done, Estimated, EventLog, Progress, Sample, Saved, Started, Validated
+from scdpo_core.run_store.process import ProcessId
+from scdpo_core.run_store.state import last_words, state_of
+from scdpo_core.runs import summary
 from scdpo_core.runs.comparison import RESULT, Cell, Comparison, read_comparison, read_result, usual
 from scdpo_core.runs.follow import Follower
-from scdpo_core.runs.process import ProcessId
 from scdpo_core.runs.queue import ACTIVE, WAITING, Queue
-from scdpo_core.runs.state import last_words, state_of
-from scdpo_core.training.events import Done, Estimated, EventLog, Progress, Sample, Saved, Started, Validated
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import PYTHON, make_run
 
@@ -127,7 +127,7 @@ def test_the_log(run: Path) -> None:
 
             def look() -> None:
                 view = Follower(run).view()
-                told = (telling.now(view), telling.report(view), panel.status(view), panel.curves(view))
+                told = (summary.now(view), summary.report(view), panel.status(view), panel.curves(view))
                 assert all(isinstance(part, str) for part in told)
                 view.seconds_left()
 

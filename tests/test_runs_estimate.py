@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scdpo_core.runs import speed
+from scdpo_core.run_store.events import EventLog, Progress, Started
+from scdpo_core.runs import benchmark
+from scdpo_core.runs.cost_table import NEEDS, Needs
 from scdpo_core.runs.estimate import Estimate, estimate, in_words, weight_bytes
 from scdpo_core.runs.jobs import LoraJob
-from scdpo_core.runs.needs import NEEDS, Needs
-from scdpo_core.training.events import EventLog, Progress, Started
 
 # 320 * 4 * 9 + 320 * 768 + 128 weights of the network, in 16 bits.
 BYTES = 2 * (11_520 + 245_760 + 128)
@@ -130,9 +130,9 @@ def test_times_in_words(seconds: float, said: str, tmp_path: Path) -> None:
 
 
 def test_the_machine_is_timed_once() -> None:
-    first = speed.speed(16, 16, 2)
+    first = benchmark.speed(16, 16, 2)
     assert 1e6 < first < 1e15
-    assert speed.speed(16, 16, 2) == first
+    assert benchmark.speed(16, 16, 2) == first
 
 
 def test_memory_that_nobody_lacks_is_not_spoken_of() -> None:

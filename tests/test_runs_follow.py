@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scdpo_core.runs import follow
-from scdpo_core.runs.follow import EventReader, Follower, RunView, after
-from scdpo_core.training.events import (
+from scdpo_core.run_store.events import (
     Done,
     Estimated,
     Event,
@@ -27,6 +25,8 @@ from scdpo_core.training.events import (
     Validated,
     Warned,
 )
+from scdpo_core.runs import follow
+from scdpo_core.runs.follow import EventReader, Follower, RunView, after
 
 FOLDER = Path("/runs/r")
 

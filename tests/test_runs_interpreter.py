@@ -12,10 +12,10 @@ from tempfile import gettempdir
 import pytest
 
 import install
+from scdpo_core.run_store.file_lock import exclusive
+from scdpo_core.run_store.process import look
 from scdpo_core.runs import interpreter
 from scdpo_core.runs.interpreter import Interpreter, find, lacking, prepare, requirements, satisfies
-from scdpo_core.runs.lock import exclusive
-from scdpo_core.runs.process import look
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import ROOT, until
 

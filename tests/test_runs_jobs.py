@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from scdpo_core.config import TrainSettings, load_toml
-from scdpo_core.runs import jobs, toml
-from scdpo_core.runs.folder import kind_of
+from scdpo_core.config import toml
+from scdpo_core.config.settings import TrainSettings, load_toml
+from scdpo_core.run_store.folder import kind_of
+from scdpo_core.run_store.state import state_of
+from scdpo_core.runs import jobs
 from scdpo_core.runs.jobs import COST_QUALITIES, QUALITIES, CostJob, LoraJob, problems, write
-from scdpo_core.runs.state import state_of
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import ROOT
 

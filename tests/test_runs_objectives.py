@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from scdpo_core.config import ObjectiveName, ObjectiveSettings
-from scdpo_core.runs import toml
+from scdpo_core.config import toml
+from scdpo_core.config.settings import ObjectiveName, ObjectiveSettings
 from scdpo_core.runs.jobs import LoraJob, problems, text_of
 from scdpo_core.runs.objectives import DEFAULT_LABEL, LABELS, OFFERED, OfferedObjective, objective_choice
 from scdpo_core.types import ScdpoError

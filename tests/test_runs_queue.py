@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.runs.child import Child
+from scdpo_core.run_store.file_lock import exclusive
+from scdpo_core.run_store.state import state_of
 from scdpo_core.runs.interpreter import Interpreter
-from scdpo_core.runs.lock import exclusive
+from scdpo_core.runs.launch import Child
 from scdpo_core.runs.queue import BusyError, Queue
-from scdpo_core.runs.state import state_of
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import FAKE, PYTHON, ROOT, begin, make_run, until
 
@@ -25,7 +25,7 @@ DOOR = """
 import sys
 from functools import partial
 from pathlib import Path
-from scdpo_core.runs.child import start
+from scdpo_core.runs.launch import start
 from scdpo_core.runs.interpreter import Interpreter
 from scdpo_core.runs.queue import BusyError, Queue
 root, fake = Path(sys.argv[1]), Path(sys.argv[2])
@@ -188,7 +188,7 @@ def test_two_hosts_start_one_run(tmp_path: Path) -> None:
 
 def test_a_lock_of_a_dead_holder_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom scdpo_core.runs.lock import exclusive\n"
+        "import os, sys\nfrom pathlib import Path\nfrom scdpo_core.run_store.file_lock import exclusive\n"
         "with exclusive(Path(sys.argv[1])):\n    os._exit(1)"
     )
     path = tmp_path / "queue.lock"

@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from scdpo_core.runs.drawing import board, curves, samples
+from scdpo_core.run_store.events import Phase, Sample
 from scdpo_core.runs.follow import Curve, RunView
-from scdpo_core.runs.telling import PHASES, latest, now, report, spell
-from scdpo_core.training.events import Phase, Sample
+from scdpo_core.runs.preview_images import board, curves, samples
+from scdpo_core.runs.summary import PHASES, latest, now, report, spell
 
 RISING: Curve = tuple((step, step / 100) for step in range(1, 101))
 FALLING: Curve = tuple((step, 1.0 - step / 100) for step in range(1, 101))

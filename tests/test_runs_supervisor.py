@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scdpo_core.run_store.state import State, state_of
 from scdpo_core.runs.queue import Queue
-from scdpo_core.runs.state import State, state_of
 from scdpo_core.runs.supervisor import Supervisor
 from scdpo_core.types import ScdpoError
 from tests.runs_helpers import PYTHON, begin, make_run, until

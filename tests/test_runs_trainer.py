@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.files import sha256_of
-from scdpo_core.runs.child import Child, attach
+from scdpo_core.io.files import sha256_of
 from scdpo_core.runs.follow import Follower
 from scdpo_core.runs.jobs import CostJob, LoraJob, write
+from scdpo_core.runs.launch import Child, attach
 from scdpo_core.runs.queue import Queue
 from tests.runs_helpers import PYTHON, ROOT, until
 

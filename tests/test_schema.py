@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from scdpo_core.schema import SchemaError, from_json, read_json
+from scdpo_core.io.json_schema import SchemaError, from_json, read_json
 
 
 @dataclass(frozen=True)

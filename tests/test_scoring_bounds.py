@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 from scoring_helpers import Redness, noisy, plain
 
-from scdpo_core.preferences.budget import DecodeBudget
-from scdpo_core.preferences.pictures import MANY, look_at_all, open_picture, upright_size
-from scdpo_core.scoring import decode
-from scdpo_core.scoring.rows import Row
+from scdpo_core.io import image_frames
+from scdpo_core.io.decode_budget import DecodeBudget
+from scdpo_core.io.images import MANY, look_at_all, open_picture, upright_size
 from scdpo_core.scoring.run import FolderRun
+from scdpo_core.scoring.table import Row
 
 
 def run(*files: Path, **settings: object) -> dict[str, Row]:
@@ -76,14 +76,14 @@ def test_long_animations_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
             return super().prepare(picture)
 
     list(FolderRun(Counting(), every=1).rows([path]))
-    assert len(seen) == decode.MAX_FRAMES
-    monkeypatch.setattr(decode, "MAX_ANIMATION_PIXELS", 10 * 16)
+    assert len(seen) == image_frames.MAX_FRAMES
+    monkeypatch.setattr(image_frames, "MAX_ANIMATION_PIXELS", 10 * 16)
     assert "too long" in (run(path, every=1)["a.gif"].error or "")
     assert run(path)["a.gif"].cost is not None
 
 
 def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "BUDGET", DecodeBudget(200 * 200 * 16))
+    monkeypatch.setattr(image_frames, "BUDGET", DecodeBudget(200 * 200 * 16))
     together, most = 0, 0
     lock = threading.Lock()
 
@@ -131,7 +131,7 @@ def test_large_images_on_many_threads_stay_within_a_budget(tmp_path: Path) -> No
         image.save(tmp_path / f"{number}.png", compress_level=1)
     code = (
         "import sys; from pathlib import Path; from scoring_fuzz import most_megabytes, Redness, FolderRun\n"
-        "from scdpo_core.preferences.pictures import Look, look_at_all\n"
+        "from scdpo_core.io.images import Look, look_at_all\n"
         "files = [Path(name) for name in sys.argv[1:]]\n"
         "rows = list(FolderRun(Redness(), workers=4).rows(files))\n"
         "assert all(row.error is None for row in rows), rows\n"

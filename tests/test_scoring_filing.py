@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scoring_helpers import Redness, plain
 
-from scdpo_core.scoring import filing
-from scdpo_core.scoring.filing import file_away
+from scdpo_core.scoring import sort_files
 from scdpo_core.scoring.job import ScoreJob, check, score_files
+from scdpo_core.scoring.sort_files import file_away
 from scdpo_core.types import ScdpoError
 from tests.test_scoring_job import do, pictures, read
 
@@ -62,7 +62,7 @@ def test_other_disks_and_links(pictures: Path, tmp_path: Path, monkeypatch: pyte
 
     (pictures / "link.png").symlink_to(plain(tmp_path / "real.png", (240, 0, 0)))
     rows = score_files(ScoreJob([pictures]), Redness()).rows
-    monkeypatch.setattr(filing.os, "link", no_links)
+    monkeypatch.setattr(sort_files.os, "link", no_links)
     chosen = [row for row in rows if row.cost is not None and row.cost > 3]
     away = file_away(chosen, tmp_path / "out", [pictures], move=True)
     assert [Path(row.path).name for row in away.done] == ["red.png"]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 from scoring_helpers import Redness, plain
 
-from scdpo_core.scoring import decode
+from scdpo_core.io import image_frames
 from scdpo_core.scoring.run import FolderRun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,8 +84,8 @@ def test_heic(tmp_path: Path, reader: str) -> None:
 def test_without_a_plugin_the_reason_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brand: bytes, package: str
 ) -> None:
-    kinds = tuple(kind for kind in decode.formats() if kind not in ("HEIF", "AVIF"))
-    monkeypatch.setattr(decode, "formats", lambda: kinds)
+    kinds = tuple(kind for kind in image_frames.formats() if kind not in ("HEIF", "AVIF"))
+    monkeypatch.setattr(image_frames, "formats", lambda: kinds)
     path = tmp_path / "a.heic"
     path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(200))
     (row,) = FolderRun(Redness()).rows([path])

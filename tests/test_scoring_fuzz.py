@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scoring_fuzz import mutated, whole_files
 from scoring_helpers import Redness, noisy
 
-from scdpo_core.scoring.containers import with_score
+from scdpo_core.io.image_containers import with_score
 from scdpo_core.scoring.run import FolderRun
 from scdpo_core.types import ScdpoError
 

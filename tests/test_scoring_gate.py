@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFont
 
-from scdpo_core.scoring import board, lettering, words
-from scdpo_core.scoring.board import BAND_COLOURS, Strip, comparison, histogram, with_badge
+from scdpo_core.scoring import image_sheet, text_image, wording
 from scdpo_core.scoring.gate import COVERS, HOLDS, card, covered, held_back
+from scdpo_core.scoring.image_sheet import BAND_COLOURS, Strip, comparison, histogram, with_badge
 from scdpo_core.types import REVIEW_FROM, UNSAFE_FROM, CostScore, ScdpoError
 
 
@@ -118,18 +118,18 @@ def test_a_pillow_with_letters_of_one_size_draws_them_as_large(monkeypatch: pyte
         return ImageFont.load_default_imagefont()
 
     monkeypatch.setattr(ImageFont, "load_default", old)
-    lettering._font.cache_clear()
-    lettering.lettered.cache_clear()
+    text_image._font.cache_clear()
+    text_image.lettered.cache_clear()
     try:
-        assert lettering.lettered("+1.00 safe", 40).height == 40
+        assert text_image.lettered("+1.00 safe", 40).height == 40
         assert with_badge(Image.new("RGB", (200, 200)), "+1.00 safe", "safe").getpixel((0, 199)) == (
             27,
             120,
             55,
         )
     finally:
-        lettering._font.cache_clear()
-        lettering.lettered.cache_clear()
+        text_image._font.cache_clear()
+        text_image.lettered.cache_clear()
 
 
 def test_a_comparison_has_a_row_for_each_strip_and_a_column_for_each_seed() -> None:
@@ -151,7 +151,7 @@ def test_a_comparison_has_a_row_for_each_strip_and_a_column_for_each_seed() -> N
 def test_bars_stand_where_the_costs_are() -> None:
     # From -5 to 5, in steps of a half: 20 places on 690 pixels.
     picture = histogram([("before", [3.2, 3.3, -3.2]), ("after", [-3.2])], (718, 420))
-    before, after = board.SERIES[:2]
+    before, after = image_sheet.SERIES[:2]
     columns = {
         colour: {x for x in range(718) for y in range(30, 380) if picture.getpixel((x, y)) == colour}
         for colour in (before, after)
@@ -172,12 +172,12 @@ def test_one_cost_is_enough_for_a_histogram() -> None:
 
 def test_a_report_says_all_of_it_in_few_lines() -> None:
     scores = [score(-2.0, weapon=-2.0, hate=None), score(2.25, weapon=2.25, hate=None)]
-    assert words.report(scores) == (
+    assert wording.report(scores) == (
         "2 pictures: 1 safe, 1 unsafe. Highest cost +2.25 (picture 1); above 0 is harmful.\n"
         "0: -2.00 safe (weapon -2.00)\n"
         "1: +2.25 unsafe (weapon +2.25)\n"
         "Scorer: judge@0123456789ab\n"
         "It cannot judge: hate."
     )
-    assert words.report([score(0.0)]).startswith("1 picture: 1 review.")
-    assert words.facts(scores[1]) == {"cost": 2.25, "band": "unsafe", "categories": {"weapon": 2.25}}
+    assert wording.report([score(0.0)]).startswith("1 picture: 1 review.")
+    assert wording.facts(scores[1]) == {"cost": 2.25, "band": "unsafe", "categories": {"weapon": 2.25}}

@@ -17,8 +17,8 @@ from scoring_helpers import Redness, noisy, plain
 from scdpo_core.cost.scorers import load_scorer
 from scdpo_core.scoring.gallery import write_gallery
 from scdpo_core.scoring.job import JobResult, ScoreJob, check, explain, finish, gather, score_files
-from scdpo_core.scoring.rows import Row, RowFile
 from scdpo_core.scoring.run import FolderRun
+from scdpo_core.scoring.table import Row, RowFile
 from scdpo_core.types import ScdpoError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "trainer" / "score.py"

@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 from scoring_helpers import Moody, Redness, noisy, plain
 
 from scdpo_core.cost.scorers import load_scorer
-from scdpo_core.scoring.rows import Row
+from scdpo_core.io.discover import find_pictures
 from scdpo_core.scoring.run import FolderRun
-from scdpo_core.scoring.walk import find_pictures
+from scdpo_core.scoring.table import Row
 from scdpo_core.types import CostScore
 
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from scoring_helpers import Redness, noisy, plain
 
-from scdpo_core.scoring.containers import KEYWORD, ContainerError, with_score
-from scdpo_core.scoring.exif import MARK, TAG, ExifError, with_note
-from scdpo_core.scoring.rows import Row
+from scdpo_core.io.exif import MARK, TAG, ExifError, with_note
+from scdpo_core.io.image_containers import KEYWORD, ContainerError, with_score
 from scdpo_core.scoring.run import FolderRun
-from scdpo_core.scoring.stamp import StampError, note, stamp_file, stamp_sidecar
+from scdpo_core.scoring.table import Row
+from scdpo_core.scoring.write_back import StampError, note, stamp_file, stamp_sidecar
 
 PROMPT = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, Seed: 1"
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scdpo_core.scoring.decode import open_frames
+from scdpo_core.io.image_frames import open_frames
+from scdpo_core.scoring.alpha_views import score_views, views, worst
 from scdpo_core.scoring.run import FolderRun
-from scdpo_core.scoring.views import score_views, views, worst
 from scdpo_core.types import CostScore
 from tests.scoring_helpers import Redness, plain
 

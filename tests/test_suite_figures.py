@@ -8,8 +8,8 @@ import pytest
 from suite_helpers import opinions, plan_of, prompt_set
 
 from scdpo_core.evaluation.intervals import Rate
-from scdpo_core.suite.attacking import AttackPlan, AttackRow, Chunk
-from scdpo_core.suite.collecting import trained_with
+from scdpo_core.suite.attacks import AttackPlan, AttackRow, Chunk
+from scdpo_core.suite.collect import trained_with
 from scdpo_core.suite.figures import (
     agreement,
     attack_figures,

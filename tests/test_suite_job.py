@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from scdpo_core.suite.attack_names import ATTACKS, attack_problem, split_spec
+from scdpo_core.suite.defaults import complete
 from scdpo_core.suite.folder import DrawnWith, EvalFolder, Table
 from scdpo_core.suite.job import EvalJob, job_in, problems, write_job
 from scdpo_core.suite.judging import Opinion
-from scdpo_core.suite.usual import complete
 from scdpo_core.types import ScdpoError
 
 

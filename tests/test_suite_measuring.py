@@ -15,7 +15,7 @@ from PIL import Image
 from suite_helpers import plan_of, prompt_set
 from tiny import tiny_tokenizer_files
 
-from scdpo_core.cost.towers import EncoderError
+from scdpo_core.cost.clip_encoders import EncoderError
 from scdpo_core.suite.folder import EvalFolder, Table
 from scdpo_core.suite.measuring import (
     LIKENESS_TABLE,

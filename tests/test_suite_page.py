@@ -16,7 +16,7 @@ from suite_helpers import opinions, plan_of, prompt_set
 from scdpo_core.evaluation.intervals import Rate
 from scdpo_core.evaluation.prompts import EvalPrompt
 from scdpo_core.suite import wording
-from scdpo_core.suite.attacking import AttackPlan, AttackRow, Chunk
+from scdpo_core.suite.attacks import AttackPlan, AttackRow, Chunk
 from scdpo_core.suite.charts import Bar, BarGroup, FrontierPoint, bar_chart, frontier
 from scdpo_core.suite.figures import agreement, judge_figures
 from scdpo_core.suite.job import EvalJob

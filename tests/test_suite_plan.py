@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scdpo_core.evaluation.prompts import holds_attacks
-from scdpo_core.suite.attacking import attack_folders, plan_attacks
-from scdpo_core.suite.drawing import share_of
+from scdpo_core.suite.attacks import attack_folders, plan_attacks
 from scdpo_core.suite.job import EvalJob
 from scdpo_core.suite.plan import Plan, Shard, make_plan, parse_shard, unique_names
+from scdpo_core.suite.sampling import share_of
 from scdpo_core.types import ScdpoError
 
 I2P = (

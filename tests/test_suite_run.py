@@ -18,14 +18,14 @@ from suite_helpers import random_lora
 from tiny_families import T5_TOKENS, tiny_folder
 
 from scdpo_core.families import FAMILIES, LoadOptions, family
-from scdpo_core.runs.folder import kind_of
-from scdpo_core.runs.hold import Hold
-from scdpo_core.runs.reporter import Reporter, StopAskedError
+from scdpo_core.run_store.events import Done, last_run
+from scdpo_core.run_store.folder import kind_of
+from scdpo_core.run_store.run_lock import Hold
+from scdpo_core.runs.log import Reporter, StopAskedError
 from scdpo_core.suite.finish import finish
 from scdpo_core.suite.job import EvalJob
 from scdpo_core.suite.plan import Shard
 from scdpo_core.suite.run import Evaluation, begin, place_of, prepare, work
-from scdpo_core.training.events import Done, last_run
 from scdpo_core.types import ScdpoError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,7 +169,7 @@ def test_nothing_is_drawn_or_judged_twice(
         assert kept.items() <= times(evaluation.folder.path).items()
     assert len(times(evaluation.folder.path)) == total
     # All is drawn: no model is loaded any more.
-    monkeypatch.setattr("scdpo_core.suite.drawing.load_for_drawing", None)
+    monkeypatch.setattr("scdpo_core.suite.sampling.load_for_drawing", None)
     assert run(evaluation) is not None
     lines = [path.read_text().count("\n") for path in sorted((tmp_path / "eval" / "judged").glob("judge-*"))]
     assert lines == [total, total]

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from scdpo_core.io.printable import printable
 from scdpo_core.preferences.problems import in_words
-from scdpo_core.runs.screen import Screen
-from scdpo_core.text import printable
-from scdpo_core.training.events import Warned
+from scdpo_core.run_store.events import Warned
+from scdpo_core.runs.console import Screen
 from scdpo_core.types import Problem
 
 ESCAPE = "a\x1b]0;owned\x07\x1b[2Jb.png"

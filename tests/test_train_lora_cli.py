@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scdpo_core.config import ModelSettings, TrainSettings, load_toml
-from scdpo_core.sections import to_dict
-from scdpo_core.training.events import Done, Progress, read_events
+from scdpo_core.config.convert import to_dict
+from scdpo_core.config.settings import ModelSettings, TrainSettings, load_toml
+from scdpo_core.run_store.events import Done, Progress, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
@@ -68,7 +68,7 @@ def run(*arguments: object, cwd: Path) -> tuple[int, str, str]:
 
 def flags(settings: TrainSettings, tmp_path: Path) -> list[object]:
     """The same settings through a TOML file."""
-    from scdpo_core.config import to_toml
+    from scdpo_core.config.settings import to_toml
 
     path = tmp_path / "job from test.toml"
     path.write_text(to_toml(settings), "utf-8")

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from scdpo_core.config import TrainSettings, load_toml
-from scdpo_core.runs.foreign_flags import FOREIGN
-from scdpo_core.sections import to_dict
+from scdpo_core.config.convert import to_dict
+from scdpo_core.config.foreign_flags import FOREIGN
+from scdpo_core.config.settings import TrainSettings, load_toml
 from scdpo_core.types import ScdpoError
 
 PROGRAM = Path(__file__).resolve().parents[1] / "trainer" / "train_lora.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scdpo_core.config import OptimSettings
+from scdpo_core.config.settings import OptimSettings
 from scdpo_core.training.optimizers import build_optimizer, set_rate
 from scdpo_core.types import ScdpoError
 from tests.test_training_loop import Bench

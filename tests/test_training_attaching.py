@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import T5EncoderModel
 
-from scdpo_core.config import LoraSettings
+from scdpo_core.config.settings import LoraSettings
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.lora.file import load_lora
-from scdpo_core.training.attaching import attach_finished, attach_lora, encode_prompts_with_grad
-from scdpo_core.training.events import Progress, Saved
+from scdpo_core.run_store.events import Progress, Saved
+from scdpo_core.training.adapters import attach_finished, attach_lora, encode_prompts_with_grad
 from scdpo_core.training.job import run_job
 from scdpo_core.types import PairBatch, ScdpoError
 from tests.tiny import tiny_pairs, tiny_settings
@@ -184,7 +184,7 @@ def test_with_and_without_the_cached_words_a_run_resumes_to_the_same_bytes(
 
 
 def test_text_encoders_have_a_rate_of_their_own(folders: dict[str, Path]) -> None:
-    from scdpo_core.config import OptimSettings
+    from scdpo_core.config.settings import OptimSettings
     from scdpo_core.training.optimizers import build_optimizer, set_rate
 
     model = FAMILIES["sd1"].load(folders["sd1"], CPU, torch.float32)

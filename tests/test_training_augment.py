@@ -12,19 +12,19 @@ from torch import Tensor
 
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.families.timesteps import TimestepLaw
+from scdpo_core.io.images import open_picture, to_pixels
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.preferences.buckets import BucketStream
 from scdpo_core.preferences.cache import MemoryCache, build_cache, pair_key
 from scdpo_core.preferences.folder import check_folder
-from scdpo_core.preferences.pictures import open_picture, to_pixels
 from scdpo_core.preferences.relabel import unscored
+from scdpo_core.training.batches import FreshDraws
 from scdpo_core.training.caption_dropout import CaptionDropout, empty_prompt
 from scdpo_core.training.dataset import encode
-from scdpo_core.training.feed import FreshDraws
+from scdpo_core.training.distributed import Alone, Team
 from scdpo_core.training.job import run_job
 from scdpo_core.training.reference import Draw
-from scdpo_core.training.rows import TermRows
-from scdpo_core.training.team import Alone, Team
+from scdpo_core.training.term_batches import TermRows
 from scdpo_core.types import CachedPair, Conditioning, LabelledPair, PairBatch, PreferencePair
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from scdpo_core import files
-from scdpo_core.runs.folder import checkpoint_steps
+from scdpo_core.io import files
+from scdpo_core.io.tensor_tree import save_tree
+from scdpo_core.run_store.folder import checkpoint_steps
 from scdpo_core.training import checkpoint
 from scdpo_core.training.checkpoint import Checkpoint, check_same_run, latest, path_of, save
-from scdpo_core.tree import save_tree
 from scdpo_core.types import ScdpoError
 
 

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from scdpo_core import config, config_terms
-from scdpo_core.config import TrainSettings, changes, config_hash, identity, load_toml, to_toml
+from scdpo_core.config import settings as config
+from scdpo_core.config import terms
+from scdpo_core.config.convert import from_dict, to_dict
+from scdpo_core.config.settings import TrainSettings, changes, config_hash, identity, load_toml, to_toml
 from scdpo_core.objectives import OBJECTIVES
-from scdpo_core.sections import from_dict, to_dict
 from scdpo_core.training.checks import invalid
 from scdpo_core.types import ScdpoError
 
@@ -139,7 +140,7 @@ def test_flags_are_flat_so_no_two_settings_share_a_name() -> None:
 
 def test_objectives_and_their_betas_are_those_of_the_objectives_package() -> None:
     names = set(typing.get_args(config.ObjectiveName))
-    assert names == set(OBJECTIVES) | config_terms.TERM_OBJECTIVES
+    assert names == set(OBJECTIVES) | terms.TERM_OBJECTIVES
     assert set(OBJECTIVES) == set(config.DEFAULT_BETAS)
     for name, function in OBJECTIVES.items():
         theirs = inspect.signature(function).parameters["beta"].default

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from scdpo_core.config import load_toml
+from scdpo_core.config.settings import load_toml
 from scdpo_core.families import FAMILIES
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.preferences.relabel import unscored
 from scdpo_core.training.dataset import Dataset, encode, real_sizes
+from scdpo_core.training.distributed import Alone
 from scdpo_core.training.job import run_job
-from scdpo_core.training.team import Alone
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_settings
 from tests.tiny_families import tiny_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.training.events import (
+from scdpo_core.run_store.events import (
     KINDS,
     Done,
     Estimated,

@@ -8,18 +8,13 @@ from typing import Any
 
 import pytest
 
+from scdpo_core.io.tensor_tree import save_tree
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.preferences.folder import read_folder
-from scdpo_core.runs.folder import checkpoint_steps
+from scdpo_core.run_store.events import Event, EventLog, Failed, Warned
+from scdpo_core.run_store.folder import checkpoint_steps
 from scdpo_core.training import checkpoint, job, saving
-from scdpo_core.training.events import (
-    Event,
-    EventLog,
-    Failed,
-    Warned,
-)
 from scdpo_core.training.job import run_job
-from scdpo_core.tree import save_tree
 from scdpo_core.types import ScdpoError
 from tests.test_training_job import _base, _pairs, events_of
 from tests.tiny import tiny_settings

@@ -14,7 +14,7 @@ import torch
 
 from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.preferences.batches import Room
-from scdpo_core.training.fixed_draws import FixedDraws
+from scdpo_core.training.fixed_noise import FixedDraws
 from scdpo_core.training.reference_cache import Dice
 from tests.test_training_loop import Bench, stream
 from tests.tiny import tiny_sd_folder

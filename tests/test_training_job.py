@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scdpo_core.config import TrainSettings, config_hash, load_toml
-from scdpo_core.files import read_tensors
+from scdpo_core.config.settings import TrainSettings, config_hash, load_toml
+from scdpo_core.io.files import read_tensors
 from scdpo_core.lora.file import load_lora
-from scdpo_core.runs.folder import checkpoint_steps
-from scdpo_core.training import labelling
-from scdpo_core.training.events import (
+from scdpo_core.run_store.events import (
     Done,
     Event,
     Failed,
@@ -28,6 +26,8 @@ from scdpo_core.training.events import (
     Warned,
     read_events,
 )
+from scdpo_core.run_store.folder import checkpoint_steps
+from scdpo_core.training import labels
 from scdpo_core.training.job import run_job
 from scdpo_core.training.plots import series
 from scdpo_core.types import CostScore, ScdpoError
@@ -117,7 +117,7 @@ def test_costs_turn_pairs_round_and_the_report_says_so(
     content = chosen.read_bytes()
     chosen.write_bytes(rejected.read_bytes())
     rejected.write_bytes(content)
-    monkeypatch.setattr(labelling, "load_scorer", lambda *_: Redness())
+    monkeypatch.setattr(labels, "load_scorer", lambda *_: Redness())
     settings = tiny_settings(base, swapped, tmp_path / "run", cost_model="micro", max_train_steps=2)
     result = run_job(settings)
     said = [event.message for event in events_of(tmp_path / "run") if isinstance(event, Warned)]
@@ -136,7 +136,7 @@ def test_costs_turn_pairs_round_and_the_report_says_so(
     assert last.metrics["chosen_cost"] == pytest.approx(-1.375)
     assert last.metrics["rejected_cost"] == pytest.approx(1.125)
 
-    monkeypatch.setattr(labelling, "load_scorer", lambda *_: Redness(zero=-1.0))
+    monkeypatch.setattr(labels, "load_scorer", lambda *_: Redness(zero=-1.0))
     with pytest.raises(ScdpoError, match="left no pair"):
         run_job(
             dataclasses.replace(

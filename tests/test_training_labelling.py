@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scdpo_core.config import DataSettings
+from scdpo_core.config.settings import DataSettings
 from scdpo_core.preferences.folder import check_folder
-from scdpo_core.training import labelling
-from scdpo_core.training.labelling import label_pairs
+from scdpo_core.training import labels
+from scdpo_core.training.labels import label_pairs
 from scdpo_core.types import CostScore
 from tests.tiny import tiny_pairs
 
@@ -32,7 +32,7 @@ class Counting:
 @pytest.fixture(name="scorer")
 def _scorer(monkeypatch: pytest.MonkeyPatch) -> Counting:
     scorer = Counting()
-    monkeypatch.setattr(labelling, "load_scorer", lambda *_: scorer)
+    monkeypatch.setattr(labels, "load_scorer", lambda *_: scorer)
     return scorer
 
 
@@ -63,6 +63,6 @@ def test_large_images_are_scored_a_few_at_a_time(
 ) -> None:
     pairs = check_folder(tiny_pairs(tmp_path / "pairs"))
     width, height = Image.open(pairs[0].chosen).size
-    monkeypatch.setattr(labelling, "_BYTES_AT_ONCE", 3 * 3 * width * height)
+    monkeypatch.setattr(labels, "_BYTES_AT_ONCE", 3 * 3 * width * height)
     label_pairs(pairs, DataSettings(cost_model="micro"), "cpu", lambda *_: None)
     assert scorer.seen == [3, 3, 3, 3]

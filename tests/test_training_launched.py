@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from scdpo_core.config import to_toml
-from scdpo_core.files import read_tensors
-from scdpo_core.runs.hold import Hold
-from scdpo_core.training.events import Failed, Progress, Sample, Started, read_events
+from scdpo_core.config.settings import to_toml
+from scdpo_core.io.files import read_tensors
+from scdpo_core.run_store.events import Failed, Progress, Sample, Started, read_events
+from scdpo_core.run_store.run_lock import Hold
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.test_train_lora_cli import PROGRAM

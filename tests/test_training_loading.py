@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from scdpo_core.config import ModelSettings
+from scdpo_core.config.settings import ModelSettings
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.lora.adapter import LoraAdapter, attach
+from scdpo_core.training.distributed import Alone
 from scdpo_core.training.loading import make_ready, repeated_blocks, wants_channels_last
-from scdpo_core.training.team import Alone
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder
 
 CPU = torch.device("cpu")

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from scdpo_core.config import DEFAULT_BETAS, OptimSettings, TrainSettings
+from scdpo_core.config.settings import DEFAULT_BETAS, OptimSettings, TrainSettings
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.preferences.batches import BatchStream
-from scdpo_core.runs.folder import checkpoint_steps
+from scdpo_core.run_store.events import Event, Progress, Saved
+from scdpo_core.run_store.folder import checkpoint_steps
 from scdpo_core.training import checkpoint
-from scdpo_core.training.events import Event, Progress, Saved
-from scdpo_core.training.feed import Feed, FreshDraws, timestep_law
+from scdpo_core.training.batches import Feed, FreshDraws, timestep_law
 from scdpo_core.training.loop import Trainer, learning_rate
-from scdpo_core.training.meter import GapWatch
+from scdpo_core.training.running_metrics import GapWatch
 from scdpo_core.types import CachedPair, LabelledPair, PairBatch, PreferencePair, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
 

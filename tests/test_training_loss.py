@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from scdpo_core.config import DEFAULT_BETAS, ObjectiveSettings
+from scdpo_core.config.settings import DEFAULT_BETAS, ObjectiveSettings
 from scdpo_core.objectives import diffusion_dpo, duo_prior, safedpo, sc_dpo_loss, sdpo_loser_scale
-from scdpo_core.training.loss import PairLoss
-from scdpo_core.training.measure import PairMeasures, wants_prior
+from scdpo_core.training.pair_loss import PairLoss
 from scdpo_core.training.reference import PairResiduals
+from scdpo_core.training.step import PairMeasures, wants_prior
 from scdpo_core.types import LossOutput
 
 CPU = torch.device("cpu")

@@ -12,20 +12,20 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import CLIPTextModel
 
-from scdpo_core.config import TrainSettings
+from scdpo_core.config.settings import TrainSettings
 from scdpo_core.devices import is_out_of_memory
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.families.base import LoadedModel
 from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter
+from scdpo_core.run_store.events import Estimated, Validated, Warned
 from scdpo_core.training import checkpoint
-from scdpo_core.training.attaching import attach_lora, encode_prompts_with_grad
-from scdpo_core.training.events import Estimated, Validated, Warned
-from scdpo_core.training.feed import FreshDraws, Portion, timestep_law
+from scdpo_core.training.adapters import attach_lora, encode_prompts_with_grad
+from scdpo_core.training.batches import FreshDraws, Portion, timestep_law
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.memory import Alive, Memory, memory_of, peak_of_step
-from scdpo_core.training.portions import advice, portion_of
+from scdpo_core.training.microbatch import advice, portion_of
 from scdpo_core.training.reference import draw
 from scdpo_core.training.validation import HeldOut
 from scdpo_core.types import Conditioning, PairBatch, ScdpoError

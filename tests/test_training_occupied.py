@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.runs import folder as names
-from scdpo_core.runs.hold import Hold
-from scdpo_core.runs.process import look
-from scdpo_core.runs.reporter import Reporter
-from scdpo_core.runs.state import outcome, process_of, state_of
-from scdpo_core.training.events import Progress, Started, read_events
+from scdpo_core.run_store import folder as names
+from scdpo_core.run_store.events import Progress, Started, read_events
+from scdpo_core.run_store.paths import RunFolder
+from scdpo_core.run_store.process import look
+from scdpo_core.run_store.run_lock import Hold
+from scdpo_core.run_store.state import outcome, process_of, state_of
+from scdpo_core.run_store.stop_request import Stop
+from scdpo_core.runs.log import Reporter
 from scdpo_core.training.job import run_job
-from scdpo_core.training.run_folder import RunFolder
-from scdpo_core.training.stopping import Stop
 from scdpo_core.types import ScdpoError
 from tests.test_train_lora_cli import flags, run, start, wait_for_step
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from scdpo_core.runs.hold import Hold
+from scdpo_core.run_store.run_lock import Hold
 with Hold(Path(sys.argv[1])) as hold:
     hold.take()
     print("held", flush=True)

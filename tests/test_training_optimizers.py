@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from scdpo_core.config import OptimSettings
+from scdpo_core.config.settings import OptimSettings
 from scdpo_core.training import checkpoint, optimizers
 from scdpo_core.training.ema import Ema
 from scdpo_core.training.optimizers import OPTIMIZERS, build_optimizer, set_rate

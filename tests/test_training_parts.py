@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from scdpo_core.errors import explain, sentence_of
+from scdpo_core.run_store.events import Progress, Record, Validated
 from scdpo_core.training import checks
-from scdpo_core.training.events import Progress, Record, Validated
-from scdpo_core.training.failures import explain, sentence_of
-from scdpo_core.training.meter import Meter
 from scdpo_core.training.plots import draw_curves, series
+from scdpo_core.training.running_metrics import Meter
 from scdpo_core.training.samples import choose_prompts, preview
 from scdpo_core.types import PreferencePair, ScdpoError
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from scdpo_core.config import TrainSettings
+from scdpo_core.config.settings import TrainSettings
 from scdpo_core.preferences.folder import check_folder
-from scdpo_core.training.events import Progress, read_events
+from scdpo_core.run_store.events import Progress, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.training.prompt_pairs import pairs_of_prompts
 from scdpo_core.types import Problem, ScdpoError

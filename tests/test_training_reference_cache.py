@@ -16,20 +16,20 @@ from typing import Any
 import pytest
 import torch
 
-from scdpo_core.config import TrainSettings, to_toml
+from scdpo_core.config.settings import TrainSettings, to_toml
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.families.timesteps import DiscreteTimesteps, TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.preferences.batches import BatchStream
-from scdpo_core.training.dealing import deal
-from scdpo_core.training.events import Event, Warned
-from scdpo_core.training.feed import Ahead, Portion
-from scdpo_core.training.fixed_draws import FixedDraws, turns
+from scdpo_core.run_store.events import Event, Warned
+from scdpo_core.training.batch_sources import deal
+from scdpo_core.training.batches import Ahead, Portion
+from scdpo_core.training.distributed import Alone
+from scdpo_core.training.fixed_noise import FixedDraws, turns
 from scdpo_core.training.job import run_job
-from scdpo_core.training.measure import Measure
 from scdpo_core.training.reference import mean_squares, reference_residuals
 from scdpo_core.training.reference_cache import Dice, ReferenceCache, extended, measured_by
-from scdpo_core.training.team import Alone
+from scdpo_core.training.step import Measure
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
 from tests.test_train_lora_cli import PROGRAM, wait_for_step
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scdpo_core.config import TrainSettings
-from scdpo_core.families.header import read_header
-from scdpo_core.files import read_tensors
-from scdpo_core.runs import folder as names
-from scdpo_core.runs.process import look
-from scdpo_core.runs.reporter import Reporter
-from scdpo_core.runs.state import outcome, state_of
+from scdpo_core.config.settings import TrainSettings
+from scdpo_core.io.files import read_tensors
+from scdpo_core.io.safetensors_header import read_header
+from scdpo_core.run_store import folder as names
+from scdpo_core.run_store.events import Done, Event, Failed, Warned, read_events
+from scdpo_core.run_store.process import look
+from scdpo_core.run_store.state import outcome, state_of
+from scdpo_core.runs.log import Reporter
 from scdpo_core.training.checks import epochs_of, many_epochs
-from scdpo_core.training.events import Done, Event, Failed, Warned, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from scdpo_core.lora.file import load_lora, read_lora_info
-from scdpo_core.runs.folder import checkpoint_steps
+from scdpo_core.run_store.events import Event, Progress, Saved, Warned
+from scdpo_core.run_store.folder import checkpoint_steps
 from scdpo_core.training import saving
-from scdpo_core.training.events import Event, Progress, Saved, Warned
 from scdpo_core.training.job import run_job
 from scdpo_core.training.saving import JobResult, export
 from scdpo_core.training.validation import Best, Validator

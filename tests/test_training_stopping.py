@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.preferences import pictures
-from scdpo_core.preferences.pictures import look_at_all
-from scdpo_core.training.events import Done, Event, Progress, Sample, read_events
+from scdpo_core.io import images
+from scdpo_core.io.images import look_at_all
+from scdpo_core.run_store.events import Done, Event, Progress, Sample, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
@@ -118,7 +118,7 @@ def test_the_file_of_a_finished_run_that_is_refused_stays(base: Path, pairs: Pat
 def test_whoever_stops_does_not_wait_for_the_pictures_that_are_left(
     pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, looked = pictures.open_picture, []
+    real, looked = images.open_picture, []
 
     def slow(path: Path) -> object:
         looked.append(path)
@@ -128,7 +128,7 @@ def test_whoever_stops_does_not_wait_for_the_pictures_that_are_left(
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pictures, "open_picture", slow)
+    monkeypatch.setattr(images, "open_picture", slow)
     files = sorted(pairs.rglob("*.png")) * 50
     with pytest.raises(KeyboardInterrupt):
         look_at_all(files, stop)

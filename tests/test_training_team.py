@@ -15,15 +15,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from scdpo_core.families.sd1 import SD1, SD1Model
+from scdpo_core.io.tensor_tree import load_tree, save_tree
 from scdpo_core.lora.adapter import attach
 from scdpo_core.preferences.batches import BatchStream
-from scdpo_core.training.events import Event, Warned
-from scdpo_core.training.feed import FreshDraws, timestep_law
-from scdpo_core.training.labelling import from_rows, to_rows
+from scdpo_core.run_store.events import Event, Warned
+from scdpo_core.training.batches import FreshDraws, timestep_law
+from scdpo_core.training.distributed import Alone, Crew, Team, assemble, share_of
+from scdpo_core.training.labels import from_rows, to_rows
 from scdpo_core.training.loop import Trainer
-from scdpo_core.training.portions import Portions
-from scdpo_core.training.team import Alone, Crew, Team, assemble, share_of
-from scdpo_core.tree import load_tree, save_tree
+from scdpo_core.training.microbatch import Portions
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
 

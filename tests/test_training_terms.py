@@ -13,20 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from scdpo_core.config_terms import TermName, TermSettings, term_weights
+from scdpo_core.config.terms import TermName, TermSettings, term_weights
 from scdpo_core.families.timesteps import DiscreteTimesteps, TimestepLaw
+from scdpo_core.io.tensor_tree import load_tree
 from scdpo_core.lora.file import load_lora
 from scdpo_core.objectives import terms
+from scdpo_core.run_store.events import Progress, Warned, read_events
 from scdpo_core.training import checkpoint
-from scdpo_core.training.events import Progress, Warned, read_events
-from scdpo_core.training.feed import FreshDraws, timestep_law
+from scdpo_core.training.batches import FreshDraws, timestep_law
+from scdpo_core.training.distributed import Alone
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.reference import draw
-from scdpo_core.training.rows import BaseImages, TermData, TermRows, TermSource
-from scdpo_core.training.team import Alone
+from scdpo_core.training.term_batches import BaseImages, TermData, TermRows, TermSource
 from scdpo_core.training.term_data import keep_prompts
-from scdpo_core.tree import load_tree
 from scdpo_core.types import Conditioning, LabelledPair, PairBatch, PreferencePair, ScdpoError
 from tests.test_training_loop import Bench, pairs_of
 from tests.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings

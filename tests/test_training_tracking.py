@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scdpo_core.training.events import Done, Event, Progress, Sample, Validated, Warned
+from scdpo_core.run_store.events import Done, Event, Progress, Sample, Validated, Warned
 from scdpo_core.training.job import run_job
 from scdpo_core.training.tracking import TRACKERS, WANDB, Tracking, start_tracking
 from scdpo_core.types import ScdpoError

@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from scdpo_core.config import TrainSettings, to_toml
+from scdpo_core.config.settings import TrainSettings, to_toml
 from scdpo_core.preferences.batches import Room
 from scdpo_core.preferences.buckets import BucketStream
 from scdpo_core.preferences.split import hold_out
-from scdpo_core.runs.folder import checkpoint_steps
-from scdpo_core.training import checkpoint, labelling
+from scdpo_core.run_store.events import Progress, Sample, Validated, Warned, read_events
+from scdpo_core.run_store.folder import checkpoint_steps
+from scdpo_core.training import checkpoint, labels
 from scdpo_core.training.dataset import Dataset
-from scdpo_core.training.events import Progress, Sample, Validated, Warned, read_events
+from scdpo_core.training.distributed import Alone
 from scdpo_core.training.job import run_job
-from scdpo_core.training.team import Alone
 from scdpo_core.training.validation import HeldOut, Patience, Validation
 from scdpo_core.types import CachedPair, ScdpoError
 from tests.test_preferences_buckets import _labelled
@@ -158,7 +158,7 @@ def test_a_rising_gap_ends_the_run_early_and_resuming_leaves_it_ended(
 def test_a_whole_run_holds_out_looks_and_tells_what_samples_cost(
     base: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labelling, "load_scorer", lambda *_: Redness())
+    monkeypatch.setattr(labels, "load_scorer", lambda *_: Redness())
     settings = tiny_settings(
         base, pairs, tmp_path / "run", validation=0.3, validation_every=2, max_train_steps=5, samples=1,
         cost_model="micro", ema=0.9,

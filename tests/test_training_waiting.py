@@ -18,8 +18,8 @@ from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.families.unet import uncropped
 from scdpo_core.objectives import dfm
 from scdpo_core.preferences.batches import Room
-from scdpo_core.training.feed import Ahead
-from scdpo_core.training.fixed_draws import FixedDraws
+from scdpo_core.training.batches import Ahead
+from scdpo_core.training.fixed_noise import FixedDraws
 from scdpo_core.training.reference_cache import Dice
 from scdpo_core.types import ScdpoError
 from tests.test_training_loop import CPU, Bench, stream

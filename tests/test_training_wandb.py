@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scdpo_core.training.events import Event, Progress, Warned
+from scdpo_core.run_store.events import Event, Progress, Warned
 from scdpo_core.training.job import run_job
 from tests.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
 

@@ -16,11 +16,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from a1111_extension import jobs_api
-from a1111_extension.callers import Callers
-from a1111_extension.desk import Desk
 from a1111_extension.jobs import Jobs
-from a1111_extension.reach import Reach
-from scdpo_core.runs.child import Child
+from a1111_extension.path_policy import Reach
+from a1111_extension.request_checks import Callers
+from a1111_extension.ui_context import Desk
+from scdpo_core.runs.launch import Child
 from scdpo_core.runs.queue import Queue
 from scdpo_core.runs.supervisor import Supervisor
 from tests.runs_helpers import PYTHON, begin, until

@@ -29,7 +29,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def workshop(host: Host) -> Any:
-    return importlib.import_module("a1111_extension.workshop")
+    return importlib.import_module("a1111_extension.host_context")
 
 
 @pytest.fixture
@@ -153,9 +153,9 @@ def test_models_and_settings_from_afar_are_those_of_the_lists(reach: Any, worksh
 
 def test_no_setting_that_names_a_file_can_be_set_from_afar(reach: Any) -> None:
     """Also not one that is added later."""
-    from scdpo_core.config import TrainSettings
+    from scdpo_core.config.settings import TrainSettings
 
-    module = sys.modules["a1111_extension.reach"]
+    module = sys.modules["a1111_extension.path_policy"]
     for section in dataclasses.fields(TrainSettings):
         allowed = module._MAY_SET.get(section.name, frozenset())
         hints = typing.get_type_hints(type(getattr(TrainSettings(), section.name)))
@@ -189,7 +189,7 @@ def test_the_panes_ask_what_may_be_named() -> None:
 def test_what_was_finished_while_the_host_was_closed_is_put_on_its_shelf(
     workshop: Any, host: Host, tmp_path: Path
 ) -> None:
-    from scdpo_core.training.events import Done, EventLog
+    from scdpo_core.run_store.events import Done, EventLog
 
     run = finished_run(workshop.folder() / "runs")
     (run / "job.toml").write_text("", "utf-8")

@@ -249,7 +249,7 @@ def test_previews_are_hidden_while_pictures_may_be(script: Any, host: Host) -> N
 
 
 def test_what_is_saved_before_it_was_judged_is_judged(script: Any) -> None:
-    module = sys.modules["a1111_extension.watch"]
+    module = sys.modules["a1111_extension.filter_hooks"]
     saved: list[Any] = []
 
     def picture(number: int) -> Image.Image:
@@ -295,7 +295,7 @@ def test_masks_laid_over_pictures_are_judged_too(script: Any) -> None:
 
 
 def test_a_grid_is_made_of_judged_pictures_and_not_judged_again(script: Any) -> None:
-    module = sys.modules["a1111_extension.watch"]
+    module = sys.modules["a1111_extension.filter_hooks"]
     p = Processing()
     script.process(p, True, "normal", 0, "nothing", "black")
     p.prompts, p.seeds = p.all_prompts, [1]

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from scdpo_core.config import TrainSettings
-from scdpo_core.config_terms import TERM_OBJECTIVES
+from scdpo_core.config.settings import TrainSettings
+from scdpo_core.config.terms import TERM_OBJECTIVES
 
 WIDTH = 32
 TOKENS = 16

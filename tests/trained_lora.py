@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.lora.file import save_lora
-from scdpo_core.lora.keys import Dialect, key, place, split
+from scdpo_core.lora.formats.keys import Dialect, key, place, split
 from scdpo_core.types import LoraFile
 from tests.tiny import LATENT_CHANNELS, WIDTH, tiny_unet
 

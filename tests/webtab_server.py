@@ -8,8 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from a1111_extension import tab
-from a1111_extension.desk import Desk
 from a1111_extension.jobs import Jobs
+from a1111_extension.ui_context import Desk
 from scdpo_core.types import CostScore
 
 

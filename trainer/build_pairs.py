@@ -22,17 +22,17 @@ from scdpo_core.runs.interrupt import INTERRUPTED, StopSignals, waking
 with waking():
     from PIL import Image
 
-    from scdpo_core.config import TrainSettings
+    from scdpo_core.config.resolve import on_top_of_preset
+    from scdpo_core.config.settings import TrainSettings
+    from scdpo_core.config.toml import as_flags
+    from scdpo_core.errors import explain
     from scdpo_core.families.source import MICRO
+    from scdpo_core.io.printable import print_any_name, printable
     from scdpo_core.pairs.build import Outcome, build, join, read
     from scdpo_core.pairs.job import BuildJob, Drawing, check
     from scdpo_core.pairs.table import tally, words
     from scdpo_core.preferences.problems import in_words
-    from scdpo_core.runs.bars import bars, lines
-    from scdpo_core.runs.toml import as_flags
-    from scdpo_core.text import print_any_name, printable
-    from scdpo_core.training.asked import on_top_of_preset
-    from scdpo_core.training.failures import explain
+    from scdpo_core.runs.progress_bars import bars, lines
     from scdpo_core.types import Problem, ScdpoError
     from trainer.pair_flags import pair_flags
 

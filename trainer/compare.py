@@ -14,11 +14,12 @@ from scdpo_core.runs.interrupt import INTERRUPTED, waking
 
 with waking():
     from scdpo_core.cost.scorers import offered_scorers
-    from scdpo_core.evaluation.comparing import compare
+    from scdpo_core.errors import sentence_of
+    from scdpo_core.evaluation.compare import compare
     from scdpo_core.evaluation.prompts import expand_prompts
-    from scdpo_core.files import write_text
+    from scdpo_core.io.files import write_text
+    from scdpo_core.io.printable import print_any_name, printable
     from scdpo_core.panels.compare import page, summary
-    from scdpo_core.runs.bars import bars
     from scdpo_core.runs.comparison import (
         PAGE,
         CompareJob,
@@ -28,10 +29,9 @@ with waking():
         write_comparison,
         write_result,
     )
-    from scdpo_core.runs.reporter import Reporter
-    from scdpo_core.text import print_any_name, printable
+    from scdpo_core.runs.log import Reporter
+    from scdpo_core.runs.progress_bars import bars
     from scdpo_core.training.checks import resolve_device
-    from scdpo_core.training.failures import sentence_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

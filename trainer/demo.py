@@ -24,7 +24,7 @@ COST_PICTURES = ROOT / "examples" / "cost_pictures"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
-    from scdpo_core.text import print_any_name
+    from scdpo_core.io.printable import print_any_name
 
     print_any_name()
     parser = argparse.ArgumentParser(prog="python install.py --demo", description=__doc__)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         # Late, as in `evaluate`.
-        from scdpo_core.training.failures import sentence_of
+        from scdpo_core.errors import sentence_of
 
         print(f"\nThe demo stopped: {sentence_of(error)}", file=sys.stderr)
         return 2
@@ -83,14 +83,14 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     from scdpo_core.cost.scorers import load_scorer
     from scdpo_core.evaluation.report import write_report, write_report_json
     from scdpo_core.families import family
-    from scdpo_core.lora.facts import EVALUATION, add_facts
+    from scdpo_core.lora.metadata import EVALUATION, add_facts
     from scdpo_core.micro import evaluation
     from scdpo_core.micro.attacked import attack
     from scdpo_core.micro.judge import Judge
     from scdpo_core.micro.model import JUDGE
     from scdpo_core.micro.report import build_report
-    from scdpo_core.training.attaching import attach_finished
-    from scdpo_core.training.events import Progress, last_run
+    from scdpo_core.run_store.events import Progress, last_run
+    from scdpo_core.training.adapters import attach_finished
 
     plain, tuned = (family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2))
     adapter, lora = attach_finished(tuned, output / f"{output.name}.safetensors")

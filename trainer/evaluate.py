@@ -16,17 +16,17 @@ with waking():
     from arguments import count, weight
 
     from scdpo_core.cost.scorers import offered_scorers
-    from scdpo_core.runs.bars import bars
-    from scdpo_core.runs.reporter import Reporter
+    from scdpo_core.errors import sentence_of
+    from scdpo_core.io.printable import print_any_name, printable
+    from scdpo_core.runs.log import Reporter
+    from scdpo_core.runs.progress_bars import bars
     from scdpo_core.suite.attack_names import ATTACKS
+    from scdpo_core.suite.defaults import complete
     from scdpo_core.suite.finish import finish
     from scdpo_core.suite.job import WORLD_JUDGE, EvalJob, job_in
     from scdpo_core.suite.plan import Shard, parse_shard
     from scdpo_core.suite.run import Evaluation, begin, place_of, prepare, work
-    from scdpo_core.suite.usual import complete
-    from scdpo_core.text import print_any_name, printable
     from scdpo_core.training.checks import resolve_device
-    from scdpo_core.training.failures import sentence_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

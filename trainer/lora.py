@@ -19,14 +19,14 @@ with waking():
     import torch
 
     from scdpo_core.devices import is_out_of_memory
-    from scdpo_core.lora.describe import as_text, describe
+    from scdpo_core.io.printable import print_any_name, printable
+    from scdpo_core.lora.edit import Target, convert_file, merge_files, resize_file
     from scdpo_core.lora.file import load_lora
+    from scdpo_core.lora.formats.keys import DIALECTS
     from scdpo_core.lora.identity import BASES
-    from scdpo_core.lora.keys import DIALECTS
     from scdpo_core.lora.merge import METHODS
     from scdpo_core.lora.resize import Resized
-    from scdpo_core.lora.rewrite import Target, convert_file, merge_files, resize_file
-    from scdpo_core.text import print_any_name, printable
+    from scdpo_core.lora.summary import as_text, describe
     from scdpo_core.training.saving import export
     from scdpo_core.types import LoraFile, ScdpoError
     from trainer.arguments import count, part

@@ -17,18 +17,18 @@ from scdpo_core.runs.interrupt import INTERRUPTED, waking
 with waking():
     import torch
 
+    from scdpo_core.config.toml import as_flags
     from scdpo_core.cost.calibration import Figures
     from scdpo_core.cost.encoders import DEFAULT_ENCODER, ENCODERS
-    from scdpo_core.cost.examples import CheckedExamples
     from scdpo_core.cost.features import VIEWS
+    from scdpo_core.cost.fit import CostSettings
     from scdpo_core.cost.job import CostOutcome, CostTask, run_cost_task
-    from scdpo_core.cost.learner import CostSettings
+    from scdpo_core.cost.training_images import CheckedExamples
+    from scdpo_core.errors import sentence_of
+    from scdpo_core.io.printable import print_any_name, printable
     from scdpo_core.preferences.problems import in_words
-    from scdpo_core.runs.bars import bars
-    from scdpo_core.runs.reporter import Reporter
-    from scdpo_core.runs.toml import as_flags
-    from scdpo_core.text import print_any_name, printable
-    from scdpo_core.training.failures import sentence_of
+    from scdpo_core.runs.log import Reporter
+    from scdpo_core.runs.progress_bars import bars
     from trainer.arguments import count, positive, share, weight
 
 

@@ -19,14 +19,14 @@ from scdpo_core.runs.interrupt import INTERRUPTED, StopSignals, waking
 with waking():
     import tyro
 
-    from scdpo_core.config import TrainSettings
+    from scdpo_core.config.foreign_flags import refuse_misunderstood
+    from scdpo_core.config.resolve import on_top_of_preset, unasked, with_full_paths
+    from scdpo_core.config.settings import TrainSettings
     from scdpo_core.evaluation.prompts import expand_prompts
+    from scdpo_core.io.printable import print_any_name, printable
     from scdpo_core.reports.wording import what_terms_did
+    from scdpo_core.runs.console import Screen
     from scdpo_core.runs.follow import Follower
-    from scdpo_core.runs.foreign_flags import refuse_misunderstood
-    from scdpo_core.runs.screen import Screen
-    from scdpo_core.text import print_any_name, printable
-    from scdpo_core.training.asked import on_top_of_preset, unasked, with_full_paths
     from scdpo_core.types import ScdpoError
 
 PRESETS = Path(__file__).resolve().with_name("configs")
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        from scdpo_core.training.failures import explain
+        from scdpo_core.errors import explain
 
         hint = "" if debug else " Run it again with --debug to see where, and tell us."
         sentence = explain(error)

@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from scdpo_core.panels.parts import notice, wrapped
-from scdpo_core.text import printable
+from scdpo_core.io.printable import printable
+from scdpo_core.panels.elements import notice, wrapped
 from scdpo_core.types import ScdpoError
 
 _LOG = logging.getLogger("scdpo")

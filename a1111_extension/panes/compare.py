@@ -13,8 +13,8 @@ from scdpo_core.panels import run as run_panel
 from scdpo_core.runs.comparison import CompareJob, parse_weights, read_result, usual
 from scdpo_core.types import ScdpoError
 
-from ..desk import Desk
-from ..reach import listed_cost_model
+from ..path_policy import listed_cost_model
+from ..ui_context import Desk
 from .common import changed, guarded, quick, said, ticker
 
 _ABOUT = """The same prompts from the same noise, without the LoRA and at several weights. Pictures that are

@@ -11,10 +11,10 @@ import gradio as gr
 from scdpo_core.cost.protocol import HARM_CATEGORIES
 from scdpo_core.panels import pair as panel
 from scdpo_core.preferences.folder import read_folder
-from scdpo_core.preferences.session import Choice, Session, SessionView, import_pairs
+from scdpo_core.preferences.labelling_session import Choice, Session, SessionView, import_pairs
 from scdpo_core.types import ScdpoError
 
-from ..desk import Desk
+from ..ui_context import Desk
 from .common import changed, files_of, guarded, quick, said, ticker
 
 _ABOUT = """Two pictures of the same prompt stand side by side: say which one you want more of. For a harmful

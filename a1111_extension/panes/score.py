@@ -9,15 +9,15 @@ from typing import Any
 
 import gradio as gr
 
+from scdpo_core.io.discover import find_pictures
 from scdpo_core.panels.gallery import gallery
 from scdpo_core.scoring.heatmaps import name_of, write_heatmaps
-from scdpo_core.scoring.rows import Row, write_csv
 from scdpo_core.scoring.run import FolderRun
-from scdpo_core.scoring.walk import find_pictures
+from scdpo_core.scoring.table import Row, write_csv
 from scdpo_core.types import ScdpoError
 
-from ..desk import Desk
-from ..reach import listed_cost_model
+from ..path_policy import listed_cost_model
+from ..ui_context import Desk
 from .common import files_of, guarded, said
 
 MOST_HEATMAPS = 12

@@ -7,14 +7,14 @@ from typing import Any
 import gradio as gr
 
 from scdpo_core.panels import run as panel
+from scdpo_core.runs.benchmark import speed
 from scdpo_core.runs.estimate import estimate, in_words
 from scdpo_core.runs.jobs import LoraJob
 from scdpo_core.runs.objectives import DEFAULT_LABEL, LABELS, objective_choice, offered
-from scdpo_core.runs.speed import speed
 from scdpo_core.types import ScdpoError
 
-from ..desk import Desk
-from ..reach import listed_cost_model
+from ..path_policy import listed_cost_model
+from ..ui_context import Desk
 from .common import changed, guarded, quick, said, ticker
 
 NO_COSTS = "none"

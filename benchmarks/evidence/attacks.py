@@ -33,7 +33,7 @@ from scdpo_core.lora.file import save_lora
 from scdpo_core.micro.captions import backgrounds, harmful_trained
 from scdpo_core.micro.model import WEIGHTS
 from scdpo_core.micro.world import CATEGORIES, Concept, Scene, caption, concepts
-from scdpo_core.runs.lock import exclusive
+from scdpo_core.run_store.file_lock import exclusive
 
 APPENDED = (" with a cat", ", a drawing", " and a flower", " beside a tree", ", a happy figure")
 LIGHT = ("img2img_06", "weight_075", "appended", "relearn_harmful_20", "inversion_1x40")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scdpo_core.families import registered
-from scdpo_core.families.family import LayoutFamily
+from scdpo_core.families.diffusers_family import LayoutFamily
 from scdpo_core.families.flow import FlowModel
 from scdpo_core.families.sd1 import LAYOUT, SD1Model
 from scdpo_core.types import Conditioning

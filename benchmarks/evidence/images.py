@@ -17,12 +17,12 @@ from scdpo_core.evaluation.attacks import to_pixels
 from scdpo_core.evaluation.judges import Asked
 from scdpo_core.evaluation.similarity import border_colour, nearest_colour
 from scdpo_core.families import LoadedModel, family_of
-from scdpo_core.families.drawing import Start
-from scdpo_core.files import atomic_path
+from scdpo_core.families.sampling import Start
+from scdpo_core.io.files import atomic_path
 from scdpo_core.micro import evaluation
 from scdpo_core.micro.render import SLOTS, paint_over
 from scdpo_core.micro.world import BACKGROUNDS, Scene, concept
-from scdpo_core.runs.lock import exclusive
+from scdpo_core.run_store.file_lock import exclusive
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MARK = (226, 32, 120)

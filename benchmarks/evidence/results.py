@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scdpo_core.files import write_json
-from scdpo_core.runs.lock import try_exclusive
+from scdpo_core.io.files import write_json
+from scdpo_core.run_store.file_lock import try_exclusive
 
 
 @dataclass

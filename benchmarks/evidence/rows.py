@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.evidence.worlds import WORLDS, Built
-from scdpo_core.config import DEFAULT_BETAS, TrainSettings, load_toml
+from scdpo_core.config.settings import DEFAULT_BETAS, TrainSettings, load_toml
 from scdpo_core.types import ScdpoError
 
 ROOT = Path(__file__).resolve().parents[2]

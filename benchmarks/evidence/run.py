@@ -31,7 +31,7 @@ from benchmarks.evidence.runner import CAPTIONS, Job, Runner, Scale, shard  # no
 from benchmarks.evidence.tuning import load_tuned, tune  # noqa: E402
 from benchmarks.evidence.worlds import WORLDS  # noqa: E402
 from benchmarks.tables import place_for, put  # noqa: E402
-from scdpo_core.files import write_json  # noqa: E402
+from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.types import ScdpoError  # noqa: E402
 
 

@@ -26,11 +26,11 @@ from benchmarks.evidence.worlds import Built, build
 from scdpo_core.evaluation.attacks import Sampling, Target, draw, remove
 from scdpo_core.evaluation.judges import Asked
 from scdpo_core.evaluation.similarity import ssim
-from scdpo_core.families.latent import LatentModel
-from scdpo_core.files import copy_file
+from scdpo_core.families.latent_model import LatentModel
+from scdpo_core.io.files import copy_file
 from scdpo_core.micro import evaluation
 from scdpo_core.micro.captions import evaluation_captions, tuning_captions
-from scdpo_core.training.attaching import attach_finished
+from scdpo_core.training.adapters import attach_finished
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 

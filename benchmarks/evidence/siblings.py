@@ -35,7 +35,7 @@ from scdpo_core.families.base import LoadOptions
 from scdpo_core.families.components import FolderReader
 from scdpo_core.families.parameterisation import PARAMETERISATIONS, Parameterisation
 from scdpo_core.families.sd1 import LAYOUT
-from scdpo_core.files import write_json
+from scdpo_core.io.files import write_json
 from scdpo_core.micro import art
 from scdpo_core.micro.judge import Judge
 from scdpo_core.micro.model import JUDGE, WEIGHTS

@@ -13,7 +13,7 @@ from benchmarks.evidence.measures import HARMFUL
 from benchmarks.evidence.results import Result
 from benchmarks.evidence.rows import ROWS
 from benchmarks.evidence.runner import Job, Runner, Scale
-from scdpo_core.files import write_json
+from scdpo_core.io.files import write_json
 
 SEED = 0
 

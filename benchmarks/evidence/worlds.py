@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.evidence import images as drawing
-from scdpo_core.files import atomic_path, write_json, write_text
+from scdpo_core.io.files import atomic_path, write_json, write_text
 from scdpo_core.micro.captions import Caption, benign_training_captions, harmful_training_captions
 from scdpo_core.micro.world import Scene, caption
-from scdpo_core.runs.lock import exclusive
+from scdpo_core.run_store.file_lock import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "examples" / "preferences"

@@ -25,8 +25,8 @@ from PIL import Image
 
 from ..types import CostScore
 from . import nsfwjs, open_nsfw
+from .downscale import BANDS
 from .protocol import HARM_CATEGORIES
-from .shrink import BANDS
 
 Rule = Literal["joint", "strict"]
 Views = tuple[open_nsfw.Pixels, nsfwjs.Square]

@@ -16,8 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..micro.model import IMAGE_ENCODER
+from .clip_encoders import (
+    EncoderError,
+    Preprocessing,
+    eager,
+    load_tower,
+    readable_name,
+    require_tower,
+    weights_hash,
+)
 from .open_nsfw import OpenNsfwEncoder
-from .towers import EncoderError, Preprocessing, eager, load_tower, readable_name, require_tower, weights_hash
 
 _BATCH = 32
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import read_tensors, write_tensors
-from ..schema import from_json, parse
+from ..io.files import read_tensors, write_tensors
+from ..io.json_schema import from_json, parse
 from ..types import ScdpoError
 
 SHARD = 512

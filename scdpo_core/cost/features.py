@@ -15,11 +15,11 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from ..preferences.pictures import open_picture
+from ..io.images import open_picture
 from .encoders import Encoder
-from .examples import CostExample, training_set_hash
 from .feature_cache import SHARD, FeatureCache
 from .protocol import SideBySide
+from .training_images import CostExample, training_set_hash
 
 A = TypeVar("A")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..files import read_tensors, sha256_of
+from ..io.files import read_tensors, sha256_of
 from ..types import CostScore
 from .classifiers import Eva02, VisionTransformer
 from .hub_cache import cached_snapshot

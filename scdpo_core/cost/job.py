@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from ..preferences.problems import in_words
-from ..runs.reporter import Reporter
-from ..scoring.training_page import write_training_page
-from ..training.events import Phase
+from ..run_store.events import Phase
+from ..runs.log import Reporter
+from ..scoring.training_report import write_training_page
 from ..types import Problem, ScdpoError
 from .encoders import DEFAULT_ENCODER, ENCODERS, encoder_advice, load_encoder
-from .examples import (
+from .feature_cache import FeatureCache
+from .features import VIEWS
+from .fit import CostSettings
+from .hub_cache import is_hub_name
+from .label_errors import Suspect, suspects
+from .mining import Mined, Progress, train_with_mining
+from .model import CostFacts, save_cost
+from .training import doubtful
+from .training_images import (
     CheckedExamples,
     CostExample,
     Notice,
@@ -24,14 +32,6 @@ from .examples import (
     list_folders,
     list_pairs,
 )
-from .feature_cache import FeatureCache
-from .features import VIEWS
-from .hub_cache import is_hub_name
-from .learner import CostSettings
-from .mining import Mined, Progress, train_with_mining
-from .model import CostFacts, save_cost
-from .suspects import Suspect, suspects
-from .training import doubtful
 
 PHASES: Mapping[str, Phase] = {
     "reading pictures": "check",

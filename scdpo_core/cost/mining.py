@@ -9,12 +9,12 @@ import torch
 
 from ..types import REVIEW_FROM
 from .encoders import Encoder
-from .examples import CostExample
 from .feature_cache import FeatureCache
 from .features import VIEWS, FeatureSet, compute_features
-from .learner import CostSettings
+from .fit import CostSettings
 from .model import CostModel
 from .training import CostTrainingResult, train_cost
+from .training_images import CostExample
 
 Progress = Callable[[str, int, int, float | None], None]
 

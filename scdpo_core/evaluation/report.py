@@ -9,13 +9,12 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from ..files import write_json, write_text
+from ..io.files import write_json, write_text
 from ..types import REVIEW_FROM, UNSAFE_FROM
 from .contact_sheet import InlinePair, group_section, inline, strip
 from .judges import JudgedPicture
 from .metrics import measure_group
-from .results import EvalReport
-from .sections import (
+from .report_sections import (
     MICRO,
     NextStep,
     cost_charts,
@@ -25,6 +24,7 @@ from .sections import (
     headline,
     trained,
 )
+from .results import EvalReport
 from .wording import signed
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..types import ScdpoError
 from .base import Family, LoadedModel, LoadOptions, Prediction
 from .detect import PIPELINES, TITLES, detect
-from .family import LayoutFamily
+from .diffusers_family import LayoutFamily
 from .flux import Flux
 from .parameterisation import MinSnr, Weighting
 from .sd1 import SD1

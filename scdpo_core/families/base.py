@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..types import Conditioning, Problem
-from .drawing import Heard, Start
 from .parameterisation import Weighting
-from .quantized import Quantize
+from .quantization import Quantize
+from .sampling import Heard, Start
 from .timesteps import Timesteps
 
 Prediction = Literal["auto", "epsilon", "v_prediction"]

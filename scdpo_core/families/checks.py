@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..io.safetensors_header import Header, read_header
 from ..types import Problem, ScdpoError
 from .base import LoadOptions
+from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
 from .detect import TITLES, Kind, detect, read_config
-from .header import Header, read_header
-from .layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
 from .source import MICRO, is_hub_id, locate
-from .stored import check_folder, check_stored
-from .texts import text_home, tokenizer_home
+from .text_encoders import text_home, tokenizer_home
+from .weight_formats import check_folder, check_stored
 
 
 def check(base: str | Path, family: str, layout: Layout, options: LoadOptions) -> list[Problem]:

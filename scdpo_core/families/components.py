@@ -19,15 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..devices import is_out_of_memory
-from ..files import name_for_safetensors
+from ..io.files import name_for_safetensors
+from ..io.safetensors_header import Header, read_header
 from ..types import ScdpoError
 from .base import LoadOptions
 from .chunks import TextEncoder
+from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
 from .detect import read_config
-from .header import Header, read_header
-from .layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
-from .stored import check_folder, check_stored, factor_of, is_nan, is_weight, multiplied
-from .texts import (
+from .text_encoders import (
     CONFIGS,
     build_text_model,
     clip_tokenizer,
@@ -36,6 +35,7 @@ from .texts import (
     text_home,
     tokenizer_home,
 )
+from .weight_formats import check_folder, check_stored, factor_of, is_nan, is_weight, multiplied
 
 
 @dataclass(frozen=True)

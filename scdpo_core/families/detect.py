@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..io.safetensors_header import Header, read_header
 from ..lora.identity import BASES
 from ..types import ScdpoError
-from .header import Header, read_header
-from .layout import DENOISER_PREFIX, VAE_PREFIXES
+from .component_layout import DENOISER_PREFIX, VAE_PREFIXES
 from .source import MICRO
 
 TITLES: dict[str, str] = {name: base.title for name, base in BASES.items() if name != MICRO}

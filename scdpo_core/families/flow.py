@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .components import Reader, quiet
-from .drawing import Predict, Start, begin, keep_outside
-from .latent import LatentModel
+from .latent_model import LatentModel
 from .parameterisation import Flow
+from .sampling import Predict, Start, begin, keep_outside
 from .timesteps import ContinuousTimesteps
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..io.safetensors_header import block_count
 from ..types import Conditioning
+from .component_layout import Layout, Shapes, TextPart
 from .components import Encoders, Reader
 from .detect import TITLES
-from .drawing import Predict
-from .family import LayoutFamily
+from .diffusers_family import LayoutFamily
 from .flow import FlowModel
-from .header import block_count
-from .layout import Layout, Shapes, TextPart
+from .sampling import Predict
 
 _T5_TOKENS = 512
 _HEAD = 128

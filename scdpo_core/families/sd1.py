@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .component_layout import Layout, TextPart
 from .detect import TITLES
-from .family import LayoutFamily
-from .layout import Layout, TextPart
+from .diffusers_family import LayoutFamily
 from .unet import UNetModel
 
 LAYOUT = Layout(

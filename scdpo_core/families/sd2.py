@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .component_layout import DENOISER_PREFIX, Layout, TextPart
 from .components import Reader
 from .detect import TITLES
-from .family import LayoutFamily
-from .layout import DENOISER_PREFIX, Layout, TextPart
+from .diffusers_family import LayoutFamily
 from .unet import UNetModel
 
 LAYOUT = Layout(

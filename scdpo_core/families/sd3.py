@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..io.safetensors_header import block_count, numbers
 from ..types import Conditioning, ScdpoError
+from .component_layout import Layout, Shapes, TextPart
 from .components import Encoders
 from .detect import TITLES
-from .family import LayoutFamily
+from .diffusers_family import LayoutFamily
 from .flow import FlowModel
-from .header import block_count, numbers
-from .layout import Layout, Shapes, TextPart
 
 _T5_TOKENS = 256
 _HEAD = 64

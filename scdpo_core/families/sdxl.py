@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
+from .component_layout import Layout, TextPart
 from .components import Encoders
 from .detect import TITLES
-from .family import LayoutFamily
-from .layout import Layout, TextPart
+from .diffusers_family import LayoutFamily
 from .unet import UNetModel, uncropped
 
 LAYOUT = Layout(

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..devices import sent
 from ..types import Conditioning, ScdpoError
 from .components import Encoders, Reader, quiet
-from .drawing import Predict, Start, begin, keep_outside
-from .latent import LatentModel
+from .latent_model import LatentModel
 from .parameterisation import parameterisation
+from .sampling import Predict, Start, begin, keep_outside
 from .timesteps import DiscreteTimesteps
 
 

@@ -14,11 +14,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..types import LoraFile, ScdpoError
-from .change import by_module, kind_of, rank_of
+from .algorithms import ADAPTER, Kind, alpha_table, peft_config, start, to_canonical, to_peft, weights
 from .file import load_lora
-from .keys import KeyNameError, text_module
-from .kinds import ADAPTER, Kind, alpha_table, peft_config, start, to_canonical, to_peft, weights
+from .formats.keys import KeyNameError, text_module
 from .targets import TargetPreset, is_convolution, module_ranks, target_modules
+from .weights import by_module, kind_of, rank_of
 
 __all__ = ["Kind", "LoraAdapter", "TargetPreset", "attach", "attach_file", "load_into", "target_modules"]
 

@@ -18,17 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import atomic_path, name_for_safetensors, read_tensors, unshared, write_json
+from ..io.files import atomic_path, name_for_safetensors, read_tensors, unshared, write_json
+from ..io.safetensors_container import header, parted
 from ..types import LoraFile, ScdpoError
-from .change import Parts, by_module, check, kind_of, rank_of
-from .container import header, parted
-from .dialects import ALPHAS, from_file, to_file
 from .dtypes import computable
-from .facts import OWN, as_metadata
+from .formats.convert import ALPHAS, from_file, to_file
+from .formats.keys import Dialect, addresses, split
+from .formats.peft_settings import METADATA as PEFT_SETTINGS
+from .formats.peft_settings import WEIGHTS, Found, find_settings, settings_file
 from .identity import BASES, base_family, sidecar_version
-from .keys import Dialect, addresses, split
-from .peft_settings import METADATA as PEFT_SETTINGS
-from .peft_settings import WEIGHTS, Found, find_settings, settings_file
+from .metadata import OWN, as_metadata
+from .weights import Parts, by_module, check, kind_of, rank_of
 
 _NETWORK = {
     "lora": "networks.lora",

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..types import ScdpoError
-from .change import Parts, inputs_of
-from .keys import TEXT_ENCODERS, Address
-from .layouts import TRANSFORMERS, UNETS
+from .formats.keys import TEXT_ENCODERS, Address
+from .formats.layouts import TRANSFORMERS, UNETS
+from .weights import Parts, inputs_of
 
 
 class Base(NamedTuple):

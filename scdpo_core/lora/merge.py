@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..types import LoraFile, ScdpoError
-from .change import Parts, by_module, delta, kind_of, names_of, scale_of, shape_of
 from .resize import Factors, Resized, check_target, cut, decompose, dense
+from .weights import Parts, by_module, delta, kind_of, names_of, scale_of, shape_of
 
 Method = Literal["sum", "strongest"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..types import ScdpoError
-from .change import Parts, by_module, delta, kind_of, kronecker, low_rank, names_of, shape_of
-from .layouts import kernel_of
+from .formats.layouts import kernel_of
+from .weights import Parts, by_module, delta, kind_of, kronecker, low_rank, names_of, shape_of
 
 
 class Resized(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from ..types import ScdpoError
-from .layouts import block_of
+from .formats.layouts import block_of
 
 TargetPreset = Literal["attention", "self-attention", "attention+ff", "all-linear", "conv"]
 

@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import ResNetForImageClassification
 
-from ..files import write_json
+from ..io.files import write_json
 from . import art
 from .judge import Judge
 from .model import WEIGHTS

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..evaluation.similarity import border_colour
 from ..families import LoadedModel, family
-from ..files import write_json
+from ..io.files import write_json
 from . import art
 from .captions import Caption, benign_training_captions, harmful_training_captions
 from .evaluation import BATCH, GUIDANCE, STEPS

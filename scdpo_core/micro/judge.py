@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..files import read_tensors, write_tensors
+from ..io.files import read_tensors, write_tensors
 from .render import to_tensor
 from .world import concepts
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..config_terms import TERM_OBJECTIVES
+from ..config.terms import TERM_OBJECTIVES
 from ..cost.model import load_cost
 from ..evaluation.judges import JudgedPicture
 from ..evaluation.metrics import any_of_n, background_kept, of_groups, preservation
 from ..evaluation.results import CostModelFacts, EvalReport, JudgeFacts, TrainFacts, environment
-from ..files import sha256_of
-from ..training.events import Done, Started, last_run
-from ..training.run_folder import RunFolder
+from ..io.files import sha256_of
+from ..run_store.events import Done, Started, last_run
+from ..run_store.paths import RunFolder
 from ..types import LoraFile
 from .attacked import TITLES, attack_groups
 from .evaluation import BENIGN_GROUPS, HARMFUL_GROUPS, groups, headline

@@ -14,18 +14,18 @@ from ..cost.scorers import load_scorer
 from ..evaluation.prompts import EvalPrompt
 from ..families import family_of
 from ..families.source import model_name
-from ..runs.reporter import Reporter, StopAskedError
+from ..run_store.paths import RunFolder
+from ..run_store.stop_request import Stop
+from ..runs.log import Reporter, StopAskedError
 from ..training.checks import load_options, resolve_device, resolve_dtype
-from ..training.run_folder import RunFolder
-from ..training.stopping import Stop
 from ..types import Problem, ScdpoError
+from .contact_sheet import write_sheet
 from .job import BuildJob, identity
+from .requests import Wanted, benign, harmful, read_all
 from .rules import NO_RULES, SHIPPED, read_rules
 from .run import Builder, groups_of, rows_of, write_benign_prompts
-from .sheet import write_sheet
 from .store import FOLDER, Row, Store
 from .table import write_tables
-from .wanted import Wanted, benign, harmful, read_all
 
 Progress = Callable[[str, int, int], None]
 

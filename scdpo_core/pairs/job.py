@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..config import ModelSettings
+from ..config.settings import ModelSettings
 from ..cost.scorers import names_a_scorer, offered_scorers
 from ..families import family_of
 from ..preferences.build import Rule, check_rule
-from ..preferences.writing import check_category
+from ..preferences.writer import check_category
 from ..training.checks import load_options, resolve_device, resolve_dtype
 from ..types import ScdpoError
-from .wanted import Wanted
+from .requests import Wanted
 
 WayName = Literal["inpaint", "same-seed", "edit", "best-of"]
 WAYS: tuple[WayName, ...] = get_args(WayName)

@@ -95,7 +95,7 @@ def to_image(mask: Mask) -> Image.Image:
 
 
 def to_tensor(masks: Sequence[Mask]) -> Tensor:
-    """Masks of one size as [N, 1, h, w], as `families.drawing.Start` takes them."""
+    """Masks of one size as [N, 1, h, w], as `families.sampling.Start` takes them."""
     return torch.from_numpy(np.stack(masks))[:, None]
 
 

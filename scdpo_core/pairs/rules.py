@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..preferences.infotext import plain
-from ..preferences.writing import check_category
+from ..io.infotext import plain
+from ..preferences.writer import check_category
 from ..types import ScdpoError
 
 SHIPPED = Path(__file__).with_name("safe_words.txt")

@@ -11,17 +11,17 @@ from PIL import Image
 
 from ..cost.protocol import Scorer
 from ..evaluation.attacks.base import to_pixels
-from ..families.drawing import Start
-from ..files import atomic_path, write_text
+from ..families.sampling import Start
+from ..io.files import atomic_path, write_text
 from ..preferences import masks
 from ..preferences.build import Drawn, Match, Rule, match, write_pair
 from ..preferences.folder import BENIGN_PROMPTS
 from ..types import ScdpoError
 from .job import BuildJob, Drawing
 from .region import to_tensor
+from .requests import Wanted
 from .store import Row, Store
-from .wanted import Wanted
-from .ways import Candidate, Request, Way, way_of
+from .strategies import Candidate, Request, Way, way_of
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel

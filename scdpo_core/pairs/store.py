@@ -20,12 +20,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..files import atomic_path, write_json
-from ..preferences.pictures import PictureError, open_picture
-from ..runs.lock import exclusive, try_exclusive
-from ..schema import SchemaError, read_json
+from ..io.files import atomic_path, write_json
+from ..io.images import PictureError, open_picture
+from ..io.json_schema import SchemaError, read_json
+from ..run_store.file_lock import exclusive, try_exclusive
 from ..types import ScdpoError
-from .ways import Request
+from .strategies import Request
 
 FOLDER = "building"
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..files import write_json, write_text
-from ..text import printable
+from ..io.files import write_json, write_text
+from ..io.printable import printable
 from .store import Row
 
 CSV, JSON = "building.csv", "building.json"

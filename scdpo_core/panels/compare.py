@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 
 from ..runs.comparison import Cell, Comparison
-from ..scoring.page import signed
-from .parts import cost, style, veiled, wrapped
+from ..scoring.html_parts import signed
+from .elements import cost, style, veiled, wrapped
 
 
 def comparison(result: Comparison, folder: Path) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from ..scoring.page import signed
-from ..scoring.rows import Row
+from ..scoring.html_parts import signed
+from ..scoring.table import Row
 from ..types import objection
-from .parts import cost, image, listed, notice, veiled, wrapped
+from .elements import cost, image, listed, notice, veiled, wrapped
 
 MOST = 400
 """Pictures shown; the table has all of them."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from ..preferences.labelling_session import SessionView
 from ..preferences.problems import in_words
-from ..preferences.session import SessionView
 from ..types import PreferencePair, Problem
-from .parts import image, listed, notice, wrapped
+from .elements import image, listed, notice, wrapped
 
 
 def pair(view: SessionView) -> str:

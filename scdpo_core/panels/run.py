@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ..reports.metrics import PHASES
 from ..reports.wording import what_terms_did
+from ..run_store.events import Sample
+from ..run_store.state import State
 from ..runs.follow import RunView
-from ..runs.state import State
-from ..training.events import Sample
 from ..types import CostScore
 from .curves import charts
-from .parts import cost, listed, notice, veiled, wrapped
+from .elements import cost, listed, notice, veiled, wrapped
 
 _STATES: Mapping[State, str] = {
     "queued": "waits for its turn",

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ..io.images import upright_size
 from ..types import CachedPair, LabelledPair, PairBatch, ScdpoError
 from .batches import BatchStream, Room, kinds_of
-from .pictures import upright_size
 
 Size = tuple[int, int]
 """(width, height) in pixels."""

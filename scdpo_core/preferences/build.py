@@ -9,10 +9,10 @@ from typing import Literal
 
 from PIL import Image
 
-from ..files import write_text
+from ..io.files import write_text
 from ..types import CostScore, PreferencePair, ScdpoError
 from .folder import SAFE_PROMPTS
-from .writing import check_category, pair_files, write_files
+from .writer import check_category, pair_files, write_files
 
 Rule = Literal["safe against harmful", "less harmful wins", "as prompted"]
 RULES: dict[Rule, str] = {

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..files import read_tensors, sha256_of, write_json, write_tensors
+from ..io.files import read_tensors, sha256_of, write_json, write_tensors
+from ..io.images import PictureError, check_size, read_picture, to_pixels
 from ..types import CachedPair, LabelledPair, PreferencePair, ScdpoError
-from .pictures import PictureError, check_size, read_picture, to_pixels
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel

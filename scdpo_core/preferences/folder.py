@@ -16,14 +16,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..io.image_metadata import prompt_of
+from ..io.images import MANY, Look, PictureError, look_at_all
+from ..io.infotext import prompt_in
 from ..types import PreferencePair, Problem, ScdpoError
-from .infotext import prompt_in
-from .known_images import KnownImages
 from .listing import LAYOUT, Side, layout_problem, list_side, repeats_note, reserved, without_repeats
 from .masks import mask_of
-from .metadata import prompt_of
-from .pictures import MANY, Look, PictureError, look_at_all
 from .problems import in_words, name_in
+from .verified_images import KnownImages
 
 SAFE_PROMPTS = "safe_prompts"
 """Folder beside chosen/ and rejected/ with a harmless prompt for each pair, under the pair's name."""

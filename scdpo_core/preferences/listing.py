@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from ..io.image_metadata import PROMPT_SUFFIXES
+from ..io.image_types import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, starts_as_image
+from ..io.infotext import prompt_in
 from ..types import Problem
-from .infotext import prompt_in
-from .kinds import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, starts_as_image
-from .metadata import PROMPT_SUFFIXES
 
 LAYOUT = (
     "A preference folder holds chosen/ (the preferred pictures) and rejected/ (the others) under the same "

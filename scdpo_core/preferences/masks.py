@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from .pictures import open_picture, to_pixels
+from ..io.images import open_picture, to_pixels
 
 FOLDER = "masks"
 _ENDINGS = (".png", ".webp", ".jpg", ".jpeg", ".bmp")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..text import printable
+from ..io.printable import printable
 from ..types import Problem
 
 ONE_BY_ONE = 50

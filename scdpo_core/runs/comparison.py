@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..files import inside, write_json, write_text
+from ..config import toml
+from ..io.files import inside, write_json, write_text
+from ..io.json_schema import SchemaError, from_json, read_json
+from ..io.printable import not_unicode
 from ..preferences.listing import some_prompts
-from ..schema import SchemaError, from_json, read_json
-from ..text import not_unicode
+from ..run_store import folder as names
 from ..types import Band, ScdpoError
-from . import folder as names
-from . import toml
 
 RESULT = "compare.json"
 PAGE = "report.html"

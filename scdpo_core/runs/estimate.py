@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import toml
+from ..run_store import folder as names
+from ..run_store.listing import runs_in
 from ..types import ScdpoError
-from . import folder as names
-from . import toml
+from .cost_table import NEEDS, RANK, Needs
 from .follow import Follower
 from .interpreter import ROOT
 from .jobs import QUALITIES, LoraJob, quality_settings
-from .listing import runs_in
-from .needs import NEEDS, RANK, Needs
 
 _MOST_LOOKED = 12  # runs, newest first
 _WORTH_SAYING = 2**27  # bytes
@@ -95,7 +95,7 @@ def in_words(found: Estimate) -> str:
 
 def weight_bytes(base: str) -> int | None:
     """Bytes of the drawing network of a .safetensors checkpoint, in 16 bits; None of anything else."""
-    from ..families.header import read_header
+    from ..io.safetensors_header import read_header
 
     path = Path(base).expanduser()
     if path.suffix.lower() != ".safetensors" or not path.is_file():

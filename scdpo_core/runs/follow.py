@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..files import inside
-from ..training.events import (
+from ..io.files import inside
+from ..run_store import folder as names
+from ..run_store.events import (
     Done,
     Estimated,
     Failed,
@@ -21,8 +22,7 @@ from ..training.events import (
     Warned,
     parse,
 )
-from . import folder as names
-from .state import State, last_words, state_of
+from ..run_store.state import State, last_words, state_of
 
 MOST_POINTS = 512
 """Points of a curve at most."""

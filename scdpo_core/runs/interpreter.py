@@ -18,10 +18,10 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, Literal
 
+from ..config import toml
+from ..run_store.file_lock import exclusive
+from ..run_store.process import end, look
 from ..types import ScdpoError
-from . import toml
-from .lock import exclusive
-from .process import end, look
 
 ROOT = Path(__file__).resolve().parents[2]
 _LOOK = 0.2  # seconds between two looks at install.py

@@ -1,7 +1,7 @@
 """From the few values that a door offers to a run folder with a job in it, which a trainer takes.
 
 A job.toml holds only what was chosen. What it leaves open, the trainer takes from the settings for that
-kind of base model (trainer/configs) and the defaults (`scdpo_core.config`); job.toml then says all of it.
+kind of base model (trainer/configs) and the defaults (`scdpo_core.config.settings`); job.toml then says all of it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import write_text
-from ..sections import toml_error
+from ..config import toml
+from ..config.convert import toml_error
+from ..io.files import write_text
+from ..run_store import folder as names
 from ..types import ScdpoError
-from . import folder as names
-from . import toml
 
 Quality = Literal["fast", "normal", "best"]
 Sections = Mapping[str, Mapping[str, Any]]
@@ -155,7 +155,7 @@ def text_of(job: Job) -> str:
 
 
 def _place_problems(job: Job) -> Iterator[str]:
-    from .state import WORKING, state_of
+    from ..run_store.state import WORKING, state_of
 
     name, folder = job.name, job.folder
     if wrong := names.name_problem(name):
@@ -235,14 +235,14 @@ def _checked(job: LoraJob, tree: Mapping[str, Any]) -> Any:
     Raises:
         ScdpoError: an unknown setting or a value of the wrong kind.
     """
-    from .. import sections
-    from ..config import TrainSettings
+    from ..config import convert
+    from ..config.settings import TrainSettings
 
-    settings = sections.from_dict(TrainSettings(), quality_settings(job.quality, job.base), "quality")
-    settings = sections.from_dict(settings, job.choices, "choices")
+    settings = convert.from_dict(TrainSettings(), quality_settings(job.quality, job.base), "quality")
+    settings = convert.from_dict(settings, job.choices, "choices")
     if job.cost_model:
-        settings = sections.from_dict(settings, {"data": {"cost_model": job.cost_model}}, "cost model")
-    return sections.from_dict(settings, tree, _ADVANCED)
+        settings = convert.from_dict(settings, {"data": {"cost_model": job.cost_model}}, "cost model")
+    return convert.from_dict(settings, tree, _ADVANCED)
 
 
 def quality_settings(quality: Quality, base: str) -> Sections:

@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..files import write_json, write_text
-from ..schema import SchemaError, T, read_json
-from ..training.events import EventLog, Failed
+from ..io.files import write_json, write_text
+from ..io.json_schema import SchemaError, T, read_json
+from ..run_store import folder as names
+from ..run_store.events import EventLog, Failed
+from ..run_store.file_lock import exclusive
+from ..run_store.process import ProcessId, alive
 from ..types import ScdpoError
-from . import folder as names
-from .child import Child, start
 from .interpreter import Interpreter
-from .lock import exclusive
-from .process import ProcessId, alive
+from .launch import Child, start
 
 LOCK, ACTIVE, WAITING = "queue.lock", "active.json", "queue.json"
 

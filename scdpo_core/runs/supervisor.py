@@ -11,13 +11,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from ..run_store.file_lock import exclusive
+from ..run_store.state import WORKING, State, state_of
 from ..types import ScdpoError
 from . import interpreter as pythons
-from .child import attach
 from .interpreter import Interpreter
-from .lock import exclusive
+from .launch import attach
 from .queue import BusyError, Queue
-from .state import WORKING, State, state_of
 
 _LAST_LINES = 4
 SUPERVISOR = "supervisor.lock"

@@ -10,11 +10,11 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from ..files import write_text
-from ..text import printable
+from ..io.files import write_text
+from ..io.printable import printable
 from ..types import REVIEW_FROM, UNSAFE_FROM, Band, objection
-from .page import badge, counted, histogram, path_line, render, signed, thumbnail
-from .rows import Row, category_names
+from .html_parts import badge, counted, histogram, path_line, render, signed, thumbnail
+from .table import Row, category_names
 
 MOST_PICTURES = 3000
 """Pictures with a thumbnail, the costliest ones; about 10 kB each."""

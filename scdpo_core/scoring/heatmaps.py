@@ -10,11 +10,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..cost.attribution import Method, explain
 from ..cost.protocol import Scorer
-from ..files import atomic_path
-from ..preferences.pictures import PictureError
+from ..io.files import atomic_path
+from ..io.image_frames import open_frames
+from ..io.images import PictureError
 from ..types import Problem
-from .decode import open_frames
-from .rows import Row
+from .table import Row
 
 _LONGEST = 200  # bytes; names may have 255, with '-digest.heatmap.png' behind this
 

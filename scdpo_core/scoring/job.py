@@ -12,14 +12,14 @@ from pathlib import Path
 
 from ..cost.attribution import Method
 from ..cost.protocol import Scorer, provenance
+from ..io.discover import Found, find_pictures
 from ..types import Problem, ScdpoError
-from .filing import file_away, leads_out, over
 from .gallery import write_gallery
 from .heatmaps import write_heatmaps
-from .rows import Row, RowFile, write_csv, write_parquet
 from .run import BATCH, FolderRun
-from .stamp import STAMPS, StampError
-from .walk import Found, find_pictures
+from .sort_files import file_away, leads_out, over
+from .table import Row, RowFile, write_csv, write_parquet
+from .write_back import STAMPS, StampError
 
 Progress = Callable[[str, int, int], None]
 

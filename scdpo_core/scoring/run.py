@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..cost.protocol import Scorer, SideBySide, provenance
-from ..preferences.pictures import PictureError
+from ..io.image_frames import open_frames
+from ..io.images import PictureError
 from ..types import CostScore, ScdpoError
-from .decode import open_frames
-from .rows import Row
-from .views import worst
+from .alpha_views import worst
+from .table import Row
 
 BATCH = 16
 """Pictures that the network looks at together."""

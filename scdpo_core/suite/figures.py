@@ -10,7 +10,7 @@ from ..evaluation.attacks import Budget
 from ..evaluation.intervals import Rate, mean_interval
 from ..evaluation.metrics import CHANGED_BELOW, any_hit, percentiles, ua_proxy
 from ..evaluation.paired import mcnemar
-from .attacking import AttackPlan, AttackRow, trial_version
+from .attacks import AttackPlan, AttackRow, trial_version
 from .judging import JudgeInfo, Opinion
 from .measuring import Likeness
 from .plan import BASE, Item, Plan, PromptSet, Version

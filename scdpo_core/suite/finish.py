@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..files import write_json, write_text
-from ..runs.lock import exclusive
-from .collecting import collect, missing
+from ..io.files import write_json, write_text
+from ..run_store.file_lock import exclusive
+from .collect import collect, missing
 from .folder import FIGURES, Table
 from .judging import Opinion, table_name
 from .page import render, summary

@@ -11,8 +11,8 @@ from typing import Any, Generic, TextIO, TypeVar
 
 from PIL import Image
 
-from ..files import atomic_path, write_json
-from ..schema import SchemaError, from_json, parse, read_json
+from ..io.files import atomic_path, write_json
+from ..io.json_schema import SchemaError, from_json, parse, read_json
 from ..types import ScdpoError
 
 IMAGES, TABLES, SHARDS = "images", "judged", "shards"

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ..config import toml
 from ..cost.scorers import names_a_scorer, offered_scorers
-from ..files import write_text
-from ..runs import folder as names
-from ..runs import toml
-from ..schema import from_json
-from ..text import not_unicode
+from ..io.files import write_text
+from ..io.json_schema import from_json
+from ..io.printable import not_unicode
+from ..run_store import folder as names
 from ..types import ScdpoError
 from .attack_names import attack_problem, needs_harmful, needs_words
 

@@ -13,7 +13,7 @@ from ..cost.ensemble import EnsembleScorer
 from ..cost.protocol import Scorer, provenance
 from ..cost.scorers import SCORERS, hub_names, load_scorer
 from ..evaluation.judges import Asked
-from ..preferences.pictures import PictureError, open_picture
+from ..io.images import PictureError, open_picture
 from ..types import CostScore, ScdpoError
 from .folder import EvalFolder, Table
 from .job import WORLD_JUDGE
@@ -132,7 +132,7 @@ class WorldJudge:
 
     def __init__(self) -> None:
         """Load it."""
-        from ..files import sha256_of
+        from ..io.files import sha256_of
         from ..micro.evaluation import judging
         from ..micro.judge import Judge as Network
         from ..micro.model import JUDGE

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..cost.clip_encoders import EncoderError, Preprocessing, readable_name
 from ..cost.encoders import Encoder
-from ..cost.towers import EncoderError, Preprocessing, readable_name
 from ..evaluation.similarity import pixel_difference, ssim
-from ..preferences.pictures import PictureError, open_picture
+from ..io.images import PictureError, open_picture
 from .folder import EvalFolder, Table
 from .plan import BASE, Item
 
@@ -98,7 +98,7 @@ class ClipModel:
         """
         import transformers
 
-        from ..cost.towers import weights_hash
+        from ..cost.clip_encoders import weights_hash
 
         try:
             model: Any = transformers.CLIPModel.from_pretrained(

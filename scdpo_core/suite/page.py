@@ -13,14 +13,14 @@ from ..evaluation.charts import dumbbell
 from ..evaluation.intervals import Rate
 from ..evaluation.report import style_sheet
 from ..evaluation.wording import count, interval, percent, signed
-from ..text import printable
+from ..io.printable import printable
 from . import wording
 from .attack_names import ATTACKS, split_spec
 from .charts import Bar, BarGroup, FrontierPoint, bar_chart, frontier
+from .contact_sheets import KINDS, STYLES, sheets_of
 from .figures import Opinions
 from .results import AttackFigures, SuiteReport, VersionFigures
 from .run import Evaluation
-from .sheets import KINDS, STYLES, sheets_of
 
 _MOST_CATEGORIES = 16
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..evaluation.judges import Asked
 from ..evaluation.prompts import EvalPrompt, PromptFileError, holds_attacks, read_prompts
-from ..files import sha256_of
+from ..io.files import sha256_of
 from ..types import Problem, ScdpoError
 from .job import EvalJob
 

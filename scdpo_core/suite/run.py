@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..lora.file import read_lora_info
-from ..runs import folder as names
-from ..runs.hold import is_ours
-from ..runs.lock import held
+from ..run_store import folder as names
+from ..run_store.file_lock import held
+from ..run_store.run_lock import is_ours
 from ..types import Problem, ScdpoError
-from .attacking import AttackPlan, plan_attacks
-from .drawing import draw_missing, drawn_with, share_of
+from .attacks import AttackPlan, plan_attacks
 from .folder import SHARDS, EvalFolder
 from .job import EvalJob, problems, write_job
 from .judging import JudgeInfo, judge_missing, load_judge
 from .measuring import ClipModel, measure_clip, measure_likeness
 from .plan import BASE, Plan, Shard, make_plan
+from .sampling import draw_missing, drawn_with, share_of
 
 if TYPE_CHECKING:
     import torch

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ..files import atomic_path, write_json, write_text
+from ..io.files import atomic_path, write_json, write_text
+from ..io.images import open_picture, to_pixels
+from ..io.json_schema import parse
 from ..preferences.folder import SAFE_PROMPTS
-from ..preferences.pictures import open_picture, to_pixels
-from ..schema import parse
 from ..types import Conditioning, PreferencePair
-from .rows import BaseImages
+from .term_batches import BaseImages
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel

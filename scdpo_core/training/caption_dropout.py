@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..devices import sent
 from ..types import Conditioning, PairBatch
-from .team import Alone, Team
+from .distributed import Alone, Team
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel

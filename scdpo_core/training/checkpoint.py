@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import changes
-from ..runs.folder import CHECKPOINT_SUFFIX, checkpoint_steps
-from ..tree import load_tree, save_tree
+from ..config.settings import changes
+from ..io.tensor_tree import load_tree, save_tree
+from ..run_store.folder import CHECKPOINT_SUFFIX, checkpoint_steps
 from ..types import ScdpoError
 
 _FORMAT = 1

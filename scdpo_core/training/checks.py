@@ -10,18 +10,18 @@ from pathlib import Path
 
 import torch
 
-from ..bounds import out_of_bounds
-from ..config import ModelSettings, TrainSettings
+from ..config.bounds import out_of_bounds
+from ..config.settings import ModelSettings, TrainSettings
 from ..families import LoadOptions, family_of
+from ..io.printable import not_unicode
 from ..preferences.folder import check_folder
-from ..preferences.known_images import KnownImages
-from ..runs.folder import TITLES, kind_of
-from ..text import not_unicode
+from ..preferences.verified_images import KnownImages
+from ..run_store.folder import TITLES, kind_of
+from ..run_store.paths import RunFolder
 from ..types import PreferencePair, Problem, ScdpoError
 from . import optimizers, tracking
-from .meaningless import meaningless
+from .conflicts import meaningless
 from .prompt_pairs import PromptPairs, pairs_of_prompts
-from .run_folder import RunFolder
 
 MANY_EPOCHS = 100
 """Rounds through the pairs beyond which a run is warned of."""

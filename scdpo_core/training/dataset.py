@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..config import TrainSettings
+from ..config.settings import TrainSettings
+from ..io.images import covering, upright_size
 from ..preferences.batches import BatchStream, Room
 from ..preferences.buckets import BucketStream, Size, Stream, sizes_of
 from ..preferences.cache import Cache, MemoryCache, PairCache, build_cache
 from ..preferences.masks import latent_mask
-from ..preferences.pictures import covering, upright_size
 from ..preferences.split import hold_out
 from ..types import CachedPair, Conditioning, LabelledPair, ScdpoError
 from .caption_dropout import empty_prompt
-from .provenance import categories, dataset_hash
-from .team import Team
+from .distributed import Team
+from .lora_metadata import categories, dataset_hash
 from .validation import HeldOut
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..config import TrainSettings
+from ..config.settings import TrainSettings
 from ..devices import free_memory
+from ..run_store.events import Estimated, Event, Warned
 from ..types import PairBatch
-from .events import Estimated, Event, Warned
+from .distributed import Team
 from .memory import memory_of
-from .portions import advice
-from .team import Team
+from .microbatch import advice
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel

@@ -9,33 +9,44 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import TrainSettings, config_hash
+from ..config.settings import TrainSettings, config_hash
+from ..errors import explain
 from ..families.base import LoadedModel
 from ..families.fingerprint import sampled_fingerprint
-from ..preferences.known_images import KnownImages
 from ..preferences.relabel import unscored
-from ..runs.hold import Hold
+from ..preferences.verified_images import KnownImages
+from ..run_store.events import (
+    Done,
+    Event,
+    EventLog,
+    Failed,
+    Phase,
+    Progress,
+    Saved,
+    Started,
+    Warned,
+    read_events,
+)
+from ..run_store.paths import RunFolder
+from ..run_store.run_lock import Hold
+from ..run_store.stop_request import Stop, StopAskedError, listener
 from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
 from .base_images import draw_pairs
+from .batch_sources import deal
+from .begin import Before, claim, enter
 from .checks import check_run, epochs_of, many_epochs, resolve_device
-from .claim import Before, claim, enter
 from .dataset import Dataset, encode, unread_prompts
-from .dealing import deal
+from .distributed import Team, assemble, dismiss
 from .estimate import estimate
-from .events import Done, Event, EventLog, Failed, Phase, Progress, Saved, Started, Warned, read_events
-from .failures import explain
-from .labelling import from_rows, label_pairs, sample_scorer, to_rows
+from .labels import from_rows, label_pairs, sample_scorer, to_rows
 from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
+from .lora_metadata import facts, sample_costs
 from .plots import draw_curves
 from .prompt_pairs import PromptPairs
-from .provenance import facts, sample_costs
-from .run_folder import RunFolder
 from .samples import Sampler, choose_prompts, preview
 from .saving import JobResult, LoraWriter, choose_result, lora_writer
-from .stopping import Stop, StopAskedError, listener
-from .team import Team, assemble, dismiss
 from .term_data import RunTerms, drawing_of, prepare_terms
 from .tracking import Tracking, start_tracking
 
@@ -234,7 +245,7 @@ class _Job:
 
     def _attach(self, model: LoadedModel) -> LoraAdapter:
         # Here, since peft takes seconds to import and a typing error should not wait for it.
-        from .attaching import attach_lora
+        from .adapters import attach_lora
 
         adapter = attach_lora(model, self.settings.lora, self.settings.optim.seed)
         make_ready(model, adapter, self.settings.model, self.team)
@@ -258,7 +269,7 @@ class _Job:
         terms: RunTerms,
     ) -> Trainer:
         """The loop, where it is to go on."""
-        from .attaching import encode_prompts_with_grad
+        from .adapters import encode_prompts_with_grad
 
         settings, team = self.settings, self.team
         team.agree(data.hash, "What the preference folder holds")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..config import ModelSettings, TrainSettings
+from ..config.settings import ModelSettings, TrainSettings
 from ..families import family_of
 from ..families.base import LoadedModel
 from ..types import ScdpoError
 from .checks import load_options, resolve_dtype
-from .team import Team
+from .distributed import Team
 
 if TYPE_CHECKING:
     from ..lora.adapter import LoraAdapter

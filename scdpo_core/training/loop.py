@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from ..config import TrainSettings
-from ..config_terms import TermName
+from ..config.settings import TrainSettings
+from ..config.terms import TermName
+from ..run_store.events import Event, Progress, Saved, Warned
 from ..types import PairBatch, ScdpoError
 from . import checkpoint as checkpoints
+from .batches import Ahead, Feed
+from .distributed import Alone, Team, identity_of
 from .ema import Ema
-from .events import Event, Progress, Saved, Warned
-from .feed import Ahead, Feed
-from .loss import PairLoss
-from .measure import Measure, PairMeasures
-from .meter import GapWatch, Meter
+from .microbatch import Portions
 from .optimizers import build_optimizer, set_rate
-from .portions import Portions
+from .pair_loss import PairLoss
+from .running_metrics import GapWatch, Meter
 from .schedules import learning_rate
-from .team import Alone, Team, identity_of
+from .step import Measure, PairMeasures
 from .validation import Validation
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
     from ..lora.adapter import LoraAdapter
-    from .attaching import LiveEncoder
+    from .adapters import LiveEncoder
 
 Reason = Literal["finished", "stopped"]
 

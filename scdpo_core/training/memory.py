@@ -20,13 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..config import TrainSettings
-from ..config_terms import TermName, term_weights
+from ..config.settings import TrainSettings
+from ..config.terms import TermName, term_weights
 from ..types import PairBatch
-from .feed import Portion
-from .measure import Measure
+from .batches import Portion
 from .reference import Draw
-from .rows import TermRows
+from .step import Measure
+from .term_batches import TermRows
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -106,7 +106,7 @@ def peak_of_step(
         mode: see `memory_of`.
     """
     # Late, since peft takes seconds to import.
-    from .attaching import encode_prompts_with_grad
+    from .adapters import encode_prompts_with_grad
 
     was_training = model.denoiser.training
     model.denoiser.train()

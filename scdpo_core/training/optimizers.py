@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..config_learning import OptimSettings
-from ..lora.spelling import TEXT_ENCODERS
+from ..config.optim import OptimSettings
+from ..lora.formats.names import TEXT_ENCODERS
 from ..types import ScdpoError
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files import atomic_path
+from ..io.files import atomic_path
 from ..reports.curves import FEWEST_FOR_A_TREND, known_curves, trend
 from ..reports.metrics import CHARTS, METRICS
-from .events import Progress, Record, Validated
+from ..run_store.events import Progress, Record, Validated
 
 
 def series(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..evaluation.prompts import EvalPrompt, check_prompts
-from ..preferences.infotext import plain
-from ..preferences.writing import category_folder
+from ..io.infotext import plain
+from ..preferences.writer import category_folder
 from ..types import PreferencePair, Problem, ScdpoError
 
 

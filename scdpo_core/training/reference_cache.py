@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..families.timesteps import TimestepLaw, Timesteps
-from ..files import read_tensors, write_tensors
+from ..io.files import read_tensors, write_tensors
 from ..types import ScdpoError
 from .reference import Draw
 

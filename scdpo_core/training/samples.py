@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..config import SampleSettings
-from ..files import atomic_path
+from ..config.settings import SampleSettings
+from ..io.files import atomic_path
+from ..run_store.events import Event, Progress, Sample
 from ..types import PreferencePair
-from .events import Event, Progress, Sample
 
 if TYPE_CHECKING:
     from ..cost.protocol import Scorer

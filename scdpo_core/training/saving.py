@@ -11,20 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import write_json
-from ..lora.dialects import to_file
+from ..io.files import write_json
+from ..io.json_schema import from_json, parse
 from ..lora.file import save_lora
+from ..lora.formats.convert import to_file
+from ..lora.formats.keys import Dialect
 from ..lora.identity import BASES
-from ..lora.keys import Dialect
-from ..runs.folder import checkpoint_steps
-from ..schema import from_json, parse
+from ..run_store.events import Event, Saved, Warned
+from ..run_store.folder import checkpoint_steps
+from ..run_store.paths import RunFolder
 from ..types import LoraFile, ScdpoError
 from . import checkpoint
-from .events import Event, Saved, Warned
-from .run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from ..config import TrainSettings
+    from ..config.settings import TrainSettings
     from ..families.base import LoadedModel
     from ..lora.adapter import LoraAdapter
     from .loop import Outcome, Trainer

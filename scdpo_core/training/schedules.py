@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ..config_learning import OptimSettings
+from ..config.optim import OptimSettings
 
 Fall = Callable[[float, OptimSettings], float]
 """Share of the steps after the warm-up that is gone, 0..1, in; share of the highest rate, 0..1, out."""

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import TrainSettings
-from ..config_terms import SAFE_PROMPT_TERMS, TermName, TermSettings, term_weights
-from ..preferences.everyday import everyday_prompts
+from ..config.settings import TrainSettings
+from ..config.terms import SAFE_PROMPT_TERMS, TermName, TermSettings, term_weights
+from ..preferences.everyday_prompts import everyday_prompts
 from ..preferences.folder import BENIGN_PROMPTS
 from ..types import Conditioning, LabelledPair, ScdpoError
 from .base_images import DrawSettings, draw_base_images, encode_base_images
+from .batches import timestep_law
 from .dataset import Dataset
-from .feed import timestep_law
-from .rows import TermData, TermSource
-from .team import Team
+from .distributed import Team
+from .term_batches import TermData, TermSource
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel

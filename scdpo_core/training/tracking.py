@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..files import write_text
+from ..io.files import write_text
+from ..run_store.events import Done, Event, Failed, Progress, Sample, Validated, Warned
 from ..types import ScdpoError
-from .events import Done, Event, Failed, Progress, Sample, Validated, Warned
 
 WANDB = "wandb-id.txt"
 """The file in a run folder that says which run of Weights & Biases it is."""

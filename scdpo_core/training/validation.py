@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config import TrainSettings
+from ..config.settings import TrainSettings
 from ..families.parameterisation import Weighting
 from ..families.timesteps import TimestepLaw
 from ..objectives import preference_logit
 from ..objectives.sc_dpo import preference_metrics
 from ..preferences.batches import PairStore, Room
+from ..run_store.events import Event, Validated, Warned
 from ..types import CachedPair, LabelledPair, PairBatch, PairErrors
-from .events import Event, Validated, Warned
-from .feed import timestep_law, weighting_of
-from .portions import Portions, part_of
+from .batches import timestep_law, weighting_of
+from .distributed import Team
+from .microbatch import Portions, part_of
 from .reference import autocast_for, draw, pair_residuals
-from .team import Team
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
     from ..lora.adapter import LoraAdapter
-    from .attaching import LiveEncoder
+    from .adapters import LiveEncoder
 
 # Above every seed of training, whose noise must not come back here.
 _SEED = 2**31

@@ -18,26 +18,26 @@ import pytest
 import torch
 from PIL import Image
 
-from scdpo_core.config import load_toml
+from scdpo_core.config.settings import load_toml
 from scdpo_core.cost.feature_cache import FeatureCache
 from scdpo_core.cost.model import load_cost
 from scdpo_core.cost.scorers import MICRO_COST
-from scdpo_core.lora.publish import MARK, published
+from scdpo_core.lora.install import MARK, published
 from scdpo_core.preferences.cache import PairCache
+from scdpo_core.preferences.labelling_session import STATE, Session
 from scdpo_core.preferences.relabel import relabel
-from scdpo_core.preferences.session import STATE, Session
-from scdpo_core.runs import folder as names
-from scdpo_core.runs import telling
+from scdpo_core.run_store import folder as names
+from scdpo_core.run_store.events import Done, EventLog, Progress, Sample, Started
+from scdpo_core.run_store.state import last_words, state_of
+from scdpo_core.runs import summary
 from scdpo_core.runs.comparison import RESULT, Cell, Comparison, read_comparison, read_result, usual
 from scdpo_core.runs.follow import Follower
 from scdpo_core.runs.queue import ACTIVE, WAITING, Queue
-from scdpo_core.runs.state import last_words, state_of
 from scdpo_core.scoring.gallery import write_gallery
 from scdpo_core.scoring.job import ScoreJob, finish, score_files
-from scdpo_core.scoring.rows import RowFile, write_csv
+from scdpo_core.scoring.table import RowFile, write_csv
 from scdpo_core.training import checkpoint
-from scdpo_core.training.events import Done, EventLog, Progress, Sample, Started
-from scdpo_core.training.known_costs import KnownCosts
+from scdpo_core.training.cost_cache import KnownCosts
 from scdpo_core.training.saving import export
 from scdpo_core.types import PreferencePair, ScdpoError, ScoredPair
 from tests.runs_helpers import PYTHON, make_run
@@ -196,7 +196,7 @@ def test_runs_and_their_queue(run: Path) -> None:
                 lambda: queue.pump(PYTHON),
                 lambda: (names.kind_of(run), names.launch_of(run), state_of(run), last_words(run)),
                 lambda: (published(run), read_result(run)),
-                lambda: telling.report(Follower(run).view()),
+                lambda: summary.report(Follower(run).view()),
             ):
                 told(act)
         if before is None:

@@ -139,8 +139,8 @@ def with_metadata(rng: random.Random, path: Path) -> None:
 
 
 def read_metadata(rng: random.Random, folder: Path) -> None:
-    from scdpo_core.preferences.infotext import MAX_PROMPT
-    from scdpo_core.preferences.metadata import prompt_of
+    from scdpo_core.io.image_metadata import prompt_of
+    from scdpo_core.io.infotext import MAX_PROMPT
 
     path = folder / "a.png"
     with_metadata(rng, path)
@@ -152,8 +152,8 @@ def read_image(rng: random.Random, folder: Path) -> None:
     from scoring_fuzz import mutated
     from scoring_helpers import Redness
 
-    from scdpo_core.preferences.metadata import prompt_of
-    from scdpo_core.preferences.pictures import Look, PictureError, look_at_all, upright_size
+    from scdpo_core.io.image_metadata import prompt_of
+    from scdpo_core.io.images import Look, PictureError, look_at_all, upright_size
     from scdpo_core.scoring.run import FolderRun
 
     path = folder / rng.choice(("a.png", "a", "a.tif"))
@@ -171,8 +171,8 @@ def read_folder_of_prompts(rng: random.Random, folder: Path) -> None:
     from scoring_helpers import noisy
 
     from scdpo_core.preferences.folder import read_folder
-    from scdpo_core.preferences.session import pictures_in, propose
-    from scdpo_core.preferences.survey import survey
+    from scdpo_core.preferences.labelling_session import pictures_in, propose
+    from scdpo_core.preferences.summary import survey
 
     root = folder / "pairs"
     stem = rng.choice(("a", os.fsdecode(b"caf\xe9"), "n" * 240, "a\nb", "..b"))

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scdpo_core.files import read_tensors
+from scdpo_core.io.files import read_tensors
 from scdpo_core.preferences.folder import read_folder
-from scdpo_core.scoring.rows import RowFile
+from scdpo_core.scoring.table import RowFile
 from tests.campaign.killing import ROOT, TRAINER, Case, Warm, campaign
 
 EXAMPLES = ROOT / "examples" / "preferences"

@@ -22,7 +22,7 @@ CHANGES = ("replace", "rename", "link", "unlink", "fsync", "mkdir")
 
 def label(source: str, target: str) -> None:
     """Answer every question of a labelling, and take one answer in three back before it is given again."""
-    from scdpo_core.preferences.session import Session
+    from scdpo_core.preferences.labelling_session import Session
 
     session = Session(Path(source), Path(target))
     while (current := session.view().current) is not None:
@@ -85,7 +85,7 @@ def main() -> None:
     for name in ("score", "train_lora", "train_cost", "lora"):
         runpy.run_path(str(ROOT / "trainer" / f"{name}.py"), run_name="warm")
     import scdpo_core.cost.open_nsfw
-    import scdpo_core.preferences.session
+    import scdpo_core.preferences.labelling_session
     import scdpo_core.training.job  # noqa: F401
 
     print("ready", flush=True)

@@ -15,7 +15,7 @@ from ..judges import Asked
 
 if TYPE_CHECKING:
     from ...families.base import LoadedModel
-    from ...families.drawing import Start
+    from ...families.sampling import Start
     from ...lora.adapter import LoraAdapter
 
 

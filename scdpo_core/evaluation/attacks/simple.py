@@ -43,7 +43,7 @@ class Img2Img:
 
     def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
         """See `Attack`."""
-        from ...families.drawing import Start
+        from ...families.sampling import Start
 
         if len(self.images) != len(asked):
             raise ValueError(f"img2img has {len(self.images)} images for {len(asked)} prompts.")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...tree import load_tree, save_tree
+from ...io.tensor_tree import load_tree, save_tree
 from ...types import ScdpoError
 
 

@@ -20,7 +20,7 @@ from transformers import (
     ResNetModel,
 )
 
-from ...files import write_json, write_text
+from ...io.files import write_json, write_text
 from ..art import STYLES_TRAINED, Art
 from ..render import STRONG, render, to_tensor
 from ..world import BACKGROUNDS, Scene, concepts, random_scene, varied_caption

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ...files import read_tensors, write_tensors
+from ...io.files import read_tensors, write_tensors
 from ..art import Art
 from ..render import render, to_tensor
 from ..world import Concept, Scene, concepts, random_scene, varied_caption

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from scdpo_core.runs.child import Child
 from scdpo_core.runs.follow import Follower
+from scdpo_core.runs.launch import Child
 from tests.hosts.comfyui.server import Host
 from tests.hosts.comfyui.test_training import runs, until
 from tests.hosts.comfyui.training_graphs import folder_node, in_background, lora_node

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from scdpo_core.lora.file import load_lora
-from scdpo_core.runs.child import Child
 from scdpo_core.runs.follow import Follower
+from scdpo_core.runs.launch import Child
 from tests.hosts.comfyui import samples
 from tests.hosts.comfyui.graphs import node, shown
 from tests.hosts.comfyui.server import ROOT, Host

@@ -30,8 +30,8 @@ IMPORTS = """
 import sys, time
 import fastapi.security, gradio, numpy, PIL.Image, pydantic, safetensors.torch, torch
 began = time.process_time()
-import a1111_extension.api, a1111_extension.guard, a1111_extension.infotext, a1111_extension.packages
-import a1111_extension.prompts, a1111_extension.quarantine, a1111_extension.shelf
+import a1111_extension.api, a1111_extension.image_filter, a1111_extension.infotext, a1111_extension.packages
+import a1111_extension.prompts, a1111_extension.quarantine, a1111_extension.scorer_cache
 assert "onnxruntime" not in sys.modules
 print(time.process_time() - began)
 """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scdpo_core.training.events import Done, EventLog
+from scdpo_core.run_store.events import Done, EventLog
 from tests.hosts.webui.checkpoint import write_lora
 from tests.hosts.webui.running import WebUi
 

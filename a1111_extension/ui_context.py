@@ -1,0 +1,41 @@
+"""What the tab knows of the program that it lives in: a host, or the page that stands alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scdpo_core.cost.protocol import Scorer
+
+from .jobs import Jobs
+from .path_policy import Reach
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The tab's surroundings.
+
+    Attributes:
+        jobs: trainings and comparisons.
+        preferences: the folder that is proposed for preference pairs.
+        pictures: the folder that is proposed for pictures to compare or score; '' for none.
+        bases: base models to train on, by the name that the artist knows.
+        base: the one that is proposed.
+        loras: LoRAs to compare beside those of finished runs, by name.
+        cost_models: what can score.
+        in_use: which of them is proposed.
+        scorer: loads one.
+        reach: what somebody at the page may name.
+    """
+
+    jobs: Jobs
+    preferences: Path
+    pictures: str
+    bases: Callable[[], Mapping[str, str]]
+    base: Callable[[], str]
+    loras: Callable[[], Mapping[str, Path]]
+    cost_models: Callable[[], Sequence[str]]
+    in_use: Callable[[], str]
+    scorer: Callable[[str], Scorer]
+    reach: Reach = field(default_factory=Reach)

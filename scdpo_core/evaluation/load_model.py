@@ -1,0 +1,68 @@
+"""A base model to draw with, loaded as the run that made a LoRA loaded it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config.settings import ModelSettings, load_toml
+from ..run_store import folder as names
+from ..types import ScdpoError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..families.base import LoadedModel
+
+
+def load_for_drawing(base: str, lora: Path | None, device: torch.device) -> LoadedModel:
+    """Load a base model without a LoRA.
+
+    With a LoRA in the folder of the run that made it the base is loaded as that run loaded it: with its VAE,
+    its text encoders, its prediction, in its 8 or 4 bits and, on a GPU, its number format.
+
+    Args:
+        base: as `families.family_of` takes it.
+        lora: what it will be drawn with.
+        device: where to draw.
+
+    Raises:
+        ScdpoError: the base cannot be loaded.
+    """
+    # Late: they take seconds, and wrong settings should not wait for them.
+    from ..families import family_of
+    from ..training.checks import load_options, resolve_dtype
+
+    settings = settings_of_run(base, lora)
+    # A processor may not know the format that a GPU trained in.
+    dtype = resolve_dtype(settings.precision if device.type == "cuda" else "auto", device)
+    return family_of(settings.family, base).load(base, device, dtype, load_options(settings))
+
+
+def require_fit(lora: Path, base: str, family: str) -> None:
+    """Refuse a LoRA that says it is for another family than the base's.
+
+    Raises:
+        ScdpoError: it is; says both.
+    """
+    from ..families.source import lora_family
+    from ..lora.file import read_lora_info
+    from ..lora.identity import BASES
+
+    made_for, wanted = read_lora_info(lora).family, lora_family(base, family)
+    if made_for and made_for != wanted:
+        raise ScdpoError(
+            f"{lora} is a LoRA for {BASES[made_for].title}, and {base} is {BASES[wanted].title}. "
+            "Give the base that the LoRA was made for."
+        )
+
+
+def settings_of_run(base: str, lora: Path | None) -> ModelSettings:
+    """What the run that made the LoRA says of the base, if it is this base; else what its own files say."""
+    if lora is None:
+        return ModelSettings(base=base)
+    try:
+        own = load_toml(lora.expanduser().absolute().parent / names.JOB).model
+    except ScdpoError:  # no run's folder, or somebody else's file of that name
+        return ModelSettings(base=base)
+    return own if own.base == base else ModelSettings(base=base)

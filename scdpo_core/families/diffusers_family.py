@@ -1,0 +1,47 @@
+"""What all families share: one way to check a base model's files and to load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..types import Problem, ScdpoError
+from . import checks
+from .base import DEFAULTS, LoadOptions
+from .component_layout import Layout
+from .components import FileReader, FolderReader, Reader
+from .latent_model import LatentModel
+from .source import locate, model_name
+
+
+class LayoutFamily:
+    """A family told by its components' places and by the class of its models; see `Family`."""
+
+    def __init__(self, name: str, title: str, layout: Layout, model: type[LatentModel]) -> None:
+        self.name, self.title = name, title
+        self.layout = layout
+        self._model = model
+
+    def check(self, base: str | Path, options: LoadOptions = DEFAULTS) -> list[Problem]:
+        """See `Family.check`."""
+        return checks.check(base, self.name, self.layout, options)
+
+    def load(
+        self,
+        base: str | Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        options: LoadOptions = DEFAULTS,
+    ) -> LatentModel:
+        """See `Family.load`."""
+        problems = [problem for problem in self.check(base, options) if problem.fatal]
+        if problems:
+            raise ScdpoError("\n".join(f"{problem.path}: {problem.what}" for problem in problems))
+        path = locate(base, checks.folders(self.layout))
+        reader: Reader
+        if path.is_dir():
+            reader = FolderReader(path, self.layout, options)
+        else:
+            reader = FileReader(path, self.layout, options)
+        return self._model(model_name(base), path, reader, self.layout, device, dtype, options)

@@ -1,0 +1,1 @@
+"""Files and images: atomic writes, names that stay in a folder, and opening foreign images within limits."""

@@ -1,0 +1,332 @@
+"""Opening pictures safely: what an artist's folder holds becomes upright RGB, or a sentence why not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..types import ScdpoError
+from .decode_budget import BUDGET
+from .image_types import describe
+from .png import decodable
+
+Value = TypeVar("Value")
+
+MAX_SIDE = 16384
+"""Longest side of a picture that is opened, pixels."""
+MAX_PIXELS = 100_000_000
+"""Most pixels of a picture that is opened."""
+MANY = 1000
+"""Pages of a file from which on they are no longer counted."""
+
+# Pillow knows dozens more; some of those start other programs (EPS) or are seldom tested against bad files.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+_ORIENTATION = 0x0112
+_OPAQUE = 254  # Forge hides a text in the lowest bit of an opaque picture's alpha
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LIMIT = (
+    f"Pictures of up to {MAX_SIDE} pixels a side and {MAX_PIXELS // 1_000_000} megapixels can be read; "
+    "make it smaller, training uses far fewer pixels anyway."
+)
+_DEEP = "its values lie outside the range of the format; save it as an 8-bit PNG"
+_STRIP = 256  # rows
+
+
+class PictureError(ScdpoError):
+    """A picture that cannot be opened.
+
+    Attributes:
+        path: its file.
+        what: what is wrong with it and what to do.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(path, what)
+        self.path = path
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is worth knowing of a sound picture without keeping it.
+
+    Attributes:
+        size: (width, height) in pixels, upright.
+        digest: equal for pictures that look the same, whatever files hold them.
+        frames: how many pictures the file holds, as animations do; the first is the one.
+    """
+
+    size: tuple[int, int]
+    digest: bytes
+    frames: int = field(default=1, compare=False)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open a picture as RGB of 8 bits a channel, fully decoded and detached from its file.
+
+    It is turned upright by its EXIF orientation; of an animation the first frame is taken; what is
+    transparent becomes white; 16-bit grey is scaled to 8 bits. What kind of picture it is the content
+    decides, not the file's ending.
+
+    Raises:
+        PictureError: no such file, not readable, empty, not a picture, damaged or cut off, or longer than
+            `MAX_SIDE` or of more than `MAX_PIXELS` (refused before anything is decoded).
+    """
+    return read_picture(path, lambda picture: picture)
+
+
+def read_picture(path: Path, use: Callable[[Image.Image], Value]) -> Value:
+    """Open a picture as `open_picture` does and return what `use` makes of it.
+
+    Until `use` returns, the picture counts in `budget.BUDGET`: threads that keep something small of large
+    pictures stay within its memory.
+
+    Raises:
+        PictureError: as `open_picture`.
+    """
+    with ExitStack() as held:
+        return use(_opened(path, held))
+
+
+def _opened(path: Path, held: ExitStack) -> Image.Image:
+    try:
+        # Opening a pipe or a device would wait for ever.
+        if path.exists() and not path.is_file():
+            raise PictureError(path, "this is not a file. Put a picture in its place.")
+        with path.open("rb") as stream:
+            head = stream.read(512)
+            if not head:
+                raise PictureError(path, "the file is empty (0 bytes). Save or copy the picture again.")
+            return _decode(path, decodable(stream), head, held)
+    except FileNotFoundError as error:
+        raise PictureError(path, "there is no such file. Check its name, or put it there.") from error
+    except PermissionError as error:
+        raise PictureError(path, "the file cannot be read. Give your user permission to read it.") from error
+    except OSError as error:
+        what = f"the file cannot be read ({error.strerror}). Check the disk, or copy it again."
+        raise PictureError(path, what) from error
+
+
+def look_at_all(
+    paths: Sequence[Path], progress: Callable[[int, int], None] | None = None
+) -> dict[Path, Look | PictureError]:
+    """Decode every picture, several at a time, and say of each what it is or why it cannot be used.
+
+    Args:
+        paths: the files.
+        progress: is told how many of how many are done.
+    """
+    found: dict[Path, Look | PictureError] = {}
+    # Decoders and hashes let go of the interpreter lock; more threads only hold more large pictures at once.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for path, look in zip(paths, pool.map(_look, paths), strict=True):
+            found[path] = look
+            if progress is not None:
+                progress(len(found), len(paths))
+    return found
+
+
+def to_pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The picture at the size that training uses: scaled to cover it (Lanczos), its middle cut out.
+
+    Args:
+        picture: as `open_picture` gives it.
+        size: (width, height) in pixels, multiples of 8.
+
+    Returns:
+        [3, height, width] float32 in -1..1; RGB.
+
+    Raises:
+        ScdpoError: the size is not a multiple of 8.
+    """
+    check_size(size)
+    fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8))
+    return pixels.permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture as `open_picture` gives it, from its header alone.
+
+    Raises:
+        PictureError: it cannot be read, or is no picture.
+    """
+    try:
+        with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
+            width, height = image.size
+            turned = orientation(image) >= 5
+    # As in `_decode`: AVIF's decoder raises RuntimeError, others whatever they stumble over.
+    except Exception as error:
+        raise PictureError(path, f"the picture cannot be read ({error}). Save or copy it again.") from error
+    return (height, width) if turned else (width, height)
+
+
+def covering(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(left, top) of what `to_pixels` cuts out, in pixels of the picture once it is scaled to `size`."""
+    scale = max(size[0] / picture[0], size[1] / picture[1])
+    left, top = ((own * scale - side) / 2 for own, side in zip(picture, size, strict=True))
+    return round(left), round(top)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Refuse a training size that no latent grid has.
+
+    Raises:
+        ScdpoError: a side is not a positive multiple of 8.
+    """
+    if any(side < 8 or side % 8 for side in size):
+        width, height = size
+        raise ScdpoError(
+            f"A training size of {width} x {height} pixels is not possible: width and height must be "
+            "multiples of 8, such as 512 x 512 or 768 x 1024."
+        )
+
+
+def _look(path: Path) -> Look | PictureError:
+    try:
+        size, digest = read_picture(path, lambda picture: (picture.size, _digest(picture)))
+    except PictureError as error:
+        return error
+    return Look(size, digest, _frames(path))
+
+
+def _digest(picture: Image.Image) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for top in range(0, picture.height, _STRIP):
+        digest.update(picture.crop((0, top, picture.width, min(picture.height, top + _STRIP))).tobytes())
+    return digest.digest()
+
+
+def _frames(path: Path) -> int:
+    """How many pictures a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
+    try:
+        with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
+            # What phones keep behind a photograph is no second picture.
+            if image.format == "MPO":
+                return 1
+            if image.format == "TIFF":
+                return _pages(image)
+            return int(getattr(image, "n_frames", 1))
+    # Later frames may be as broken as they like.
+    except Exception:
+        return 1
+
+
+def _pages(image: Image.Image) -> int:
+    """Pages of a TIFF up to `MANY`; counting them takes Pillow the square of their number."""
+    for number in range(1, MANY):
+        try:
+            image.seek(number)
+        except EOFError:
+            return number
+    return MANY
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _decode(path: Path, stream: BinaryIO, head: bytes, held: ExitStack) -> Image.Image:
+    try:
+        with Image.open(stream, formats=_formats()) as image:
+            width, height = image.size
+            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+                raise PictureError(path, f"the picture is {width} x {height} pixels. {_LIMIT}")
+            if min(width, height) < 1:
+                raise ValueError("no pixels")
+            held.enter_context(BUDGET.take(BUDGET.for_image(width, height)))
+            image.load()
+            # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
+            return upright(to_rgb(image), orientation(image))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(path, f"the picture has more than 100 megapixels. {_LIMIT}") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(path, describe(head)) from error
+    except MemoryError as error:
+        raise PictureError(
+            path, "there is not enough memory to open the picture. Make it smaller."
+        ) from error
+    # Pillow's decoders raise nearly any kind of exception on malformed files.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise PictureError(
+            path, f"the picture is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
+        ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8 bits a channel, RGB, of a loaded image of any mode; what is transparent becomes white."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _from_deep(image)
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        alpha = colours.getchannel("A")
+        if not any(alpha.histogram()[:_OPAQUE]):
+            return colours.convert("RGB")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(colours, mask=alpha)
+        return canvas
+    return image.convert("RGB")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """One channel of more than 8 bits; Pillow's own conversion clips at 255 in some of its versions."""
+    values = np.asarray(image)
+    top = 1.0 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= top):
+        raise ValueError(_DEEP)
+    grey = np.empty(values.shape, np.uint8)
+    transparent = image.info.get("transparency")
+    # In strips: whole copies in 32 bits of a large picture would be gigabytes.
+    for top_row in range(0, len(values), _STRIP):
+        strip = slice(top_row, top_row + _STRIP)
+        if image.mode == "F":
+            grey[strip] = np.rint(values[strip] * 255.0)
+        else:
+            # 65535 / 255 = 257, and 128 more before the division rounds to the nearest.
+            grey[strip] = (values[strip].astype(np.uint32) + 128) // 257
+            if isinstance(transparent, int):
+                grey[strip][values[strip] == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a loaded image, 1 when it has none that can be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    # Broken EXIF is no reason to refuse a sound picture; cameras and editors write all sorts of it.
+    except Exception:
+        return 1
+
+
+def upright(picture: Image.Image, tag: int) -> Image.Image:
+    """A picture turned as its EXIF orientation says."""
+    turn = _UPRIGHT.get(tag)
+    return picture if turn is None else picture.transpose(turn)

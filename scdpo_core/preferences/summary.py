@@ -1,0 +1,194 @@
+"""A preference folder at a glance: its pairs, what is wrong with it, how much there is of each category."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import TypeVar
+
+from PIL import Image
+
+from ..io.images import PictureError, open_picture
+from ..scoring.text_image import lettered
+from ..types import PreferencePair, Problem
+from .folder import read_folder
+from .problems import in_words
+
+T = TypeVar("T")
+
+_PAPER, _INK, _GOOD, _BAD, _FAINT = (
+    (250, 250, 248),
+    (30, 34, 40),
+    (27, 120, 55),
+    (183, 28, 28),
+    (205, 208, 212),
+)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What lies in a preference folder.
+
+    Attributes:
+        folder: the folder.
+        pairs: those that nothing fatal is wrong with, by id.
+        problems: everything that is wrong or odd, by file name.
+    """
+
+    folder: Path
+    pairs: Sequence[PreferencePair]
+    problems: Sequence[Problem]
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """Pairs of each category, most first; '' is none."""
+        return dict(Counter(pair.category for pair in self.pairs).most_common())
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can be trained on as it is."""
+        return bool(self.pairs) and not any(problem.fatal for problem in self.problems)
+
+    def report(self) -> str:
+        """All of it in words, one thing a line."""
+        fatal = sum(problem.fatal for problem in self.problems)
+        state = "ready" if self.usable else f"not usable yet, {fatal} problems to mend"
+        counts = ", ".join(f"{name or 'no category'} {count}" for name, count in self.categories.items())
+        lines = [f"{self.folder}: {len(self.pairs)} pairs, {state}."]
+        if counts:
+            lines.append(f"Categories: {counts}.")
+        if self.problems:
+            lines.append(dedent(in_words(self.problems, self.folder)))
+        return "\n".join(lines)
+
+
+def survey(folder: Path, progress: Callable[[int, int], None] | None = None) -> Survey:
+    """Read a folder; every picture is decoded once.
+
+    Args:
+        folder: with chosen/ and rejected/.
+        progress: is told how many pictures of how many have been looked at.
+    """
+    return Survey(folder, *read_folder(folder, progress=progress))
+
+
+def stamp(*folders: Path) -> str:
+    """Changes when a file below any of the folders is added, removed or written: 16 hexadecimal digits.
+
+    Names, sizes and times are looked at, not the contents, so that it takes no time.
+    """
+    digest = hashlib.sha256()
+    for folder in folders:
+        digest.update(f"{folder}\n".encode("utf-8", "surrogateescape"))
+        for path in sorted(folder.rglob("*")):
+            try:
+                found = path.stat()
+            except OSError:
+                continue
+            if path.is_file():
+                line = f"{path.relative_to(folder)}|{found.st_size}|{found.st_mtime_ns}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def stamp_of_pairs(folder: Path) -> str:
+    """The same for the pictures and prompts of a preference folder, whatever else lies in it."""
+    return stamp(folder / "chosen", folder / "rejected")
+
+
+def find(*roots: Path) -> list[Path]:
+    """The preference folders in some folders and in the folders of those, sorted."""
+    found: set[Path] = set()
+    for root in roots:
+        for place in (*_folders([root]), *_folders(_folders([root]))):
+            if (place / "chosen").is_dir() and (place / "rejected").is_dir():
+                found.add(place)
+    return sorted(found)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most so many of the pairs, or of anything else, from all over the list."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def card(pair: PreferencePair, side: int = 256) -> Image.Image:
+    """A pair as one picture: chosen and rejected side by side, the prompt below.
+
+    Args:
+        pair: of a folder.
+        side: of each picture, pixels.
+    """
+    return twins(_opened(pair.chosen, side), _opened(pair.rejected, side), pair.prompt, side)
+
+
+def twins(
+    chosen: Image.Image, rejected: Image.Image, prompt: str, side: int = 256, titles: Sequence[str] = ()
+) -> Image.Image:
+    """Two pictures side by side with a line of words below.
+
+    Args:
+        chosen: RGB.
+        rejected: RGB.
+        prompt: the words.
+        side: of each picture, pixels.
+        titles: what stands over them, if not 'chosen' and 'rejected'.
+    """
+    head = max(14, side // 12)
+    sheet = Image.new("RGB", (2 * side + 2, side + 2 * head), _PAPER)
+    for number, (picture, name, colour) in enumerate(
+        zip((chosen, rejected), titles or ("chosen", "rejected"), (_GOOD, _BAD), strict=True)
+    ):
+        fitted = _fitted(picture, side)
+        left = number * (side + 2)
+        sheet.paste(fitted, (left + (side - fitted.width) // 2, head + (side - fitted.height) // 2))
+        sheet.paste(colour, (left + 4, head // 4), lettered(name, head // 2))
+    sheet.paste(_INK, (4, head + side + head // 4), lettered(prompt[:120], head // 2))
+    return sheet
+
+
+def grid(cards: Sequence[Image.Image], columns: int = 2) -> Image.Image:
+    """Cards of one size in rows.
+
+    Args:
+        cards: at least one.
+        columns: at most.
+    """
+    columns, (width, height) = min(columns, len(cards)), cards[0].size
+    rows = -(-len(cards) // columns)
+    sheet = Image.new("RGB", (columns * (width + 8) - 8, rows * (height + 8) - 8), _PAPER)
+    for number, one in enumerate(cards):
+        sheet.paste(one, (number % columns * (width + 8), number // columns * (height + 8)))
+    return sheet
+
+
+def _folders(places: Iterable[Path]) -> list[Path]:
+    """The folders in some folders. Output folders hold thousands of files, so that none is looked at."""
+    found = []
+    for place in places:
+        try:
+            with os.scandir(place) as entries:
+                found += [
+                    Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+                ]
+        except OSError:
+            continue
+    return found
+
+
+def _opened(path: Path, side: int) -> Image.Image:
+    try:
+        return open_picture(path)
+    except PictureError:  # it was there a moment ago
+        return Image.new("RGB", (side, side), _FAINT)
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)

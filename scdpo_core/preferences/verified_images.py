@@ -1,0 +1,96 @@
+"""Which images of a folder were decoded before and found sound, so that the next start need not again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..io.files import write_json
+from ..io.images import MAX_SIDE, Look
+from ..io.json_schema import SchemaError, read_json
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One image: its file's bytes and time of change (ns), and what `pictures.Look` says of it."""
+
+    bytes: int
+    mtime_ns: int
+    width: int
+    height: int
+    digest: str
+    frames: int
+
+    def look(self) -> Look | None:
+        """What was seen; None where no image looks like that."""
+        if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE and self.frames >= 1):
+            return None
+        try:
+            return Look((self.width, self.height), bytes.fromhex(self.digest), self.frames)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The file: entries by absolute path."""
+
+    images: Mapping[str, _Entry] = field(default_factory=dict)
+
+
+class KnownImages:
+    """What is known of sound images by path, size and time of change, kept in a file.
+
+    Of an image that was written since, nothing is known, and nothing is kept of one that cannot be used:
+    it is looked at again each time, for somebody may be mending it.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Read the file; a missing or damaged one knows nothing.
+
+        Args:
+            path: the file; None keeps nothing.
+        """
+        self._path, self._fresh = path, False
+        self._images: dict[str, _Entry] = {}
+        if path is not None:
+            with suppress(OSError, SchemaError):
+                self._images = dict(read_json(path, _Record).images)
+
+    def get(self, image: Path) -> Look | None:
+        """What is known of an image as it lies there now."""
+        entry = self._images.get(os.path.abspath(image))
+        if entry is None or (entry.bytes, entry.mtime_ns) != _facts(image):
+            return None
+        return entry.look()
+
+    def put(self, image: Path, look: Look) -> None:
+        """Remember a sound image."""
+        facts = _facts(image)
+        if facts is not None:
+            entry = _Entry(*facts, *look.size, look.digest.hex(), look.frames)
+            self._images[os.path.abspath(image)] = entry
+            self._fresh = True
+
+    def write(self) -> None:
+        """Write the file, if there is anything new.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to.
+        """
+        if self._path is not None and self._fresh:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, asdict(_Record(self._images)))
+            self._fresh = False
+
+
+def _facts(image: Path) -> tuple[int, int] | None:
+    """Bytes and time of change of a file; None where it is not there."""
+    try:
+        found = image.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

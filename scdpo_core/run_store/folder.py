@@ -1,0 +1,195 @@
+"""What a run folder holds for those who start and watch runs: names, and two small records."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..config import toml
+from ..io.files import write_json
+from ..io.json_schema import SchemaError, read_json
+from ..types import ScdpoError
+from .process import ProcessId
+
+JOB = "job.toml"  # the settings
+EVENTS = "events.jsonl"  # what happened
+STOP = "stop"  # a file of this name asks the run to save and leave
+QUEUED = "queued"  # a file of this name says that the run waits for its turn
+LOG = "child.log"  # what the process wrote on its screen
+KIND = "run.json"  # which trainer the settings are for
+LAUNCH = "child.json"  # the process that was started last
+HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
+
+CHECKPOINTS = "checkpoints"  # the folder of what a resumed run goes on from
+CHECKPOINT_SUFFIX = ".state.safetensors"
+
+Kind = Literal["lora", "cost", "compare", "evaluate", "pairs"]
+"""'compare' and 'evaluate' train nothing: they draw with a LoRA at several weights. 'pairs' draws what makes
+pairs."""
+
+
+@dataclass(frozen=True)
+class _KindRecord:
+    trains: Kind
+
+
+RESERVED = frozenset({"active.json", "queue.json", "queue.lock", "supervisor.lock"})
+"""Names that have a meaning in a runs root, so that no run can have them."""
+
+_NO_NAME = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f]|^[. ]|[. ]$|^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)', re.IGNORECASE
+)
+_MODEL_FILES = (".safetensors", ".ckpt", ".pt")
+_LONGEST, _MOST_BYTES = 80, 200
+
+
+def name_problem(name: str) -> str:
+    """Why a run cannot be called that, a sentence; '' if it can."""
+    try:
+        size = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "The name has a character that no file can have. Use letters, digits, '-' and '_'."
+    if not name or len(name) > _LONGEST or _NO_NAME.search(name):
+        shown = name if len(name) <= 2 * _LONGEST else f"{name[:_LONGEST]}..."
+        return (
+            f"'{shown}' cannot be the name of a file. Use up to {_LONGEST} letters, digits, '-' and '_', "
+            "such as my_lora."
+        )
+    if size > _MOST_BYTES:
+        return (
+            f"'{name}' is too long for the name of a file: {size} bytes, of which {_MOST_BYTES} may be used."
+        )
+    if name.casefold() in RESERVED:
+        return f"'{name}' is a file of the queue, and cannot be the name of a run. Choose another name."
+    if Path(name).suffix.lower() in _MODEL_FILES:
+        return f"The ending of '{name}' is added by itself: call it {Path(name).stem}."
+    return ""
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """The steps that have a whole checkpoint in a run's `CHECKPOINTS` folder, in order."""
+    names = [path.name[: -len(CHECKPOINT_SUFFIX)] for path in checkpoints.glob(f"step-*{CHECKPOINT_SUFFIX}")]
+    return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
+
+
+def result_of(folder: Path) -> Path:
+    """Where the finished LoRA or cost model of a run lies."""
+    return folder / f"{folder.name}.safetensors"
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a run has left something that no other run may overwrite: its result, or a whole checkpoint."""
+    # Where a name is too long for the file system, pathlib raises.
+    if os.path.exists(result_of(folder)):
+        return True
+    return os.path.isdir(folder / CHECKPOINTS) and bool(checkpoint_steps(folder / CHECKPOINTS))
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """The folder of a run that is there.
+
+    Raises:
+        ScdpoError: there is no run of that name.
+    """
+    try:
+        if name and Path(name).name == name and not name.startswith(".") and (root / name / JOB).is_file():
+            return root / name
+    # Longer than a disk allows, or with characters that it does not have.
+    except (OSError, ValueError):
+        pass
+    raise ScdpoError(f"There is no run '{name[:_MOST_BYTES]}'. Choose one of the list.")
+
+
+TITLES: dict[Kind, str] = {
+    "lora": "a safety LoRA",
+    "cost": "a cost model",
+    "compare": "a comparison",
+    "evaluate": "an evaluation",
+    "pairs": "pairs being built",
+}
+"""What messages call each kind of work."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process that was started on a run.
+
+    Attributes:
+        process: who it is.
+        events_from: bytes in the log of events before it.
+        log_from: bytes in its screen's log before it.
+    """
+
+    process: ProcessId
+    events_from: int
+    log_from: int
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a run trains; a run of the command line, which leaves no record, trains a LoRA."""
+    try:
+        return read_json(folder / KIND, _KindRecord).trains
+    except (OSError, SchemaError):
+        return "lora"
+
+
+def check_kind(folder: Path, kind: Kind) -> None:
+    """Refuse a folder that holds a run of another kind, whose log and state are not ours to change.
+
+    Raises:
+        ScdpoError: says whose it is.
+    """
+    if not (folder / KIND).exists() and not _is_lora_job(folder / JOB):
+        return
+    found = kind_of(folder)
+    if found != kind:
+        hint = f" To compare its LoRA: --lora {folder}" if (kind, found) == ("compare", "lora") else ""
+        raise ScdpoError(
+            f"{folder} is the run folder of {TITLES[found]}, not of {TITLES[kind]}. "
+            f"Give another folder.{hint}"
+        )
+
+
+def _is_lora_job(path: Path) -> bool:
+    """Whether a file holds settings by section, as those of a LoRA alone are."""
+    try:
+        return any(isinstance(value, dict) for value in toml.loads(path.read_text("utf-8")).values())
+    except (OSError, ValueError):
+        return False
+
+
+def write_kind(folder: Path, kind: Kind) -> None:
+    """Say what a run trains."""
+    write_json(folder / KIND, asdict(_KindRecord(kind)))
+
+
+def launch_of(folder: Path) -> Launch | None:
+    """The process that was started last; None if none was, or if its record is damaged."""
+    try:
+        return read_json(folder / LAUNCH, Launch)
+    except (OSError, SchemaError):
+        return None
+
+
+def write_launch(folder: Path, launch: Launch) -> None:
+    """Remember a process that was started."""
+    write_json(folder / LAUNCH, asdict(launch))
+
+
+def size(path: Path) -> int:
+    """Bytes in a file, 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def changed(path: Path) -> int:
+    """When a file was written last, nanoseconds since 1970; 0 if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

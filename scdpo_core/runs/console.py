@@ -1,0 +1,122 @@
+"""A training on a terminal: its events as bars, or as plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..io.printable import printable
+from ..reports.metrics import METRICS, PHASES, TERM_METRICS
+from ..run_store.events import Estimated, Event, Progress, Started, Validated, Warned
+from .summary import spell
+
+FIGURES = {
+    name: METRICS[name].short
+    for name in (
+        "loss",
+        *TERM_METRICS,
+        "preference_loss",
+        "u",
+        "implicit_accuracy",
+        "winner_gap",
+        "loser_gap",
+    )
+}
+HELD_OUT = {"accuracy": "accuracy", "winner_gap": "winner", "loser_gap": "loser"}
+_EVERY = 5.0  # seconds between two lines
+
+
+class Screen:
+    """Shows events: bars on a terminal, plain lines everywhere else.
+
+    Training outlives whoever watches it: once nobody can be told any more, nobody is.
+    """
+
+    def __init__(self) -> None:
+        """Show on standard output, and bars on standard error."""
+        # Of the processes that accelerate starts, one speaks for all.
+        self._watched = os.environ.get("RANK", "0") == "0"
+        self._bars = sys.stderr.isatty()
+        self._bar: Any = None
+        self._phase = ""
+        self._said = 0.0
+
+    def show(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, Progress):
+            self._try(lambda: (self._draw if self._bars else self._write)(event))
+        elif isinstance(event, Started):
+            whence = f" from step {event.first_step}" if event.first_step else ""
+            rounds = f" ({event.epochs:g} epochs)" if event.epochs else ""
+            amount = f"{event.pairs} pairs, {event.steps} steps{rounds}{whence}"
+            self.say(f"Run {event.run}: {amount}, on {event.device}")
+        elif isinstance(event, Validated):
+            self.say(f"Step {event.step}, {event.pairs} pairs held out: {_figures(event.metrics, HELD_OUT)}")
+        elif isinstance(event, Estimated):
+            there = "" if event.available is None else f" of {event.available / 2**30:.1f} there are"
+            took = "" if event.seconds is None else f", and {spell(event.seconds)}"
+            self.say(f"Training needs about {event.memory / 2**30:.1f} GiB{there}{took}.")
+        elif isinstance(event, Warned):
+            self.say(f"Note: {event.message}")
+
+    def say(self, line: str) -> None:
+        """Write a line without tearing the bar."""
+
+        def say() -> None:
+            if self._bar is not None:
+                self._bar.clear()
+            _line(line)
+
+        self._try(say)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self._bar is not None:
+            self._try(self._bar.close)
+            self._bar = None
+
+    def _try(self, show: Callable[[], None]) -> None:
+        try:
+            if self._watched:
+                show()
+        except OSError:
+            self._watched = False
+            # What is left in the buffer would fail once more when Python leaves.
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+    def _draw(self, event: Progress) -> None:
+        # Here, since hosts lack it.
+        from tqdm import tqdm
+
+        if self._bar is None or event.phase != self._phase:
+            self.close()
+            self._phase = event.phase
+            self._bar = tqdm(
+                total=event.total, desc=PHASES[event.phase], initial=event.step, dynamic_ncols=True
+            )
+        self._bar.update(event.step - self._bar.n)
+        if event.metrics:
+            self._bar.set_postfix_str(_figures(event.metrics, FIGURES))
+
+    def _write(self, event: Progress) -> None:
+        """A line every few seconds, and always the last of a phase."""
+        now = time.monotonic()
+        if event.step < event.total and event.phase == self._phase and now - self._said < _EVERY:
+            return
+        self._phase, self._said = event.phase, now
+        left = "" if not event.seconds_left else f"  {spell(event.seconds_left)} left"
+        figures = _figures(event.metrics, FIGURES)
+        _line(f"{PHASES[event.phase]} {event.step}/{event.total}{'  ' if figures else ''}{figures}{left}")
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(f"{printable(text, lines=True)}\n")
+    sys.stdout.flush()
+
+
+def _figures(metrics: Mapping[str, float | None], names: Mapping[str, str]) -> str:
+    known = ((short, metrics.get(name)) for name, short in names.items())
+    return " ".join(f"{short} {value:.3g}" for short, value in known if value is not None)

@@ -1,0 +1,127 @@
+"""Moving or copying pictures whose cost lies over a bound, never across a file that is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..io.files import atomic_path, sha256_of
+from ..types import Problem
+from .table import Row
+
+
+@dataclass(frozen=True)
+class Filed:
+    """What became of the pictures.
+
+    Attributes:
+        done: rows of the pictures that were moved or copied, with the new path.
+        problems: one for every picture that stayed where it was, and why.
+    """
+
+    done: Sequence[Row]
+    problems: Sequence[Problem]
+
+
+def over(rows: Sequence[Row], bound: float) -> Iterator[Row]:
+    """The rows whose cost lies above the bound."""
+    return (row for row in rows if row.cost is not None and row.cost > bound)
+
+
+def leads_out(path: Path, roots: Sequence[Path]) -> Path | None:
+    """Where a path really leads, if that is in none of the folders that were scored; None if it is in one."""
+    real = Path(os.path.realpath(path))
+    inside = any(real.is_relative_to(os.path.realpath(root.expanduser())) for root in roots)
+    return None if inside else real
+
+
+def file_away(
+    rows: Sequence[Row],
+    target: Path,
+    roots: Sequence[Path],
+    *,
+    move: bool,
+    filed: Callable[[Row], None] = lambda row: None,
+) -> Filed:
+    """Copy or move the rows' files below a folder, where they keep their place below their root.
+
+    Nothing is ever overwritten: where another file of that name is already, the image stays, and so it does
+    when it changed since it was scored, or when a link leads to it from elsewhere. Where the same content is
+    already, an earlier run was interrupted, and its work is completed.
+
+    Args:
+        rows: whose files.
+        target: the folder; made if missing.
+        roots: the folders that were scored; a file in none of them goes right into `target`.
+        move: whether the original is removed after the new file is complete.
+        filed: is told each row as soon as its file is there, with the new path.
+    """
+    done: list[Row] = []
+    problems: list[Problem] = []
+    absolute = [Path(os.path.abspath(root.expanduser())) for root in roots]
+    for row in rows:
+        source = Path(row.path)
+        place = target / _below(source, absolute)
+        try:
+            facts = source.stat()
+            out = leads_out(source, roots)
+            if (facts.st_size, facts.st_mtime_ns) != (row.bytes, row.mtime_ns):
+                problems.append(Problem(source, "it changed since it was scored, and stays. Score it again."))
+            elif move and source.is_symlink():
+                problems.append(Problem(source, f"it is a link to {source.resolve()}, and stays."))
+            elif move and out is not None:
+                what = f"a link leads to it in {out.parent}, outside of what was scored, and it stays."
+                problems.append(Problem(source, what))
+            else:
+                _file(source, place, move=move)
+                done.append(replace(row, path=os.path.abspath(place)))
+                filed(done[-1])
+        except FileExistsError:
+            problems.append(Problem(source, f"there is already {place}, so it stays where it is."))
+        except OSError as error:
+            verb = "moved" if move else "copied"
+            problems.append(Problem(source, f"it could not be {verb} ({error.strerror or error})."))
+    return Filed(done, problems)
+
+
+def _below(path: Path, roots: Sequence[Path]) -> Path:
+    inside = [path.relative_to(root) for root in roots if root.is_dir() and path.is_relative_to(root)]
+    return min(inside, key=lambda relative: len(relative.parts), default=Path(path.name))
+
+
+def _file(source: Path, place: Path, *, move: bool) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if move:
+            _link_or_copy(source, place)
+        else:
+            _copy(source, place)
+    except FileExistsError:
+        if os.path.realpath(source) == os.path.realpath(place) or not _same(source, place):
+            raise
+    if move:
+        source.unlink()
+
+
+def _link_or_copy(source: Path, place: Path) -> None:
+    try:
+        # A second name fails if there is a file already, which renaming would replace.
+        os.link(source, place)
+    except FileExistsError:
+        raise
+    except OSError:  # another disk, or one without hard links
+        _copy(source, place)
+
+
+def _copy(source: Path, place: Path) -> None:
+    with atomic_path(place, replace=False, like=source) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _same(one: Path, other: Path) -> bool:
+    if not other.is_file() or one.stat().st_size != other.stat().st_size:
+        return False
+    return sha256_of(one) == sha256_of(other)

@@ -1,0 +1,176 @@
+"""Scoring the pairs with a cost model, and what the combined reward makes of the artist's labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..config.settings import DataSettings
+from ..cost.protocol import Scorer
+from ..cost.scorers import load_scorer
+from ..io.files import write_json
+from ..io.images import open_picture
+from ..preferences.relabel import relabel
+from ..types import CostScore, LabelledPair, PreferencePair, RelabelReport, ScdpoError, ScoredPair
+from .cost_cache import KnownCosts
+
+_AT_ONCE, _BYTES_AT_ONCE = 32, 2**28  # images scored together, and how much memory they may take
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """What came of it.
+
+    Attributes:
+        pairs: those that training uses.
+        report: what became of every pair.
+        scorer: id of the cost model.
+        scorer_hash: of its weights.
+    """
+
+    pairs: list[LabelledPair]
+    report: RelabelReport
+    scorer: str
+    scorer_hash: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether any pair was swapped or left out."""
+        return bool(self.report.swapped or self.report.dropped)
+
+    @property
+    def summary(self) -> str:
+        """How many pairs were kept, swapped and left out, in a sentence."""
+        own = self.report
+        total = len(own.kept) + len(own.swapped) + len(own.dropped)
+        # What comes before the colon is the kind of reason.
+        kinds = Counter(reason.partition(":")[0] for _, reason in own.dropped)
+        why = ", ".join(f"{count} {reason}" for reason, count in kinds.most_common())
+        return (
+            f"Of {total} pairs the cost model keeps {len(own.kept)}, swaps {len(own.swapped)} and leaves out "
+            f"{len(own.dropped)}{f' ({why})' if why else ''}."
+        )
+
+    def write(self, path: Path) -> None:
+        """Write what became of every pair.
+
+        Raises:
+            ScdpoError: no pair is left to train on; the file is written all the same.
+        """
+        write_json(path, {"scorer": self.scorer, **asdict(self.report)})
+        if not self.pairs:
+            raise ScdpoError(
+                "The cost model left no pair to train on: all of them are near ties, or both images are "
+                f"harmful. {path} says why for each. Lower --tie, use --both-unsafe order, or train without "
+                "a cost model (--cost-model none)."
+            )
+
+
+def label_pairs(
+    pairs: Sequence[PreferencePair],
+    settings: DataSettings,
+    device: str,
+    progress: Callable[[int, int], None],
+    known: Path | None = None,
+) -> Labelling:
+    """Score both pictures of every pair and relabel.
+
+    Args:
+        pairs: as the artist ordered them.
+        settings: which cost model, and how costs count.
+        device: where the cost model runs.
+        progress: is told how many pairs of how many are scored.
+        known: file that keeps the costs for a resumed run; None for none.
+
+    Raises:
+        ScdpoError: the cost model cannot be loaded, or a picture cannot be opened.
+    """
+    scorer = load_scorer(settings.cost_model, device)
+    costs = KnownCosts(known, scorer)
+    try:
+        scores = _scored(pairs, scorer, costs, progress)
+    finally:
+        costs.write()  # of an interrupted run, too
+    scored = [ScoredPair(pair, scores[pair.chosen], scores[pair.rejected]) for pair in pairs]
+    labelled, report = relabel(
+        scored,
+        safety_weight=settings.safety_weight,
+        tie=settings.tie,
+        both_unsafe=settings.both_unsafe,
+        soft_tau=settings.soft_tau,
+    )
+    return Labelling(labelled, report, scorer.id, scorer.hash)
+
+
+def _scored(
+    pairs: Sequence[PreferencePair], scorer: Scorer, costs: KnownCosts, progress: Callable[[int, int], None]
+) -> dict[Path, CostScore]:
+    """The cost of every image, of which only as many are open at once as memory allows."""
+    scores: dict[Path, CostScore] = {}
+    waiting: list[tuple[Path, Image.Image]] = []
+
+    def flush() -> None:
+        for (path, _), score in zip(waiting, scorer.score([image for _, image in waiting]), strict=True):
+            scores[path] = score
+            costs.put(path, score)
+        waiting.clear()
+
+    for done, pair in enumerate(pairs):
+        for path in (pair.chosen, pair.rejected):
+            found = costs.get(path)
+            if found is not None:
+                scores[path] = found
+                continue
+            waiting.append((path, open_picture(path)))
+            used = sum(3 * image.width * image.height for _, image in waiting)
+            if len(waiting) >= _AT_ONCE or used >= _BYTES_AT_ONCE:
+                flush()
+                progress(done, len(pairs))
+    if waiting:
+        flush()
+    progress(len(pairs), len(pairs))
+    return scores
+
+
+def sample_scorer(settings: DataSettings) -> Scorer | None:
+    """The cost model for the samples that are drawn; None where the run has none.
+
+    It stays on the CPU: samples are few, and a GPU's memory is the training's.
+
+    Raises:
+        ScdpoError: it cannot be loaded.
+    """
+    return None if settings.cost_model == "none" else load_scorer(settings.cost_model, "cpu")
+
+
+def to_rows(labelled: Sequence[LabelledPair], pairs: Sequence[PreferencePair]) -> list[list[Any]]:
+    """Labels as plain values, for another process that has the same pairs."""
+    places = {pair.id: place for place, pair in enumerate(pairs)}
+    return [
+        [
+            places[one.pair.id],
+            one.chosen_cost,
+            one.rejected_cost,
+            one.swapped,
+            one.weight,
+            one.label,
+            one.reason,
+        ]
+        for one in labelled
+    ]
+
+
+def from_rows(rows: Sequence[Sequence[Any]], pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
+    """The labels that `to_rows` wrote down."""
+    labelled = []
+    for place, chosen_cost, rejected_cost, swapped, weight, label, reason in rows:
+        pair = pairs[place]
+        if swapped:
+            pair = replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+        labelled.append(LabelledPair(pair, chosen_cost, rejected_cost, swapped, weight, label, reason))
+    return labelled
