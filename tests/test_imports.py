@@ -261,7 +261,7 @@ def test_the_arrows_hold() -> None:
         ("trainer/demo.py", "from a1111_extension import app", "trainer may not"),
         ("trainer/__init__.py", "", "another extension owns"),
         ("benchmarks/run.py", "from trainer import train_lora", "benchmarks may not"),
-        ("tests/test_demo.py", "from trainer import demo", "tests may not"),
+        ("tests/trainer/test_demo.py", "from trainer import demo", "tests may not"),
         ("install.py", "import yaml", "standard library alone"),
         ("install.py", "from scdpo_core import types", "install may not"),
         ("scdpo_core/objectives/a.py", "import numpy", "torch and types alone"),

@@ -12,9 +12,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from install_project import Project, write_wheel
 
 import install
+from tests.support.install_project import Project, write_wheel
 
 ROOT = Path(__file__).resolve().parents[1]
 

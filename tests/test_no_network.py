@@ -12,11 +12,11 @@ import pytest
 from scdpo_core.config.settings import to_toml
 from scdpo_core.families import FAMILIES
 from scdpo_core.lora.file import read_lora_info
-from tests.no_network import without_network
-from tests.original_files import write_full_sd15, write_sd2_file, write_sd3_file, write_sdxl_file
-from tests.test_train_lora_cli import PROGRAM
-from tests.tiny import tiny_pairs, tiny_pipeline, tiny_settings, write_single_file
-from tests.tiny_families import sd2_pipeline, sd3_pipeline, sdxl_pipeline
+from tests.support.no_network import without_network
+from tests.support.original_files import write_full_sd15, write_sd2_file, write_sd3_file, write_sdxl_file
+from tests.support.tiny import tiny_pairs, tiny_pipeline, tiny_settings, write_single_file
+from tests.support.tiny_families import sd2_pipeline, sd3_pipeline, sdxl_pipeline
+from tests.trainer.test_train_lora import PROGRAM
 
 # The program, with the configurations of a tiny model in place of those of the full size that ship.
 TINY = """

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from scdpo_core import telemetry
-from tests.outside import Outside, can_watch
+from tests.support.outside import Outside, can_watch
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = ROOT / "trainer"

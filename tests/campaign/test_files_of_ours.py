@@ -40,9 +40,9 @@ from scdpo_core.training import checkpoint
 from scdpo_core.training.cost_cache import KnownCosts
 from scdpo_core.training.saving import export
 from scdpo_core.types import PreferencePair, ScdpoError, ScoredPair
-from tests.runs_helpers import PYTHON, make_run
-from tests.scoring_helpers import Redness
-from tests.test_runs_damaged import mutations
+from tests.runs.test_damaged import mutations
+from tests.support.runs_helpers import PYTHON, make_run
+from tests.support.scoring_helpers import Redness
 
 SEED = 19
 COUNT = 300

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 MOST_SECONDS = 5.0
 MOST_MEGABYTES = 2500
@@ -112,7 +112,8 @@ def mutated_graph(rng: random.Random) -> str:
 def with_metadata(rng: random.Random, path: Path) -> None:
     """Write an image with texts that were tampered with, in a container of any kind, damaged now and then."""
     from PIL import Image, PngImagePlugin
-    from scoring_helpers import noisy
+
+    from tests.support.scoring_helpers import noisy
 
     image = noisy(16, 16, rng.randrange(100))
     text = mutated_graph(rng) if rng.random() < 0.5 else mutated_text(rng)
@@ -149,12 +150,11 @@ def read_metadata(rng: random.Random, folder: Path) -> None:
 
 
 def read_image(rng: random.Random, folder: Path) -> None:
-    from scoring_fuzz import mutated
-    from scoring_helpers import Redness
-
     from scdpo_core.io.image_metadata import prompt_of
     from scdpo_core.io.images import Look, PictureError, look_at_all, upright_size
     from scdpo_core.scoring.run import FolderRun
+    from tests.support.scoring_fuzz import mutated
+    from tests.support.scoring_helpers import Redness
 
     path = folder / rng.choice(("a.png", "a", "a.tif"))
     path.write_bytes(mutated(rng))
@@ -168,11 +168,10 @@ def read_image(rng: random.Random, folder: Path) -> None:
 
 
 def read_folder_of_prompts(rng: random.Random, folder: Path) -> None:
-    from scoring_helpers import noisy
-
     from scdpo_core.preferences.folder import read_folder
     from scdpo_core.preferences.labelling_session import pictures_in, propose
     from scdpo_core.preferences.summary import survey
+    from tests.support.scoring_helpers import noisy
 
     root = folder / "pairs"
     stem = rng.choice(("a", os.fsdecode(b"caf\xe9"), "n" * 240, "a\nb", "..b"))
@@ -216,7 +215,7 @@ def test_every_input_ends_in_a_result_or_a_sentence(part: str, seed: int, tmp_pa
 def main() -> None:
     import shutil
 
-    from scoring_fuzz import most_megabytes
+    from tests.support.scoring_fuzz import most_megabytes
 
     part, seed, count, place = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     warnings.simplefilter("ignore")

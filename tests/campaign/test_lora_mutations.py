@@ -24,7 +24,7 @@ from scdpo_core.lora.file import read_lora_info
 from scdpo_core.lora.formats.keys import DIALECTS
 from scdpo_core.lora.short_summary import card_of
 from scdpo_core.types import ScdpoError
-from tests.lora_script import tool
+from tests.support.lora_script import tool
 
 __all__ = ["tool"]
 

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from a1111_extension.app import make_app
 from tests.campaign.test_requests import HEADERS, NAMES, in_path, sound
-from tests.webtab_server import desk_in
+from tests.support.webtab_server import desk_in
 
 pytestmark = pytest.mark.slow
 PLACE, TOKEN = "http://127.0.0.1:7870", "a secret"

@@ -25,9 +25,9 @@ pytest.importorskip("gradio", reason="the tab's parts need gradio: pip install -
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.scoring_helpers import Redness, plain
-from tests.test_webtab_jobs import House
-from tests.webui_stub import Host, installed
+from tests.a1111_extension.test_webtab_jobs import House
+from tests.support.scoring_helpers import Redness, plain
+from tests.support.webui_stub import Host, installed
 
 pytestmark = pytest.mark.slow
 PLACE, API = "http://127.0.0.1:7860", "/scdpo/v1"

@@ -27,7 +27,7 @@ from tests.hosts.comfyui.training_graphs import (
     in_background_quietly,
     lora_node,
 )
-from tests.original_files import write_full_sd15
+from tests.support.original_files import write_full_sd15
 
 pytestmark = pytest.mark.slow
 

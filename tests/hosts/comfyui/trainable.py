@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.hosts.comfyui.samples import tiny_unet
-from tests.tiny import TOKENS, tiny_pipeline
+from tests.support.tiny import TOKENS, tiny_pipeline
 
 WIDTH = 768
 

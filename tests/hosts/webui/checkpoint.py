@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from scdpo_core.lora.file import save_lora
-from tests.original_files import write_full_sd15
-from tests.tiny import original_unet, original_vae
+from tests.support.original_files import write_full_sd15
+from tests.support.tiny import original_unet, original_vae
 
 TEXT_WIDTH = 768
 CHANNELS = 320

@@ -18,7 +18,7 @@ import pytest
 from scdpo_core.lora.file import read_lora_info
 from tests.hosts.webui.checkpoint import write_whole_checkpoint
 from tests.hosts.webui.running import WebUi, cost_in
-from tests.runs_helpers import until
+from tests.support.runs_helpers import until
 
 browsers = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

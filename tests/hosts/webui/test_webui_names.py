@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import webui_stub
+from tests.support import webui_stub
 
 # What our code uses, and where the stub has it: module, class ('' for the module itself), names.
 NAMES = (

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.a1111_extension.test_webui_lora import a_lora
 from tests.hosts.webui.checkpoint import write_lora
 from tests.hosts.webui.running import WebUi, cost_in
 from tests.hosts.webui.test_webui_escapes import reddish
 from tests.hosts.webui.test_webui_host import HIDE_ALL, is_black, parameters
-from tests.test_webui_lora import a_lora
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,152 @@
+"""Asking for the same run once more, and putting its result on a shelf."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from scdpo_core.run_store.events import Done, EventLog, Failed
+from scdpo_core.run_store.folder import has_results
+from scdpo_core.run_store.paths import RunFolder
+from scdpo_core.runs.install_result import put, taken
+from scdpo_core.runs.jobs import CostJob, LoraJob, problems
+from scdpo_core.runs.queue import Queue
+from scdpo_core.runs.rerun import prepare
+from scdpo_core.types import ScdpoError
+from tests.support.runs_helpers import ROOT
+
+PAIRS = ROOT / "examples" / "preferences"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> LoraJob:
+    return LoraJob(PAIRS, "micro", tmp_path / "runs", "my lora", choices={"optim": {"max_train_steps": 9}})
+
+
+def finish(job: LoraJob | CostJob) -> Path:
+    result = job.folder / f"{job.name}.safetensors"
+    result.write_bytes(b"weights")
+    EventLog(job.folder / "events.jsonl")(Done("finished", 9, result.name, 1.0))
+    return result
+
+
+def test_a_new_run_begins_and_so_does_one_that_came_to_nothing(job: LoraJob) -> None:
+    assert prepare(job, "1") == "begin"
+    assert "max_train_steps = 9" in (job.folder / "job.toml").read_text("utf-8")
+    assert prepare(job, "1") == "begin"
+    EventLog(job.folder / "events.jsonl")(Failed("No memory."))
+    changed = dataclasses.replace(job, choices={"optim": {"max_train_steps": 8}})
+    assert prepare(changed, "2") == "begin"
+    assert "max_train_steps = 8" in (job.folder / "job.toml").read_text("utf-8")
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_is_done(job: LoraJob) -> None:
+    prepare(job, "1")
+    # The trainer adds all other settings to it.
+    (job.folder / "job.toml").write_text("[optim]\nlr = 1.0\n", "utf-8")
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "step-000004.state.safetensors").write_bytes(b"state")
+    EventLog(job.folder / "events.jsonl")(Done("stopped", 4, "", 1.0))
+    assert prepare(job, "1") == "go on"
+    result = finish(job)
+    assert prepare(job, "1") == "done"
+    result.unlink()
+    with pytest.raises(ScdpoError, match="already"):
+        # Its checkpoints are there, so that nothing may be begun over them.
+        prepare(job, "1")
+
+
+@pytest.mark.parametrize("ended", ["stopped", "finished"])
+def test_a_name_belongs_to_the_run_that_has_results(job: LoraJob, ended: str) -> None:
+    prepare(job, "1")
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "step-000004.state.safetensors").write_bytes(b"state")
+    EventLog(job.folder / "events.jsonl")(Done("stopped", 4, "", 1.0))
+    if ended == "finished":
+        finish(job)
+    before = (job.folder / "job.toml").read_text("utf-8")
+    changes = [
+        (job, "2"),
+        (dataclasses.replace(job, quality="best"), "1"),
+        (dataclasses.replace(job, overrides="[optim]\nlr = 1.0\n"), "1"),
+    ]
+    for other, stamp in changes:
+        with pytest.raises(ScdpoError, match="Choose another output name"):
+            prepare(other, stamp)
+    assert (job.folder / "job.toml").read_text("utf-8") == before
+
+
+def test_a_run_that_waits_is_begun_by_whoever_asks(job: LoraJob) -> None:
+    prepare(job, "1")
+    Queue(job.output).add(job.folder)
+    assert prepare(job, "1") == "begin"
+    assert prepare(dataclasses.replace(job, quality="best"), "1") == "begin"
+
+
+def test_what_is_wrong_with_a_job_is_said(job: LoraJob) -> None:
+    twice = dataclasses.replace(job, overrides="[optim]\nmax_train_steps = 3\n")
+    with pytest.raises(ScdpoError, match=r"'optim\.max_train_steps' is chosen above"):
+        prepare(twice, "1")
+    with pytest.raises(ScdpoError, match="not valid TOML"):
+        prepare(dataclasses.replace(job, overrides="="), "1")
+    with pytest.raises(ScdpoError, match="choices"):
+        prepare(dataclasses.replace(job, choices={"optim": {"max_steps": 3}}), "1")
+    assert not job.folder.exists()
+
+
+def test_a_cost_model_is_begun_again_and_then_done(tmp_path: Path) -> None:
+    cost = CostJob(tmp_path / "runs", "cost", pairs=PAIRS)
+    assert prepare(cost, "1") == "begin"
+    EventLog(cost.folder / "events.jsonl")(Done("stopped", 0, "", 1.0))
+    assert prepare(cost, "1") == "begin"
+    finish(cost)
+    assert prepare(cost, "1") == "done"
+
+
+def test_a_result_is_put_on_the_shelf_with_its_preview(tmp_path: Path) -> None:
+    run, shelf = tmp_path / "run", tmp_path / "loras"
+    run.mkdir()
+    (run / "a.safetensors").write_bytes(b"weights")
+    (run / "a.png").write_bytes(b"picture")
+    assert taken("a", shelf, run) == ""
+    there = put(run / "a.safetensors", shelf)
+    assert there == shelf / "a.safetensors" and there.read_bytes() == b"weights"
+    assert (shelf / "a.png").read_bytes() == b"picture"
+    before = there.stat().st_mtime_ns
+    assert taken("a", shelf, run) == ""
+    assert put(run / "a.safetensors", shelf) == there and there.stat().st_mtime_ns == before
+
+
+def test_another_file_on_the_shelf_is_never_replaced(tmp_path: Path) -> None:
+    run, shelf = tmp_path / "run", tmp_path / "loras"
+    for folder, weights in ((run, b"weights"), (shelf, b"another")):
+        folder.mkdir()
+        (folder / "a.safetensors").write_bytes(weights)
+    assert "Choose another output name" in taken("a", shelf, run)
+    assert "Choose another output name" in taken("a", shelf, tmp_path / "new run")
+    with pytest.raises(ScdpoError, match="another file of that name"):
+        put(run / "a.safetensors", shelf)
+    assert (shelf / "a.safetensors").read_bytes() == b"another"
+
+
+def test_a_shelf_that_cannot_be_written_says_where_the_result_is(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ScdpoError, match="Copy it there yourself"):
+        put(tmp_path / "a.safetensors", tmp_path / "file" / "loras")
+
+
+def test_what_a_kill_left_half_written_is_no_result_for_anybody(tmp_path: Path) -> None:
+    """A kill while a checkpoint is written leaves a temporary file, which nothing can go on from."""
+    job = LoraJob(PAIRS, "micro", tmp_path, "calm")
+    run = job.folder
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / ".step-000010.state-abcdefgh.safetensors").write_bytes(b"half")
+    (run / "checkpoints" / "lora.json").write_text("{}", "utf-8")
+    refusals = [sentence for sentence in problems(job) if "trained run" in sentence]
+    assert (has_results(run), RunFolder(run).has_results(), refusals) == (False, False, [])
+    (run / "checkpoints" / "step-000010.state.safetensors").write_bytes(b"whole")
+    refusals = [sentence for sentence in problems(job) if "trained run" in sentence]
+    assert (has_results(run), RunFolder(run).has_results(), len(refusals)) == (True, True, 1)
