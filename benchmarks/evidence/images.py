@@ -20,9 +20,9 @@ from scdpo_core.families import LoadedModel, family_of
 from scdpo_core.families.sampling import Start
 from scdpo_core.io.files import atomic_path
 from scdpo_core.micro import evaluation
-from scdpo_core.micro.render import SLOTS, paint_over
 from scdpo_core.micro.world import BACKGROUNDS, Scene, concept
 from scdpo_core.run_store.file_lock import exclusive
+from tools.micro_model.render import SLOTS, paint_over
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MARK = (226, 32, 120)

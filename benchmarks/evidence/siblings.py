@@ -36,11 +36,11 @@ from scdpo_core.families.components import FolderReader
 from scdpo_core.families.parameterisation import PARAMETERISATIONS, Parameterisation
 from scdpo_core.families.sd1 import LAYOUT
 from scdpo_core.io.files import write_json
-from scdpo_core.micro import art
 from scdpo_core.micro.judge import Judge
 from scdpo_core.micro.model import JUDGE, WEIGHTS
-from scdpo_core.micro.stages.runner import Plan, StepContext, Tell, train
-from scdpo_core.micro.stages.unet import Dataset, render_dataset, sample_batch
+from tools.micro_model import art
+from tools.micro_model.training_loop import Plan, StepContext, Tell, train
+from tools.micro_model.unet import Dataset, render_dataset, sample_batch
 
 CPU = torch.device("cpu")
 BATCH, IMAGES, SEEDS = 32, 8000, 3

@@ -24,7 +24,7 @@ def check(base: str | Path, family: str, layout: Layout, options: LoadOptions) -
         return [Problem(Path(base), str(error))]
     if str(base) == MICRO and not (path / "model_index.json").is_file():
         what = "The embedded model is missing from this copy. Clone the repository again, or build it with "
-        return [Problem(path, what + "'python -m scdpo_core.micro.build'.")]
+        return [Problem(path, what + "'python -m tools.micro_model.build'.")]
     if not path.exists():
         what = (
             "There is no such base model. Give 'micro', a diffusers model folder or a .safetensors file on "

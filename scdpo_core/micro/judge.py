@@ -10,17 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..io.files import read_tensors, write_tensors
-from .render import to_tensor
 from .world import concepts
 
 EMPTY, NONE = "an empty background", "none of these"
 PRESENT = 0.25
 """Probability from which a subject of a two-subject picture counts as present (each can reach 0.5)."""
+
+
+def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
+    """Stack RGB pictures of one size: float32 [N, 3, H, W] in -1..1."""
+    stacked = np.stack([np.asarray(picture, np.uint8) for picture in pictures])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 @dataclass(frozen=True)

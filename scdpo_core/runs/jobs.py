@@ -1,7 +1,8 @@
 """From the few values that a door offers to a run folder with a job in it, which a trainer takes.
 
 A job.toml holds only what was chosen. What it leaves open, the trainer takes from the settings for that
-kind of base model (trainer/configs) and the defaults (`scdpo_core.config.settings`); job.toml then says all of it.
+kind of base model (trainer/configs) and the defaults (`scdpo_core.config.settings`); job.toml then says
+all of it.
 """
 
 from __future__ import annotations

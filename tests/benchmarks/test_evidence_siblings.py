@@ -17,10 +17,10 @@ from benchmarks.evidence.siblings import KINDS, fine_tune, load_sibling, shipped
 from scdpo_core.families import FAMILIES, family_of
 from scdpo_core.families.detect import detect
 from scdpo_core.lora.file import read_lora_info
-from scdpo_core.micro.stages.unet import Dataset, scheduler
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import tiny_pairs, tiny_settings
+from tools.micro_model.unet import Dataset, scheduler
 
 QUIET = lambda _: None  # noqa: E731
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from scdpo_core.micro import build
-from scdpo_core.micro.art import STYLES_IN_INK, Art
 from scdpo_core.micro.model import WEIGHTS
-from scdpo_core.micro.stages import image, runner, towers
 from scdpo_core.micro.world import concepts
 from tests.micro.test_world import bank_of
+from tools.micro_model import build, image_tower, towers, training_loop
+from tools.micro_model.art import STYLES_IN_INK, Art
 
 pytest.importorskip("resvg_py", reason="only the extra build has it")
 
@@ -63,13 +62,13 @@ def test_tags_begin_as_what_the_towers_answer_to_the_names() -> None:
     known, others = len(concepts()), 3
     colours = [(40 * n % 256, 90 * n % 256, 17 * n % 256) for n in range(known + others)]
     bank = bank_of(*colours)
-    tagger = image._Tagger(pair.image, known + others)
+    tagger = image_tower._Tagger(pair.image, known + others)
     before = tagger.tags.weight.clone()
-    image._begin_with_words(tagger, towers.Towers(tokenizer, pair), bank, seed=1)
+    image_tower._begin_with_words(tagger, towers.Towers(tokenizer, pair), bank, seed=1)
     assert torch.equal(tagger.tags.weight[known:], before[known:])
 
     generator = torch.Generator().manual_seed(1)
-    pixels = bank.draw(image._scenes(256, known + others, generator), generator)
+    pixels = bank.draw(image_tower._scenes(256, known + others, generator), generator)
     maps = pair.image(pixel_values=pixels).last_hidden_state.flatten(2).transpose(1, 2)
     answers = tagger.tags(maps)[..., :known]
     # One log-odds below "rare" in the middle, spread by one: rare until the picture says more than that.
@@ -93,6 +92,6 @@ def test_half_precision_only_where_a_processor_gains_by_it(
     monkeypatch: pytest.MonkeyPatch, ability: str, half: bool
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: ability)
-    with runner.autocast(torch.device("cpu")):
+    with training_loop.autocast(torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if half else torch.float32)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scdpo_core.micro.stages.runner import Plan, StepContext, train
 from scdpo_core.types import ScdpoError
+from tools.micro_model.training_loop import Plan, StepContext, train
 
 PLAN = Plan("line", steps=12, lr=0.1, ema=0.9, seed=3)
 CPU = torch.device("cpu")

@@ -12,13 +12,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from scdpo_core.micro import captions, world
-from scdpo_core.micro.art import Art
-from scdpo_core.micro.render import paint_over
-from scdpo_core.micro.stages import image
-from scdpo_core.micro.stages.bank import Bank
-from scdpo_core.micro.stages.restyle import redraw
-from scdpo_core.micro.stages.scatter import scatter
 from scdpo_core.micro.world import Scene, concept
+from tools.micro_model import image_tower
+from tools.micro_model.art import Art
+from tools.micro_model.augment import scatter
+from tools.micro_model.render import paint_over
+from tools.micro_model.scene_cache import Bank
+from tools.micro_model.style_augment import redraw
 
 
 def test_there_are_enough_concepts_and_every_harmful_one_has_a_benign_near_miss() -> None:
@@ -192,7 +192,7 @@ def test_a_bank_holds_every_drawing_that_a_style_has(tmp_path: Path) -> None:
 def test_scenes_for_the_image_tower_hold_their_shares_and_favour_harm_and_its_near_misses() -> None:
     count = len(world.concepts()) + 50
     generator = torch.Generator().manual_seed(0)
-    scenes = torch.cat([image._scenes(512, count, generator) for _ in range(40)])
+    scenes = torch.cat([image_tower._scenes(512, count, generator) for _ in range(40)])
     one = scenes[(scenes[:, 0] >= 0) & (scenes[:, 1] < 0)][:, 0]
     two = scenes[(scenes >= 0).all(dim=1)]
     assert abs(len(two) / len(scenes) - 0.55) < 0.015

@@ -130,7 +130,8 @@ def test_large_images_on_many_threads_stay_within_a_budget(tmp_path: Path) -> No
         image.putpixel((number, 0), (0, 0, 0, 255))
         image.save(tmp_path / f"{number}.png", compress_level=1)
     code = (
-        "import sys; from pathlib import Path; from tests.support.scoring_fuzz import most_megabytes, Redness, FolderRun\n"
+        "import sys; from pathlib import Path\n"
+        "from tests.support.scoring_fuzz import most_megabytes, Redness, FolderRun\n"
         "from scdpo_core.io.images import Look, look_at_all\n"
         "files = [Path(name) for name in sys.argv[1:]]\n"
         "rows = list(FolderRun(Redness(), workers=4).rows(files))\n"

@@ -1,7 +1,7 @@
 """A real ComfyUI as the judge of LoRA files, run as a script so that nothing of it gets into the tests.
 
-    python tests/support/comfyui_oracle.py COMFYUI_DIR keys OUT.json.gz            which keys it takes, by family
-    python tests/support/comfyui_oracle.py COMFYUI_DIR patch FAMILY LORA OUT ...   what it makes of LoRA files
+    python tests/support/comfyui_oracle.py COMFYUI_DIR keys OUT.json.gz         which keys it takes, by family
+    python tests/support/comfyui_oracle.py COMFYUI_DIR patch FAMILY LORA OUT ...   what it makes of files
     python tests/support/comfyui_oracle.py COMFYUI_DIR places FAMILY OUT.json      where it finds each module
 
 The first writes family -> stem of a key -> [weight it changes, first row, rows] (rows only where it is a

@@ -1,4 +1,4 @@
-"""Damaging pictures at random. `python tests/support/scoring_fuzz.py COUNT SEED FOLDER` scores so many of them.
+"""Damage images at random. `python tests/support/scoring_fuzz.py COUNT SEED FOLDER` scores COUNT of them.
 
 The command runs in a process of its own, so that a crash of a decoder or a hang is seen from outside.
 """

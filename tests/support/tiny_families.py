@@ -1,4 +1,4 @@
-"""Tiny random models of every family, in diffusers' form; tests/support/original_files.py has the single files."""
+"""Tiny random models of every family, in diffusers' form; `original_files` has the single files."""
 
 from __future__ import annotations
 

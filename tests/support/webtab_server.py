@@ -1,4 +1,4 @@
-"""The tab under any gradio: `python tests/support/webtab_server.py PORT FOLDER`, for `test_webtab_gradio.py`."""
+"""Serve the tab under any gradio: `python tests/support/webtab_server.py PORT FOLDER`."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...io.tensor_tree import load_tree, save_tree
-from ...types import ScdpoError
+from scdpo_core.io.tensor_tree import load_tree, save_tree
+from scdpo_core.types import ScdpoError
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ...io.files import read_tensors, write_tensors
-from ..art import Art
-from ..render import render, to_tensor
-from ..world import Concept, Scene, concepts, random_scene, varied_caption
-from .runner import Plan, StepContext, Tell, autocast, train
+from scdpo_core.io.files import read_tensors, write_tensors
+from scdpo_core.micro.judge import to_tensor
+from scdpo_core.micro.world import Concept, Scene, concepts, random_scene, varied_caption
+
+from .art import Art
+from .render import render
 from .towers import WIDTH, Towers, tokenize
+from .training_loop import Plan, StepContext, Tell, autocast, train
 from .vae import LATENT_CHANNELS
 
 BATCH = 128

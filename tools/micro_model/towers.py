@@ -20,11 +20,13 @@ from transformers import (
     ResNetModel,
 )
 
-from ...io.files import write_json, write_text
-from ..art import STYLES_TRAINED, Art
-from ..render import STRONG, render, to_tensor
-from ..world import BACKGROUNDS, Scene, concepts, random_scene, varied_caption
-from .runner import Plan, StepContext, Tell, train
+from scdpo_core.io.files import write_json, write_text
+from scdpo_core.micro.judge import to_tensor
+from scdpo_core.micro.world import BACKGROUNDS, Scene, concepts, random_scene, varied_caption
+
+from .art import STYLES_TRAINED, Art
+from .render import STRONG, render
+from .training_loop import Plan, StepContext, Tell, train
 
 MAX_TOKENS = 24
 WIDTH = 128

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from ..art import STYLES_OF_TOWER, Art
-from ..render import SIZE
-from ..world import Concept, concepts
-from .bank import Bank
-from .runner import Plan, StepContext, Tell, checkpoint_of, train
-from .scatter import scatter
+from scdpo_core.micro.world import Concept, concepts
+
+from .art import STYLES_OF_TOWER, Art
+from .augment import scatter
+from .render import SIZE
+from .scene_cache import Bank
 from .towers import IMAGE_CHANNELS, Towers, tokenize
+from .training_loop import Plan, StepContext, Tell, checkpoint_of, train
 
 IMAGE_SIZE = 128  # pixels along an edge that the tower sees; the world's pictures are half as large
 _SMALL_BATCH = 128

@@ -1,4 +1,4 @@
-"""`python -m scdpo_core.micro.examples`: make the picture folders that ship under `examples/`.
+"""`python -m tools.micro_model.examples`: make the picture folders that ship under `examples/`.
 
 `preferences/` is a preference folder as an artist makes it: the rejected picture of a harmful caption
 is what the embedded model drew, the chosen one is the same picture with the harmful drawing painted
@@ -21,16 +21,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..evaluation.similarity import border_colour
-from ..families import LoadedModel, family
-from ..io.files import write_json
+from scdpo_core.evaluation.similarity import border_colour
+from scdpo_core.families import LoadedModel, family
+from scdpo_core.io.files import write_json
+from scdpo_core.micro.captions import Caption, benign_training_captions, harmful_training_captions
+from scdpo_core.micro.evaluation import BATCH, GUIDANCE, STEPS
+from scdpo_core.micro.judge import Judge
+from scdpo_core.micro.model import JUDGE, WEIGHTS
+from scdpo_core.micro.world import BACKGROUNDS, HELD_OUT_CONCEPTS, Scene, concepts, random_scene
+
 from . import art
-from .captions import Caption, benign_training_captions, harmful_training_captions
-from .evaluation import BATCH, GUIDANCE, STEPS
-from .judge import Judge
-from .model import JUDGE, WEIGHTS
 from .render import Augment, paint_over, render
-from .world import BACKGROUNDS, HELD_OUT_CONCEPTS, Scene, concepts, random_scene
 
 _TRIES = 8
 # No noise and no blur: training adds its own, and flat colours keep the files small.
@@ -170,7 +171,7 @@ def _slug(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and write the folders."""
-    parser = argparse.ArgumentParser(prog="python -m scdpo_core.micro.examples", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.micro_model.examples", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build"), help="the build's folder, for the art")
     parser.add_argument("--target", type=Path, default=Path("examples"))
     options = parser.parse_args(arguments)

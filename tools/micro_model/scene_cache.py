@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..art import Art
-from ..render import SIZE, SLOTS
-from ..world import BACKGROUNDS, Concept
-from .restyle import redrawings
+from scdpo_core.micro.world import BACKGROUNDS, Concept
+
+from .art import Art
+from .render import SIZE, SLOTS
+from .style_augment import redrawings
 
 _AS_IT_IS = 0.4  # share of subjects that stay as the artist drew them
 _WANDER = 0.35  # further range of position and size, relative; as `render.Augment.wander`

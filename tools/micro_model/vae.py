@@ -9,10 +9,12 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
-from ..art import STYLES_TRAINED, Art
-from ..render import render, to_tensor
-from ..world import random_scene
-from .runner import Plan, StepContext, Tell, train
+from scdpo_core.micro.judge import to_tensor
+from scdpo_core.micro.world import random_scene
+
+from .art import STYLES_TRAINED, Art
+from .render import render
+from .training_loop import Plan, StepContext, Tell, train
 
 LATENT_CHANNELS = 16
 BATCH = 16

@@ -1,4 +1,4 @@
-"""`python -m scdpo_core.micro.build`: make the embedded model anew from the art.
+"""`python -m tools.micro_model.build`: make the embedded model anew from the art.
 
 Seeded, resumable (run it again after a stop), on a GPU when there is one; without one every part is trained
 for a shorter time (`ON_PROCESSORS`), so that two cores need a few hours and not a day. The weights replace
@@ -23,17 +23,18 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import ResNetForImageClassification
 
-from ..io.files import write_json
+from scdpo_core.io.files import write_json
+from scdpo_core.micro.judge import Judge
+from scdpo_core.micro.model import WEIGHTS
+
 from . import art
-from .judge import Judge
-from .model import WEIGHTS
+from . import image_tower as image_stage
+from . import judge as judge_stage
+from . import text_finetune as meaning_stage
+from . import towers as towers_stage
+from . import unet as unet_stage
+from . import vae as vae_stage
 from .render import SIZE
-from .stages import image as image_stage
-from .stages import judge as judge_stage
-from .stages import meaning as meaning_stage
-from .stages import towers as towers_stage
-from .stages import unet as unet_stage
-from .stages import vae as vae_stage
 
 LIMIT_MB = 24
 PARTS = ("vae", "towers", "image", "judge")
@@ -202,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and build."""
     on_gpu = torch.cuda.is_available()
     defaults = Recipe() if on_gpu else ON_PROCESSORS
-    parser = argparse.ArgumentParser(prog="python -m scdpo_core.micro.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.micro_model.build", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("build"), help="folder for art and checkpoints")
     parser.add_argument("--target", type=Path, default=WEIGHTS, help="where the finished weights go")
     for name, value in vars(defaults).items():

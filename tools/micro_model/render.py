@@ -6,11 +6,11 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
+from scdpo_core.micro.world import BACKGROUNDS, Concept, Scene
+
 from .art import Art
-from .world import BACKGROUNDS, Concept, Scene
 
 SIZE = 64
 
@@ -116,15 +116,3 @@ def _degrade(canvas: Image.Image, rng: random.Random, augment: Augment) -> Image
         pixels = np.clip(np.asarray(canvas, np.float32) + noise, 0, 255)
         canvas = Image.fromarray(pixels.astype(np.uint8))
     return canvas
-
-
-def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
-    """Stack RGB pictures of one size: float32 [N, 3, H, W] in -1..1."""
-    stacked = np.stack([np.asarray(picture, np.uint8) for picture in pictures])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
-    """Turn float [N, 3, H, W] in -1..1 into RGB pictures."""
-    bytes_ = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(picture) for picture in bytes_.permute(0, 2, 3, 1).cpu().numpy()]

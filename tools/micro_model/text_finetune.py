@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from ..world import Concept, caption, concepts, random_scene
-from .runner import Plan, StepContext, Tell, train
+from scdpo_core.micro.world import Concept, caption, concepts, random_scene
+
 from .towers import Towers, tokenize
+from .training_loop import Plan, StepContext, Tell, train
 
 BATCH = 192
 _STRENGTH = 4.0

@@ -12,11 +12,12 @@ import torch
 from PIL import Image, ImageFilter
 from torch.nn import functional as F
 
-from ..art import STYLES_TRAINED, Art
-from ..judge import EMPTY, NONE, Judge, JudgeNet, class_names
-from ..render import Augment, paint_over, render, to_tensor
-from ..world import Concept, Scene, concepts, random_scene
-from .runner import Plan, StepContext, Tell, train
+from scdpo_core.micro.judge import EMPTY, NONE, Judge, JudgeNet, class_names, to_tensor
+from scdpo_core.micro.world import Concept, Scene, concepts, random_scene
+
+from .art import STYLES_TRAINED, Art
+from .render import Augment, paint_over, render
+from .training_loop import Plan, StepContext, Tell, train
 
 BATCH = 64
 _LOOK = Augment(rotate=6.0, colour=0.2, blur=1.1, noise=12.0, wander=0.12)

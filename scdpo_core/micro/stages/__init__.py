@@ -1,1 +1,0 @@
-"""The steps that build the embedded world's weights from the art; see `scdpo_core.micro.build`."""
