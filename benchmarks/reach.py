@@ -3,8 +3,8 @@
 
     python benchmarks/reach.py [--kinds micro sd1] [--size 256] [--steps 3]
 
-A random model of the kind's shape takes steps beside the convolution that `scdpo_core.runs.benchmark` times,
-in turns. `scdpo_core/runs/cost_table.py` has the share as `reach`; here it is on the machine that this runs on.
+A random model of the kind's shape takes steps beside the convolution that `scdpo_core.runs.benchmark` times, in
+turns. `runs/cost_table.py` has the share as `reach`; here it is on the machine that this runs on.
 """
 
 from __future__ import annotations
