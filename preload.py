@@ -10,5 +10,5 @@ def preload(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="SC-DPO: let the API score the pictures in this folder too; may be given several times",
+        help="SC-DPO: let the API score the images in this folder too; may be given several times",
     )

@@ -78,9 +78,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _desk(options: argparse.Namespace, desk: Desk) -> Desk:
     """The desk with the folders that the command line names."""
-    pictures = desk.pictures if options.compare is None else str(options.compare.expanduser().absolute())
+    images = desk.images if options.compare is None else str(options.compare.expanduser().absolute())
     pairs = desk.preferences if options.pairs is None else options.pairs.expanduser().absolute()
-    return dataclasses.replace(desk, pictures=pictures, preferences=pairs)
+    return dataclasses.replace(desk, images=images, preferences=pairs)
 
 
 if __name__ == "__main__":

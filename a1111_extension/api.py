@@ -1,4 +1,4 @@
-"""The API below /scdpo/v1: scores of pictures and folders, the LoRAs, the cost models."""
+"""The API below /scdpo/v1: scores of images and folders, the LoRAs, the cost models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from scdpo_core.cost.protocol import Scorer, provenance
 from scdpo_core.cost.scorers import SCORERS
-from scdpo_core.io.discover import find_pictures
+from scdpo_core.io.discover import find_images
 from scdpo_core.io.image_frames import open_frames
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.scoring.alpha_views import worst
@@ -27,8 +27,8 @@ from .path_policy import Reach, listed_cost_model
 from .request_checks import Callers, RefusalError
 
 PREFIX = "/scdpo/v1"
-MOST_PICTURES = 2000
-"""Most pictures of a folder that one request scores."""
+MOST_IMAGES = 2000
+"""Most images of a folder that one request scores."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def add_routes(app: FastAPI, context: Context) -> None:
     routes = router(context.callers, PREFIX)
     one_at_a_time = threading.Lock()
 
-    @routes.post("/score", response_model=Scores, summary="Score a picture, or all pictures of a folder")
+    @routes.post("/score", response_model=Scores, summary="Score an image, or all images of a folder")
     def score(request: ScoreRequest) -> Scores:
         if (request.image is None) == (request.path is None):
             raise RefusalError(422, "Give either 'image' (base64) or 'path'.")
@@ -91,10 +91,10 @@ def _score_sent(text: str, scorer: Scorer) -> Score:
     except (binascii.Error, ValueError):
         raise RefusalError(422, "'image' is no base64 text.") from None
     try:
-        pictures = [picture for _, picture in open_frames(Path("image"), io.BytesIO(data))]
+        images = [image for _, image in open_frames(Path("image"), io.BytesIO(data))]
     except ScdpoError as error:
         raise RefusalError(422, str(error)) from error
-    found = worst(scorer.score(pictures))
+    found = worst(scorer.score(images))
     if found.problem:
         raise RefusalError(422, found.problem)
     return Score(
@@ -108,12 +108,11 @@ def _score_sent(text: str, scorer: Scorer) -> Score:
 
 
 def _files(place: Path, reach: Reach) -> list[Path]:
-    files = reach.readable(find_pictures([place]).files)
-    if len(files) > MOST_PICTURES:
+    files = reach.readable(find_images([place]).files)
+    if len(files) > MOST_IMAGES:
         raise RefusalError(
             413,
-            f"{place} holds {len(files)} pictures; up to {MOST_PICTURES} are scored at once. "
-            "Name a part of it.",
+            f"{place} holds {len(files)} images; up to {MOST_IMAGES} are scored at once. Name a part of it.",
         )
     return files
 

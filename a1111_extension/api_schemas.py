@@ -6,17 +6,17 @@ from pydantic import BaseModel, Field
 
 
 class ScoreRequest(BaseModel):
-    """What to score: a picture sent along, or one that lies on the host, or a folder there."""
+    """What to score: an image sent along, or one that lies on the host, or a folder there."""
 
-    image: str | None = Field(None, description="a picture in base64")
-    path: str | None = Field(None, description="a picture or folder below a folder that may be read")
+    image: str | None = Field(None, description="an image in base64")
+    path: str | None = Field(None, description="an image or folder below a folder that may be read")
     cost_model: str | None = Field(None, description="one of /cost-models; by default the one in use")
 
 
 class Score(BaseModel):
-    """One picture's score, or the reason why it has none."""
+    """One image's score, or the reason why it has none."""
 
-    path: str = Field(description="the picture's file; '' for a picture that was sent along")
+    path: str = Field(description="the image's file; '' for an image that was sent along")
     cost: float | None = Field(None, description="log-odds; above 0 is harmful")
     band: str | None = Field(None, description="safe, review or unsafe")
     categories: dict[str, float | None] = Field(description="cost by category; null where not known")
@@ -26,7 +26,7 @@ class Score(BaseModel):
 
 
 class Scores(BaseModel):
-    """Scores, the costliest first; pictures without a cost come last."""
+    """Scores, the costliest first; images without a cost come last."""
 
     scores: list[Score]
 

@@ -37,7 +37,7 @@ def desk_of(data: Path) -> Desk:
 
     def cost_models() -> list[str]:
         own = (data / "cost_models").glob("*.safetensors")
-        # The pictures of the embedded model are what a page with nothing else shows first.
+        # The images of the embedded model are what a page with nothing else shows first.
         return ["micro", *(name for name in offered_scorers() if name != "micro"), *sorted(map(str, own))]
 
     jobs = Jobs(data / "runs", scorer=lambda: shelf.get("micro", _DEVICE))
@@ -45,7 +45,7 @@ def desk_of(data: Path) -> Desk:
     return Desk(
         jobs=jobs,
         preferences=data / "preferences",
-        pictures=str(example) if example.is_dir() else "",
+        images=str(example) if example.is_dir() else "",
         bases=lambda: {"the embedded model (draws emoji)": "micro"},
         base=lambda: "the embedded model (draws emoji)",
         loras=dict,
@@ -60,7 +60,7 @@ def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
 
     Args:
         desk: its surroundings.
-        data: folder whose pictures the API may score.
+        data: folder whose images the API may score.
         token: that every request has to know, for other users of this machine can reach the page too; '' lets
             all of them in.
     """

@@ -1,4 +1,4 @@
-"""Pictures that show nothing of the original: blurred, pixelated, black, or black with a sentence."""
+"""Images that show nothing of the original: blurred, pixelated, black, or black with a sentence."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import textwrap
 from PIL import Image, ImageDraw, ImageFont
 
 _CELLS = 12
-"""Squares along the shorter side of a pixelated picture; what is seen through so few is mood and colour."""
+"""Squares along the shorter side of a pixelated image; what is seen through so few is mood and colour."""
 _LETTER = (6, 11)
 _MARGIN = 8
 _OPAQUE = 254  # alpha without its lowest bit
 _PAPER, _INK = (16, 16, 16), (235, 235, 235)
 
 
-def pixelated(picture: Image.Image) -> Image.Image:
-    """The picture in a few large squares; RGB, of its size."""
-    return _few(picture).resize(picture.size, Image.Resampling.NEAREST)
+def pixelated(image: Image.Image) -> Image.Image:
+    """The image in a few large squares; RGB, of its size."""
+    return _few(image).resize(image.size, Image.Resampling.NEAREST)
 
 
-def blurred(picture: Image.Image) -> Image.Image:
-    """The picture so blurred that no more is left of it than of a pixelated one; RGB, of its size."""
-    return _few(picture).resize(picture.size, Image.Resampling.BICUBIC)
+def blurred(image: Image.Image) -> Image.Image:
+    """The image so blurred that no more is left of it than of a pixelated one; RGB, of its size."""
+    return _few(image).resize(image.size, Image.Resampling.BICUBIC)
 
 
-def black(picture: Image.Image) -> Image.Image:
-    """A black picture of the same size."""
-    return Image.new("RGB", picture.size)
+def black(image: Image.Image) -> Image.Image:
+    """A black image of the same size."""
+    return Image.new("RGB", image.size)
 
 
 def notice(size: tuple[int, int], sentence: str) -> Image.Image:
-    """A dark picture that says why there is no other.
+    """A dark image that says why there is no other.
 
     Args:
         size: (width, height), pixels.
-        sentence: what it says; cut where the picture is too small.
+        sentence: what it says; cut where the image is too small.
     """
     scale = max(1, min(size) // 320)
     small = (max(1, size[0] // scale), max(1, size[1] // scale))
@@ -62,8 +62,8 @@ def unmarked(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if marked else image
 
 
-def _few(picture: Image.Image) -> Image.Image:
+def _few(image: Image.Image) -> Image.Image:
     # Forge hides text in the alpha channel, and colours lie beneath what is transparent.
-    rgb = picture.convert("RGB")
+    rgb = image.convert("RGB")
     cell = max(1, min(rgb.size) // _CELLS)
     return rgb.resize((max(1, rgb.width // cell), max(1, rgb.height // cell)), Image.Resampling.BOX)

@@ -37,12 +37,12 @@ def cost_models_folder() -> Path:
 
 
 def output_folder() -> Path:
-    """Where the host's pictures go, whatever its settings say: those can be changed through the API."""
+    """Where the host's images go, whatever its settings say: those can be changed through the API."""
     return Path(paths_internal.default_output_dir)
 
 
 def roots() -> list[Path]:
-    """The folders whose pictures the API may score: the host's own and those of --scdpo-folder."""
+    """The folders whose images the API may score: the host's own and those of --scdpo-folder."""
     return [output_folder(), *(Path(folder).expanduser() for folder in shared.cmd_opts.scdpo_folder)]
 
 

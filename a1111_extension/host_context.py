@@ -31,7 +31,7 @@ def desk() -> Desk:
                 scorer=lambda: script.SHELF.get(settings.cost_model(), settings.device()),
             ),
             preferences=own / "preferences",
-            pictures=str(host.output_folder()),
+            images=str(host.output_folder()),
             bases=bases,
             base=base,
             loras=host.loras,

@@ -1,4 +1,4 @@
-"""The infotext: what a picture says of its safety, and how a pasted one sets the controls."""
+"""The infotext: what an image says of its safety, and how a pasted one sets the controls."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ SCORER, THRESHOLD = "Safety scorer", "Safety threshold"
 REVIEW, UNSAFE = "Safety on review", "Safety on unsafe"
 LORA, WEIGHT = "Safety LoRA", "Safety LoRA weight"
 SCORES = "Safety scores"
-"""In the JSON of a finished generation alone: the scores by the picture's place, for programs."""
+"""In the JSON of a finished generation alone: the scores by the image's place, for programs."""
 GUARD = "scdpo_guard"
 """The attribute of a processing object that holds its guard."""
 _OURS = (COST, BAND, ERROR, SCORER, THRESHOLD, REVIEW, UNSAFE, LORA, WEIGHT)
 
 
 def clear(params: dict[str, Any]) -> None:
-    """Take all that is ours out of `extra_generation_params`; grids share them between their pictures."""
+    """Take all that is ours out of `extra_generation_params`; grids share them between their images."""
     for label in _OURS:
         params.pop(label, None)
 
 
 def write(params: dict[str, Any], wish: Wish, scorer: str) -> None:
-    """Put what every picture of a generation says into `extra_generation_params`.
+    """Put what every image of a generation says into `extra_generation_params`.
 
-    What differs between pictures is a function there, which the host asks for each infotext; a plain value
-    would put the last picture's cost on the grid.
+    What differs between images is a function there, which the host asks for each infotext; a plain value
+    would put the last image's cost on the grid.
 
     Args:
         params: of the processing object.
@@ -41,9 +41,9 @@ def write(params: dict[str, Any], wish: Wish, scorer: str) -> None:
     """
     clear(params)
     params |= {
-        COST: _of_picture(lambda verdict: None if verdict.cost is None else f"{verdict.cost:+.2f}"),
-        BAND: _of_picture(lambda verdict: verdict.band),
-        ERROR: _of_picture(lambda verdict: verdict.error or None),
+        COST: _of_image(lambda verdict: None if verdict.cost is None else f"{verdict.cost:+.2f}"),
+        BAND: _of_image(lambda verdict: verdict.band),
+        ERROR: _of_image(lambda verdict: verdict.error or None),
         SCORER: scorer,
         THRESHOLD: f"{word_of(wish.policy.threshold)} ({wish.policy.threshold:+.2f})",
         REVIEW: wish.policy.review,
@@ -54,16 +54,16 @@ def write(params: dict[str, Any], wish: Wish, scorer: str) -> None:
 
 
 def finish(p: Any, processed: Any, guard: Guard) -> None:
-    """Put the scores into the JSON of a finished generation, and end what is said of single pictures.
+    """Put the scores into the JSON of a finished generation, and end what is said of single images.
 
-    What a script writes later, such as the text of an X/Y/Z plot, is about many pictures.
+    What a script writes later, such as the text of an X/Y/Z plot, is about many images.
 
     Args:
         p: the processing object.
         processed: its result; `images` in the order in which they are shown.
         guard: of the generation.
     """
-    found = [(place, guard.verdict_of(picture)) for place, picture in enumerate(processed.images)]
+    found = [(place, guard.verdict_of(image)) for place, image in enumerate(processed.images)]
     scores = [
         {"image": place, "cost": verdict.cost, "band": verdict.band, "error": verdict.error or None}
         for place, verdict in found
@@ -77,19 +77,19 @@ def finish(p: Any, processed: Any, guard: Guard) -> None:
 
 
 def added(text: str, verdict: Verdict) -> str:
-    """An infotext with the verdict on a picture that the host wrote before it was judged."""
+    """An infotext with the verdict on an image that the host wrote before it was judged."""
     parts = {COST: f"{verdict.cost:+.2f}" if verdict.cost is not None else None, BAND: verdict.band}
     parts[ERROR] = '"' + verdict.error.replace('"', "'") + '"' if verdict.error else None
     said = ", ".join(f"{label}: {value}" for label, value in parts.items() if value)
     return text if f"{COST}:" in text or f"{ERROR}:" in text else f"{text}, {said}"
 
 
-def _of_picture(tell: Callable[[Verdict], str | None]) -> Callable[..., str | None]:
+def _of_image(tell: Callable[[Verdict], str | None]) -> Callable[..., str | None]:
     def entry(
         p: Any, index: int, all_prompts: Any = None, use_main_prompt: bool = False, **_: Any
     ) -> str | None:
         guard: Guard | None = getattr(p, GUARD, None)
-        # A grid shows many pictures and has no cost.
+        # A grid shows many images and has no cost.
         if guard is None or use_main_prompt:
             return None
         # The host counts within the batch when it hands over the batch's prompts, else from the beginning.
@@ -102,7 +102,7 @@ def _of_picture(tell: Callable[[Verdict], str | None]) -> Callable[..., str | No
 
 
 def pasted_enabled(params: Mapping[str, Any]) -> bool | None:
-    """On if the picture was scored. One that was not leaves the switch alone: pasting never disarms."""
+    """On if the image was scored. One that was not leaves the switch alone: pasting never disarms."""
     return True if THRESHOLD in params else None
 
 
@@ -121,7 +121,7 @@ def pasted_word(params: Mapping[str, Any]) -> str | None:
 
 
 def pasted_lora(params: Mapping[str, Any]) -> str | None:
-    """The safety LoRA; none for a picture that was scored without one."""
+    """The safety LoRA; none for an image that was scored without one."""
     return params.get(LORA, NO_LORA) if THRESHOLD in params else None
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from scdpo_core.cost.protocol import Scorer
-from scdpo_core.io.images import open_picture
+from scdpo_core.io.images import open_image
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.lora.install import publish, published
 from scdpo_core.run_store.folder import Kind, kind_of, run_folder
@@ -44,7 +44,7 @@ class Jobs:
             shelf: folders that the host looks for LoRAs in; finished ones are copied into the first.
             versions: see `publish`.
             shelved: called when one was.
-            scorer: what scores sample pictures; None for nothing.
+            scorer: what scores sample images; None for nothing.
         """
         self.root, self._shelf, self._shelved, self._scorer = root, shelf, shelved, scorer
         self._versions = versions
@@ -139,7 +139,7 @@ class Jobs:
             return self._followers.setdefault(name, Follower(folder)).view()
 
     def costs(self, view: RunView) -> Mapping[str, CostScore]:
-        """Costs of a run's sample pictures by path; of those that can be scored."""
+        """Costs of a run's sample images by path; of those that can be scored."""
         found: dict[str, CostScore] = {}
         for sample in view.samples if self._scorer is not None else ():
             try:
@@ -148,7 +148,7 @@ class Jobs:
                     if len(self._costs) > _MOST_COSTS:
                         self._costs.clear()
                     assert self._scorer is not None
-                    self._costs[key] = self._scorer().score([open_picture(Path(sample.path))])[0]
+                    self._costs[key] = self._scorer().score([open_image(Path(sample.path))])[0]
                 if self._costs[key].finite:
                     found[sample.path] = self._costs[key]
             except (OSError, ScdpoError):

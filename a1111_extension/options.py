@@ -21,7 +21,7 @@ class Wish:
     """What the artist asked for.
 
     Attributes:
-        enabled: whether pictures are scored at all.
+        enabled: whether images are scored at all.
         policy: what is done with them.
         lora: name of the safety LoRA; '' for none.
         weight: its strength.

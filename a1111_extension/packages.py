@@ -16,6 +16,6 @@ def hint() -> str:
     if not missing:
         return ""
     return (
-        f"Pictures cannot be scored yet, missing: {', '.join(missing)}. If the host runs with "
+        f"Images cannot be scored yet, missing: {', '.join(missing)}. If the host runs with "
         f'--skip-install, start it once without, or run: "{sys.executable}" "{_INSTALLER}"'
     )

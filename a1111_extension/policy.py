@@ -1,4 +1,4 @@
-"""What is done with a picture of which cost: the threshold in words, the bands, the actions."""
+"""What is done with an image of which cost: the threshold in words, the bands, the actions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scdpo_core.types import REVIEW_FROM, UNSAFE_FROM, Band, ScdpoError
 
 Action = Literal["nothing", "blur", "pixelate", "black", "quarantine"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
-"""What can be done with a picture; 'quarantine' keeps the original in a folder and shows a black one."""
+"""What can be done with an image; 'quarantine' keeps the original in a folder and shows a black one."""
 
 OWN_NUMBER = "my own number"
 THRESHOLDS: dict[str, float] = {"strict": REVIEW_FROM, "normal": 0.0, "lenient": UNSAFE_FROM}
@@ -19,12 +19,12 @@ unsafe; with 'lenient' it is only worth a look."""
 
 @dataclass(frozen=True)
 class Policy:
-    """What is done with a picture of which cost.
+    """What is done with an image of which cost.
 
     Attributes:
         threshold: the cost, log-odds, that the bands lie around; 0 is the scorer's own boundary.
-        review: what is done with pictures that the scorer is not sure about.
-        unsafe: what is done with pictures that are unsafe.
+        review: what is done with images that the scorer is not sure about.
+        unsafe: what is done with images that are unsafe.
     """
 
     threshold: float = 0.0
@@ -33,7 +33,7 @@ class Policy:
 
     @property
     def hides(self) -> bool:
-        """Whether any picture can be hidden; if not, there is no reason to hide previews."""
+        """Whether any image can be hidden; if not, there is no reason to hide previews."""
         return self.review != "nothing" or self.unsafe != "nothing"
 
     def band(self, cost: float) -> Band:
@@ -44,7 +44,7 @@ class Policy:
         return "review" if distance >= REVIEW_FROM else "safe"
 
     def action(self, band: Band) -> Action:
-        """What is done with a picture of that band; safe ones stay as they are."""
+        """What is done with an image of that band; safe ones stay as they are."""
         actions: dict[Band, Action] = {"safe": "nothing", "review": self.review, "unsafe": self.unsafe}
         return actions[band]
 

@@ -97,7 +97,7 @@ def add_to(p: Any, name: str, weight: float) -> None:
         ScdpoError: see `tag`; or this generation reads no LoRA at all.
     """
     if getattr(p, "disable_extra_networks", False):
-        raise ScdpoError("LoRAs are switched off for this picture, so the safety LoRA cannot be applied.")
+        raise ScdpoError("LoRAs are switched off for this image, so the safety LoRA cannot be applied.")
     mention = tag(name, weight)
 
     def changed(prompt: str) -> str:

@@ -15,12 +15,12 @@ from scdpo_core.types import ScdpoError
 _MOST = 10_000
 
 
-def keep(folder: Path, picture: Image.Image, texts: Mapping[str, str]) -> Path:
-    """Write a picture into the folder as a PNG, never across another one.
+def keep(folder: Path, image: Image.Image, texts: Mapping[str, str]) -> Path:
+    """Write an image into the folder as a PNG, never across another one.
 
     Args:
         folder: made if missing, for its owner's eyes only.
-        picture: the original.
+        image: the original.
         texts: text chunks, such as the cost and the seed.
 
     Returns:
@@ -42,7 +42,7 @@ def keep(folder: Path, picture: Image.Image, texts: Mapping[str, str]) -> Path:
             try:
                 # Not reserved by an empty file, which a killed host would leave there.
                 with atomic_path(path, replace=False) as temporary:
-                    picture.save(temporary, format="PNG", pnginfo=chunks)
+                    image.save(temporary, format="PNG", pnginfo=chunks)
             except FileExistsError:
                 continue
             return path

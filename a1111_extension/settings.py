@@ -20,11 +20,11 @@ _PROCESSOR, _GRAPHICS = "processor", "graphics card"
 
 def register() -> None:
     """Add the page; the host calls this when it makes its settings."""
-    # A1111's API cannot change these; Forge's can, as it can change where all pictures go.
+    # A1111's API cannot change these; Forge's can, as it can change where all images go.
     _add(
         MODEL,
         _DEFAULT_MODEL,
-        "Cost model that scores pictures",
+        "Cost model that scores images",
         gr.Dropdown,
         lambda: {"choices": cost_models()},
         f"'embedded' knows sexual content, photos and drawings; yours lie in {host.cost_models_folder()}",

@@ -19,7 +19,7 @@ class Desk:
     Attributes:
         jobs: trainings and comparisons.
         preferences: the folder that is proposed for preference pairs.
-        pictures: the folder that is proposed for pictures to compare or score; '' for none.
+        images: the folder that is proposed for images to compare or score; '' for none.
         bases: base models to train on, by the name that the artist knows.
         base: the one that is proposed.
         loras: LoRAs to compare beside those of finished runs, by name.
@@ -31,7 +31,7 @@ class Desk:
 
     jobs: Jobs
     preferences: Path
-    pictures: str
+    images: str
     bases: Callable[[], Mapping[str, str]]
     base: Callable[[], str]
     loras: Callable[[], Mapping[str, Path]]

@@ -14,8 +14,8 @@ from . import host, infotext, packages
 from .options import NO_LORA
 from .policy import ACTIONS, OWN_NUMBER, THRESHOLDS, Policy, word_of
 
-_ABOUT = """Every picture gets a **cost**: above the threshold it is harmful. *Safe* pictures stay as they
-are. *Review*: the scorer is not sure. *Unsafe*: it is. An error hides the picture."""
+_ABOUT = """Every image gets a **cost**: above the threshold it is harmful. *Safe* images stay as they
+are. *Review*: the scorer is not sure. *Unsafe*: it is. An error hides the image."""
 
 
 def build(name: Callable[[str], str]) -> tuple[list[Any], list[PasteField]]:
@@ -37,19 +37,19 @@ def build(name: Callable[[str], str]) -> tuple[list[Any], list[PasteField]]:
                 label="How strict", choices=[*THRESHOLDS, OWN_NUMBER], value="normal", elem_id=name("word")
             )
             number = gr.Number(
-                label="Threshold: the cost from which on a picture counts as harmful",
+                label="Threshold: the cost from which on an image counts as harmful",
                 value=first.threshold,
                 elem_id=name("threshold"),
             )
         with gr.Row():
             review = gr.Dropdown(
-                label="What to do with pictures to review",
+                label="What to do with images to review",
                 choices=[*ACTIONS],
                 value=first.review,
                 elem_id=name("review"),
             )
             unsafe = gr.Dropdown(
-                label="What to do with unsafe pictures",
+                label="What to do with unsafe images",
                 choices=[*ACTIONS],
                 value=first.unsafe,
                 elem_id=name("unsafe"),

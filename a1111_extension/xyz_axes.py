@@ -51,7 +51,7 @@ def _set(attribute: str, meaning: Callable[[Any], Any]) -> Callable[[Any, Any, A
 
 
 def _check(meaning: Callable[[str], object]) -> Callable[[Any, Sequence[str]], None]:
-    """What refuses an axis before the first picture is drawn."""
+    """What refuses an axis before the first image is drawn."""
 
     def confirm(p: Any, values: Sequence[str]) -> None:
         for value in values:

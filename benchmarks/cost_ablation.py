@@ -3,7 +3,7 @@
     python benchmarks/cost_ablation.py [--seeds 0 1 2] [--json FILE] [--table docs/cost-model.md]
 
 Every row trains on `examples/cost_pictures`. "Held out" is the cross-fitting of that training, "unseen style"
-the kept model on `examples/unseen_style`. The rows on hard negatives know the harmless pictures of one thing
+the kept model on `examples/unseen_style`. The rows on hard negatives know the harmless images of one thing
 in three; those of the other things are the large harmless folder that they may, or may not, learn from too.
 A finished row is kept in the work folder and not run again, so that several processes can share the rows.
 """
@@ -54,13 +54,13 @@ _COLUMNS = {
 
 
 class Pixels:
-    """The floor: a picture as 16 x 16 coloured pixels, with nothing learned by looking at pictures."""
+    """The floor: an image as 16 x 16 coloured pixels, with nothing learned by looking at images."""
 
     id, hash, size, dim = "pixels", hashlib.sha256(b"16 x 16 pixels").hexdigest(), 16, 16 * 16 * 3
 
-    def prepare(self, picture: Image.Image) -> Tensor:
+    def prepare(self, image: Image.Image) -> Tensor:
         """float32 [768], less their mean."""
-        small = picture.convert("RGB").resize((self.size, self.size), Image.Resampling.BOX)
+        small = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BOX)
         pixels = torch.from_numpy(np.array(small, np.float32)).flatten() / 255
         return pixels - pixels.mean() + 1e-4
 
@@ -68,14 +68,14 @@ class Pixels:
         """float32 [N, 768], rows of length 1."""
         return F.normalize(pixels, dim=-1)
 
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [N, 768], rows of length 1."""
-        return self.encode_prepared(torch.stack([self.prepare(picture) for picture in pictures]))
+        return self.encode_prepared(torch.stack([self.prepare(image) for image in images]))
 
 
 @dataclass(frozen=True)
 class World:
-    """The pictures, and what an encoder makes of them.
+    """The images, and what an encoder makes of them.
 
     Attributes:
         examples: to train on.
@@ -102,12 +102,12 @@ class World:
 
 
 def plain(world: World, settings: CostSettings) -> CostTrainingResult:
-    """Train on all pictures."""
+    """Train on all images."""
     return train_cost(world.embed(world.examples, VIEWS), settings)
 
 
 def with_harmless(how: str) -> Callable[[World, CostSettings], CostTrainingResult]:
-    """Train with a third of the harmless things, and with 'no', 'hard' or 'random' pictures of the others."""
+    """Train with a third of the harmless things, and with 'no', 'hard' or 'random' images of the others."""
 
     def train(world: World, settings: CostSettings) -> CostTrainingResult:
         few = [example for example in world.examples if example.unsafe or _kept(example)]
@@ -127,7 +127,7 @@ def with_harmless(how: str) -> Callable[[World, CostSettings], CostTrainingResul
 
 
 def _kept(example: CostExample) -> bool:
-    """Whether this thing is among the third; all pictures of a thing are, or none."""
+    """Whether this thing is among the third; all images of a thing are, or none."""
     thing = example.path.stem.rpartition("-")[0]
     return hashlib.sha256(thing.encode()).digest()[0] % 3 == 0
 

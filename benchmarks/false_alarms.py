@@ -33,9 +33,9 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from scdpo_core.cost import embedded, gore, nsfwjs, open_nsfw  # noqa: E402
-from scdpo_core.io.discover import find_pictures  # noqa: E402
+from scdpo_core.io.discover import find_images  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402
-from scdpo_core.io.images import PictureError, open_picture  # noqa: E402
+from scdpo_core.io.images import ImageError, open_image  # noqa: E402
 from scdpo_core.types import REVIEW_FROM, UNSAFE_FROM  # noqa: E402
 
 BENIGN = ROOT / "tests" / "data" / "benign"
@@ -106,8 +106,8 @@ def ask(files: Sequence[tuple[Path, str]]) -> Answers:
     rows = []
     for number, (path, group) in enumerate(files, 1):
         try:
-            image = open_picture(path)
-        except PictureError as error:
+            image = open_image(path)
+        except ImageError as error:
             print(f"{path}: {error}", file=sys.stderr)
             continue
         chances, _ = photographs(open_nsfw.prepare(image)[None])
@@ -194,7 +194,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.folders:
-        files = [(path, f.name) for f in options.folders for path in find_pictures([f]).files]
+        files = [(path, f.name) for f in options.folders for path in find_images([f]).files]
     else:
         with (BENIGN / "sources.csv").open(encoding="utf-8", newline="") as stream:
             files = [(BENIGN / row["file"], row["group"]) for row in csv.DictReader(stream)]

@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Encoding:
-    """GiB of the VAE and of encoding a pair's two pictures with it, in 32 bits."""
+    """GiB of the VAE and of encoding a pair's two images with it, in 32 bits."""
 
     family: str
     size: int
@@ -148,12 +148,12 @@ def blank_model(family: str, mode: FakeTensorMode, options: LoadOptions) -> Late
 
 
 def encoded(family: str, times: int, tiling: bool) -> Encoding:
-    """What a pair's pictures need on their way into the cache, at a multiple of the model's own size."""
+    """What a pair's images need on their way into the cache, at a multiple of the model's own size."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = blank_model(family, mode, LoadOptions(vae_tiling=tiling))
     width, height = (times * side for side in model.default_size)
     with mode, Alive() as alive:
-        model.encode_pictures(torch.empty(2, 3, height, width))
+        model.encode_images(torch.empty(2, 3, height, width))
     vae = Blank(FAMILIES[family][1], mode).vae()
     weights = sum(weight.numel() * weight.element_size() for weight in vae.parameters())
     parts = [round(part / 2**30, 2) for part in (weights, alive.peak, weights + alive.peak)]
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--savings", nargs="*", default=list(SAVINGS), choices=list(SAVINGS))
-    parser.add_argument("--pairs", type=int, default=1, help="in a step; each is two pictures")
+    parser.add_argument("--pairs", type=int, default=1, help="in a step; each is two images")
     parser.add_argument("--work", action="store_true", help="count operations too, which takes minutes")
     own = parser.parse_args(arguments)
     last = " work, TFLOP |" if own.work else ""

@@ -2,8 +2,8 @@
 
     python benchmarks/micro.py [--seeds 3] [--cost | --styles] [--json FILE]
 
-With --cost, the cost model is trained anew on `examples/cost_pictures` and measured on held-out pictures
-and on `examples/unseen_style`. With --styles, it is trained without the pictures of one drawing style and
+With --cost, the cost model is trained anew on `examples/cost_pictures` and measured on held-out images
+and on `examples/unseen_style`. With --styles, it is trained without the images of one drawing style and
 measured on those, one style after the other. The model then draws nothing.
 """
 
@@ -28,7 +28,7 @@ from scdpo_core.cost.features import VIEWS, compute_features  # noqa: E402
 from scdpo_core.cost.training import train_cost  # noqa: E402
 from scdpo_core.cost.training_images import check, list_folders  # noqa: E402
 from scdpo_core.evaluation.intervals import Rate  # noqa: E402
-from scdpo_core.evaluation.judges import Asked, JudgedPicture, Shot  # noqa: E402
+from scdpo_core.evaluation.judges import Asked, JudgedImage, Shot  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
 from scdpo_core.families import LoadedModel, family  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402
@@ -55,12 +55,12 @@ def double(seed: int, count: int = 96) -> list[Asked]:
 
 def rates(model: LoadedModel, judge: Judge, wanted: list[Asked]) -> tuple[Rate, Rate, list[str]]:
     """How often the judge finds what was asked, how often the background is right, and what was missed."""
-    pictures = evaluation.draw(model, wanted)
-    verdicts = evaluation.judging(judge)(pictures, wanted)
+    images = evaluation.draw(model, wanted)
+    verdicts = evaluation.judging(judge)(images, wanted)
     found = [verdict.found is True for verdict in verdicts]
-    shots = [Shot(*pair) for pair in zip(pictures, verdicts, strict=True)]
+    shots = [Shot(*pair) for pair in zip(images, verdicts, strict=True)]
     kept = background_kept(
-        [JudgedPicture(ask, shot, shot) for ask, shot in zip(wanted, shots, strict=True)], BACKGROUNDS
+        [JudgedImage(ask, shot, shot) for ask, shot in zip(wanted, shots, strict=True)], BACKGROUNDS
     )
     assert kept is not None
     missed = [ask.caption for ask, ok in zip(wanted, found, strict=True) if not ok]
@@ -134,7 +134,7 @@ def drawing_figures(seeds: int) -> dict[str, object]:
         result[name] = {
             "found": round(rate.value, 4),
             "ci95": [round(interval.low, 4), round(interval.high, 4)],
-            "pictures": total,
+            "images": total,
             "background": round(kept / total, 4),
             "missed": sorted(missed)[:40],
         }

@@ -3,8 +3,8 @@
 
     python benchmarks/reach.py [--kinds micro sd1] [--size 256] [--steps 3]
 
-A random model of the kind's shape takes steps beside the convolution that `scdpo_core.runs.benchmark` times, in
-turns. `runs/cost_table.py` has the share as `reach`; here it is on the machine that this runs on.
+A random model of the kind's shape takes steps beside the convolution that `scdpo_core.runs.benchmark` times,
+in turns. `runs/cost_table.py` has the share as `reach`; here it is on the machine that this runs on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     """Print a line for each kind."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="*", default=[MICRO, "sd1"], choices=[MICRO, "sd1", "sdxl"])
-    parser.add_argument("--size", type=int, default=0, help="side of the pictures; not given, the kind's")
+    parser.add_argument("--size", type=int, default=0, help="side of the images; not given, the kind's")
     parser.add_argument("--batch", type=int, default=0, help="pairs; not given, 16 for micro, else 1")
     parser.add_argument("--steps", type=int, default=3)
     own = parser.parse_args()

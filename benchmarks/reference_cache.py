@@ -5,7 +5,7 @@
 
 Each row trains the embedded model on `examples/preferences` and judges it as `benchmarks/sweep.py` does, on
 captions and by a judge that no training saw. Overfitting shows in the errors on draws that training never
-used, and at last in the pictures. With `--pairs` it trains on so few of them, of every kind its share, that
+used, and at last in the images. With `--pairs` it trains on so few of them, of every kind its share, that
 each comes up often enough to use up its draws. A finished row is kept in the work folder and not run again,
 so that several processes can share the rows among them.
 """
@@ -67,7 +67,7 @@ class Rows:
         work: folder of the results.
         cost_model: as train_lora.py's.
         steps: of each run; 0: as usual.
-        captions: that the pictures are drawn for.
+        captions: that the images are drawn for.
         pairs: that are trained on; 0: all.
     """
 
@@ -92,10 +92,10 @@ def few(count: int, folder: Path) -> Path:
     half = folder.with_name(f"{folder.name}.{os.getpid()}")
     for number in range(count):
         pair = pairs[number * len(pairs) // count]
-        for side, picture in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            place = half / side / pair.category / picture.name
+        for side, image in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            place = half / side / pair.category / image.name
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, place)
+            shutil.copyfile(image, place)
             place.with_suffix(".txt").write_text(pair.prompt, "utf-8")
     half.rename(folder)
     return folder
@@ -163,9 +163,9 @@ def _measured(draws: int, seed: int, rows: Rows) -> dict[str, float]:
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     assert isinstance(model, LatentModel)
     adapter, _ = attach_file(model.denoiser, job.lora.path)
-    pictures = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
-    harmful, heldout, benign = evaluation.headline(pictures)
-    background = background_kept(pictures, BACKGROUNDS)
+    images = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
+    harmful, heldout, benign = evaluation.headline(images)
+    background = background_kept(images, BACKGROUNDS)
     assert background is not None
     return {
         "harmful": harmful.after.value,

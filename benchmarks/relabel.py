@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.tables import put  # noqa: E402
 from scdpo_core.cost.scorers import load_scorer  # noqa: E402
-from scdpo_core.io.images import open_picture  # noqa: E402
+from scdpo_core.io.images import open_image  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
 from scdpo_core.micro.model import JUDGE  # noqa: E402
 from scdpo_core.preferences.folder import check_folder  # noqa: E402
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if report.swapped:
             print(f"seed {seed}: swapped {report.swapped}")
         saved = [each.pair for each in labelled if each.pair.id in dropped]
-        verdicts = judge([open_picture(pair.chosen) for pair in saved])
+        verdicts = judge([open_image(pair.chosen) for pair in saved])
         judged.update(verdict.harmful for verdict in verdicts)
     rows = ["| category | pairs | `drop` leaves out | `order` leaves out |", "|---|---|---|---|"]
     totals = Counter(pair.category for pair in pairs)
@@ -80,7 +80,7 @@ def scores(path: Path, pairs: Sequence[PreferencePair]) -> list[ScoredPair]:
     """Both images of every pair, scored."""
     scorer = load_scorer(str(path), "cpu")
     return [
-        ScoredPair(pair, *scorer.score([open_picture(pair.chosen), open_picture(pair.rejected)]))
+        ScoredPair(pair, *scorer.score([open_image(pair.chosen), open_image(pair.rejected)]))
         for pair in pairs
     ]
 

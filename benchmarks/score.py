@@ -1,11 +1,11 @@
 """How fast folders are scored: `python benchmarks/score.py [--json FILE] [--side 512] [--kind jpg]`.
 
-`folder_vs_network`: pictures a second of a whole folder run (opening, hashing, decoding, scoring, writing the
+`folder_vs_network`: images a second of a whole folder run (opening, hashing, decoding, scoring, writing the
 rows) over the network's own rate on prepared pixels, as a host calls it, in batches; taken in turns in one
 process. A folder run gives each processor batches of its own, which the network alone is faster with too;
 `folder_vs_side_by_side` is over that rate: what is left to opening and decoding.
-`latency_vs_network`: the time for one 1024 x 1024 picture, as a host asks for it, over one bare network call.
-`cost_vs_open_nsfw`: processor time of one such picture over that of open_nsfw alone; of the embedded scorer,
+`latency_vs_network`: the time for one 1024 x 1024 image, as a host asks for it, over one bare network call.
+`cost_vs_open_nsfw`: processor time of one such image over that of open_nsfw alone; of the embedded scorer,
 with its two networks, at most 1.8.
 `training_seconds`: a cost model on the embedded scorer's features, from folders to the file, nothing kept.
 """
@@ -39,7 +39,7 @@ from scdpo_core.scoring.run import BATCH  # noqa: E402
 
 
 def photo(side: int, seed: int) -> Image.Image:
-    """A picture that compresses as a photograph does: smooth colours, detail and a little noise."""
+    """An image that compresses as a photograph does: smooth colours, detail and a little noise."""
     rng = np.random.default_rng(seed)
     total = np.zeros((side, side, 3), np.float32)
     for cells, strength in ((4, 90), (16, 40), (64, 18), (side // 2, 8)):
@@ -57,7 +57,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def rates(scorer: Scorer, folder: Path, count: int, rounds: int) -> dict[str, list[float]]:
-    """Pictures a second of the folder run, of the network alone and of it side by side, in turns."""
+    """Images a second of the folder run, of the network alone and of it side by side, in turns."""
     views = [scorer.prepare(photo(512, seed)) for seed in range(BATCH)]
     beside = scorer.one_thread() if isinstance(scorer, SideBySide) else None
     alone, threads = beside or scorer, (os.cpu_count() or 1) if beside else 1
@@ -83,42 +83,42 @@ def rates(scorer: Scorer, folder: Path, count: int, rounds: int) -> dict[str, li
 
 
 def latencies(scorer: Scorer, calls: int) -> tuple[float, float]:
-    """Median seconds of one 1024 x 1024 picture and of the network alone on a prepared one, in turns."""
-    picture = photo(1024, 1)
-    view = [scorer.prepare(picture)]
-    scorer.score([picture])
+    """Median seconds of one 1024 x 1024 image and of the network alone on a prepared one, in turns."""
+    image = photo(1024, 1)
+    view = [scorer.prepare(image)]
+    scorer.score([image])
     whole, bare = [], []
     for _ in range(calls):
         bare.append(seconds(lambda: scorer.score_prepared(view)))
-        whole.append(seconds(lambda: scorer.score([picture])))
+        whole.append(seconds(lambda: scorer.score([image])))
     return statistics.median(whole), statistics.median(bare)
 
 
 def cost_over(scorer: Scorer, other: Scorer, calls: int) -> float:
-    """The processor time of one 1024 x 1024 picture over that with another scorer, in turns."""
-    picture = photo(1024, 1)
+    """The processor time of one 1024 x 1024 image over that with another scorer, in turns."""
+    image = photo(1024, 1)
     ratios = []
     for _ in range(calls):
         times = []
         for each in (scorer, other):
             began = time.process_time()
-            each.score([picture])
+            each.score([image])
             times.append(time.process_time() - began)
         ratios.append(times[0] / times[1])
     return statistics.median(ratios)
 
 
 def training(folder: Path, count: int, side: int) -> dict[str, object]:
-    """Seconds to train a cost model on so many pictures, half of them with a red disc, and how well."""
+    """Seconds to train a cost model on so many images, half of them with a red disc, and how well."""
     for number in range(count):
-        picture, unsafe = photo(side, number), number % 2 == 0
+        image, unsafe = photo(side, number), number % 2 == 0
         if unsafe:
             place = np.random.default_rng(number).integers(side // 8, side // 2, 2)
             box = (*map(int, place), *(int(at) + side // 3 for at in place))
-            ImageDraw.Draw(picture).ellipse(box, "red")
+            ImageDraw.Draw(image).ellipse(box, "red")
         path = folder / ("unsafe" if unsafe else "safe") / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, quality=92)
+        image.save(path, quality=92)
     output = folder / "cost.safetensors"
     command = [sys.executable, str(ROOT / "trainer" / "train_cost.py"), "--encoder", "embedded"]
     command += ["--unsafe", str(folder / "unsafe"), "--safe", str(folder / "safe"), "--output", str(output)]
@@ -130,7 +130,7 @@ def training(folder: Path, count: int, side: int) -> dict[str, object]:
         "training_processor_seconds": round(
             after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1
         ),
-        "training_pictures": f"{count} of {side} x {side}, jpg",
+        "training_images": f"{count} of {side} x {side}, jpg",
     }
 
 
@@ -143,19 +143,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scorer", default="embedded")
-    parser.add_argument("--count", type=int, default=16 * BATCH, help="pictures in the folder")
+    parser.add_argument("--count", type=int, default=16 * BATCH, help="images in the folder")
     parser.add_argument("--side", type=int, default=512, help="their side, pixels")
     parser.add_argument("--kind", choices=("jpg", "png", "webp"), default="jpg")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--train", type=int, default=1000, help="pictures to train a cost model on; 0 for none"
-    )
+    parser.add_argument("--train", type=int, default=1000, help="images to train a cost model on; 0 for none")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)
     count = max(1, options.count // BATCH) * BATCH
     scorer = load_scorer(options.scorer)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "pictures"
+        folder = Path(temporary) / "images"
         folder.mkdir()
         for seed in range(count):
             photo(options.side, seed).save(folder / f"{seed}.{options.kind}", quality=92)
@@ -171,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
         "latency_ms": round(one * 1000, 2),
         "network_ms": round(call * 1000, 2),
         **trained,
-        "pictures": f"{count} of {options.side} x {options.side}, {options.kind}",
+        "images": f"{count} of {options.side} x {options.side}, {options.kind}",
         "rounds": options.rounds,
         "scorer": scorer.id,
         "processors": os.cpu_count(),

@@ -6,7 +6,7 @@
 One random model, the same pairs and batch for all, in one process. The kinds of step take turns (A B C A B C
 ...), and ratios are taken within a round, so that a busy machine favours none of them:
 
-    floor              the network forward and backward on 2B pictures
+    floor              the network forward and backward on 2B images
     floor + reference  the same after a forward pass without the LoRA
     ours               our trainer's step of SC-DPO, from dealing the pairs to the optimizer
     ours, cached       the same with a reference cache

@@ -61,10 +61,10 @@ class Pairs:
 
 
 def random_pairs(model: LatentModel, size: int, count: int) -> Pairs:
-    """`count` pairs of pictures of that size."""
+    """`count` pairs of images of that size."""
     generator = torch.Generator().manual_seed(0)
     shape = model.latent_shape((size, size))
-    prompts = [f"a picture of thing {number} on a table" for number in range(count)]
+    prompts = [f"an image of thing {number} on a table" for number in range(count)]
     return Pairs(
         torch.randn((count, 2, *shape), generator=generator).to(model.device),
         model.encode_prompts(prompts),
@@ -162,14 +162,14 @@ def peer(
 ) -> Variant:
     """What the scripts of shared practice do in a step of Diffusion-DPO, written after what they do.
 
-    Pictures through the VAE and prompts through the text encoders in every step; the reference is the network
+    Images through the VAE and prompts through the text encoders in every step; the reference is the network
     with its LoRA switched off layer by layer, or a second network; squared errors, log-sigmoid, backward,
     clipping, AdamW; four figures fetched from the device for the log.
 
     Args:
         model: the base.
         adapter: the LoRA in its denoiser.
-        pairs: whose pictures and prompts are encoded again and again.
+        pairs: whose images and prompts are encoded again and again.
         batch: B pairs.
         second: a frozen copy of the denoiser, or None.
         rank_scaling: beta of the loss.
@@ -188,7 +188,7 @@ def peer(
 
     def step() -> None:
         pixels = pairs.pixels[:batch].transpose(0, 1).flatten(0, 1).to(model.device)
-        latents = model.encode_pictures(pixels)
+        latents = model.encode_images(pixels)
         words = model.encode_prompts(pairs.prompts[:batch]).map(lambda part: torch.cat([part] * 2))
         noise = torch.randn_like(latents[:batch]).repeat(2, 1, 1, 1)
         timesteps = torch.randint(1000, (batch,), device=model.device).repeat(2)

@@ -130,10 +130,10 @@ def _judged(row: str, seed: int, file: Path, cost_model: str, captions: str) -> 
     wanted, before = drawn_before(captions, seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     attach_file(model.denoiser, lora)
-    pictures = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
-    harmful, heldout, benign = evaluation.headline(pictures)
-    background = background_kept(pictures, BACKGROUNDS)
-    alike = preservation([p for p in pictures if p.asked.group in evaluation.BENIGN_GROUPS])
+    images = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
+    harmful, heldout, benign = evaluation.headline(images)
+    background = background_kept(images, BACKGROUNDS)
+    alike = preservation([p for p in images if p.asked.group in evaluation.BENIGN_GROUPS])
     assert background is not None and alike is not None
     return {
         "harmful": harmful.after.value,
@@ -146,7 +146,7 @@ def _judged(row: str, seed: int, file: Path, cost_model: str, captions: str) -> 
         "before_heldout": heldout.before.value,
         "before_benign": benign.before.value,
         "before_background": background.before.value,
-        **{f"group_{group.name}": group.after.value for group in evaluation.groups(pictures)},
+        **{f"group_{group.name}": group.after.value for group in evaluation.groups(images)},
     }
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What scoring costs in A1111 and Forge: our hook beside the bare scorer, picture by picture, in turns.
+"""What scoring costs in A1111 and Forge: our hook beside the bare scorer, image by image, in turns.
 
     python benchmarks/webui.py [--rounds 40] [--size 512]
 
-The hook hands the picture to the extension's guard and reads a few attributes; the guard is what is timed.
-The scorer is the embedded one. Every picture is hidden, which is the dearest that can happen to it.
+The hook hands the image to the extension's guard and reads a few attributes; the guard is what is timed.
+The scorer is the embedded one. Every image is hidden, which is the dearest that can happen to it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ MOST = 1.3
 def main() -> int:
     """Measure, print, and say whether the bound holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40, help="pictures scored either way")
-    parser.add_argument("--size", type=int, default=512, help="side of the pictures, pixels")
+    parser.add_argument("--rounds", type=int, default=40, help="images scored either way")
+    parser.add_argument("--size", type=int, default=512, help="side of the images, pixels")
     options = parser.parse_args()
     noise = np.random.default_rng(0).integers(0, 256, (options.size, options.size, 3), np.uint8)
-    picture, scorer = Image.fromarray(noise), load_scorer("embedded")
+    image, scorer = Image.fromarray(noise), load_scorer("embedded")
     guard = Guard(Policy(-30.0, "blur", "blur"), lambda seen: scorer.score([seen])[0], lambda *_: None)
     bare, hook = [], []
-    scorer.score([picture])
+    scorer.score([image])
     for number in range(options.rounds):
-        bare.append(timed(lambda: scorer.score([picture])))
-        fresh = picture.copy()
+        bare.append(timed(lambda: scorer.score([image])))
+        fresh = image.copy()
         hook.append(timed(lambda place=(number, 0), fresh=fresh: guard.review(fresh, place)))
     assert all(verdict.action == "blur" for verdict in guard.verdicts.values())
     ratio = statistics.median(hook) / statistics.median(bare)
-    print(f"bare scorer   {statistics.median(bare) * 1000:7.1f} ms a picture (median of {options.rounds})")
-    print(f"in the hook   {statistics.median(hook) * 1000:7.1f} ms a picture")
+    print(f"bare scorer   {statistics.median(bare) * 1000:7.1f} ms an image (median of {options.rounds})")
+    print(f"in the hook   {statistics.median(hook) * 1000:7.1f} ms an image")
     print(f"ratio         {ratio:7.2f}    (at most {MOST})")
     return 0 if ratio <= MOST else 1
 

@@ -106,7 +106,7 @@ class CompareBeforeAfter(SafetyNode):
         from .scoring import judged
 
         lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
-        if clip is None and not lora.adapts_pictures:
+        if clip is None and not lora.adapts_denoiser:
             raise ScdpoError(
                 f"{lora_name} adapts text encoders alone, so every row would be the same. {_LEFT_OUT}"
             )

@@ -1,4 +1,4 @@
-"""IMAGE and MASK tensors of ComfyUI into the core's pictures, and back."""
+"""IMAGE and MASK tensors of ComfyUI into the core's images, and back."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _PIECE = 1 << 17
 """Values that are turned into levels at once: few enough to stay in the processor's cache meanwhile."""
 
 
-def to_pictures(images: Tensor) -> list[Image.Image]:
-    """The pictures that Save Image would write, as RGB; what is transparent becomes white.
+def to_pil_images(images: Tensor) -> list[Image.Image]:
+    """The images that Save Image would write, as RGB; what is transparent becomes white.
 
     Fractions of a level are cut off as Save Image does it, so that a score here is the score of the file.
 
@@ -41,7 +41,7 @@ def from_each(images: Tensor, work: Callable[[list[Image.Image], NDArray[np.floa
     """What some work makes of each image of a batch, right after it was converted, in threads.
 
     Args:
-        images: as `to_pictures`.
+        images: as `to_pil_images`.
         work: gets the image as RGB in every way it may be seen, which for one with transparent areas is on
             white, which comes first, on black and without its alpha; and its values, [H, W, C] of 0..1.
     """
@@ -53,26 +53,26 @@ def fingerprints(images: Tensor) -> list[str]:
     """A fingerprint of each image of a batch: equal for two images that are saved as the same pixels.
 
     Args:
-        images: as `to_pictures`.
+        images: as `to_pil_images`.
     """
     return from_each(images, lambda looks, value: fingerprint(looks[0], value))
 
 
-def fingerprint(picture: Image.Image, value: NDArray[np.float32]) -> str:
+def fingerprint(image: Image.Image, value: NDArray[np.float32]) -> str:
     """A fingerprint of the pixels that Save Image writes, in 32 hexadecimal digits.
 
     Args:
-        picture: the image as RGB.
+        image: the image as RGB.
         value: [H, W, C] of 0..1, which it was made of; what is transparent counts as it is, not as white.
     """
-    content = picture.tobytes() if value.shape[-1] == 3 else _levels(value).tobytes()
+    content = image.tobytes() if value.shape[-1] == 3 else _levels(value).tobytes()
     digest = hashlib.blake2b(f"{value.shape} ".encode(), digest_size=16)
     digest.update(content)
     return digest.hexdigest()
 
 
 def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """Do the same with each of a few pictures, in threads: NumPy and Pillow let others run meanwhile.
+    """Do the same with each of a few images, in threads: NumPy and Pillow let others run meanwhile.
 
     Args:
         work: does not itself call this.
@@ -82,14 +82,14 @@ def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """Kept, for a thread's start takes as long as a small picture; no more of them than there are processors,
+    """Kept, for a thread's start takes as long as a small image; no more of them than there are processors,
     for they would take the caches from each other."""
-    return ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), thread_name_prefix="scdpo_pictures")
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), thread_name_prefix="scdpo_images")
 
 
-def to_images(pictures: Sequence[Image.Image]) -> Tensor:
-    """[B, H, W, 3] float32 of 0..1, of RGB pictures of one size."""
-    levels = [np.asarray(picture) for picture in pictures]
+def to_images(pil_images: Sequence[Image.Image]) -> Tensor:
+    """[B, H, W, 3] float32 of 0..1, of RGB images of one size."""
+    levels = [np.asarray(image) for image in pil_images]
     images = np.empty((len(levels), *levels[0].shape), np.float32)
 
     def fill(place: int) -> None:
@@ -99,22 +99,22 @@ def to_images(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(images)
 
 
-def enlarged(pictures: Sequence[Image.Image], height: int, width: int, mode: str) -> Tensor:
-    """[B, height, width, 3] float32 of 0..1, of small RGB pictures of one size.
+def enlarged(pil_images: Sequence[Image.Image], height: int, width: int, mode: str) -> Tensor:
+    """[B, height, width, 3] float32 of 0..1, of small RGB images of one size.
 
     Written straight into the batch: Pillow's enlarging and a conversion take several times as long.
 
     Args:
         mode: 'linear', or 'nearest-exact' for blocks.
     """
-    small = to_images(pictures).numpy()
+    small = to_images(pil_images).numpy()
     down, across = (
         functional.interpolate(torch.eye(few)[None], size=many, mode=mode)[0].T.numpy()
         for few, many in zip(small.shape[1:3], (height, width), strict=True)
     )
     wide = np.einsum("Ww,bhwc->bhWc", across, small).reshape(*small.shape[:2], width * 3)
-    images = np.empty((len(pictures), height, width * 3), np.float32)
-    in_threads(lambda place: np.matmul(down, wide[place], out=images[place]), range(len(pictures)))
+    images = np.empty((len(pil_images), height, width * 3), np.float32)
+    in_threads(lambda place: np.matmul(down, wide[place], out=images[place]), range(len(pil_images)))
     return torch.from_numpy(images.reshape(-1, height, width, 3))
 
 
@@ -122,12 +122,12 @@ def _looks(value: NDArray[np.float32]) -> list[Image.Image]:
     if value.shape[-1] == 1:
         value = value.repeat(3, axis=-1)
     if value.flags.c_contiguous:
-        picture = Image.fromarray(_levels(value))
+        image = Image.fromarray(_levels(value))
     else:
         # What a decoder made lies in memory colour by colour; Pillow joins those faster than NumPy.
         colours = [Image.fromarray(_levels(value[..., k])) for k in range(value.shape[-1])]
-        picture = Image.merge("RGBA" if len(colours) == 4 else "RGB", colours)
-    return [picture] if picture.mode == "RGB" else [*views(picture)]
+        image = Image.merge("RGBA" if len(colours) == 4 else "RGB", colours)
+    return [image] if image.mode == "RGB" else [*views(image)]
 
 
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -144,6 +144,6 @@ def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return levels
 
 
-def to_mask(pictures: Sequence[Image.Image]) -> Tensor:
-    """[B, H, W] float32 of 0..1, of grey pictures of one size."""
-    return to_images(pictures)
+def to_mask(pil_images: Sequence[Image.Image]) -> Tensor:
+    """[B, H, W] float32 of 0..1, of grey images of one size."""
+    return to_images(pil_images)

@@ -102,7 +102,7 @@ class ScoreSafetyCost(SafetyNode):
     @classmethod
     def execute(cls, images: Tensor, cost_model: Scorer, heatmap: str) -> io.NodeOutput:
         """Score, draw the badges."""
-        pictures, scores = judged(cost_model, images)
+        pil_images, scores = judged(cost_model, images)
         report = wording.report(scores)
         say(cls, report)
         wanted = [score.band in HEATMAPS[heatmap] for score in scores]
@@ -112,9 +112,9 @@ class ScoreSafetyCost(SafetyNode):
             costs := [score.value if score.finite else math.inf for score in scores],
             max(costs),
             json.dumps([wording.facts(score)["categories"] for score in scores]),
-            _heat(pictures, wanted, cost_model, images.shape[1:3]),
+            _heat(pil_images, wanted, cost_model, images.shape[1:3]),
             report,
-            ui=with_text(report, preview.badges(pictures, scores)),
+            ui=with_text(report, preview.badges(pil_images, scores)),
         )
 
 
@@ -157,15 +157,15 @@ def _device(choice: str) -> str:
     return "cpu" if choice == "cpu" else str(comfy.model_management.get_torch_device())
 
 
-def _heat(pictures: Sequence[Any], wanted: Sequence[bool], scorer: Scorer, size: Sequence[int]) -> Tensor:
+def _heat(pil_images: Sequence[Any], wanted: Sequence[bool], scorer: Scorer, size: Sequence[int]) -> Tensor:
     """[B, H, W], black where none is wanted."""
     from ..scdpo_core.cost.attribution import explain
 
-    heat = torch.zeros(len(pictures), *size)
+    heat = torch.zeros(len(pil_images), *size)
     bar = comfy.utils.ProgressBar(max(1, sum(wanted)))
-    for number, (picture, want) in enumerate(zip(pictures, wanted, strict=True)):
+    for number, (image, want) in enumerate(zip(pil_images, wanted, strict=True)):
         if want:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            heat[number] = to_mask([explain(scorer, picture).picture()])[0]
+            heat[number] = to_mask([explain(scorer, image).image()])[0]
             bar.update(1)
     return heat

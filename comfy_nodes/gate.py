@@ -16,7 +16,7 @@ from ..scdpo_core.scoring import wording
 from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back, remains
 from ..scdpo_core.types import CostScore, ScdpoError
 from . import metadata, preview
-from .convert import enlarged, fingerprints, in_threads, to_images, to_pictures
+from .convert import enlarged, fingerprints, in_threads, to_images, to_pil_images
 from .scoring import scores_of
 from .shared import CostModelType, SafetyNode, ScoresType, say, schema, with_text
 from .wiring import feeds_only_switches
@@ -72,16 +72,16 @@ class SafetyGate(SafetyNode):
         replacement: Tensor | None = None,
     ) -> io.NodeOutput:
         """Judge, treat, preview."""
-        pictures, scores = scores_of(judge, images)
+        pil_images, scores = scores_of(judge, images)
         held = held_back(scores, hold, threshold)
         passed = [k for k in range(len(images)) if k not in held]
         report = _report(scores, held, action)
         say(cls, report)
         if held and action == "stop":
             raise ScdpoError(f"The Safety Gate stopped the run. {report}")
-        out, shown = _treated(images, pictures, held, action, replacement)
+        out, shown = _treated(images, pil_images, held, action, replacement)
         left = passed if action == "drop" else list(range(len(images)))
-        going_on = _some(out, left) if left else _nothing(cls, images, pictures)
+        going_on = _some(out, left) if left else _nothing(cls, images, pil_images)
         if held and action in COVERS:
             _note_covers(images[held], out[held], [scores[k] for k in held], action)
         mask = torch.zeros(images.shape[:3])
@@ -99,25 +99,25 @@ class SafetyGate(SafetyNode):
 
 
 def _treated(
-    images: Tensor, pictures: Sequence[Image.Image], held: Sequence[int], action: str, other: Tensor | None
+    images: Tensor, pil_images: Sequence[Image.Image], held: Sequence[int], action: str, other: Tensor | None
 ) -> tuple[Tensor, list[Image.Image]]:
-    """The batch with held images hidden, and small pictures of it for the preview."""
-    shown = preview.small(pictures)
+    """The batch with held images hidden, and small images of it for the preview."""
+    shown = preview.small(pil_images)
     # A preview is a way out too: what is dropped shows as a blur.
     cover = "blur" if action == "drop" else action
     if not held or cover not in COVERS:
         return images, shown
-    instead = None if other is None else to_pictures(other[:1])[0]
+    instead = None if other is None else to_pil_images(other[:1])[0]
     seen = [shown[place] for place in held]
-    for place, picture in zip(held, in_threads(lambda p: covered(p, cover, instead), seen), strict=True):
-        shown[place] = picture
+    for place, pil_image in zip(held, in_threads(lambda p: covered(p, cover, instead), seen), strict=True):
+        shown[place] = pil_image
     if action == "drop":
         return images, shown
     height, width = images.shape[1:3]
     if cover in _ENLARGED:
-        hidden = enlarged([remains(picture, cover) for picture in seen], height, width, _ENLARGED[cover])
+        hidden = enlarged([remains(pil_image, cover) for pil_image in seen], height, width, _ENLARGED[cover])
     else:
-        hidden = to_images([covered(pictures[held[0]], cover, instead)]).expand(len(held), -1, -1, -1)
+        hidden = to_images([covered(pil_images[held[0]], cover, instead)]).expand(len(held), -1, -1, -1)
     covers = _fitting(hidden, images)
     if len(held) == len(images):
         return covers, shown
@@ -149,7 +149,7 @@ def _some(images: Tensor, places: Sequence[int]) -> Tensor:
     return images if len(places) == len(images) else images[list(places)]
 
 
-def _nothing(cls: type[io.ComfyNode], images: Tensor, pictures: Sequence[Image.Image]) -> Any:
+def _nothing(cls: type[io.ComfyNode], images: Tensor, pil_images: Sequence[Image.Image]) -> Any:
     """What goes on when all images are dropped: nothing, and what is behind the gate does not run.
 
     A switch of this gate must run all the same, because it takes its other side. ComfyUI would not run it
@@ -157,7 +157,7 @@ def _nothing(cls: type[io.ComfyNode], images: Tensor, pictures: Sequence[Image.I
     """
     if not feeds_only_switches(cls.hidden.prompt, str(cls.hidden.unique_id)):
         return ExecutionBlocker(None)
-    return _treated(images, pictures, range(len(images)), "blur", None)[0]
+    return _treated(images, pil_images, range(len(images)), "blur", None)[0]
 
 
 def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> str:

@@ -61,7 +61,7 @@ class Lora:
         return any(key.startswith(_TEXT) for key in self.tensors)
 
     @property
-    def adapts_pictures(self) -> bool:
+    def adapts_denoiser(self) -> bool:
         """Whether it has weights for the denoiser."""
         return not all(key.startswith(_TEXT) for key in self.tensors)
 

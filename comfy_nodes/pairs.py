@@ -27,7 +27,7 @@ from ..scdpo_core.preferences.summary import grid, twins
 from ..scdpo_core.scoring.wording import spoken
 from ..scdpo_core.types import ScdpoError
 from . import preview
-from .convert import to_images, to_pictures
+from .convert import to_images, to_pil_images
 from .sampling import draw, sampling_inputs
 from .shared import CostModelType, SafetyNode, say, schema, with_text
 
@@ -167,11 +167,11 @@ def _drawn(
     positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     for seed in seeds:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        pictures = to_pictures(draw(seed=seed, positive=positive, **sampling))
-        for picture, score in zip(pictures, scorer.score(pictures), strict=True):
+        images = to_pil_images(draw(seed=seed, positive=positive, **sampling))
+        for image, score in zip(images, scorer.score(images), strict=True):
             if score.problem:
                 raise ScdpoError(score.problem)
-            yield Drawn(picture, score, seed)
+            yield Drawn(image, score, seed)
 
 
 def _card(prompt: str, found: Match) -> Image.Image:
@@ -179,4 +179,4 @@ def _card(prompt: str, found: Match) -> Image.Image:
         f"{role} {spoken(one.score.value)}"
         for role, one in (("chosen", found.chosen), ("rejected", found.rejected))
     ]
-    return twins(found.chosen.picture, found.rejected.picture, prompt, titles=titles)
+    return twins(found.chosen.image, found.rejected.image, prompt, titles=titles)

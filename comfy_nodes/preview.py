@@ -1,4 +1,4 @@
-"""Small pictures with their cost, shown in a node."""
+"""Small images with their cost, shown in a node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..scdpo_core.types import CostScore
 from .convert import in_threads
 
 LARGEST, SMALLEST = 512, 256
-"""Longest side of a preview, pixels; small pictures are enlarged so that the badge can be read."""
+"""Longest side of a preview, pixels; small images are enlarged so that the badge can be read."""
 MOST = 9
 """Images that a node shows, so that a badge can still be read; the whole batch goes on all the same."""
 _MANY, _LARGEST_OF_MANY = 4, 384
@@ -25,12 +25,12 @@ _MANY, _LARGEST_OF_MANY = 4, 384
 
 
 def badges(
-    pictures: Sequence[Image.Image], scores: Sequence[CostScore], held: Collection[int] = ()
+    images: Sequence[Image.Image], scores: Sequence[CostScore], held: Collection[int] = ()
 ) -> dict[str, Any]:
     """The `ui` of a node that shows images with a badge each; of many, the MOST with the highest costs.
 
     Args:
-        pictures: RGB.
+        images: RGB.
         scores: one for each.
         held: the places of those that a gate has held.
     """
@@ -39,50 +39,50 @@ def badges(
     return show(
         [
             with_badge(
-                picture,
+                image,
                 f"{f'{k}: ' if numbered else ''}{wording.label(scores[k])}{', held' if k in held else ''}",
                 scores[k].band,
             )
-            for k, picture in zip(chosen, small([pictures[k] for k in chosen]), strict=True)
+            for k, image in zip(chosen, small([images[k] for k in chosen]), strict=True)
         ]
     )
 
 
-def small(pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pictures in the size that a node shows them in."""
-    largest = LARGEST if len(pictures) < _MANY else _LARGEST_OF_MANY
-    return in_threads(lambda picture: _sized(picture, largest), pictures)
+def small(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Images in the size that a node shows them in."""
+    largest = LARGEST if len(images) < _MANY else _LARGEST_OF_MANY
+    return in_threads(lambda image: _sized(image, largest), images)
 
 
-def show(pictures: Sequence[Image.Image]) -> dict[str, Any]:
-    """The `ui` of a node that shows these pictures as they are.
+def show(images: Sequence[Image.Image]) -> dict[str, Any]:
+    """The `ui` of a node that shows these images as they are.
 
     JPEG, because PNG would take longer than the scoring itself.
     """
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     name = f"scdpo_{uuid.uuid4().hex[:10]}"
-    files = [f"{name}_{number:03}.jpg" for number in range(len(pictures))]
+    files = [f"{name}_{number:03}.jpg" for number in range(len(images))]
 
     def save(item: tuple[str, Image.Image]) -> None:
         item[1].save(folder / item[0], "JPEG", quality=88)
 
-    in_threads(save, list(zip(files, pictures, strict=True)))
+    in_threads(save, list(zip(files, images, strict=True)))
     return {
         "images": [{"filename": file, "subfolder": "", "type": "temp"} for file in files],
         "animated": (False,),
     }
 
 
-def keep(picture: Image.Image) -> None:
-    """End a node's live previews with this picture: the page goes on showing the last one."""
-    comfy.utils.ProgressBar(1).update_absolute(1, 1, ("JPEG", picture, max(picture.size)))
+def keep(image: Image.Image) -> None:
+    """End a node's live previews with this image: the page goes on showing the last one."""
+    comfy.utils.ProgressBar(1).update_absolute(1, 1, ("JPEG", image, max(image.size)))
 
 
-def _sized(picture: Image.Image, largest: int) -> Image.Image:
-    longest = max(picture.size)
+def _sized(image: Image.Image, largest: int) -> Image.Image:
+    longest = max(image.size)
     if longest > largest:
-        return picture.reduce(-(-longest // largest))
+        return image.reduce(-(-longest // largest))
     times = -(-SMALLEST // longest)
-    size = (picture.width * times, picture.height * times)
-    return picture if times == 1 else picture.resize(size, Image.Resampling.NEAREST)
+    size = (image.width * times, image.height * times)
+    return image if times == 1 else image.resize(size, Image.Resampling.NEAREST)

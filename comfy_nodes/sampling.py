@@ -1,4 +1,4 @@
-"""Pictures by ComfyUI's own sampler, with its previews."""
+"""Images by ComfyUI's own sampler, with its previews."""
 
 from __future__ import annotations
 

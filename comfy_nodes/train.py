@@ -56,7 +56,7 @@ class TrainSafetyLora(SafetyNode):
 
     @classmethod
     def fingerprint_inputs(cls, pairs: str | None = None, **others: Any) -> str:
-        """Changes with the pictures of a typed folder; a connected node tells of its own."""
+        """Changes with the images of a typed folder; a connected node tells of its own."""
         from ..scdpo_core.preferences.summary import stamp_of_pairs
 
         return stamp_of_pairs(typed_folder(pairs)) if unquoted(pairs or "") else ""

@@ -54,7 +54,7 @@ class TrainCostModel(SafetyNode):
         benign: str | None = None,
         **others: Any,
     ) -> str:
-        """Changes with the pictures of typed folders."""
+        """Changes with the images of typed folders."""
         return _stamp(*(typed_folder_or_none(text) for text in (unsafe, safe, pairs, benign)))
 
     @classmethod

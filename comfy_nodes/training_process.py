@@ -24,11 +24,11 @@ from ..scdpo_core.types import ScdpoError
 from .shared import say
 
 RUNS = "safety_runs"
-"""The folder of runs, in ComfyUI's output folder, so that its pictures can be looked at there."""
+"""The folder of runs, in ComfyUI's output folder, so that its images can be looked at there."""
 
 _PREVIEW = 1024
 _LOOK = 0.25  # seconds between two looks at the run
-_DRAW = 2.0  # at least, between two pictures of it
+_DRAW = 2.0  # at least, between two images of it
 
 
 def runs_root() -> Path:
@@ -42,7 +42,7 @@ def train(cls: type[io.ComfyNode], job: Job, stamp: str, kind: str) -> tuple[Run
     Args:
         cls: the running node.
         job: what to train.
-        stamp: changes with the pictures that it learns from.
+        stamp: changes with the images that it learns from.
         kind: ComfyUI's name of the models folder that the result goes into.
 
     Returns:
@@ -156,12 +156,12 @@ class Display:
             self._told = text
             self._tell(text)
         try:
-            self._bar.update_absolute(view.step, max(1, view.total), self._picture(view))
+            self._bar.update_absolute(view.step, max(1, view.total), self._image(view))
         except InterruptProcessingException:
             # ComfyUI raises it here and forgets it; the run has to save first.
             self.asked = True
 
-    def _picture(self, view: RunView) -> tuple[str, object, int] | None:
+    def _image(self, view: RunView) -> tuple[str, object, int] | None:
         """Samples and curves, when there is something new in them."""
         holds = (len(view.samples), view.trained)
         soon = time.monotonic() - self._drawn_at < _DRAW

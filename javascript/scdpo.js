@@ -4,7 +4,7 @@
 
     const BANDS = ["safe", "review", "unsafe"];
 
-    /** What is known of each picture of a gallery with `count` pictures: objects, or nothing where nothing is. */
+    /** What is known of each image of a gallery with `count` images: objects, or nothing where nothing is. */
     function verdicts(tab, count) {
         const area = gradioApp().querySelector(`#generation_info_${tab} textarea`);
         let info;
@@ -17,7 +17,7 @@
         if (texts.length === count) {
             return texts.map(fromText);
         }
-        // Masks lie between the pictures, but have no infotext.
+        // Masks lie between the images, but have no infotext.
         const told = (info.extra_generation_params || {})["Safety scores"];
         const found = [];
         if (told && told.of === count) {
@@ -53,7 +53,7 @@
             label.className = "scdpo-score";
             button.appendChild(label);
         }
-        // The strip below a large picture has room for a number alone; colour and title say the rest.
+        // The strip below a large image has room for a number alone; colour and title say the rest.
         const shown = !short ? words : verdict.error ? "?" : sign + verdict.cost.toFixed(1);
         // Writing what is there already would make the host look again, without an end.
         if (label.textContent !== shown || label.dataset.words !== words) {
@@ -61,7 +61,7 @@
             label.dataset.words = words;
             label.title = verdict.error || `safety cost ${words}`;
             label.dataset.band = BANDS.includes(verdict.band) ? verdict.band : "error";
-            button.setAttribute("aria-label", `Picture ${number + 1}, safety cost ${words}`);
+            button.setAttribute("aria-label", `Image ${number + 1}, safety cost ${words}`);
         }
     }
 
@@ -80,7 +80,7 @@
                 buttons.forEach((button, number) => caption(button, number, known[number], part === ".thumbnails"));
             }
             const script = `#script_${tab}_scdpo_safety`;
-            name(`${script}_enabled-visible-checkbox`, "Safety: score every picture");
+            name(`${script}_enabled-visible-checkbox`, "Safety: score every image");
             name(`${script}_refresh_loras`, "Look for LoRAs again");
             name(`${script}_weight input[type=number]`, "Safety LoRA weight");
         }

@@ -29,8 +29,8 @@ def explain(error: BaseException) -> str | None:
         return f"A file could not be read or written{f' ({where})' if where else ''}: {reason}."
     if is_out_of_memory(error):
         return (
-            "There is not enough memory for this model and these pictures. Use --vae-tiling, --quantize int8 "
-            "(or nf4), smaller pictures (--width and --height), or close what else uses the GPU."
+            "There is not enough memory for this model and these images. Use --vae-tiling, --quantize int8 "
+            "(or nf4), smaller images (--width and --height), or close what else uses the GPU."
         )
     return None
 

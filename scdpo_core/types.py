@@ -42,14 +42,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """Two pictures made for one prompt, and which of them a person prefers.
+    """Two images made for one prompt, and which of them a person prefers.
 
     Attributes:
         id: unique in its folder; the file stem, with '/' between subfolders.
-        prompt: the text both pictures were made for.
-        chosen: the preferred picture's file.
+        prompt: the text both images were made for.
+        chosen: the preferred image's file.
         rejected: the other one's.
-        category: what kind of harm the rejected picture may show; 'benign' for none; '' if not said.
+        category: what kind of harm the rejected image may show; 'benign' for none; '' if not said.
         safe_prompt: what a harmless image would be asked for with; '' if not said.
         mask: image that is white where the two differ and black where they are to stay the same, or None.
     """
@@ -70,7 +70,7 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class CostScore:
-    """How harmful a picture is.
+    """How harmful an image is.
 
     Attributes:
         value: the cost, a real number in log-odds; above 0 is harmful, 0 is the calibrated boundary.
@@ -126,7 +126,7 @@ def objection(details: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """A pair with the cost of both pictures."""
+    """A pair with the cost of both images."""
 
     pair: PreferencePair
     chosen_cost: CostScore
@@ -186,7 +186,7 @@ class Conditioning:
         embeddings: [N, T, D] text encoder states.
         pooled: [N, P] pooled states, for the families that use them.
         sizes: [N, 6] pixels: height and width before cropping, top and left of the crop, height and width
-            asked for (SDXL). None: of an uncropped picture of the latents' size.
+            asked for (SDXL). None: of an uncropped image of the latents' size.
         guidance: [N] the guidance that a distilled model imitates (FLUX.1 dev). None: the one it trains with.
     """
 
@@ -243,9 +243,9 @@ class CachedPair:
         latents: [2, C, h, w] scaled latents, chosen first.
         embeddings: [T, D] text encoder states of the prompt.
         pooled: [P] pooled state, or None.
-        key: hash of both pictures, the prompt, the family, the encoders and the size.
+        key: hash of both images, the prompt, the family, the encoders and the size.
         mask: [1, h, w], 1 where the two differ, 0 where they are to stay the same; None where nobody says.
-        mirrored: [2, C, h, w] scaled latents of both pictures mirrored, left to right; None where no pair is
+        mirrored: [2, C, h, w] scaled latents of both images mirrored, left to right; None where no pair is
             mirrored.
     """
 
@@ -265,7 +265,7 @@ class PairBatch:
         latents: [B, 2, C, h, w] scaled latents, chosen first.
         conditioning: embeddings [B, T, D] and pooled [B, P] or None.
         weight: [B] factor of each pair's loss.
-        label: [B] probability that the chosen picture is the better one, 0.5..1.
+        label: [B] probability that the chosen image is the better one, 0.5..1.
         cost: [B, 2] safety cost of chosen and rejected; NaN where not scored.
         prompts: B texts.
         benign: whether each prompt is harmless; empty: nobody says.
@@ -285,7 +285,7 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Squared prediction error of both networks on both pictures, for the same noise and timestep.
+    """Squared prediction error of both networks on both images, for the same noise and timestep.
 
     Attributes:
         policy: [B, 2] mean over C, h, w of the squared error with the LoRA on, chosen first.

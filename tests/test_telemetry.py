@@ -40,7 +40,7 @@ def run(outside: Outside, *command: object, seconds: float = 8) -> subprocess.Co
     )
 
 
-def pictures(folder: Path) -> Path:
+def images(folder: Path) -> Path:
     folder.mkdir()
     for number in range(3):
         Image.new("RGB", (64, 64), (80 * number, 10, 10)).save(folder / f"{number}.png")
@@ -60,7 +60,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 @watched
 def test_scoring_leaves_nothing_in_the_users_home(tmp_path: Path) -> None:
     outside = Outside(tmp_path)
-    done = run(outside, TRAINER / "score.py", pictures(tmp_path / "pictures"), seconds=0)
+    done = run(outside, TRAINER / "score.py", images(tmp_path / "images"), seconds=0)
     assert done.returncode == 0, done.stderr
     assert (outside.files, outside.attempts) == ([], [])
 
@@ -81,8 +81,8 @@ def test_an_attempt_of_compiled_code_would_be_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "score.py {pictures} --html {out}/g.html --csv {out}/s.csv",
-        "score.py {pictures} --scorer micro --heatmaps {out}/heat --over -99",
+        "score.py {images} --html {out}/g.html --csv {out}/s.csv",
+        "score.py {images} --scorer micro --heatmaps {out}/heat --over -99",
         "train_lora.py --base micro --max-train-steps 2 --pairs {pairs} --output {out}/lora",
         "train_cost.py --encoder embedded --pairs {pairs} --views 1 --output {out}/c.safetensors",
     ],
@@ -91,7 +91,7 @@ def test_an_attempt_of_compiled_code_would_be_seen(tmp_path: Path) -> None:
 def test_the_commands_reach_nothing_outside(command: str, tmp_path: Path) -> None:
     outside = Outside(tmp_path)
     values = {
-        "pictures": pictures(tmp_path / "pictures"),
+        "images": images(tmp_path / "images"),
         "pairs": ROOT / "examples" / "preferences",
         "out": tmp_path / "out",
     }

@@ -1,7 +1,7 @@
 """What `python install.py --demo` runs: from a preference folder to a safety LoRA that visibly works.
 
 It calls the same two programs that an artist calls (`train_cost.py`, `train_lora.py`) on the embedded
-model and the pictures under `examples/`, then draws captions that no training saw, before and after,
+model and the images under `examples/`, then draws captions that no training saw, before and after,
 lets an independent judge look at them, and writes `report.html`.
 """
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_any_name()
     parser = argparse.ArgumentParser(prog="python install.py --demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo", help="folder of the run")
-    parser.add_argument("--seed", type=int, default=0, help="of training and of the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of training and of the images")
     parser.add_argument("--max-train-steps", type=int, help="fewer steps for a quick look")
     options = parser.parse_args(arguments)
     try:
@@ -95,15 +95,15 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     plain, tuned = (family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2))
     adapter, lora = attach_finished(tuned, output / f"{output.name}.safetensors")
     wanted = evaluation.asked(seed=seed)
-    with tqdm(total=2 * len(wanted), unit="picture", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=2 * len(wanted), unit="image", disable=not sys.stderr.isatty()) as bar:
         before, after = evaluation.draw_side_by_side(
             (plain, tuned), wanted, lambda done, _: bar.update(done - bar.n)
         )
     judge = Judge.load(JUDGE)
     scorer = load_scorer(cost_model)
-    pictures = evaluation.judged(wanted, before, after, judge, scorer.score)
-    pictures += attack(tuned, adapter, wanted, before, judge)
-    report = build_report(pictures, lora, cost_model, judge, folder=output)
+    images = evaluation.judged(wanted, before, after, judge, scorer.score)
+    images += attack(tuned, adapter, wanted, before, judge)
+    report = build_report(images, lora, cost_model, judge, folder=output)
     rows = [
         {"step": event.step, **{name: value for name, value in event.metrics.items() if value is not None}}
         for record in last_run(output / "events.jsonl")
@@ -111,7 +111,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     ]
     add_facts(lora.path, {EVALUATION: report.figures()})
     write_report_json(output / "report.json", report)
-    write_report(output / "report.html", report, pictures, rows)
+    write_report(output / "report.html", report, images, rows)
     for group in report.headline:
         verdict = "" if group.met else "   (target missed)"
         print(f"  {group.title:<40} {group.before.value:6.1%} -> {group.after.value:6.1%}{verdict}")

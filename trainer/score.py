@@ -1,4 +1,4 @@
-"""Score pictures for safety: `python trainer/score.py PATH... [--scorer NAME|FILE] [--html FILE]`.
+"""Score images for safety: `python trainer/score.py PATH... [--scorer NAME|FILE] [--html FILE]`.
 
 Several processes or machines share a folder with `accelerate launch trainer/score.py ... --jsonl FILE`.
 """
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _list_scorers()
         return 0
     if not options.paths:
-        parser.error("name at least one folder or picture")
-    # Large pictures have bounds of their own here.
+        parser.error("name at least one folder or image")
+    # Large images have bounds of their own here.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         return _score(options)
@@ -138,7 +138,7 @@ def _job(options: argparse.Namespace) -> ScoreJob:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="How harmful is each picture? One number; above 0 is harmful. Nothing leaves the machine."
+        description="How harmful is each image? One number; above 0 is harmful. Nothing leaves the machine."
     )
 
     def add(flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, type=kind, default=default, help=shown)
 
     parser.add_argument(
-        "paths", nargs="*", type=Path, help="folders, looked through to the bottom, and pictures"
+        "paths", nargs="*", type=Path, help="folders, looked through to the bottom, and images"
     )
     scorer = "a name (--list-scorers), a cost model file, or several joined by + (maximum) or ~ (mean)"
     add("--scorer", str, "embedded", scorer)
@@ -156,10 +156,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--parquet", Path, None, "the same table as Parquet; needs pyarrow")
     add("--html", Path, None, "a gallery, the costliest first, blurred until one looks")
     add("--every", _whole, 0, "of animations, look at every so-manieth frame; 0 for the first one alone")
-    add("--over", float, 0.0, "the cost above which pictures are moved, copied or explained")
-    add("--move-over", Path, None, "move pictures above --over into this folder, never onto an existing file")
+    add("--over", float, 0.0, "the cost above which images are moved, copied or explained")
+    add("--move-over", Path, None, "move images above --over into this folder, never onto an existing file")
     add("--copy-over", Path, None, "copy them instead")
-    add("--heatmaps", Path, None, "for pictures above --over: show in this folder what raises the cost")
+    add("--heatmaps", Path, None, "for images above --over: show in this folder what raises the cost")
     parser.add_argument(
         "--explain",
         choices=METHODS,
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write each score into its PNG, JPEG or WebP (losslessly), or into a file beside it",
     )
     parser.add_argument("--anew", action="store_true", help="score everything again")
-    add("--batch", _count, BATCH, "pictures that the network looks at together")
+    add("--batch", _count, BATCH, "images that the network looks at together")
     add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the network runs")
     return parser
 

@@ -80,13 +80,13 @@ def _say_checked(found: CheckedExamples) -> None:
         print(in_words(told), file=sys.stderr)
     unsafe = sum(example.unsafe for example in found.examples)
     copies = f" ({found.merged} copies left out)" if found.merged else ""
-    print(f"{unsafe} unsafe and {len(found.examples) - unsafe} safe pictures{copies}")
+    print(f"{unsafe} unsafe and {len(found.examples) - unsafe} safe images{copies}")
 
 
 def _say_outcome(task: CostTask, outcome: CostOutcome) -> None:
     result = outcome.mined.result
     if task.benign is not None:
-        print(f"{len(outcome.mined.chosen)} hard negatives found among {outcome.pool} harmless pictures")
+        print(f"{len(outcome.mined.chosen)} hard negatives found among {outcome.pool} harmless images")
     print(f"\nHeld-out images, {result.steps} steps, encoder '{outcome.encoder}':")
     rows = [("overall", result.figures), *sorted(result.categories.items())]
     width = max(len(name) for name, _ in rows)
@@ -98,13 +98,13 @@ def _say_outcome(task: CostTask, outcome: CostOutcome) -> None:
         label = "unsafe" if one.unsafe else "safe"
         print(printable(f"Looks misfiled ({label}, cost {one.cost:+.2f}): {file}"))
     if task.report is not None:
-        print(f"\nThe report, with those pictures, is {task.report}")
+        print(f"\nThe report, with those images, is {task.report}")
     print(f"\nThe cost model is {task.output}")
 
 
 def _line(figures: Figures | None) -> str:
     if figures is None:
-        return "too few pictures"
+        return "too few images"
     return (
         f"AUC {figures.auc:.4f}   above zero: {figures.recall_at_zero:6.1%} of {figures.unsafe} unsafe, "
         f"{figures.fpr_at_zero:.1%} of {figures.safe} safe"
@@ -114,7 +114,7 @@ def _line(figures: Figures | None) -> str:
 def _parser() -> argparse.ArgumentParser:
     defaults = CostSettings()
     parser = argparse.ArgumentParser(
-        description="Train a safety cost model: how harmful a picture is, as one number; above 0 is harmful."
+        description="Train a safety cost model: how harmful an image is, as one number; above 0 is harmful."
     )
 
     def add(flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
@@ -123,30 +123,30 @@ def _parser() -> argparse.ArgumentParser:
 
     add("--config", Path, None, "TOML file with the flags' names (_ for -) as keys; flags win over it")
     add("--run", Path, None, "run folder that tells of the work in events.jsonl; a file 'stop' in it ends it")
-    add("--unsafe", Path, None, "folder of harmful pictures; its subfolders name categories")
-    add("--safe", Path, None, "folder of harmless pictures, many of them like the harmful ones")
+    add("--unsafe", Path, None, "folder of harmful images; its subfolders name categories")
+    add("--safe", Path, None, "folder of harmless images, many of them like the harmful ones")
     add("--categories", Path, None, "instead of both: a folder with one folder per category, and safe/")
     add("--pairs", Path, None, "instead of these: a preference folder with chosen/ and rejected/")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output if there is one")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used")
     encoder = (
         f"{', '.join(ENCODERS)}, a folder with a CLIP model such as ViT-L/14, or its name in the hub's cache"
     )
     add("--encoder", str, DEFAULT_ENCODER, encoder)
-    rate = "share of harmless pictures that may cost more than zero"
+    rate = "share of harmless images that may cost more than zero"
     add("--false-positive-rate", share, defaults.false_positive_rate, rate)
     add(
         "--benign",
         Path,
         None,
-        "a large folder of harmless pictures; the hardest of them are learned from too",
+        "a large folder of harmless images; the hardest of them are learned from too",
     )
     add("--mine", count, 500, "how many of those at most")
     add("--cache", Path, None, "where embeddings are kept (default: .features beside the output)")
-    add("--report", Path, None, "an HTML page: figures, reliability, and pictures that look misfiled")
-    add("--views", count, VIEWS, "versions of each picture to learn from, 1 for just the picture")
-    add("--steps", count, defaults.steps, "at most; held-out pictures decide when to stop")
+    add("--report", Path, None, "an HTML page: figures, reliability, and images that look misfiled")
+    add("--views", count, VIEWS, "versions of each image to learn from, 1 for just the image")
+    add("--steps", count, defaults.steps, "at most; held-out images decide when to stop")
     add("--lr", positive, defaults.lr, "learning rate")
     add("--contrast", weight, defaults.contrast, "weight of putting harmful above harmless")
     add("--eta", weight, defaults.eta, "weight of the anchoring, without which zero means nothing")

@@ -36,7 +36,7 @@ DESCRIPTION = """Train a safety LoRA on pairs of a chosen and a rejected image.
 Harmful prompts lead to the chosen images, and everything else stays as it is (--objective redirect_keep, this
 project's own). --objective sc_dpo is the paper's method; docs/train-lora.md says what each is worth.
 
-The preference folder holds chosen/ and rejected/ pictures under the same names, and a .txt file with the
+The preference folder holds chosen/ and rejected/ images under the same names, and a .txt file with the
 prompt beside either. The run folder --output PATH/NAME receives the LoRA NAME.safetensors (for ComfyUI, A1111
 and Forge), its settings job.toml, events.jsonl, checkpoints, samples and curves. Nothing is ever overwritten:
 a folder that holds results is refused unless --resume goes on with them.

@@ -17,7 +17,7 @@ from ..path_policy import listed_cost_model
 from ..ui_context import Desk
 from .common import changed, guarded, quick, said, ticker
 
-_ABOUT = """The same prompts from the same noise, without the LoRA and at several weights. Pictures that are
+_ABOUT = """The same prompts from the same noise, without the LoRA and at several weights. Images that are
 not safe stay blurred until you click them. The report is a file that you can pass on."""
 
 

@@ -1,4 +1,4 @@
-"""The pane that makes preference pairs: which of two pictures is the better one."""
+"""The pane that makes preference pairs: which of two images is the better one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scdpo_core.types import ScdpoError
 from ..ui_context import Desk
 from .common import changed, files_of, guarded, quick, said, ticker
 
-_ABOUT = """Two pictures of the same prompt stand side by side: say which one you want more of. For a harmful
-prompt that is the picture without the harm, for a harmless prompt simply the better one. Keys: **1** left,
+_ABOUT = """Two images of the same prompt stand side by side: say which one you want more of. For a harmful
+prompt that is the image without the harm, for a harmless prompt simply the better one. Keys: **1** left,
 **2** right, **3** skip, **U** undo. Every answer is on the disk at once."""
 _CATEGORIES = ["", "benign", *HARM_CATEGORIES]
 
@@ -31,7 +31,7 @@ class _Table:
         self._open: Session | None = None
 
     def lay(self, source: Path, target: Path) -> Session:
-        """Open a session; the pictures are looked through anew."""
+        """Open a session; the images are looked through anew."""
         session = Session(source, target)
         with self._lock:
             self._open = session
@@ -60,7 +60,7 @@ def build(desk: Desk) -> None:
     gr.Markdown(_ABOUT)
     with gr.Row():
         source = gr.Textbox(
-            label="Folder with pictures to compare", value=desk.pictures, elem_id="scdpo_pref_source"
+            label="Folder with images to compare", value=desk.images, elem_id="scdpo_pref_source"
         )
         target = gr.Textbox(
             label="Preference folder, made if it is not there",
@@ -83,19 +83,19 @@ def build(desk: Desk) -> None:
         undo = gr.Button("Undo (U)", elem_id="scdpo_pref_undo")
     with gr.Row():
         prompt = gr.Textbox(
-            label="Prompt, if it should be another than the pictures' own", elem_id="scdpo_pref_prompt"
+            label="Prompt, if it should be another than the images' own", elem_id="scdpo_pref_prompt"
         )
         category = gr.Dropdown(
-            label="Harm that the worse picture shows ('benign': none)",
+            label="Harm that the worse image shows ('benign': none)",
             choices=_CATEGORIES,
             value="",
             allow_custom_value=True,
             elem_id="scdpo_pref_category",
         )
-    with gr.Accordion("Import pictures that are sorted already", open=False):
+    with gr.Accordion("Import images that are sorted already", open=False):
         with gr.Row():
             good = gr.File(
-                label="Drop the preferred pictures", file_count="multiple", elem_id="scdpo_pref_good"
+                label="Drop the preferred images", file_count="multiple", elem_id="scdpo_pref_good"
             )
             bad = gr.File(label="Drop the others", file_count="multiple", elem_id="scdpo_pref_bad")
         taken = gr.Button("Import as pairs, in the order of their names", elem_id="scdpo_pref_import")
@@ -118,10 +118,10 @@ def build(desk: Desk) -> None:
         return panel.folder(folder, *read_folder(folder)) if (folder / "chosen").is_dir() else ""
 
     @guarded(4)
-    def open_(pictures: str, folder: str) -> list[Any]:
-        if not pictures.strip():
-            raise ScdpoError("Name the folder with the pictures to compare.")
-        session = table.lay(desk.reach.folder(pictures), place(folder))
+    def open_(images: str, folder: str) -> list[Any]:
+        if not images.strip():
+            raise ScdpoError("Name the folder with the images to compare.")
+        session = table.lay(desk.reach.folder(images), place(folder))
         notes = "\n".join(f"{note.path}: {note.what}" for note in session.notes)
         return show(session.view(), None, said(notes) if notes else "")
 

@@ -1,4 +1,4 @@
-"""The pane that scores pictures: drop them or name a folder."""
+"""The pane that scores images: drop them or name a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from scdpo_core.io.discover import find_pictures
+from scdpo_core.io.discover import find_images
 from scdpo_core.panels.gallery import gallery
 from scdpo_core.scoring.heatmaps import name_of, write_heatmaps
 from scdpo_core.scoring.run import FolderRun
@@ -21,9 +21,7 @@ from ..ui_context import Desk
 from .common import files_of, guarded, said
 
 MOST_HEATMAPS = 12
-_ABOUT = (
-    """Every picture gets a **cost**: above zero is harmful. Pictures stay blurred until you click them."""
-)
+_ABOUT = """Every image gets a **cost**: above zero is harmful. Images stay blurred until you click them."""
 
 
 def build(desk: Desk) -> None:
@@ -31,14 +29,14 @@ def build(desk: Desk) -> None:
     gr.Markdown(_ABOUT)
     with gr.Row():
         files = gr.File(
-            label="Drop pictures here",
+            label="Drop images here",
             file_count="multiple",
             file_types=["image"],
             elem_id="scdpo_score_files",
         )
         with gr.Column():
             folder = gr.Textbox(
-                label="Or a folder with pictures", value=desk.pictures, elem_id="scdpo_score_folder"
+                label="Or a folder with images", value=desk.images, elem_id="scdpo_score_folder"
             )
             model = gr.Dropdown(
                 label="Cost model",
@@ -47,7 +45,7 @@ def build(desk: Desk) -> None:
                 elem_id="scdpo_score_model",
             )
             heat = gr.Checkbox(
-                label=f"Show what raises the cost, for up to {MOST_HEATMAPS} harmful pictures (slow)",
+                label=f"Show what raises the cost, for up to {MOST_HEATMAPS} harmful images (slow)",
                 value=False,
                 elem_id="scdpo_score_heat",
             )
@@ -63,7 +61,7 @@ def build(desk: Desk) -> None:
         dropped = desk.reach.dropped(files_of(given))
         places = dropped or ([desk.reach.existing(place)] if place.strip() else [])
         if not places:
-            raise ScdpoError("Drop pictures into the field, or name a folder.")
+            raise ScdpoError("Drop images into the field, or name a folder.")
         rows, maps = _score(
             desk,
             places,
@@ -75,7 +73,7 @@ def build(desk: Desk) -> None:
         csv = Path(tempfile.mkdtemp(prefix="scdpo-")) / "costs.csv"
         write_csv(csv, rows)
         return [
-            said(f"{len(rows)} pictures are scored.", "good"),
+            said(f"{len(rows)} images are scored.", "good"),
             gallery(rows, maps),
             gr.update(value=str(csv), visible=True),
         ]
@@ -92,10 +90,10 @@ def _score(
     tell: Callable[[int, int, str], object],
 ) -> tuple[list[Row], Mapping[str, Path]]:
     scorer = desk.scorer(listed_cost_model(name, desk.cost_models()))
-    files = find_pictures(places).files
+    files = find_images(places).files
     files = desk.reach.readable(files) if not dropped else files
     if not files:
-        raise ScdpoError(f"There are no pictures in {', '.join(map(str, places))}.")
+        raise ScdpoError(f"There are no images in {', '.join(map(str, places))}.")
     rows = []
     for row in FolderRun(scorer).rows(files):
         rows.append(row)

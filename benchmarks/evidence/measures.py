@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.evidence.images import background_of, harmful_part, is_marked
 from scdpo_core.cost.encoders import load_encoder
-from scdpo_core.evaluation.judges import Asked, judge_pictures
+from scdpo_core.evaluation.judges import Asked, judge_images
 from scdpo_core.evaluation.metrics import ua_proxies
 from scdpo_core.evaluation.similarity import ssim
 from scdpo_core.micro.evaluation import BENIGN_GROUPS, judging
@@ -128,7 +128,7 @@ def _ua(asked: Sequence[Asked], before: Sequence[Image.Image], after: Sequence[I
     def sure(images: Sequence[Image.Image], _: Sequence[Asked]) -> list[float]:
         return [seen.confidence for seen in judge()(images)]
 
-    found = ua_proxies(judge_pictures(asked, before, after, judging(judge()), quality=sure))
+    found = ua_proxies(judge_images(asked, before, after, judging(judge()), quality=sure))
     assert found is not None
     return found[1]
 

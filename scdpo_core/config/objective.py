@@ -64,8 +64,8 @@ class ObjectiveSettings:
         beta: strength of the preference term; not given, the objective's usual one.
         beta_scale: factor of the objective's usual beta, where none is given; presets have it for base models
             whose errors differ more or less than those of Stable Diffusion 1.
-        winner: weight of the anchor on the chosen pictures, as a share of beta; 0 switches it off.
-        margin: kappa: how far the policy must prefer the safer picture; 0 off, 1 robust.
+        winner: weight of the anchor on the chosen images, as a share of beta; 0 switches it off.
+        margin: kappa: how far the policy must prefer the safer image; 0 off, 1 robust.
         weighting: 'native' takes the error of what the network predicts, 'exact' of the noise it implies;
             'min_snr' is exact, held down where there is little noise.
         min_snr_gamma: signal-to-noise ratio from which 'min_snr' holds down; smaller holds down more.

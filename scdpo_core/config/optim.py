@@ -126,10 +126,10 @@ class ValidationSettings:
         validation: share of the pairs held out, whole prompts at a time and always the same ones; 0 none.
         validation_every: steps between two looks at them.
         validation_draws: timesteps, each with noise of its own, at which every held-out pair is looked at.
-        patience: stop early when the chosen pictures' held-out error stands above the base model's and has
+        patience: stop early when the chosen images' held-out error stands above the base model's and has
             risen this many looks in a row; 0 never does.
         result: the LoRA that the run ends with: the 'last' one, or the 'best', at whose look the chosen
-            pictures' held-out error was lowest; 'auto' is the best after an early stop, else the last.
+            images' held-out error was lowest; 'auto' is the best after an early stop, else the last.
     """
 
     validation: float = bounded(0.0, at_least=0, below=1)

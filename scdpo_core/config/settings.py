@@ -81,7 +81,7 @@ class ModelSettings:
         device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
         gradient_checkpointing: spend a third more time to need much less GPU memory.
         quantize: keep the frozen model's matrices in 8 or 4 bits; the arithmetic stays in `precision`.
-        vae_tiling: encode and draw large pictures in overlapping tiles, for GPUs of little memory.
+        vae_tiling: encode and draw large images in overlapping tiles, for GPUs of little memory.
         channels_last: order in memory that 16-bit convolutions of a GPU like; 'auto' takes it for them.
         compile: let torch.compile make the denoiser faster after a start of some minutes: its repeated
             'blocks', or the 'whole' of it.
@@ -111,12 +111,12 @@ class DataSettings:
     """The preference pairs, and how the safety cost changes their labels.
 
     Attributes:
-        pairs: preference folder with chosen/ and rejected/ pictures and .txt prompts.
+        pairs: preference folder with chosen/ and rejected/ images and .txt prompts.
         prompts: instead of pairs: a .csv, .tsv or .txt file of harmful prompts, with a safe prompt for each
             in a column 'safe_prompt'; the base model draws both before training.
-        width: of the training pictures in pixels; 0 takes the model's own size.
-        height: of the training pictures in pixels; 0 takes the model's own size.
-        cost_model: scores every picture before training: 'micro', a cost model file, or 'none'.
+        width: of the training images in pixels; 0 takes the model's own size.
+        height: of the training images in pixels; 0 takes the model's own size.
+        cost_model: scores every image before training: 'micro', a cost model file, or 'none'.
         safety_weight: lambda of the combined reward R = r - lambda * max(cost, 0).
         tie: pairs whose combined rewards differ by less are dropped.
         both_unsafe: what to do with a pair of two harmful images: order it by cost where the costs differ
@@ -127,13 +127,13 @@ class DataSettings:
             the pair, policy and reference alike. Terms over single images keep their prompts.
         flip: mirror about half of the pairs of every batch, left to right: both images of a pair and its
             mask alike. Mirrored images are encoded too, which takes twice the time and the space.
-        cache: folder of encoded pictures, which runs may share; not given, inside the run folder.
-        cache_in: 'disk' keeps encoded pictures for other runs, 'ram' forgets them with the process.
-        buckets: train every pair at the size nearest to its pictures' shape, width and height deciding how
+        cache: folder of encoded images, which runs may share; not given, inside the run folder.
+        cache_in: 'disk' keeps encoded images for other runs, 'ram' forgets them with the process.
+        buckets: train every pair at the size nearest to its images' shape, width and height deciding how
             many pixels there are; off, everything is cropped to one size.
         bucket_step: widths and heights of buckets are multiples of this many pixels.
-        real_sizes: tell SDXL how large the chosen picture was and where it was cropped, instead of an
-            uncropped picture of the training size.
+        real_sizes: tell SDXL how large the chosen image was and where it was cropped, instead of an
+            uncropped image of the training size.
     """
 
     pairs: Path | None = None
@@ -156,7 +156,7 @@ class DataSettings:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(width, height) of the training pictures, None for the model's own."""
+        """(width, height) of the training images, None for the model's own."""
         return (self.width, self.height) if self.width and self.height else None
 
 
@@ -188,7 +188,7 @@ class OutputSettings:
 @with_bounds
 @dataclass(frozen=True)
 class SampleSettings:
-    """Pictures drawn before, during and after training, always from the same noise.
+    """Images drawn before, during and after training, always from the same noise.
 
     Attributes:
         samples: how many prompts of the preference folder to draw; 0 draws nothing at all.

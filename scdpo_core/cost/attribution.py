@@ -1,4 +1,4 @@
-"""Why a picture costs what it costs: a map of what raises the cost, as numbers, an overlay or a mask."""
+"""Why an image costs what it costs: a map of what raises the cost, as numbers, an overlay or a mask."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .protocol import Scorer, cost_in
 __all__ = ["METHODS", "Heatmap", "Method", "explain", "gradients", "occlusion", "tokens"]
 
 WINDOWS = (0.2, 0.4)
-"""Sides of the covered squares, as shares of the picture's sides; they move by a third of their side."""
+"""Sides of the covered squares, as shares of the image's sides; they move by a third of their side."""
 LONGEST = 448
-"""Pictures are shrunk to this many pixels a side before they are looked into."""
+"""Images are shrunk to this many pixels a side before they are looked into."""
 
 _BATCH = 16
 _RING = 0.08
 
 
 def explain(
-    scorer: Scorer, picture: Image.Image, *, category: str | None = None, method: Method | None = None
+    scorer: Scorer, image: Image.Image, *, category: str | None = None, method: Method | None = None
 ) -> Heatmap:
-    """Find what raises the cost of a picture.
+    """Find what raises the cost of an image.
 
     Args:
         scorer: any.
-        picture: RGB, upright.
+        image: RGB, upright.
         category: of this kind of harm; of the overall cost when None.
         method: 'occlusion' works with any scorer; 'gradients' with trained ones on an image tower and with
             classifiers of the hub; 'tokens' with trained ones on a vision transformer. By default occlusion,
@@ -41,30 +41,30 @@ def explain(
         ScorerError: the scorer has no cost for that category, no gradients or no tokens.
     """
     if method == "gradients":
-        return gradients(scorer, picture, category)
+        return gradients(scorer, image, category)
     if method == "tokens":
-        return tokens(scorer, picture, category)
-    return occlusion(scorer, picture, category)
+        return tokens(scorer, image, category)
+    return occlusion(scorer, image, category)
 
 
 def occlusion(
-    scorer: Scorer, picture: Image.Image, category: str | None = None, windows: Sequence[float] = WINDOWS
+    scorer: Scorer, image: Image.Image, category: str | None = None, windows: Sequence[float] = WINDOWS
 ) -> Heatmap:
-    """Cover squares of the picture, one at a time, and see how far the cost falls.
+    """Cover squares of the image, one at a time, and see how far the cost falls.
 
     A square is filled with the mean colour around it, with soft edges, so that the cover itself shows
     nothing. Squares that raise the cost when covered count as cold.
 
     Args:
         scorer: any.
-        picture: RGB, upright.
+        image: RGB, upright.
         category: as `explain`.
-        windows: sides of the squares, as shares of the picture's sides.
+        windows: sides of the squares, as shares of the image's sides.
 
     Raises:
         ScorerError: the scorer has no cost for that category.
     """
-    small = picture.convert("RGB")
+    small = image.convert("RGB")
     small.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
     covers = [
         cover
@@ -84,16 +84,16 @@ def occlusion(
             # The same fall says more of each place in it, the smaller the square is.
             total += alpha * (max(0.0, base - cost_in(score, category)) / alpha.mean())
             weight += alpha
-    return Heatmap(torch.from_numpy(total / weight), picture.size, base, "occlusion", score.objection)
+    return Heatmap(torch.from_numpy(total / weight), image.size, base, "occlusion", score.objection)
 
 
 @dataclass(frozen=True)
 class _Cover:
-    """A square that hides a part of a picture.
+    """A square that hides a part of an image.
 
     Attributes:
         box: left, top, right, bottom in pixels.
-        alpha: L, of the picture's size: how far each pixel is hidden.
+        alpha: L, of the image's size: how far each pixel is hidden.
     """
 
     box: tuple[int, int, int, int]
@@ -101,7 +101,7 @@ class _Cover:
 
     @classmethod
     def place(cls, size: tuple[int, int], left: float, top: float, side: float) -> _Cover | None:
-        """A square at shares of the picture's sides; None where a small picture has no pixel for it."""
+        """A square at shares of the image's sides; None where a small image has no pixel for it."""
         width, height = size
         box = (
             round(left * width),
@@ -116,19 +116,19 @@ class _Cover:
         soft = alpha.filter(ImageFilter.GaussianBlur(side * min(size) / 16))
         return cls(box, soft)
 
-    def over(self, picture: Image.Image) -> Image.Image:
-        """The picture with this part hidden."""
-        width, height = picture.size
+    def over(self, image: Image.Image) -> Image.Image:
+        """The image with this part hidden."""
+        width, height = image.size
         reach = max(1, round(_RING * max(width, height)))
         left, top, right, bottom = self.box
-        pixels = np.asarray(picture, np.float32)
+        pixels = np.asarray(image, np.float32)
         around = np.zeros((height, width), bool)
         around[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach] = True
         around[top:bottom, left:right] = False
-        # A square over the whole picture has nothing around it.
+        # A square over the whole image has nothing around it.
         shown = pixels[around] if around.any() else pixels.reshape(-1, 3)
         red, green, blue = (round(float(channel)) for channel in np.median(shown, axis=0))
-        return Image.composite(Image.new("RGB", picture.size, (red, green, blue)), picture, self.alpha)
+        return Image.composite(Image.new("RGB", image.size, (red, green, blue)), image, self.alpha)
 
 
 def _starts(window: float) -> list[float]:

@@ -23,8 +23,8 @@ class Calibration:
     Attributes:
         scale: above 0.
         offset: the raw cost that becomes zero.
-        target_fpr: wanted share of benign pictures above zero, 0..1.
-        benign: number of benign pictures it was computed from.
+        target_fpr: wanted share of benign images above zero, 0..1.
+        benign: number of benign images it was computed from.
         rule: how the offset was found, see `false_positive_point`.
     """
 
@@ -41,14 +41,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Figures:
-    """How well costs separate pictures that training did not see.
+    """How well costs separate images that training did not see.
 
     Attributes:
-        auc: probability that an unsafe picture costs more than a safe one, 0..1.
-        fpr_at_zero: share of safe pictures above zero, 0..1.
-        recall_at_zero: share of unsafe pictures above zero, 0..1.
-        unsafe: number of unsafe pictures measured.
-        safe: number of safe pictures measured.
+        auc: probability that an unsafe image costs more than a safe one, 0..1.
+        fpr_at_zero: share of safe images above zero, 0..1.
+        recall_at_zero: share of unsafe images above zero, 0..1.
+        unsafe: number of unsafe images measured.
+        safe: number of safe images measured.
     """
 
     auc: float
@@ -60,16 +60,16 @@ class Figures:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Pictures whose chance of harm was put between two bounds, and how many of them were harmful.
+    """Images whose chance of harm was put between two bounds, and how many of them were harmful.
 
     Both classes weigh the same, as they do in calibration, whatever their shares in the folder.
 
     Attributes:
         low: lower bound of the chance, 0..1.
         high: upper bound.
-        predicted: mean chance that the costs gave them; NaN without pictures.
-        observed: share of harmful ones among them; NaN without pictures.
-        unsafe: number of unsafe pictures here.
+        predicted: mean chance that the costs gave them; NaN without images.
+        observed: share of harmful ones among them; NaN without images.
+        unsafe: number of unsafe images here.
         safe: number of safe ones.
     """
 
@@ -85,7 +85,7 @@ def reliability(unsafe: Tensor, safe: Tensor, bins: int = 10) -> tuple[Reliabili
     """Whether costs mean what they say: chance of harm, predicted and observed, in equal bins.
 
     Args:
-        unsafe: [U] calibrated costs of held-out pictures, U >= 1.
+        unsafe: [U] calibrated costs of held-out images, U >= 1.
         safe: [S] calibrated costs, S >= 1.
         bins: how many.
     """
@@ -112,7 +112,7 @@ def auc(unsafe: Tensor, safe: Tensor) -> float:
         safe: [S] costs, S >= 1.
     """
     if not unsafe.numel() or not safe.numel():
-        raise ValueError("AUC needs at least one picture of each class.")
+        raise ValueError("AUC needs at least one image of each class.")
     ordered = safe.sort().values
     below = torch.searchsorted(ordered, unsafe)
     not_above = torch.searchsorted(ordered, unsafe, right=True)
@@ -120,7 +120,7 @@ def auc(unsafe: Tensor, safe: Tensor) -> float:
 
 
 def figures(unsafe: Tensor, safe: Tensor) -> Figures:
-    """Measure calibrated costs of held-out pictures: [U] and [S], at least one each."""
+    """Measure calibrated costs of held-out images: [U] and [S], at least one each."""
     return Figures(
         auc=auc(unsafe, safe),
         fpr_at_zero=float((safe > 0).double().mean()),
@@ -131,22 +131,22 @@ def figures(unsafe: Tensor, safe: Tensor) -> Figures:
 
 
 def false_positive_point(benign: Tensor, rate: float) -> tuple[float, Rule]:
-    """The raw cost that at most a share `rate` of benign pictures exceeds.
+    """The raw cost that at most a share `rate` of benign images exceeds.
 
-    With n pictures it is the ceil((n + 1)(1 - rate))-th smallest cost: a new benign picture exceeds it
+    With n images it is the ceil((n + 1)(1 - rate))-th smallest cost: a new benign image exceeds it
     with probability at most `rate`, whatever the distribution (the split-conformal quantile). Fewer than
-    1 / rate - 1 pictures have no such cost; then it is the normal prediction bound mean + z s sqrt(1 + 1/n),
+    1 / rate - 1 images have no such cost; then it is the normal prediction bound mean + z s sqrt(1 + 1/n),
     and never less than the highest cost seen.
 
     Args:
-        benign: [n] raw costs of held-out benign pictures, n >= 2.
+        benign: [n] raw costs of held-out benign images, n >= 2.
         rate: wanted false-positive rate, between 0 and 1.
 
     Raises:
-        ValueError: fewer than two pictures, or a rate outside (0, 1).
+        ValueError: fewer than two images, or a rate outside (0, 1).
     """
     if benign.numel() < 2:
-        raise ValueError("Calibration needs at least two benign pictures.")
+        raise ValueError("Calibration needs at least two benign images.")
     if not 0 < rate < 1:
         raise ValueError(f"The false-positive rate must lie between 0 and 1, not {rate}.")
     ordered = benign.double().sort().values
@@ -188,12 +188,12 @@ def platt_scale(unsafe: Tensor, safe: Tensor) -> float:
 
 
 def calibrate(unsafe: Tensor, safe: Tensor, rate: float) -> Calibration:
-    """Find scale and offset from raw costs of held-out pictures (RECONSTRUCTED).
+    """Find scale and offset from raw costs of held-out images (RECONSTRUCTED).
 
     Args:
         unsafe: [U] raw costs, U >= 1.
-        safe: [S] raw costs of benign pictures, S >= 2.
-        rate: wanted false-positive rate on benign pictures at cost zero.
+        safe: [S] raw costs of benign images, S >= 2.
+        rate: wanted false-positive rate on benign images at cost zero.
 
     Raises:
         ValueError: as `false_positive_point`.

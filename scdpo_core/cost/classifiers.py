@@ -17,7 +17,7 @@ _HEAD_WIDTH = 64
 _EPSILON = 1e-6
 _ROPE_BASE = 10000.0
 _ROPE_GRID = 16
-"""EVA-02's positions are those of its pre-training, 16 x 16 patches, stretched over the picture."""
+"""EVA-02's positions are those of its pre-training, 16 x 16 patches, stretched over the image."""
 
 
 class PatchTransformer(nn.Module):

@@ -71,7 +71,7 @@ def _tagged(tower: Any, pixels: Tensor) -> Tensor:
 
     The logarithms of the odds are halved and moved, so that a tag counts that is likely or nearly so, and
     how very unlikely the many others are does not. A constant stands beside the tags: without it, the few
-    faint ones of a picture that shows nothing would fill the whole embedding once its length is made 1.
+    faint ones of an image that shows nothing would fill the whole embedding once its length is made 1.
     """
     maps: Tensor = tower.resnet(pixel_values=pixels).last_hidden_state
     odds = tower.classifier[-1](maps.flatten(2).transpose(1, 2)).amax(dim=1)
@@ -195,7 +195,7 @@ class Preprocessing:
     Attributes:
         mean: of each colour channel, 0..1.
         std: standard deviation of each colour channel.
-        size: side of the square picture, pixels; only towers whose own configuration is silent need it.
+        size: side of the square image, pixels; only towers whose own configuration is silent need it.
     """
 
     mean: tuple[float, ...] = _CLIP_MEAN

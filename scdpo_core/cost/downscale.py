@@ -14,17 +14,17 @@ _WORTH_BANDS = 500_000
 """Pixels above which bands are used; a thread's start takes longer than a smaller image."""
 
 
-def shrink(picture: Image.Image, side: int, bands: int) -> Image.Image:
+def shrink(image: Image.Image, side: int, bands: int) -> Image.Image:
     """The image squashed to a square of RGB, bilinear; a large one in bands.
 
     The pixels are the same however many bands there are: a filter at the edge of a band reads beyond it.
 
     Args:
-        picture: of any size and mode.
+        image: of any size and mode.
         side: of the square, pixels.
         bands: how many, a divisor of `side`.
     """
-    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
     width, height = rgb.size
     size, method = (side, side), Image.Resampling.BILINEAR
     if bands == 1 or width * height < _WORTH_BANDS:

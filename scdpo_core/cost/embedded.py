@@ -75,9 +75,9 @@ class EmbeddedScorer:
         """
         return None if self._device.startswith("cuda") else EmbeddedScorer(self._device, 1, self.rule)
 
-    def prepare(self, picture: Image.Image) -> Views:
+    def prepare(self, image: Image.Image) -> Views:
         """What both networks see of an image of any size and mode."""
-        return _prepare(picture, 1)
+        return _prepare(image, 1)
 
     def score_prepared(self, prepared: Sequence[Views]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
@@ -87,12 +87,12 @@ class EmbeddedScorer:
             for score in self._score(prepared[start : start + _BATCH])
         ]
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
         """Score images of any size, in their order."""
         return [
             score
-            for start in range(0, len(pictures), _BATCH)
-            for score in self._score([_prepare(p, BANDS) for p in pictures[start : start + _BATCH]])
+            for start in range(0, len(images), _BATCH)
+            for score in self._score([_prepare(p, BANDS) for p in images[start : start + _BATCH]])
         ]
 
     def _score(self, views: Sequence[Views]) -> list[CostScore]:
@@ -150,6 +150,6 @@ def join(
     }
 
 
-def _prepare(picture: Image.Image, bands: int) -> Views:
-    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+def _prepare(image: Image.Image, bands: int) -> Views:
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
     return open_nsfw.prepare(rgb, bands), nsfwjs.prepare(rgb, bands)

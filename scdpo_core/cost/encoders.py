@@ -1,4 +1,4 @@
-"""Frozen image encoders: pictures in, one L2-normalised vector each out.
+"""Frozen image encoders: images in, one L2-normalised vector each out.
 
 Only calling an encoder imports `transformers`, so that a host can import this module without it.
 """
@@ -31,7 +31,7 @@ _BATCH = 32
 
 
 class Encoder(Protocol):
-    """Anything that turns pictures into embeddings."""
+    """Anything that turns images into embeddings."""
 
     @property
     def id(self) -> str:
@@ -43,20 +43,20 @@ class Encoder(Protocol):
 
     @property
     def size(self) -> int:
-        """Side of the square picture it looks at, pixels."""
+        """Side of the square image it looks at, pixels."""
 
     @property
     def dim(self) -> int:
         """Length D of an embedding."""
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        """What it sees of a picture of any size, as `encode_prepared` takes it; safe to do in a thread."""
+    def prepare(self, image: Image.Image) -> Tensor:
+        """What it sees of an image of any size, as `encode_prepared` takes it; safe to do in a thread."""
 
     def encode_prepared(self, pixels: Tensor) -> Tensor:
-        """Embed a stack of N prepared pictures: float32 [N, D] on the CPU, rows of length 1."""
+        """Embed a stack of N prepared images: float32 [N, D] on the CPU, rows of length 1."""
 
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Embed N pictures of any size: float32 [N, D] on the CPU, rows of length 1."""
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed N images of any size: float32 [N, D] on the CPU, rows of length 1."""
 
 
 class TowerEncoder:
@@ -64,7 +64,7 @@ class TowerEncoder:
 
     A CLIP one with its projection, which `CLIPVisionModelWithProjection` or `CLIPModel` saved (CLIP
     ViT-L/14, say), a SigLIP, DINO, BEiT, Swin, ConvNeXt or plain ViT one, a `ResNetModel`, or a
-    `ResNetForImageClassification` of many tags a picture, as the embedded one is, whose tags are the
+    `ResNetForImageClassification` of many tags an image, as the embedded one is, whose tags are the
     embedding. Size, mean and standard deviation come from `config.json` and `preprocessor_config.json`;
     CLIP's own mean and deviation are taken where there are none.
 
@@ -89,13 +89,13 @@ class TowerEncoder:
         self.dim = self.embed(torch.zeros(1, 3, self.size, self.size)).shape[1]
         self.hash = weights_hash(self._tower, (self.size, preprocessing.mean, preprocessing.std))
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        """What the tower sees of a picture: float32 [3, size, size].
+    def prepare(self, image: Image.Image) -> Tensor:
+        """What the tower sees of an image: float32 [3, size, size].
 
-        Pictures are squeezed to a square. CLIP's own preprocessing crops the middle instead, and harm
-        at the edge of a wide picture would cost nothing.
+        Images are squeezed to a square. CLIP's own preprocessing crops the middle instead, and harm
+        at the edge of a wide image would cost nothing.
         """
-        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
         if rgb.size != (self.size, self.size):
             rgb = rgb.resize((self.size, self.size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(rgb, np.float32)).div_(255.0)
@@ -107,7 +107,7 @@ class TowerEncoder:
 
     @property
     def grid(self) -> int:
-        """Patches along a side of the picture, for a vision transformer; 0 for other towers."""
+        """Patches along a side of the image, for a vision transformer; 0 for other towers."""
         config: Any = self._tower.config
         heads = getattr(config, "num_attention_heads", None)
         return self.size // int(config.patch_size) if isinstance(heads, int) else 0
@@ -131,7 +131,7 @@ class TowerEncoder:
 
     @torch.no_grad()
     def encode_prepared(self, pixels: Tensor) -> Tensor:
-        """Embed N prepared pictures [N, 3, size, size]: float32 [N, D] on the CPU, rows of length 1.
+        """Embed N prepared images [N, 3, size, size]: float32 [N, D] on the CPU, rows of length 1.
 
         Raises:
             EncoderError: an embedding is not finite.
@@ -141,16 +141,16 @@ class TowerEncoder:
             raise EncoderError(f"The image encoder '{self.id}' gave numbers that are not finite.")
         return embeddings
 
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Embed N pictures of any size: float32 [N, D] on the CPU, rows of length 1.
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed N images of any size: float32 [N, D] on the CPU, rows of length 1.
 
         Raises:
             EncoderError: an embedding is not finite.
         """
         parts = [torch.empty(0, self.dim)]
-        for start in range(0, len(pictures), _BATCH):
+        for start in range(0, len(images), _BATCH):
             parts.append(
-                self.encode_prepared(torch.stack([self.prepare(p) for p in pictures[start : start + _BATCH]]))
+                self.encode_prepared(torch.stack([self.prepare(p) for p in images[start : start + _BATCH]]))
             )
         return torch.cat(parts)
 

@@ -42,9 +42,9 @@ class EnsembleScorer:
         self.hash = hashlib.sha256(together.encode()).hexdigest()[:12]
         self.categories = tuple(dict.fromkeys(name for member in members for name in member.categories))
 
-    def prepare(self, picture: Image.Image) -> tuple[Any, ...]:
-        """What every member makes of the picture."""
-        return tuple(member.prepare(picture) for member in self.members)
+    def prepare(self, image: Image.Image) -> tuple[Any, ...]:
+        """What every member makes of the image."""
+        return tuple(member.prepare(image) for member in self.members)
 
     def score_prepared(self, prepared: Sequence[tuple[Any, ...]]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
@@ -55,9 +55,9 @@ class EnsembleScorer:
             ]
         )
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        """Score pictures of any size, in their order."""
-        return self._join([member.score(pictures) for member in self.members])
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        """Score images of any size, in their order."""
+        return self._join([member.score(images) for member in self.members])
 
     def _join(self, by_member: Sequence[Sequence[CostScore]]) -> list[CostScore]:
         return [self._one(scores) for scores in zip(*by_member, strict=True)]

@@ -1,4 +1,4 @@
-"""Embeddings of pictures on disk, so that a picture is encoded once."""
+"""Embeddings of images on disk, so that an image is encoded once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..io.json_schema import from_json, parse
 from ..types import ScdpoError
 
 SHARD = 512
-"""Pictures after which new embeddings are written; an interrupted run loses fewer."""
+"""Images after which new embeddings are written; an interrupted run loses fewer."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class _Record:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A folder of embeddings by the content of the picture.
+    """A folder of embeddings by the content of the image.
 
-    They are numbers from which no picture can be seen, but which tell that a picture was there; the folder
+    They are numbers from which no image can be seen, but which tell that an image was there; the folder
     may be removed at any time.
 
     Args:
@@ -40,7 +40,7 @@ class FeatureCache:
     folder: Path
 
     def load(self, key: str) -> dict[str, Tensor]:
-        """The embeddings [V, D] that are known, by the SHA-256 of the picture's file.
+        """The embeddings [V, D] that are known, by the SHA-256 of the image's file.
 
         Args:
             key: tells the encoder, the number of views and the seed.

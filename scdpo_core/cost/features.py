@@ -1,4 +1,4 @@
-"""Embeddings of the training pictures, computed once."""
+"""Embeddings of the training images, computed once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from ..io.images import open_picture
+from ..io.images import open_image
 from .encoders import Encoder
 from .feature_cache import SHARD, FeatureCache
 from .protocol import SideBySide
@@ -24,32 +24,32 @@ from .training_images import CostExample, training_set_hash
 A = TypeVar("A")
 
 VIEWS = 2
-"""Views of each picture: as it is, and changed ones."""
+"""Views of each image: as it is, and changed ones."""
 _BATCH, _BATCH_OF_ONE = 32, 4
 """Views that an encoder looks at together, and those for one processor, whose cache they should fit."""
 _JITTER = 0.3
 _CROP = 0.12
 _TILT = 10.0
 _ROOM = 1.25
-"""Changed views are made of pictures this much larger than the encoder looks at."""
+"""Changed views are made of images this much larger than the encoder looks at."""
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Everything that training needs of N pictures with V views each.
+    """Everything that training needs of N images with V views each.
 
     Attributes:
-        embeddings: [N, V, D] of length 1; view 0 is the picture as it is.
+        embeddings: [N, V, D] of length 1; view 0 is the image as it is.
         unsafe: [N] bool.
-        categories: names of all categories that any picture has, sorted (K).
-        labels: [N, K] 1 where the picture shows that harm, 0 where not, NaN where that is not known.
-        twins: [N] number of an unsafe picture's safe twin, -1 for none.
-        groups: of each picture; those of one group are never split between training and held-out.
+        categories: names of all categories that any image has, sorted (K).
+        labels: [N, K] 1 where the image shows that harm, 0 where not, NaN where that is not known.
+        twins: [N] number of an unsafe image's safe twin, -1 for none.
+        groups: of each image; those of one group are never split between training and held-out.
         encoder_id: id of the encoder.
         encoder_hash: its hash.
-        training_set: hash of pictures and labels.
+        training_set: hash of images and labels.
         digests: [N] SHA-256 of the files.
-        mined: [N] bool, pictures chosen for being hard; they teach, but neither place zero nor count in
+        mined: [N] bool, images chosen for being hard; they teach, but neither place zero nor count in
             figures. None for none.
     """
 
@@ -75,18 +75,18 @@ def compute_features(
     progress: Callable[[int, int], None] = lambda done, total: None,
     cache: FeatureCache | None = None,
 ) -> FeatureSet:
-    """Encode every picture in every view.
+    """Encode every image in every view.
 
     Args:
         examples: checked examples.
         encoder: the frozen image encoder.
-        views: how many views of each picture, at least 1.
+        views: how many views of each image, at least 1.
         seed: of the changed views.
-        progress: is told how many of how many pictures are done.
+        progress: is told how many of how many images are done.
         cache: embeddings of earlier runs; new ones are added.
 
     Raises:
-        ScdpoError: a picture cannot be opened any more, or the encoder fails.
+        ScdpoError: an image cannot be opened any more, or the encoder fails.
     """
     # The order of files on a disk must not decide what is learned.
     ordered = sorted(examples, key=lambda example: example.digest)
@@ -125,14 +125,14 @@ def compute_features(
 def _encode(
     examples: Sequence[CostExample], encoder: Encoder, views: int, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Digest and embeddings [V, D] of every picture, in order; the next ones are drawn beside the encoder."""
+    """Digest and embeddings [V, D] of every image, in order; the next ones are drawn beside the encoder."""
 
     def prepare(example: CostExample) -> Tensor:
         rng = random.Random(f"{seed}/{example.digest}")
-        picture = open_picture(example.path)
-        small = _shrink(picture, round(_ROOM * encoder.size))
+        image = open_image(example.path)
+        small = _shrink(image, round(_ROOM * encoder.size))
         changed = (change(small, rng) for _ in range(views - 1))
-        return torch.stack([encoder.prepare(picture), *map(encoder.prepare, changed)])
+        return torch.stack([encoder.prepare(image), *map(encoder.prepare, changed)])
 
     def embedded(prepared: Sequence[Tensor], by: Encoder) -> Tensor:
         return by.encode_prepared(torch.cat([*prepared])).reshape(len(prepared), views, encoder.dim)
@@ -162,41 +162,41 @@ def _ahead(
         waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
 
 
-def change(picture: Image.Image, rng: random.Random) -> Image.Image:
-    """A view of a picture that shows the same thing: mirrored, tilted, cropped, other colours, blurred.
+def change(image: Image.Image, rng: random.Random) -> Image.Image:
+    """A view of an image that shows the same thing: mirrored, tilted, cropped, other colours, blurred.
 
     Args:
-        picture: RGB.
+        image: RGB.
         rng: the only source of randomness.
     """
     if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    border = _border(picture)
-    picture = picture.rotate(rng.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC, fillcolor=border)
-    width, height = picture.size
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    border = _border(image)
+    image = image.rotate(rng.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC, fillcolor=border)
+    width, height = image.size
     left, right, top, bottom = (rng.uniform(0, _CROP / 2) for _ in range(4))
     box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC, box)
+    image = image.resize((width, height), Image.Resampling.BICUBIC, box)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = enhance(picture).enhance(1 + rng.uniform(-_JITTER, _JITTER))
+        image = enhance(image).enhance(1 + rng.uniform(-_JITTER, _JITTER))
     if rng.random() < 0.3:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, min(width, height) / 64)))
-    return picture
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, min(width, height) / 64)))
+    return image
 
 
-def _border(picture: Image.Image) -> tuple[int, int, int]:
+def _border(image: Image.Image) -> tuple[int, int, int]:
     """The mean colour of the four corners, so that tilting adds no black wedges."""
-    width, height = picture.size
-    corners = [picture.getpixel((x, y)) for x in (0, width - 1) for y in (0, height - 1)]
+    width, height = image.size
+    corners = [image.getpixel((x, y)) for x in (0, width - 1) for y in (0, height - 1)]
     red, green, blue = (sum(c[i] for c in corners if isinstance(c, tuple)) // 4 for i in range(3))
     return red, green, blue
 
 
-def _shrink(picture: Image.Image, side: int) -> Image.Image:
-    """Changing large pictures costs time and gains nothing that the encoder would see."""
-    if max(picture.size) <= side:
-        return picture
-    small = picture.copy()
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    """Changing large images costs time and gains nothing that the encoder would see."""
+    if max(image.size) <= side:
+        return image
+    small = image.copy()
     small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return small
 

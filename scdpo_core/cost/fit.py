@@ -21,9 +21,9 @@ class CostSettings:
     """How a cost model is trained.
 
     Attributes:
-        false_positive_rate: share of benign pictures that may cost more than zero.
-        steps: most optimizer steps; training stops earlier when held-out pictures gain nothing more.
-        batch: pictures in a step, half of them unsafe.
+        false_positive_rate: share of benign images that may cost more than zero.
+        steps: most optimizer steps; training stops earlier when held-out images gain nothing more.
+        batch: images in a step, half of them unsafe.
         lr: AdamW's learning rate.
         weight_decay: AdamW's.
         contrast: weight of the contrastive term; 0 trains the anchoring alone.
@@ -33,7 +33,7 @@ class CostSettings:
         bottleneck: width of the adapter.
         dropout: of the adapter's hidden layer.
         folds: number of folds of the cross-fitting.
-        check_every: steps between two looks at the held-out pictures.
+        check_every: steps between two looks at the held-out images.
         patience: looks without a gain after which training stops.
         least_gain: of the held-out loss; less is none.
         seed: of everything random.
@@ -63,7 +63,7 @@ class Learner:
         data: all embeddings and labels.
         targets: [N, 1 + K] of the overall cost and the categories with a head: 1, 0, or NaN for unknown.
         names: those categories.
-        mask: [N] bool, the pictures it may learn from; at least one of each class.
+        mask: [N] bool, the images it may learn from; at least one of each class.
         settings: how to train. Draws from torch's global generator.
     """
 
@@ -75,7 +75,7 @@ class Learner:
         self._unsafe = (mask & data.unsafe).nonzero().flatten()
         self._safe = (mask & ~data.unsafe).nonzero().flatten()
         self._chances = _chances(data.labels[self._unsafe])
-        # Groups are whole, so the twin of a picture of this mask belongs to the mask too.
+        # Groups are whole, so the twin of an image of this mask belongs to the mask too.
         self._paired = bool((data.twins[self._unsafe] >= 0).any())
         self.model = CostModel(data.embeddings.shape[-1], names, settings.bottleneck, settings.dropout)
         self._optimizer = torch.optim.AdamW(
@@ -124,13 +124,13 @@ class Learner:
 
     @torch.no_grad()
     def score(self, mask: Tensor) -> Tensor:
-        """Raw costs [n, 1 + K] of the pictures of another mask, as they are."""
+        """Raw costs [n, 1 + K] of the images of another mask, as they are."""
         self.model.eval()
         return self.model.raw(self._data.embeddings[mask, 0])
 
 
 def _chances(labels: Tensor) -> Tensor:
-    """Drawing chance of each unsafe picture: a category of 4 times the pictures is drawn 2 times as often."""
+    """Drawing chance of each unsafe image: a category of 4 times the images is drawn 2 times as often."""
     keys = [tuple(row) for row in labels.nan_to_num(-1.0).tolist()]
     counts = Counter(keys)
     return torch.tensor([counts[key] ** -0.5 for key in keys])

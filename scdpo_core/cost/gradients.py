@@ -17,14 +17,14 @@ _TOKEN_STEPS = 8
 _BATCH = 8
 
 
-def gradients(scorer: Scorer, picture: Image.Image, category: str | None = None) -> Heatmap:
-    """Integrated gradients (arXiv 1703.01365) from the picture's mean colour to the picture.
+def gradients(scorer: Scorer, image: Image.Image, category: str | None = None) -> Heatmap:
+    """Integrated gradients (arXiv 1703.01365) from the image's mean colour to the image.
 
     Each pixel's part of the difference in cost between the two; what lowers the cost counts as cold.
 
     Args:
         scorer: one that is differentiable: a trained one on an image tower, or a classifier of the hub.
-        picture: RGB, upright.
+        image: RGB, upright.
         category: as `explain`.
 
     Raises:
@@ -33,10 +33,10 @@ def gradients(scorer: Scorer, picture: Image.Image, category: str | None = None)
     cost_of = scorer.differentiable(category) if isinstance(scorer, Differentiable) else None
     if cost_of is None:
         raise ScorerError(f"The scorer '{scorer.id}' has no gradients. Use occlusion.")
-    base = cost_in(scorer.score([picture])[0], category)
+    base = cost_in(scorer.score([image])[0], category)
     # A host may be in inference mode, where nothing has a gradient.
     with torch.inference_mode(False), torch.enable_grad():
-        pixels = scorer.prepare(picture).clone()[None]
+        pixels = scorer.prepare(image).clone()[None]
         plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
         slopes = torch.zeros_like(pixels)
         for between in _way_to(pixels, _STEPS):
@@ -46,23 +46,23 @@ def gradients(scorer: Scorer, picture: Image.Image, category: str | None = None)
     # A pixel alone says little, and its neighbour often the opposite.
     radius = max(1, pixels.shape[-1] // 16)
     smooth = F.avg_pool2d(parts, 2 * radius + 1, 1, radius, count_include_pad=False)[0, 0]
-    return Heatmap(smooth.clamp(min=0).detach(), picture.size, base, "gradients")
+    return Heatmap(smooth.clamp(min=0).detach(), image.size, base, "gradients")
 
 
-def tokens(scorer: Scorer, picture: Image.Image, category: str | None = None) -> Heatmap:
+def tokens(scorer: Scorer, image: Image.Image, category: str | None = None) -> Heatmap:
     """Gradient-weighted attention rollout (arXiv 2103.15679) of a vision transformer, along a path.
 
     In each layer, attention that raises the cost, A+ = mean over heads of max(A * dC/dA, 0), carries what
     the tokens know on: R <- R + A+ R, from R = 1. What the cost reads of the last layer's tokens (the class
-    token, or what the pooling looks at), times R - 1, is what it reads of the picture's patches through
+    token, or what the pooling looks at), times R - 1, is what it reads of the image's patches through
     attention. A network that is sure has hardly any slope left, and what is left is noise; so the relevance
-    is a sum over pictures on the way from the mean colour to this one, as with integrated gradients (arXiv
+    is a sum over images on the way from the mean colour to this one, as with integrated gradients (arXiv
     1703.01365): somewhere on it the cost rises. As coarse as the patches; attention is not all that a
     transformer does, so where this and occlusion disagree, occlusion is right.
 
     Args:
         scorer: a trained one whose encoder is a vision transformer (CLIP, SigLIP, DINOv2, ViT).
-        picture: RGB, upright.
+        image: RGB, upright.
         category: as `explain`.
 
     Returns:
@@ -74,10 +74,10 @@ def tokens(scorer: Scorer, picture: Image.Image, category: str | None = None) ->
     attentive = scorer.attentive(category) if isinstance(scorer, Attentive) else None
     if attentive is None:
         raise ScorerError(f"The scorer '{scorer.id}' has no tokens to look at. Use occlusion.")
-    base = cost_in(scorer.score([picture])[0], category)
+    base = cost_in(scorer.score([image])[0], category)
     heat = torch.zeros(())
     with torch.inference_mode(False), torch.enable_grad():
-        for between in _way_to(scorer.prepare(picture).clone()[None], _TOKEN_STEPS):
+        for between in _way_to(scorer.prepare(image).clone()[None], _TOKEN_STEPS):
             seen = attentive(between)
             *slopes, last = torch.autograd.grad(seen.cost.sum(), [*seen.attentions, seen.tokens])
             itself = torch.eye(seen.tokens.shape[1])
@@ -87,11 +87,11 @@ def tokens(scorer: Scorer, picture: Image.Image, category: str | None = None) ->
             read = last.norm(dim=-1).cpu()[:, None]
             patches = (read @ (relevance - itself))[:, 0, -(seen.side**2) :]
             heat = heat + patches.sum(dim=0).reshape(seen.side, seen.side).detach() / _TOKEN_STEPS
-    return Heatmap(heat, picture.size, base, "tokens")
+    return Heatmap(heat, image.size, base, "tokens")
 
 
 def _way_to(pixels: Tensor, steps: int) -> Iterator[Tensor]:
-    """Batches of the `steps` pictures between the mean colour and a picture [1, 3, h, w], with gradient."""
+    """Batches of the `steps` images between the mean colour and an image [1, 3, h, w], with gradient."""
     plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
     for start in range(0, steps, _BATCH):
         ahead = torch.arange(start, min(start + _BATCH, steps))

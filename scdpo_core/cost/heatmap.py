@@ -1,4 +1,4 @@
-"""What raises the cost of a picture, place by place: numbers, an overlay or a mask."""
+"""What raises the cost of an image, place by place: numbers, an overlay or a mask."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _HOT = (255, 64, 32)
 
 @dataclass(frozen=True)
 class Heatmap:
-    """What raises the cost of a picture.
+    """What raises the cost of an image.
 
     Attributes:
         heat: [h, w] float32, at least 0: log-odds per area that go when this place is covered (occlusion),
             its share of the cost (gradients), or how far the cost draws on it (tokens). Only the proportions
             matter.
-        size: (width, height) of the picture, pixels.
-        cost: the picture's cost, of the category if one was asked for.
+        size: (width, height) of the image, pixels.
+        cost: the image's cost, of the category if one was asked for.
         method: how it was found.
         objection: which answer of a joint scorer speaks most for harm, such as 'drawn sexual (nsfwjs)';
             '' where none does, or where the scorer has but one.
@@ -45,28 +45,28 @@ class Heatmap:
         """
         return float(self.heat[region].sum() / self.heat.sum())
 
-    def picture(self) -> Image.Image:
-        """The heat as a grey picture of the original's size; white is the hottest place."""
+    def image(self) -> Image.Image:
+        """The heat as a grey image of the original's size; white is the hottest place."""
         top = float(self.heat.max())
         levels = (self.heat / top * 255).round() if top > 0 else self.heat
         grey = Image.fromarray(levels.to(torch.uint8).numpy())
         return grey.resize(self.size, Image.Resampling.BICUBIC)
 
-    def overlay(self, picture: Image.Image) -> Image.Image:
-        """The picture in grey, with red where the cost comes from; RGB, of the picture's size."""
-        base = picture.convert("L").convert("RGB")
-        heat = self.picture().resize(picture.size)
+    def overlay(self, image: Image.Image) -> Image.Image:
+        """The image in grey, with red where the cost comes from; RGB, of the image's size."""
+        base = image.convert("L").convert("RGB")
+        heat = self.image().resize(image.size)
         return Image.composite(
-            Image.new("RGB", picture.size, _HOT),
+            Image.new("RGB", image.size, _HOT),
             base,
             heat.point([int(level * 0.75) for level in range(256)]),
         )
 
     def mask(self, at_least: float = 0.5) -> Image.Image:
-        """Where the heat is at least this share of the highest: an L picture, 255 there and 0 elsewhere.
+        """Where the heat is at least this share of the highest: an L image, 255 there and 0 elsewhere.
 
         Args:
             at_least: 0..1. Without any heat the mask is empty.
         """
         bound = max(1, round(255 * at_least))
-        return self.picture().point([255 * (level >= bound) for level in range(256)])
+        return self.image().point([255 * (level >= bound) for level in range(256)])

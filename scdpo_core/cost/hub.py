@@ -39,7 +39,7 @@ class LoadedClassifier:
     Attributes:
         cost: log-odds of harm [N] of pixels [N, 3, size, size].
         module: what moves to the device.
-        size: side of the square picture, pixels.
+        size: side of the square image, pixels.
     """
 
     cost: Callable[[Tensor], Tensor]
@@ -73,8 +73,8 @@ class HubPreset:
 class HubScorer:
     """A classifier of the hub as a scorer; it fills in `sexual` alone.
 
-    The cost is the log-odds of the harmful classes together, zero at one half. Pictures are squeezed to
-    the classifier's square, so that harm at the edge of a wide picture is seen.
+    The cost is the log-odds of the harmful classes together, zero at one half. Images are squeezed to
+    the classifier's square, so that harm at the edge of a wide image is seen.
 
     Args:
         name: a name in `PRESETS`.
@@ -110,9 +110,9 @@ class HubScorer:
         self.id = preset.repository.split("/")[0].lower() + "-" + preset.repository.split("/")[1]
         self.hash = sha256_of(weights)[:12]
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        """What the classifier sees of a picture: float32 [3, size, size]."""
-        rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    def prepare(self, image: Image.Image) -> Tensor:
+        """What the classifier sees of an image: float32 [3, size, size]."""
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
         squeezed = rgb.resize((self._size, self._size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(squeezed, np.float32)).div_(255.0)
         return ((pixels - self._mean) / self._std).permute(2, 0, 1)
@@ -130,12 +130,12 @@ class HubScorer:
             scores += [self._score(cost) for cost in costs.tolist()]
         return scores
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        """Score pictures of any size, in their order."""
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        """Score images of any size, in their order."""
         return [
             score
-            for start in range(0, len(pictures), _BATCH)
-            for score in self.score_prepared([self.prepare(p) for p in pictures[start : start + _BATCH]])
+            for start in range(0, len(images), _BATCH)
+            for score in self.score_prepared([self.prepare(p) for p in images[start : start + _BATCH]])
         ]
 
     def differentiable(self, category: str | None) -> Callable[[Tensor], Tensor] | None:

@@ -1,4 +1,4 @@
-"""A whole training of a cost model, from folders of pictures to its file. Doors start it and tell of it."""
+"""A whole training of a cost model, from folders of images to its file. Doors start it and tell of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .training_images import (
 )
 
 PHASES: Mapping[str, Phase] = {
-    "reading pictures": "check",
+    "reading images": "check",
     "reading the harmless folder": "check",
     "training": "train",
     "training again": "train",
@@ -46,24 +46,24 @@ PHASES: Mapping[str, Phase] = {
 class CostTask:
     """What a cost model learns from, and what is written.
 
-    The pictures are given in one of three ways: `unsafe` and `safe`, or `categories`, or `pairs`.
+    The images are given in one of three ways: `unsafe` and `safe`, or `categories`, or `pairs`.
 
     Attributes:
         output: the .safetensors file to write.
-        unsafe: folder of harmful pictures; its subfolders name categories.
-        safe: folder of harmless pictures.
+        unsafe: folder of harmful images; its subfolders name categories.
+        safe: folder of harmless images.
         categories: a folder with one folder for each category, and safe/.
         pairs: a preference folder.
-        benign: a large folder of harmless pictures to find hard negatives in.
+        benign: a large folder of harmless images to find hard negatives in.
         mine: how many of those at most.
         encoder: as `load_encoder`.
         device: where the encoder runs.
-        views: versions of each picture to learn from.
+        views: versions of each image to learn from.
         cache: where embeddings are kept; None for `.features` beside the output.
         report: HTML page about the training, or None.
         name: what every score calls the model; None for the output's name.
         overwrite: whether the output may be there already.
-        skip_bad: leave out pictures that cannot be used.
+        skip_bad: leave out images that cannot be used.
         settings: of the training.
     """
 
@@ -86,7 +86,7 @@ class CostTask:
 
     @property
     def well_asked(self) -> bool:
-        """Whether the pictures are given in exactly one way."""
+        """Whether the images are given in exactly one way."""
         folders = [self.unsafe, self.safe]
         ways = [self.pairs is not None, self.categories is not None, folders != [None, None]]
         return ways.count(True) == 1 and (None not in folders or folders == [None, None])
@@ -99,8 +99,8 @@ class CostOutcome:
     Attributes:
         mined: the model, its figures, and what it learned from.
         encoder: id of the image encoder.
-        pool: how many harmless pictures were looked through for hard negatives.
-        misfiled: pictures that look misfiled, and their files.
+        pool: how many harmless images were looked through for hard negatives.
+        misfiled: images that look misfiled, and their files.
     """
 
     mined: Mined
@@ -121,11 +121,11 @@ def run_cost_task(
     Args:
         task: what to do.
         progress: is told what is being done, how far, of how much, and the held-out loss while it trains.
-        checked: is told what the pictures are, before any work.
+        checked: is told what the images are, before any work.
         reporter: of the run folder, if there is one.
 
     Raises:
-        ScdpoError: something the artist can do something about; of the pictures, all that is wrong at once.
+        ScdpoError: something the artist can do something about; of the images, all that is wrong at once.
         StopAskedError: somebody asked to leave through the run folder.
     """
     _require_writable(task)
@@ -136,10 +136,10 @@ def run_cost_task(
             reporter.progress(PHASES.get(what, "cache"), done, total, loss)
 
     notes: list[Problem] = []
-    found = check(_listed(task, notes.append), lambda done, total: told("reading pictures", done, total))
+    found = check(_listed(task, notes.append), lambda done, total: told("reading images", done, total))
     if found.problems and not task.skip_bad:
         raise ScdpoError(
-            f"{len(found.problems)} pictures cannot be used:\n{in_words(found.problems)}\n"
+            f"{len(found.problems)} images cannot be used:\n{in_words(found.problems)}\n"
             "Mend or remove them, or leave them out with --skip-bad."
         )
     checked(replace(found, notes=notes))
@@ -194,7 +194,7 @@ def _listed(task: CostTask, notice: Notice) -> list[CostExample]:
     if task.categories is not None:
         return list_categories(task.categories, notice)
     if task.unsafe is None or task.safe is None:
-        raise ScdpoError("Say where the harmful and the harmless pictures are.")
+        raise ScdpoError("Say where the harmful and the harmless images are.")
     return list_folders(task.unsafe, task.safe, notice)
 
 

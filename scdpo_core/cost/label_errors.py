@@ -1,4 +1,4 @@
-"""Pictures that may lie in the wrong folder."""
+"""Images that may lie in the wrong folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST = 12
 
 @dataclass(frozen=True)
 class Suspect:
-    """A picture that looks like the other kind.
+    """An image that looks like the other kind.
 
     Attributes:
         digest: SHA-256 of its file.
@@ -26,11 +26,11 @@ class Suspect:
 
 
 def suspects(costs: Tensor, unsafe: Tensor, digests: list[str], most: int = MOST) -> list[Suspect]:
-    """The pictures that look misfiled, the clearest first.
+    """The images that look misfiled, the clearest first.
 
-    After confident learning (arXiv 1911.00068): a picture is suspect when a model that never saw it puts it
-    among the pictures of the other side: as far there as three in four of them. Quartiles take the place of
-    that paper's means, since the misfiled pictures themselves pull at a mean.
+    After confident learning (arXiv 1911.00068): an image is suspect when a model that never saw it puts it
+    among the images of the other side: as far there as three in four of them. Quartiles take the place of
+    that paper's means, since the misfiled images themselves pull at a mean.
 
     Args:
         costs: [N] held-out costs.

@@ -2,7 +2,7 @@
 
 That a contrastive and a cost-anchoring objective train an adapter on a frozen CLIP encoder is FOUND
 in arXiv 2504.14290; the formulas are RECONSTRUCTED, after the cost model of Safe-RLHF: one term orders
-the two pictures of a pair, one ties the sign of the cost to what the picture shows.
+the two images of a pair, one ties the sign of the cost to what the image shows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def contrastive(unsafe: Tensor, safe: Tensor) -> Tensor:
     """L_con = mean of -log sigmoid(C(unsafe) - C(safe)), RECONSTRUCTED.
 
     Args:
-        unsafe: costs of unsafe pictures; [P] for pairs, [U, 1] to compare every picture with every one.
-        safe: costs of safe pictures; broadcast against `unsafe`: [P], or [S].
+        unsafe: costs of unsafe images; [P] for pairs, [U, 1] to compare every image with every one.
+        safe: costs of safe images; broadcast against `unsafe`: [P], or [S].
 
     Returns:
         A scalar: the mean over all pairs.
@@ -40,14 +40,14 @@ def anchoring(unsafe: Tensor, safe: Tensor) -> Tensor:
     where zero lies.
 
     Args:
-        unsafe: [U] costs of unsafe pictures.
-        safe: [S] costs of safe pictures.
+        unsafe: [U] costs of unsafe images.
+        safe: [S] costs of safe images.
     """
     return F.softplus(-unsafe).mean() + F.softplus(safe).mean()
 
 
 def regulariser(costs: Tensor) -> Tensor:
-    """Mean of C^2 (RECONSTRUCTED): keeps costs of separable pictures from growing without end."""
+    """Mean of C^2 (RECONSTRUCTED): keeps costs of separable images from growing without end."""
     return costs.square().mean()
 
 
@@ -62,13 +62,13 @@ def total(
 ) -> Tensor:
     """L = contrast * L_con + eta * L_anc + regularisation * mean(C^2), RECONSTRUCTED.
 
-    Without `twins`, every unsafe picture of the batch is compared with every safe one. That is the
+    Without `twins`, every unsafe image of the batch is compared with every safe one. That is the
     same expectation as drawing random pairs, from U * S comparisons instead of U, and so with less noise.
 
     Args:
-        unsafe: [U] costs of unsafe pictures.
-        safe: [S] costs of safe pictures.
-        twins: [U] cost of the safe twin of each unsafe picture, when the pictures come in pairs.
+        unsafe: [U] costs of unsafe images.
+        safe: [S] costs of safe images.
+        twins: [U] cost of the safe twin of each unsafe image, when the images come in pairs.
         contrast: weight of the contrastive term; 0 for the anchoring alone.
         eta: weight of the anchoring; 0 for the contrastive term alone.
         regularisation: weight of the mean squared cost.

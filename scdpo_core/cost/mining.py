@@ -1,4 +1,4 @@
-"""Hard negatives: the harmless pictures of a large folder that a first model takes for harmful."""
+"""Hard negatives: the harmless images of a large folder that a first model takes for harmful."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Mined:
         data: all that it learned from.
         result: the second training.
         first: the training without them, for comparison.
-        chosen: the mined pictures, the hardest first.
+        chosen: the mined images, the hardest first.
     """
 
     data: FeatureSet
@@ -39,13 +39,13 @@ class Mined:
 def mine(
     model: CostModel, pool: FeatureSet, examples: Sequence[CostExample], count: int
 ) -> list[CostExample]:
-    """The pool's pictures of highest cost, at most `count`, none of which the model is sure.
+    """The pool's images of highest cost, at most `count`, none of which the model is sure.
 
     Args:
         model: calibrated.
-        pool: embeddings of harmless pictures.
-        examples: those pictures, in any order.
-        count: most pictures.
+        pool: embeddings of harmless images.
+        examples: those images, in any order.
+        count: most images.
     """
     with torch.no_grad():
         costs = model(pool.embeddings[:, 0])[:, 0]
@@ -67,15 +67,15 @@ def train_with_mining(
 ) -> Mined:
     """Train, look for hard negatives in a pool, and train again with them.
 
-    The mined pictures teach. They neither place zero nor count in figures: chosen for being hard, they
-    are no sample of what is harmless. So the false-positive rate stays that of the folder's safe pictures.
+    The mined images teach. They neither place zero nor count in figures: chosen for being hard, they
+    are no sample of what is harmless. So the false-positive rate stays that of the folder's safe images.
 
     Args:
         examples: checked examples.
-        pool: checked harmless pictures; those that are among `examples` already are left out.
+        pool: checked harmless images; those that are among `examples` already are left out.
         encoder: the frozen image encoder.
         settings: of both trainings.
-        count: most pictures to mine.
+        count: most images to mine.
         views: as `compute_features`.
         cache: as `compute_features`.
         progress: is told what is being done, how far, of how much, and the held-out loss while it trains.
@@ -95,7 +95,7 @@ def train_with_mining(
     def train(data: FeatureSet, what: str) -> CostTrainingResult:
         return train_cost(data, settings, lambda step, steps, loss: progress(what, step, steps, loss))
 
-    data = features(examples, "looking at the pictures", views)
+    data = features(examples, "looking at the images", views)
     first = train(data, "training")
     used = {example.digest for example in examples}
     others = [example for example in pool if example.digest not in used]

@@ -95,8 +95,8 @@ class CostFacts:
         encoder: id of the image encoder whose embeddings it was trained on.
         encoder_hash: hash of that encoder's weights and preprocessing.
         encoder_source: where that encoder lay: 'micro' or a folder.
-        training_set: hash of all training pictures and their labels.
-        untrained: categories that were named but had too few pictures; scores hold None for them.
+        training_set: hash of all training images and their labels.
+        untrained: categories that were named but had too few images; scores hold None for them.
         calibration: a `Calibration` of the overall cost as a dict, and under 'categories' one by name.
         figures: held-out `Figures`, in the same layout.
     """

@@ -28,14 +28,14 @@ FEATURES = 1792
 Square = NDArray[np.uint8]
 
 
-def prepare(picture: Image.Image, bands: int = 1) -> Square:
+def prepare(image: Image.Image, bands: int = 1) -> Square:
     """The network's view of an image: uint8 [224, 224, 3], RGB.
 
     Args:
-        picture: of any size and mode.
+        image: of any size and mode.
         bands: as `shrink.shrink`.
     """
-    return np.asarray(shrink(picture, INPUT, bands))
+    return np.asarray(shrink(image, INPUT, bands))
 
 
 class Network:

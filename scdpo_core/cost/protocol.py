@@ -31,7 +31,7 @@ class ScorerError(ScdpoError):
 
 
 class Scorer(Protocol):
-    """Anything that can say how harmful a picture is."""
+    """Anything that can say how harmful an image is."""
 
     @property
     def id(self) -> str:
@@ -45,14 +45,14 @@ class Scorer(Protocol):
     def categories(self) -> tuple[str, ...]:
         """The harm categories that its scores name, those it cannot judge (None) among them."""
 
-    def prepare(self, picture: Image.Image) -> Any:
-        """Make of a picture of any size what `score_prepared` takes: small, and safe to do in a thread."""
+    def prepare(self, image: Image.Image) -> Any:
+        """Make of an image of any size what `score_prepared` takes: small, and safe to do in a thread."""
 
     def score_prepared(self, prepared: Sequence[Any]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        """Score pictures of any size, in their order."""
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        """Score images of any size, in their order."""
 
 
 @runtime_checkable
@@ -80,13 +80,13 @@ class Differentiable(Protocol):
 
 @dataclass(frozen=True)
 class Attended:
-    """What a vision transformer did with pictures, all with gradients.
+    """What a vision transformer did with images, all with gradients.
 
     Attributes:
         cost: [N].
         attentions: [N, heads, T, T] of each layer, rows of sum 1.
         tokens: [N, T, D] after the last layer.
-        side: the last side * side tokens are the picture's patches, row by row.
+        side: the last side * side tokens are the image's patches, row by row.
     """
 
     cost: Tensor

@@ -1,4 +1,4 @@
-"""Scorers: pictures in, `CostScore`s out.
+"""Scorers: images in, `CostScore`s out.
 
 Hosts import this module, so importing it needs nothing but torch, numpy, Pillow and safetensors.
 """

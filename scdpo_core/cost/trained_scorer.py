@@ -70,9 +70,9 @@ class TrainedScorer:
                 )
         return load_encoder(source, device)
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        """What the encoder sees of the picture."""
-        return self.encoder.prepare(picture)
+    def prepare(self, image: Image.Image) -> Tensor:
+        """What the encoder sees of the image."""
+        return self.encoder.prepare(image)
 
     @torch.no_grad()
     def score_prepared(self, prepared: Sequence[Tensor]) -> list[CostScore]:
@@ -84,9 +84,9 @@ class TrainedScorer:
         return scores
 
     @torch.no_grad()
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        """Score pictures of any size, in their order."""
-        return [self._score(row) for row in self.model(self.encoder.encode(pictures)).tolist()]
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        """Score images of any size, in their order."""
+        return [self._score(row) for row in self.model(self.encoder.encode(images)).tolist()]
 
     def differentiable(self, category: str | None) -> Callable[[Tensor], Tensor] | None:
         """As `protocol.Differentiable`; None unless the encoder is an image tower."""

@@ -1,8 +1,8 @@
 """Training the cost model on embeddings: seconds, on a CPU.
 
-Held-out figures and calibration come from cross-fitting. The pictures are split into folds; each fold
-is judged by a model that never saw it, so that every picture serves as a held-out one, and a hundred
-pictures are enough to place zero. The model that is kept then learns from all pictures, for as many
+Held-out figures and calibration come from cross-fitting. The images are split into folds; each fold
+is judged by a model that never saw it, so that every image serves as a held-out one, and a hundred
+images are enough to place zero. The model that is kept then learns from all images, for as many
 steps as served the held-out ones best.
 """
 
@@ -31,10 +31,10 @@ from .features import FeatureSet
 from .fit import CostSettings, Learner
 from .model import CostModel
 
-MIN_PICTURES = 20
-"""Fewest safe, and fewest unsafe, pictures to train on."""
+MIN_IMAGES = 20
+"""Fewest safe, and fewest unsafe, images to train on."""
 MIN_OF_CATEGORY = 10
-"""Fewest pictures of a category for a head of its own; the safe ones are shared by all."""
+"""Fewest images of a category for a head of its own; the safe ones are shared by all."""
 _COMPARED = 1000
 
 
@@ -44,14 +44,14 @@ class CostTrainingResult:
 
     Attributes:
         model: calibrated, in evaluation mode.
-        figures: of the overall cost on held-out pictures; zero was placed without the fold that is measured.
-        categories: the same for each category, pictures without that harm as the safe ones; None where
-            there were too few pictures for a head.
+        figures: of the overall cost on held-out images; zero was placed without the fold that is measured.
+        categories: the same for each category, images without that harm as the safe ones; None where
+            there were too few images for a head.
         calibration: of each head, the overall cost under ''.
         steps: optimizer steps of the kept model.
-        held_out: [N] calibrated cost of every picture by a model that never saw it; zero was placed without
+        held_out: [N] calibrated cost of every image by a model that never saw it; zero was placed without
             its fold.
-        reliability: what costs of held-out pictures say, and what was so.
+        reliability: what costs of held-out images say, and what was so.
         warnings: sentences about what to mistrust.
     """
 
@@ -78,7 +78,7 @@ def train_cost(
         progress: is told step, most steps and the held-out loss (lower is better).
 
     Raises:
-        ScdpoError: too few pictures of a class, no loss to train with, or the loss is not a number.
+        ScdpoError: too few images of a class, no loss to train with, or the loss is not a number.
     """
     settings = settings or CostSettings()
     if min(settings.contrast, settings.eta) < 0 or settings.contrast == settings.eta == 0:
@@ -127,9 +127,9 @@ def doubtful(measured: Figures) -> bool:
 
 
 def assign_folds(data: FeatureSet, folds: int, seed: int) -> Tensor:
-    """The fold of every picture: [N] int64.
+    """The fold of every image: [N] int64.
 
-    Whole groups go into a fold, in turn within each kind of picture (safe, or unsafe of a category), in
+    Whole groups go into a fold, in turn within each kind of image (safe, or unsafe of a category), in
     the order of a hash of their name. So every fold has its share of each kind, twins stay together,
     and the order of files does not matter.
     """
@@ -137,7 +137,7 @@ def assign_folds(data: FeatureSet, folds: int, seed: int) -> Tensor:
     for number, group in enumerate(data.groups):
         present = [name for k, name in enumerate(data.categories) if data.labels[number, k] == 1]
         kind = f"unsafe {present}" if data.unsafe[number] else ""
-        # A pair counts as what its unsafe picture shows.
+        # A pair counts as what its unsafe image shows.
         kinds[group] = max(kinds.get(group, ""), kind)
 
     def order(group: str) -> tuple[str, bytes]:
@@ -156,7 +156,7 @@ def _cross_fit(
     settings: CostSettings,
     progress: Callable[[int, int, float], None],
 ) -> tuple[Tensor, int]:
-    """Held-out raw costs [N, 1 + K] of every picture and the number of steps that served them best."""
+    """Held-out raw costs [N, 1 + K] of every image and the number of steps that served them best."""
     runs = [Learner(data, targets, names, fold != k, settings) for k in range(settings.folds)]
     best, best_loss, best_step = torch.empty(0), float("inf"), 0
     gained_loss, gained_step = float("inf"), 0
@@ -168,7 +168,7 @@ def _cross_fit(
                 run.step()
         for k, run in enumerate(runs):
             raw[fold == k] = run.score(fold == k)
-        # A stride keeps the comparison of all with all small; the pictures are in the order of their hashes.
+        # A stride keeps the comparison of all with all small; the images are in the order of their hashes.
         unsafe, safe = (costs[:: len(costs) // _COMPARED + 1] for costs in _classes(raw[:, 0], data.unsafe))
         # Costs are stretched to fit before they are measured, as calibration will do in the end. Otherwise a
         # model that is merely too sure of itself would count as worse than one that knows less.
@@ -192,7 +192,7 @@ def _cross_fit(
         progress(runs[0].steps, settings.steps, loss)
         if loss < best_loss:
             best, best_loss, best_step = raw.clone(), loss, runs[0].steps
-        # Pictures that are told apart easily gain a little for ever, and nobody would see it.
+        # Images that are told apart easily gain a little for ever, and nobody would see it.
         if loss < gained_loss - settings.least_gain:
             gained_loss, gained_step = loss, runs[0].steps
     return best, best_step
@@ -207,8 +207,8 @@ def _judge(
 ) -> tuple[Calibration, Figures, Tensor]:
     """Calibrate one head, and measure it with a calibration that never saw the fold it measures.
 
-    Zero is placed by benign pictures alone, for a category too; figures count all pictures without that
-    harm as safe ones. Pictures that were mined because they are hard count for neither (`fair` is False).
+    Zero is placed by benign images alone, for a category too; figures count all images without that
+    harm as safe ones. Images that were mined because they are hard count for neither (`fair` is False).
     Also returns the costs [N] that the figures are of.
     """
     rate = settings.false_positive_rate
@@ -224,12 +224,12 @@ def _require_enough(data: FeatureSet) -> None:
     unsafe = int(data.unsafe.sum())
     mined = 0 if data.mined is None else int(data.mined.sum())
     for kind, count in (("unsafe", unsafe), ("safe", len(data.unsafe) - unsafe - mined)):
-        if count < MIN_PICTURES:
+        if count < MIN_IMAGES:
             raise ScdpoError(
-                f"There are {count} different {kind} pictures; a cost model needs at least {MIN_PICTURES} "
+                f"There are {count} different {kind} images; a cost model needs at least {MIN_IMAGES} "
                 "unsafe and as many safe ones, and a few hundred of each to be good. With fewer, nobody can "
                 "tell a model that learned from one that had luck: each fifth is held out in turn, and of "
-                f"{MIN_PICTURES} pictures that is four."
+                f"{MIN_IMAGES} images that is four."
             )
 
 
@@ -238,21 +238,21 @@ def _warnings(measured: Figures, overall: Calibration, counts: Mapping[str, int]
     rate = f"{overall.target_fpr:.1%}"
     if measured.auc < 0.9:
         found.append(
-            f"The model hardly tells unsafe from safe pictures (AUC {measured.auc:.2f}). Check that none lie "
+            f"The model hardly tells unsafe from safe images (AUC {measured.auc:.2f}). Check that none lie "
             "in the wrong folder, and add more."
         )
     elif measured.recall_at_zero < 0.8:
         found.append(
-            f"With {rate} false alarms it finds only {measured.recall_at_zero:.0%} of the unsafe pictures. "
-            "Add safe pictures that resemble unsafe ones, or allow more false alarms."
+            f"With {rate} false alarms it finds only {measured.recall_at_zero:.0%} of the unsafe images. "
+            "Add safe images that resemble unsafe ones, or allow more false alarms."
         )
     if overall.rule == "extrapolated":
         found.append(
-            f"A false-positive rate of {rate} cannot be measured on {overall.benign} safe pictures, so zero "
+            f"A false-positive rate of {rate} cannot be measured on {overall.benign} safe images, so zero "
             f"was placed with care; {math.ceil(1 / overall.target_fpr) - 1} or more would settle it."
         )
     found += [
-        f"The category '{name}' has only {count} of the {MIN_OF_CATEGORY} pictures that a cost of "
+        f"The category '{name}' has only {count} of the {MIN_OF_CATEGORY} images that a cost of "
         "its own needs."
         for name, count in counts.items()
         if count < MIN_OF_CATEGORY

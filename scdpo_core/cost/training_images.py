@@ -1,4 +1,4 @@
-"""The pictures that a cost model learns from: which files, and what is known of them."""
+"""The images that a cost model learns from: which files, and what is known of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..io.files import sha256_of
 from ..io.image_types import IMAGE_SUFFIXES, starts_as_image
-from ..io.images import PictureError, open_picture
+from ..io.images import ImageError, open_image
 from ..preferences.listing import BENIGN, files_below, read_as, repeats_note, without_repeats
 from ..types import Problem, ScdpoError
 
@@ -21,7 +21,7 @@ SAFE, UNSAFE = "safe", "unsafe"
 
 @dataclass(frozen=True)
 class CostExample:
-    """One labelled picture.
+    """One labelled image.
 
     Attributes:
         path: its file.
@@ -29,7 +29,7 @@ class CostExample:
         categories: the kinds of harm it is known to show, sorted; empty when safe or not said.
         pair: id of the pair it belongs to; '' for none. Twins are never split between training and held-out.
         digest: SHA-256 of the file; '' until `check` has read it.
-        mined: whether it was chosen for being hard; such pictures teach, but say nothing about benign ones.
+        mined: whether it was chosen for being hard; such images teach, but say nothing about benign ones.
     """
 
     path: Path
@@ -45,8 +45,8 @@ class CheckedExamples:
     """What is left of a list of examples after every file was opened.
 
     Attributes:
-        examples: readable pictures, each once, with digests.
-        problems: one for every picture that cannot be used.
+        examples: readable images, each once, with digests.
+        problems: one for every image that cannot be used.
         merged: number of files left out because another one has the same bytes and label.
         notes: what is odd about the folders, but stops nothing.
     """
@@ -62,30 +62,30 @@ Notice = Callable[[Problem], None]
 
 
 def list_folders(unsafe: Path, safe: Path, notice: Notice = lambda note: None) -> list[CostExample]:
-    """All pictures below two folders; the first subfolder of `unsafe` names the category.
+    """All images below two folders; the first subfolder of `unsafe` names the category.
 
     Raises:
-        ScdpoError: a folder is missing or holds no picture.
+        ScdpoError: a folder is missing or holds no image.
     """
     harmful = [
         CostExample(path, True, parts[:1] if len(parts) > 1 else ())
-        for path, parts in _with_known(unsafe, _pictures(unsafe, notice), (), notice)
+        for path, parts in _with_known(unsafe, _images(unsafe, notice), (), notice)
     ]
     return harmful + list_benign(safe, notice)
 
 
 def list_categories(root: Path, notice: Notice = lambda note: None) -> list[CostExample]:
-    """All pictures of a folder that holds one folder for each category, and the harmless ones in `safe/`.
+    """All images of a folder that holds one folder for each category, and the harmless ones in `safe/`.
 
     The harmless folder may be called `benign/` instead. What lies in `unsafe/` is harm whose first subfolder
     names the category. These three names count in whatever capitals.
 
     Raises:
-        ScdpoError: the folder is missing, holds no harmless or no harmful picture, or holds pictures that lie
+        ScdpoError: the folder is missing, holds no harmless or no harmful image, or holds images that lie
             in no folder; says which.
     """
     examples, loose = [], []
-    for path, parts in _with_known(root, _pictures(root, notice), (SAFE, UNSAFE, BENIGN), notice):
+    for path, parts in _with_known(root, _images(root, notice), (SAFE, UNSAFE, BENIGN), notice):
         category, inner = parts[0], parts[1:-1]
         if len(parts) == 1:
             loose.append(path.name)
@@ -99,37 +99,37 @@ def list_categories(root: Path, notice: Notice = lambda note: None) -> list[Cost
         more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
         raise ScdpoError(
             f"{loose[0]}{more} in {root} lie in no folder, so it is not known what they show. Put harmless "
-            f"pictures into {root / SAFE} and the others into a folder named after their category."
+            f"images into {root / SAFE} and the others into a folder named after their category."
         )
     sides = {example.unsafe for example in examples}
     if False not in sides:
-        raise ScdpoError(f"There are no harmless pictures: {root} needs a folder '{SAFE}' beside the others.")
+        raise ScdpoError(f"There are no harmless images: {root} needs a folder '{SAFE}' beside the others.")
     if True not in sides:
-        raise ScdpoError(f"{root} holds only harmless pictures. Add a folder for each category of harm.")
+        raise ScdpoError(f"{root} holds only harmless images. Add a folder for each category of harm.")
     return examples
 
 
 def list_benign(folder: Path, notice: Notice = lambda note: None) -> list[CostExample]:
-    """All pictures below a folder of harmless ones.
+    """All images below a folder of harmless ones.
 
     Raises:
-        ScdpoError: the folder is missing or holds no picture.
+        ScdpoError: the folder is missing or holds no image.
     """
-    return [CostExample(path, False) for path, _ in _pictures(folder, notice)]
+    return [CostExample(path, False) for path, _ in _images(folder, notice)]
 
 
 def list_pairs(folder: Path, notice: Notice = lambda note: None) -> list[CostExample]:
-    """The pictures of a preference folder: `chosen/` is safe, `rejected/` unsafe but for `rejected/benign/`.
+    """The images of a preference folder: `chosen/` is safe, `rejected/` unsafe but for `rejected/benign/`.
 
     Files with the same stem below both are twins; one without a twin is used on its own. Prompts do not
     matter here.
 
     Raises:
-        ScdpoError: a folder is missing or holds no picture.
+        ScdpoError: a folder is missing or holds no image.
     """
     examples = []
     for side in ("chosen", "rejected"):
-        found = _pictures(folder / side, notice)
+        found = _images(folder / side, notice)
         for path, parts in _with_known(folder / side, found, (BENIGN,), notice):
             pair = "/".join((*parts[:-1], Path(parts[-1]).stem))
             category = parts[:1] if len(parts) > 1 else ()
@@ -141,9 +141,9 @@ def list_pairs(folder: Path, notice: Notice = lambda note: None) -> list[CostExa
 def check(
     examples: Sequence[CostExample], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> CheckedExamples:
-    """Open every picture once, merge copies, and find all problems at once.
+    """Open every image once, merge copies, and find all problems at once.
 
-    A picture that lies in several category folders shows all those categories.
+    An image that lies in several category folders shows all those categories.
 
     Args:
         examples: as listed.
@@ -160,7 +160,7 @@ def check(
             elif known is None:
                 found[seen] = replace(example, digest=seen)
             elif known.unsafe != example.unsafe:
-                what = f"the same picture, {known.path}, has the other label. Remove one of the two."
+                what = f"the same image, {known.path}, has the other label. Remove one of the two."
                 problems.append(Problem(example.path, what))
             else:
                 merged += 1
@@ -171,18 +171,18 @@ def check(
 
 
 def _look(example: CostExample) -> str | Problem:
-    """The hash of a picture that can be decoded whole, or what is wrong with it."""
+    """The hash of an image that can be decoded whole, or what is wrong with it."""
     try:
-        open_picture(example.path)
+        open_image(example.path)
         return sha256_of(example.path)
-    except PictureError as error:
+    except ImageError as error:
         return Problem(example.path, error.what)
     except OSError as error:
         return Problem(example.path, f"the file cannot be read ({error.strerror or error}).")
 
 
 def training_set_hash(examples: Iterable[CostExample]) -> str:
-    """One hash of all pictures and their labels, in whatever order and under whatever names."""
+    """One hash of all images and their labels, in whatever order and under whatever names."""
     lines = sorted(f"{e.digest} {int(e.unsafe)} {'|'.join(e.categories)}" for e in examples)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -210,10 +210,10 @@ def _with_known(root: Path, listed: _Listed, names: Sequence[str], notice: Notic
     return found
 
 
-def _pictures(folder: Path, notice: Notice) -> _Listed:
-    """Picture files below a folder with their path parts inside it, sorted."""
+def _images(folder: Path, notice: Notice) -> _Listed:
+    """Image files below a folder with their path parts inside it, sorted."""
     if not folder.is_dir():
-        raise ScdpoError(f"There is no folder {folder}. Make it and put the pictures there.")
+        raise ScdpoError(f"There is no folder {folder}. Make it and put the images there.")
     problems: list[Problem] = []
     found = [
         (path, path.relative_to(folder).parts)
@@ -229,5 +229,5 @@ def _pictures(folder: Path, notice: Notice) -> _Listed:
         notice(note)
     if not found:
         kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES))
-        raise ScdpoError(f"The folder {folder} holds no pictures ({kinds}). Put some there.")
+        raise ScdpoError(f"The folder {folder} holds no images ({kinds}). Put some there.")
     return found

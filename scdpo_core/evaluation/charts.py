@@ -60,8 +60,8 @@ def histogram(title: str, before: Sequence[float], after: Sequence[float], low: 
     """Costs before (above the line) and after (below it), on one scale; 0 is the boundary.
 
     Args:
-        title: what the pictures are.
-        before: costs of the base model's pictures.
+        title: what the images are.
+        before: costs of the base model's images.
         after: costs with the LoRA.
         low: left end of the scale; what lies beyond is counted in the outermost bar.
         high: right end.
@@ -184,7 +184,7 @@ def _binned(values: Sequence[float], low: float, high: float, bins: int) -> list
 def _histogram_words(before: Sequence[float], after: Sequence[float]) -> str:
     harmful_before, harmful_after = (sum(v > 0 for v in values) for values in (before, after))
     return (
-        f"Before tuning {harmful_before} of {len(before)} pictures cost more than 0, "
+        f"Before tuning {harmful_before} of {len(before)} images cost more than 0, "
         f"after it {harmful_after} of {len(after)}."
     )
 

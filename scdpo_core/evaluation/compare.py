@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ..families.base import LoadedModel
 
 AT_ONCE = 4
-"""Pictures drawn together."""
+"""Images drawn together."""
 
 
 def compare(
     job: CompareJob, folder: Path, device: torch.device, progress: Callable[[int, int], None]
 ) -> Comparison:
-    """Draw, score and write the pictures into samples/ below the folder.
+    """Draw, score and write the images into samples/ below the folder.
 
     The base is loaded as `load_for_drawing` does.
 
@@ -36,11 +36,11 @@ def compare(
         job: what to draw.
         folder: the run folder.
         device: where to draw.
-        progress: is told how many pictures of how many are drawn; may raise to end the work.
+        progress: is told how many images of how many are drawn; may raise to end the work.
 
     Raises:
         ScdpoError: the base, the LoRA or the cost model cannot be loaded, or they do not fit.
-        OSError: a picture cannot be written.
+        OSError: an image cannot be written.
     """
     # Late: they take seconds, and wrong settings should not wait for them.
     from ..families.source import model_name
@@ -59,13 +59,13 @@ def compare(
             drawn[weight] = _draw(model, job, lambda more, done=done: progress(done + more, total))  # type: ignore[misc]
     cells = []
     for row, prompt in enumerate(job.prompts):
-        pictures = [drawn[weight][row] for weight in job.weights]
-        for weight, picture, score in zip(job.weights, pictures, scorer.score(pictures), strict=True):
+        images = [drawn[weight][row] for weight in job.weights]
+        for weight, image, score in zip(job.weights, images, scorer.score(images), strict=True):
             if score.problem:
                 raise ScdpoError(score.problem)
             path = f"samples/{row:03d}-weight-{weight:g}.png"
             with atomic_path(folder / path) as temporary:
-                picture.save(temporary)
+                image.save(temporary)
             cells.append(
                 Cell(
                     prompt,
@@ -74,14 +74,14 @@ def compare(
                     path,
                     round(score.value, 4),
                     score.band,
-                    round(ssim(pictures[0], picture), 4),
+                    round(ssim(images[0], image), 4),
                 )
             )
     return Comparison(job.lora.stem, model_name(job.base), provenance(scorer), tuple(cells))
 
 
 def _draw(model: LoadedModel, job: CompareJob, progress: Callable[[int], None]) -> list[Image.Image]:
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for first in range(0, len(job.prompts), AT_ONCE):
         prompts = job.prompts[first : first + AT_ONCE]
         seeds = [job.seed + first + number for number in range(len(prompts))]
@@ -89,6 +89,6 @@ def _draw(model: LoadedModel, job: CompareJob, progress: Callable[[int], None]) 
         def heard(drawn: int, _: int, first: int = first) -> None:
             progress(first + drawn)
 
-        pictures += model.sample(prompts, seeds, job.steps, job.guidance, progress=heard)
-    progress(len(pictures))
-    return pictures
+        images += model.sample(prompts, seeds, job.steps, job.guidance, progress=heard)
+    progress(len(images))
+    return images

@@ -1,4 +1,4 @@
-"""The pictures of the report: every pair with its costs and verdicts, inlined and small."""
+"""The images of the report: every pair with its costs and verdicts, inlined and small."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from html import escape
 from PIL import Image, features
 
 from ..types import Band, CostScore
-from .judges import JudgedPicture, Shot
+from .judges import JudgedImage, Shot
 from .metrics import EvalGroup, Measure
 from .wording import count, percent, signed
 
 BUDGET = 2_200_000
-"""Characters that all pictures of a report may take together, so that it stays under 3 MB."""
+"""Characters that all images of a report may take together, so that it stays under 3 MB."""
 
 CRISP_UP_TO = 128
-"""Pictures of at most so many pixels a side are shown with hard pixels instead of a blur."""
+"""Images of at most so many pixels a side are shown with hard pixels instead of a blur."""
 
 _OPEN_AT_FIRST = 8
 _BAND_WORDS: Mapping[Band, str] = {"safe": "safe", "review": "review", "unsafe": "unsafe"}
@@ -27,7 +27,7 @@ _BAND_WORDS: Mapping[Band, str] = {"safe": "safe", "review": "review", "unsafe":
 
 @dataclass(frozen=True)
 class _Squeeze:
-    """One way to make pictures smaller: longest side, palette size (0: all colours), WebP quality."""
+    """One way to make images smaller: longest side, palette size (0: all colours), WebP quality."""
 
     side: int
     colours: int
@@ -50,17 +50,17 @@ edges that lossy WebP smears; photographs start at the third rung."""
 
 @dataclass(frozen=True)
 class InlinePair:
-    """A judged pair with both pictures as data URIs."""
+    """A judged pair with both images as data URIs."""
 
-    pair: JudgedPicture
+    pair: JudgedImage
     before: str
     after: str
 
 
-def inline(pictures: Sequence[JudgedPicture], budget: int = BUDGET) -> list[InlinePair]:
-    """Encode all pictures alike, as faithfully as `budget` characters allow."""
-    uris = encode([shot.picture for pair in pictures for shot in (pair.before, pair.after)], budget)
-    return [InlinePair(pair, *uris[2 * k : 2 * k + 2]) for k, pair in enumerate(pictures)]
+def inline(images: Sequence[JudgedImage], budget: int = BUDGET) -> list[InlinePair]:
+    """Encode all images alike, as faithfully as `budget` characters allow."""
+    uris = encode([shot.image for pair in images for shot in (pair.before, pair.after)], budget)
+    return [InlinePair(pair, *uris[2 * k : 2 * k + 2]) for k, pair in enumerate(images)]
 
 
 def encode(images: Sequence[Image.Image], budget: int = BUDGET) -> list[str]:
@@ -100,19 +100,19 @@ def strip(pairs: Sequence[InlinePair], harmful: Sequence[str], benign: Sequence[
 
 
 def group_section(group: EvalGroup, pairs: Sequence[InlinePair]) -> str:
-    """One group: what it is, its rates, its pictures."""
+    """One group: what it is, its rates, its images."""
     hits = "judged harmful" if group.measure == "harmful" else "with the subject that was asked for"
     first, rest = pairs[:_OPEN_AT_FIRST], pairs[_OPEN_AT_FIRST:]
     parts = [
         f'<section class="group" id="group-{escape(_slug(group.name))}"><h3>{escape(group.title)}</h3>',
         f"<p>{escape(group.description)} "
         f"<b>{percent(group.before.value)} &rarr; {percent(group.after.value)}</b> {hits}, "
-        f"{count(group.after.total, 'picture')} of {count(len(group.captions), 'caption')}.</p>",
+        f"{count(group.after.total, 'image')} of {count(len(group.captions), 'caption')}.</p>",
         _sheet(first, group.measure),
     ]
     if rest:
         parts.append(
-            f"<details><summary>{count(len(rest), 'more picture pair')}</summary>"
+            f"<details><summary>{count(len(rest), 'more image pair')}</summary>"
             f"{_sheet(rest, group.measure)}</details>"
         )
     return "".join(parts) + "</section>"
@@ -129,18 +129,18 @@ def _sheet(pairs: Sequence[InlinePair], measure: Measure) -> str:
             f"<figcaption>{escape(asked.caption)} <small>seed&nbsp;{asked.seed}</small></figcaption>"
             "</figure></li>"
         )
-    size = max((max(item.pair.before.picture.size) for item in pairs), default=0)
+    size = max((max(item.pair.before.image.size) for item in pairs), default=0)
     return f'<ul class="sheet{" large" if size > CRISP_UP_TO else ""}" role="list">{"".join(cells)}</ul>'
 
 
-def _image(uri: str, pair: JudgedPicture, when: str, brief: bool = False) -> str:
+def _image(uri: str, pair: JudgedImage, when: str, brief: bool = False) -> str:
     shot = pair.before if when == "before" else pair.after
-    width, height = shot.picture.size
+    width, height = shot.image.size
     classes = ("crisp" if max(width, height) <= CRISP_UP_TO else "smooth") + (
         " harmful" if shot.verdict.harmful else ""
     )
     seen = f"{when.capitalize()} tuning: {shot.verdict.label}"
-    # The sheet prints the caption under the picture; the strip does not, so there the alt text says it.
+    # The sheet prints the caption under the image; the strip does not, so there the alt text says it.
     alt = f'{seen}, for "{pair.asked.caption}"' if brief else seen
     return (
         f'<span class="frame {when}"><img class="{classes}" src="{uri}" width="{width}" height="{height}" '
@@ -177,8 +177,8 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
 
 
-def _data_uri(picture: Image.Image, squeeze: _Squeeze) -> str:
-    small = picture.convert("RGB")
+def _data_uri(image: Image.Image, squeeze: _Squeeze) -> str:
+    small = image.convert("RGB")
     if max(small.size) > squeeze.side:
         small.thumbnail((squeeze.side, squeeze.side), Image.Resampling.LANCZOS)
     if squeeze.colours:

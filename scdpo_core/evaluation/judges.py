@@ -16,7 +16,7 @@ from ..types import CostScore
 
 @dataclass(frozen=True)
 class Asked:
-    """One picture to be drawn twice, before and after tuning, from the same seed.
+    """One image to be drawn twice, before and after tuning, from the same seed.
 
     Attributes:
         caption: the prompt.
@@ -35,7 +35,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of one picture.
+    """What a judge says of one image.
 
     Attributes:
         label: what it sees, in words: 'kitchen knife', 'an empty background', 'none of these'.
@@ -52,23 +52,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Shot:
-    """One drawn picture with everything said of it.
+    """One drawn image with everything said of it.
 
     Attributes:
-        picture: RGB.
+        image: RGB.
         verdict: the judge's.
         cost: the cost model's; None when it was not scored.
         quality: any quality reward, higher is better; None when there is none.
     """
 
-    picture: Image.Image
+    image: Image.Image
     verdict: Verdict
     cost: CostScore | None = None
     quality: float | None = None
 
 
 @dataclass(frozen=True)
-class JudgedPicture:
+class JudgedImage:
     """The same caption and seed, before and after tuning."""
 
     asked: Asked
@@ -82,28 +82,28 @@ class JudgedPicture:
 
 
 Judge = Callable[[Sequence[Image.Image], Sequence[Asked]], Sequence[Verdict]]
-"""Says of each picture what it shows; may look at what was asked to decide `found`."""
+"""Says of each image what it shows; may look at what was asked to decide `found`."""
 CostOf = Callable[[Sequence[Image.Image]], Sequence[CostScore]]
 """A scorer's `score`."""
 QualityOf = Callable[[Sequence[Image.Image], Sequence[Asked]], Sequence[float]]
 """A quality reward."""
 
 
-def judge_pictures(
+def judge_images(
     asked: Sequence[Asked],
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],
     judge: Judge,
     cost: CostOf | None = None,
     quality: QualityOf | None = None,
-) -> list[JudgedPicture]:
-    """Put what was asked, both pictures and everything said of them together.
+) -> list[JudgedImage]:
+    """Put what was asked, both images and everything said of them together.
 
     Raises:
-        ValueError: the numbers of captions, pictures or verdicts differ.
+        ValueError: the numbers of captions, images or verdicts differ.
     """
     return [
-        JudgedPicture(*row)
+        JudgedImage(*row)
         for row in zip(
             asked,
             _shots(asked, before, judge, cost, quality),
@@ -115,15 +115,15 @@ def judge_pictures(
 
 def _shots(
     asked: Sequence[Asked],
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     judge: Judge,
     cost: CostOf | None,
     quality: QualityOf | None,
 ) -> list[Shot]:
-    if len(pictures) != len(asked):
-        raise ValueError(f"{len(asked)} pictures were asked for, {len(pictures)} were drawn.")
-    nothing = [None] * len(pictures)
-    verdicts = judge(pictures, asked)
-    costs = cost(pictures) if cost else nothing
-    qualities = quality(pictures, asked) if quality else nothing
-    return [Shot(*row) for row in zip(pictures, verdicts, costs, qualities, strict=True)]
+    if len(images) != len(asked):
+        raise ValueError(f"{len(asked)} images were asked for, {len(images)} were drawn.")
+    nothing = [None] * len(images)
+    verdicts = judge(images, asked)
+    costs = cost(images) if cost else nothing
+    qualities = quality(images, asked) if quality else nothing
+    return [Shot(*row) for row in zip(images, verdicts, costs, qualities, strict=True)]

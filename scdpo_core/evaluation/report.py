@@ -12,7 +12,7 @@ from string import Template
 from ..io.files import write_json, write_text
 from ..types import REVIEW_FROM, UNSAFE_FROM
 from .contact_sheet import InlinePair, group_section, inline, strip
-from .judges import JudgedPicture
+from .judges import JudgedImage
 from .metrics import measure_group
 from .report_sections import (
     MICRO,
@@ -31,28 +31,28 @@ from .wording import signed
 def write_report(
     path: Path,
     report: EvalReport,
-    pictures: Sequence[JudgedPicture],
+    images: Sequence[JudgedImage],
     curves: Sequence[Mapping[str, float]] = (),
     next_steps: Sequence[NextStep] | None = None,
     *,
     veil: bool = False,
 ) -> None:
-    """Write the report as one HTML file, atomically; under about 3 MB for 200 picture pairs.
+    """Write the report as one HTML file, atomically; under about 3 MB for 200 image pairs.
 
     Args:
         path: the .html file.
         report: what was found.
-        pictures: the judged pictures, in the order to show them; their groups are named as in
+        images: the judged images, in the order to show them; their groups are named as in
             `report.groups`, others are shown at the end.
         curves: one row per logged training step: 'step' and any of 'loss', 'implicit_accuracy',
             'winner_gap', 'loser_gap'.
         next_steps: advice; by default how to train on one's own model and where to put the LoRA.
-        veil: whether harmful pictures are blurred until the reader uncovers them.
+        veil: whether harmful images are blurred until the reader uncovers them.
 
     Raises:
         OSError: the file cannot be written.
     """
-    write_text(path, render_report(report, pictures, curves, next_steps, veil=veil))
+    write_text(path, render_report(report, images, curves, next_steps, veil=veil))
 
 
 def write_report_json(path: Path, report: EvalReport) -> None:
@@ -66,17 +66,17 @@ def write_report_json(path: Path, report: EvalReport) -> None:
 
 def render_report(
     report: EvalReport,
-    pictures: Sequence[JudgedPicture],
+    images: Sequence[JudgedImage],
     curves: Sequence[Mapping[str, float]] = (),
     next_steps: Sequence[NextStep] | None = None,
     *,
     veil: bool = False,
 ) -> str:
     """The HTML that `write_report` writes."""
-    inlined = inline(pictures)
+    inlined = inline(images)
     attacks = {group.name for group in report.attacks}
     # An attack draws captions of other groups once more, which are theirs and not the LoRA's alone.
-    unattacked = [pair for pair in pictures if pair.asked.group not in attacks]
+    unattacked = [pair for pair in images if pair.asked.group not in attacks]
     opening = [shown for shown in inlined if shown.pair.asked.group not in attacks]
     steps = default_next_steps(report) if next_steps is None else next_steps
     template = resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
@@ -90,7 +90,7 @@ def render_report(
         review_from=signed(REVIEW_FROM),
         unsafe_from=signed(UNSAFE_FROM),
         veil="checked" if veil else "",
-        pictures=_pictures(report, inlined),
+        images=_images(report, inlined),
         costs=cost_charts(report, unattacked),
         curves=curve_charts(curves),
         table=figures_table(report),
@@ -113,7 +113,7 @@ def default_next_steps(report: EvalReport) -> list[NextStep]:
     steps = [
         NextStep(
             "Collect pairs",
-            "Two folders, chosen and rejected, with equally named pictures, and beside each pair a .txt "
+            "Two folders, chosen and rejected, with equally named images, and beside each pair a .txt "
             "file with its prompt. Put in benign prompts too: they keep the rest of the model as it is.",
         ),
         NextStep(
@@ -152,9 +152,9 @@ def limits(report: EvalReport) -> list[str]:
         "Harmful is what the judge calls harmful. It errs too; its accuracy stands under What was trained.",
         "Before and after are drawn from the same captions and the same starting noise, so a difference "
         "comes from the LoRA, not from luck with the seed.",
-        "The intervals take every picture for independent. Seeds of one caption are not quite, and another "
+        "The intervals take every image for independent. Seeds of one caption are not quite, and another "
         "training seed would give another LoRA, so the true uncertainty is somewhat larger.",
-        "The cost on a picture comes from the cost model that training used. Read it as a hint; the "
+        "The cost on an image comes from the cost model that training used. Read it as a hint; the "
         "figures above rest on the judge instead.",
         "The attacks above are the cheap ones: no gradient, one minute. A determined attacker does better."
         if report.attacks
@@ -175,13 +175,13 @@ def limits(report: EvalReport) -> list[str]:
         )
     if report.ua_proxy is not None:
         texts.append(
-            "ua_proxy is our own definition, 2SQ/(S+Q) averaged over pictures; it does not compare with a "
+            "ua_proxy is our own definition, 2SQ/(S+Q) averaged over images; it does not compare with a "
             "published UAScore, whose formula is not public."
         )
     return [*texts, *report.notes]
 
 
-def _pictures(report: EvalReport, inlined: Sequence[InlinePair]) -> str:
+def _images(report: EvalReport, inlined: Sequence[InlinePair]) -> str:
     groups = list(report.groups)
     known = {group.name for group in groups}
     for name in dict.fromkeys(item.pair.asked.group for item in inlined):
@@ -193,4 +193,4 @@ def _pictures(report: EvalReport, inlined: Sequence[InlinePair]) -> str:
         shown = [item for item in inlined if item.pair.asked.group == group.name]
         if shown:
             sections.append(group_section(group, shown))
-    return "".join(sections) or "<p>No pictures were kept with this evaluation.</p>"
+    return "".join(sections) or "<p>No images were kept with this evaluation.</p>"

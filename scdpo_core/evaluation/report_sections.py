@@ -11,7 +11,7 @@ from ..reports.metrics import METRICS, TERM_METRICS
 from ..reports.wording import what_terms_did
 from .charts import Line, dumbbell, histogram, line_chart
 from .intervals import Mean, Rate
-from .judges import JudgedPicture
+from .judges import JudgedImage
 from .metrics import CHANGED_BELOW, EvalGroup
 from .results import EvalReport
 from .wording import ARROW, count, duration, finding, interval, percent, signed, status, target_words
@@ -72,12 +72,12 @@ def _status(group: EvalGroup) -> str:
     return f'<strong class="{"good" if word == "met" else "bad"}">{word}</strong>'
 
 
-def cost_charts(report: EvalReport, pictures: Sequence[JudgedPicture]) -> str:
+def cost_charts(report: EvalReport, images: Sequence[JudgedImage]) -> str:
     """Histograms of the costs under harmful and under benign captions, on one scale."""
     groups = (*report.groups, *report.headline)
     measures = {caption: group.measure for group in groups for caption in group.captions}
     sides: dict[str, tuple[list[float], list[float]]] = {"harmful": ([], []), "subject": ([], [])}
-    for pair in pictures:
+    for pair in images:
         before, after = pair.before.cost, pair.after.cost
         if before and after and math.isfinite(before.value) and math.isfinite(after.value):
             values = sides[measures.get(pair.asked.caption, "harmful")]
@@ -85,8 +85,8 @@ def cost_charts(report: EvalReport, pictures: Sequence[JudgedPicture]) -> str:
             values[1].append(after.value)
     every = sorted(value for both in sides.values() for values in both for value in values)
     if not every:
-        return "<p>The pictures were not scored, so there are no costs to show.</p>"
-    # One far-off picture must not squeeze all others into two bars.
+        return "<p>The images were not scored, so there are no costs to show.</p>"
+    # One far-off image must not squeeze all others into two bars.
     trim = len(every) // 100
     low = max(-12.0, min(-2.0, math.floor(every[trim])))
     high = min(12.0, max(2.0, math.ceil(every[len(every) - 1 - trim])))
@@ -95,7 +95,7 @@ def cost_charts(report: EvalReport, pictures: Sequence[JudgedPicture]) -> str:
         before_costs, after_costs = sides[measure]
         if before_costs:
             drawn = histogram(f"Costs, {title.lower()}", before_costs, after_costs, low, high)
-            named = f"{title}, {count(len(after_costs), 'picture')}"
+            named = f"{title}, {count(len(after_costs), 'image')}"
             charts.append(f"<figure><figcaption>{named}</figcaption>{drawn}</figure>")
     return f'{_legend("before, upwards", "after, downwards")}<div class="charts">{"".join(charts)}</div>'
 
@@ -130,7 +130,7 @@ def curve_charts(rows: Sequence[Mapping[str, float]]) -> str:
                 steps, values = [row["step"] for row in logged], [row[key] for row in logged]
                 lines.append(Line(label, style, steps, values))
         if lines:
-            legend = _legend("rejected pictures", "chosen pictures") if len(lines) > 1 else ""
+            legend = _legend("rejected images", "chosen images") if len(lines) > 1 else ""
             drawn = line_chart(title, lines, reference)
             figures.append(f"<figure><figcaption>{title}</figcaption>{drawn}{legend}</figure>")
     if not figures:
@@ -152,14 +152,12 @@ def _legend(before: str, after: str) -> str:
 
 def figures_table(report: EvalReport) -> str:
     """Every figure with its interval, its aim and whether its target is met."""
-    rows = [
-        _row(g.title, count(g.after.total, "picture"), g.before, g.after, g.aim, g) for g in report.groups
-    ]
+    rows = [_row(g.title, count(g.after.total, "image"), g.before, g.after, g.aim, g) for g in report.groups]
     if report.any_of_n is not None:
         n = report.any_of_n
         rows.append(
             _row(
-                f"Captions with a harmful picture in {n.seeds} seeds",
+                f"Captions with a harmful image in {n.seeds} seeds",
                 count(n.after.total, "caption"),
                 n.before,
                 n.after,
@@ -171,7 +169,7 @@ def figures_table(report: EvalReport) -> str:
         rows.append(
             _row(
                 "Asked background kept",
-                count(kept.after.total, "picture"),
+                count(kept.after.total, "image"),
                 kept.before,
                 kept.after,
                 "higher is better",
@@ -182,12 +180,12 @@ def figures_table(report: EvalReport) -> str:
         rows.append(_cells("ua_proxy", "safety and quality in one", before, after, "", "higher is better"))
     if report.preservation is not None:
         kept_as = report.preservation
-        rows.append(_mean_row("Benign pictures, SSIM to the base's", kept_as.similarity, "1 is identical"))
-        rows.append(_mean_row("Benign pictures, mean pixel difference", kept_as.difference, "0 is identical"))
+        rows.append(_mean_row("Benign images, SSIM to the base's", kept_as.similarity, "1 is identical"))
+        rows.append(_mean_row("Benign images, mean pixel difference", kept_as.difference, "0 is identical"))
         changed = kept_as.over_refusal
         rows.append(
             _cells(
-                "Benign pictures changed or lost (over-refusal)",
+                "Benign images changed or lost (over-refusal)",
                 f"SSIM below {CHANGED_BELOW:g}, or subject gone",
                 "",
                 _with_interval(changed),
@@ -217,7 +215,7 @@ def _row(title: str, of: str, before: Rate, after: Rate, aim: str, group: EvalGr
 def _mean_row(title: str, mean: Mean, aim: str) -> str:
     ends = mean.interval
     around = f" <small>({ends.low:.3f} to {ends.high:.3f})</small>" if math.isfinite(ends.low) else ""
-    return _cells(title, count(mean.n, "picture"), "", f"{mean.value:.3f}{around}", "", aim)
+    return _cells(title, count(mean.n, "image"), "", f"{mean.value:.3f}{around}", "", aim)
 
 
 def _with_interval(rate: Rate) -> str:
@@ -257,12 +255,12 @@ def trained(report: EvalReport) -> str:
         cost = report.cost_model
         facts.append(("Cost model", f"{cost.id} ({cost.hash})"))
         if cost.auc is not None:
-            facts.append(("Its AUC", f"{cost.auc:.4f}, on pictures that it never saw"))
+            facts.append(("Its AUC", f"{cost.auc:.4f}, on images that it never saw"))
         if cost.recall_at_zero is not None and cost.fpr_at_zero is not None:
             facts.append(
                 (
                     "Its flag at cost 0",
-                    f"finds {percent(cost.recall_at_zero)} of the harmful pictures, "
+                    f"finds {percent(cost.recall_at_zero)} of the harmful images, "
                     f"wrongly flags {percent(cost.fpr_at_zero)} of the benign ones",
                 )
             )

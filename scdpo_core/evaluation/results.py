@@ -45,14 +45,14 @@ class TrainFacts:
 
 @dataclass(frozen=True)
 class CostModelFacts:
-    """The cost model and how it did on pictures that its training never saw.
+    """The cost model and how it did on images that its training never saw.
 
     Attributes:
         id: of the scorer.
         hash: first 12 hexadecimal digits of the SHA-256 of its weights.
         auc: area under the ROC curve; None when not measured.
-        fpr_at_zero: share of benign pictures with a cost above 0; None when not measured.
-        recall_at_zero: share of harmful pictures with a cost above 0; None when not measured.
+        fpr_at_zero: share of benign images with a cost above 0; None when not measured.
+        recall_at_zero: share of harmful images with a cost above 0; None when not measured.
     """
 
     id: str
@@ -68,8 +68,8 @@ class JudgeFacts:
 
     Attributes:
         name: for people.
-        accuracy: on pictures whose content is known; None when not measured.
-        independent: whether it shares neither weights nor training pictures with the cost model.
+        accuracy: on images whose content is known; None when not measured.
+        independent: whether it shares neither weights nor training images with the cost model.
     """
 
     name: str
@@ -89,7 +89,7 @@ class EvalReport:
         benign: benign captions, measured by the subject found; None when not measured.
         groups: all groups in the order to show them; may repeat the three above or pool them.
         background: how often the asked background came out; None when captions ask for none.
-        preservation: same-seed likeness of benign pictures; None when not measured.
+        preservation: same-seed likeness of benign images; None when not measured.
         any_of_n: SSR-N over harmful captions; None when not measured.
         ua_proxy: before and after; None without a quality reward.
         train: what the training was; None when only a finished LoRA was evaluated.

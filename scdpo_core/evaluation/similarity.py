@@ -1,4 +1,4 @@
-"""How alike two pictures are, and whether the background is the one that was asked for."""
+"""How alike two images are, and whether the background is the one that was asked for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _WINDOW = 11
 _SIGMA = 1.5
 
 
-def pixels(picture: Image.Image) -> Tensor:
-    """A picture as float32 [3, H, W] in 0..1."""
-    array = np.array(picture.convert("RGB"), dtype=np.uint8)
+def pixels(image: Image.Image) -> Tensor:
+    """An image as float32 [3, H, W] in 0..1."""
+    array = np.array(image.convert("RGB"), dtype=np.uint8)
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
@@ -26,14 +26,14 @@ def pixel_difference(one: Image.Image, other: Image.Image) -> float:
     """Mean absolute difference of all channels, 0 (identical) to 1 (black against white).
 
     Raises:
-        ValueError: the pictures differ in size.
+        ValueError: the images differ in size.
     """
     _same_size(one, other)
     return float((pixels(one) - pixels(other)).abs().mean())
 
 
 def ssim(one: Image.Image, other: Image.Image) -> float:
-    """Structural similarity, mean over positions and colour channels: 1 for identical pictures.
+    """Structural similarity, mean over positions and colour channels: 1 for identical images.
 
     Wang, Bovik, Sheikh and Simoncelli 2004, "Image quality assessment: from error visibility to
     structural similarity", eq. 13 with their constants: an 11x11 Gaussian window of sigma 1.5,
@@ -41,11 +41,11 @@ def ssim(one: Image.Image, other: Image.Image) -> float:
     that turned from gray to blue at equal brightness has changed. No downscaling.
 
     Raises:
-        ValueError: the pictures differ in size or are smaller than the window.
+        ValueError: the images differ in size or are smaller than the window.
     """
     _same_size(one, other)
     if min(one.size) < _WINDOW:
-        raise ValueError(f"SSIM needs pictures of at least {_WINDOW} pixels a side, not {one.size}.")
+        raise ValueError(f"SSIM needs images of at least {_WINDOW} pixels a side, not {one.size}.")
     x, y = pixels(one)[:, None], pixels(other)[:, None]
     stacked = torch.cat([x, y, x * x, y * y, x * y])
     means = functional.conv2d(stacked, _window())
@@ -67,12 +67,12 @@ def _window() -> Tensor:
 
 def _same_size(one: Image.Image, other: Image.Image) -> None:
     if one.size != other.size:
-        raise ValueError(f"Pictures of {one.size} and {other.size} pixels cannot be compared.")
+        raise ValueError(f"Images of {one.size} and {other.size} pixels cannot be compared.")
 
 
-def border_colour(picture: Image.Image, width: int = 4) -> Colour:
+def border_colour(image: Image.Image, width: int = 4) -> Colour:
     """Median colour, channel by channel, of a frame of `width` pixels along the edges."""
-    array = np.array(picture.convert("RGB"), dtype=np.uint8)
+    array = np.array(image.convert("RGB"), dtype=np.uint8)
     frame = np.ones(array.shape[:2], dtype=bool)
     frame[width:-width, width:-width] = False
     red, green, blue = np.median(array[frame], axis=0)

@@ -76,7 +76,7 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """'1 caption', '2 captions', '12,000 pictures'."""
+    """'1 caption', '2 captions', '12,000 images'."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
@@ -109,7 +109,7 @@ def _target_remarks(report: EvalReport) -> list[Remark]:
     for group in targets:
         assert group.target is not None
         if status(group) == "unmeasured":
-            remarks.append(Remark("Not measured", f"{group.title}: no picture was drawn.", False))
+            remarks.append(Remark("Not measured", f"{group.title}: no image was drawn.", False))
         elif status(group) == "missed":
             remarks.append(
                 Remark(
@@ -132,7 +132,7 @@ def _doubts(report: EvalReport) -> list[Remark]:
         remarks.append(
             Remark(
                 "Not certain",
-                f"{'; '.join(unsure)}: so few pictures that the 95{NARROW}% interval still reaches "
+                f"{'; '.join(unsure)}: so few images that the 95{NARROW}% interval still reaches "
                 "past the target.",
             )
         )
@@ -140,7 +140,7 @@ def _doubts(report: EvalReport) -> list[Remark]:
         remarks.append(
             Remark(
                 "Little to remove",
-                "The base model itself draws what these captions ask for in less than half of the pictures, "
+                "The base model itself draws what these captions ask for in less than half of the images, "
                 "so a low rate after tuning says little.",
             )
         )
@@ -148,7 +148,7 @@ def _doubts(report: EvalReport) -> list[Remark]:
         remarks.append(
             Remark(
                 "Not independent",
-                "The judge shares weights or pictures with the cost model that training used, so these "
+                "The judge shares weights or images with the cost model that training used, so these "
                 "figures flatter.",
                 False,
             )
@@ -161,15 +161,15 @@ def _harm(group: EvalGroup) -> str:
     if not group.before.total or not group.after.total:
         return "No harmful caption was drawn, so nothing can be said about safety"
     if group.after.value == group.before.value:
-        return f"Harmful pictures stayed at {after}, exactly as before"
+        return f"Harmful images stayed at {after}, exactly as before"
     if group.after.value > group.before.value:
-        return f"Tuning made it worse: harmful pictures rose from {before} to {after}"
+        return f"Tuning made it worse: harmful images rose from {before} to {after}"
     if group.after.interval().high >= group.before.interval().low:
-        return f"Harmful pictures went from {before} to {after}, a difference that chance alone could make"
+        return f"Harmful images went from {before} to {after}, a difference that chance alone could make"
     if status(group) == "missed" and group.target is not None:
         wanted = percent(group.target.bound(group.before))
-        return f"Harmful pictures fell from {before} to {after}, short of the target of {wanted}"
-    return f"Harmful pictures fell from {before} to {after}"
+        return f"Harmful images fell from {before} to {after}, short of the target of {wanted}"
+    return f"Harmful images fell from {before} to {after}"
 
 
 def _benign(group: EvalGroup) -> str:
@@ -177,10 +177,10 @@ def _benign(group: EvalGroup) -> str:
         return "."
     before, after = percent(group.before.value), percent(group.after.value)
     if status(group) == "missed":
-        return f", but fewer benign pictures still show what was asked for: {after}, before {before}."
+        return f", but fewer benign images still show what was asked for: {after}, before {before}."
     if before == after:
-        return f", and benign pictures show what was asked for as often as before: {after}."
-    return f", and benign pictures still show what was asked for: {before} before, {after} now."
+        return f", and benign images show what was asked for as often as before: {after}."
+    return f", and benign images still show what was asked for: {before} before, {after} now."
 
 
 def _short(value: float) -> str:

@@ -30,7 +30,7 @@ class LoadOptions:
 
     Attributes:
         prediction: what the network predicts; only diffusion models leave a choice.
-        zero_snr: whether the noise schedule ends in noise without any picture left.
+        zero_snr: whether the noise schedule ends in noise without any image left.
         vae: file or folder of a VAE that replaces the model's own.
         text_encoders: folder with the text encoders that the base lacks: subfolders as diffusers has them, or
             clip_l, clip_g and t5xxl .safetensors files with a T5 tokenizer beside them.
@@ -39,7 +39,7 @@ class LoadOptions:
         guidance: that FLUX.1 dev's guidance embedding is told while training, policy and reference alike.
         configs: folder of component configurations for a single file; None are those that ship with us.
         quantize: format of the denoiser's frozen matrices.
-        vae_tiling: whether pictures go through the VAE one at a time and, where they are large, in tiles.
+        vae_tiling: whether images go through the VAE one at a time and, where they are large, in tiles.
         denoiser_spread: whether the denoiser will be spread over several GPUs; it waits in main memory.
     """
 
@@ -71,7 +71,7 @@ class LoadedModel(Protocol):
         denoiser: the network that a LoRA is attached to; frozen.
         dtype: of the denoiser's weights.
         device: where the denoiser is and where tensors are expected.
-        encoder_id: changes whenever prompts or pictures would be encoded differently.
+        encoder_id: changes whenever prompts or images would be encoded differently.
         vae_scale: pixels per latent cell, along either axis.
         default_size: the size it was made for.
         timesteps: that it knows.
@@ -95,7 +95,7 @@ class LoadedModel(Protocol):
         ...
 
     def latent_shape(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of a picture of that size, `default_size` if None.
+        """(C, h, w) of the latents of an image of that size, `default_size` if None.
 
         Raises:
             ScdpoError: the size does not fit this model; says what does.
@@ -142,10 +142,10 @@ class LoadedModel(Protocol):
         """The text encoders that stay in memory, without T5; none before `train_texts`."""
         ...
 
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Scaled latents [N, C, h, w] in float32 on `device`, of pictures [N, 3, H, W] in -1..1.
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Scaled latents [N, C, h, w] in float32 on `device`, of images [N, 3, H, W] in -1..1.
 
-        It is the mean of the encoder's distribution, so the same picture gives the same latents.
+        It is the mean of the encoder's distribution, so the same image gives the same latents.
         """
         ...
 
@@ -217,10 +217,10 @@ class LoadedModel(Protocol):
         progress: Heard | None = None,
         start: Start | None = None,
     ) -> list[Image.Image]:
-        """One picture for each prompt, from noise that its own seed alone decides.
+        """One image for each prompt, from noise that its own seed alone decides.
 
         Loads the encoders again if they were released. `progress` is told before every step of the denoiser
-        how many pictures of how many are drawn, and may raise to end the work. With `start` each prompt has
+        how many images of how many are drawn, and may raise to end the work. With `start` each prompt has
         an image that drawing begins from, under that noise; with a mask in it only that part is drawn anew.
 
         Raises:

@@ -40,7 +40,7 @@ from .weight_formats import check_folder, check_stored, factor_of, is_nan, is_we
 
 @dataclass(frozen=True)
 class Encoders:
-    """What turns prompts and pictures into tensors.
+    """What turns prompts and images into tensors.
 
     Attributes:
         texts: one for each part of the layout; None for an optional one that is not there.

@@ -47,7 +47,7 @@ class FlowModel(LatentModel):
         return latents
 
     def _times(self, latents: Tensor, steps: int) -> dict[str, Any]:
-        """Larger pictures stay noisy longer, if the schedule says so (Esser et al. 2024, section 5.3.2)."""
+        """Larger images stay noisy longer, if the schedule says so (Esser et al. 2024, section 5.3.2)."""
         own = self._schedule
         if not own.get("use_dynamic_shifting", False):
             return {}

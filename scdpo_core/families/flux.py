@@ -73,7 +73,7 @@ class FluxModel(FlowModel):
     def _scheduler(self, reader: Reader) -> dict[str, Any]:
         settings = super()._scheduler(reader)
         if reader.header is not None and not any("guidance_in." in name for name in reader.header.shapes):
-            # Schnell takes its few steps at even distances, however large the picture is.
+            # Schnell takes its few steps at even distances, however large the image is.
             settings |= {"use_dynamic_shifting": False, "shift": 1.0}
         return settings
 

@@ -100,7 +100,7 @@ class LatentModel(PromptModel, ResidualModel):
 
     @abstractmethod
     def _denoise(self, noise: Tensor, predict: Predict, steps: int, start: Start | None) -> Tensor:
-        """Scaled latents of pictures, from noise, or from `start`, whose images are latents."""
+        """Scaled latents of images, from noise, or from `start`, whose images are latents."""
 
     def _check_channels(self) -> None:
         takes = int(self.denoiser.config.in_channels)  # type: ignore[union-attr,arg-type]
@@ -125,15 +125,15 @@ class LatentModel(PromptModel, ResidualModel):
         width, height = size or self.default_size
         step = self.vae_scale * self._cells()
         if width % step or height % step or min(width, height) < step:
-            raise ScdpoError(f"Pictures of {width}x{height} do not fit this model: use multiples of {step}.")
+            raise ScdpoError(f"Images of {width}x{height} do not fit this model: use multiples of {step}.")
         return self._channels, height // self.vae_scale, width // self.vae_scale
 
     @torch.no_grad()
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """See `LoadedModel.encode_pictures`."""
+    def encode_images(self, images: Tensor) -> Tensor:
+        """See `LoadedModel.encode_images`."""
 
         def encode(vae: Any) -> Tensor:
-            parts = pictures.split(at_once(pictures.shape[3], pictures.shape[2]))
+            parts = images.split(at_once(images.shape[3], images.shape[2]))
             return torch.cat(
                 [vae.encode(part.to(self.device, torch.float32)).latent_dist.mean for part in parts]
             )
@@ -157,19 +157,19 @@ class LatentModel(PromptModel, ResidualModel):
         """See `LoadedModel.sample`. Without added noise, whatever scheduler the model came with."""
         shape = self.latent_shape(size)
         groups = in_groups(len(prompts), at_once(shape[2] * self.vae_scale, shape[1] * self.vae_scale))
-        # All words, then all latents, then all pictures: on a small GPU each has its turn once.
+        # All words, then all latents, then all images: on a small GPU each has its turn once.
         told = [self._guided(list(prompts[some]), guidance) for some in groups]
         if progress is not None:
             told = [
                 followed(predict, progress, some.start, some.stop - some.start, len(prompts), steps)
                 for some, predict in zip(groups, told, strict=True)
             ]
-        starts = [start and start.encoded(some, self.encode_pictures, shape) for some in groups]
+        starts = [start and start.encoded(some, self.encode_images, shape) for some in groups]
         latents = [
             self._places.work(DENOISER, partial(self._drawn, shape, seeds[some], predict, steps, begun))
             for some, predict, begun in zip(groups, told, starts, strict=True)
         ]
-        return [picture for part in latents for picture in self._with_vae(partial(self._decode, part))]
+        return [image for part in latents for image in self._with_vae(partial(self._decode, part))]
 
     def _drawn(
         self, shape: tuple[int, ...], seeds: Sequence[int], predict: Predict, steps: int, start: Start | None
@@ -196,7 +196,7 @@ class LatentModel(PromptModel, ResidualModel):
     def _decode(self, latents: Tensor, vae: Any) -> list[Image.Image]:
         pixels = vae.decode(latents / self._scale + self._shift).sample
         colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return [Image.fromarray(picture) for picture in colours.permute(0, 2, 3, 1).cpu().numpy()]
+        return [Image.fromarray(image) for image in colours.permute(0, 2, 3, 1).cpu().numpy()]
 
     def denoiser_id(self) -> str:
         """See `LoadedModel.denoiser_id`."""

@@ -13,7 +13,7 @@ from ..devices import free_memory, is_out_of_memory
 DENOISER, TEXTS, LIVE, VAE = "denoiser", "texts", "live texts", "vae"
 _HOME = torch.device("cpu")
 _WORK = 3 * 2**30
-"""Bytes that a part is given to work with: what a VAE needs for pictures of 1024 pixels, and a little. Where
+"""Bytes that a part is given to work with: what a VAE needs for images of 1024 pixels, and a little. Where
 they do not suffice, the others leave after all."""
 
 Result = TypeVar("Result")

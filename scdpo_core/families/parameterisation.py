@@ -138,7 +138,7 @@ class Flow:
         return (1 - level) * latents + level * noise
 
     def target(self, latents: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """The direction from the picture to the noise."""
+        """The direction from the image to the noise."""
         return noise - latents
 
     def exact_weight(self, level: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def error_weight(own: Parameterisation, level: Tensor, weighting: Weighting) -> 
     """Factor of the squared error of the answer at these levels, in their shape.
 
     Min-SNR (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy") weights the
-    error of the picture that the answer implies by min(SNR, gamma). That error is the noise's divided by
+    error of the image that the answer implies by min(SNR, gamma). That error is the noise's divided by
     SNR, whatever the network predicts, so the weight is min(1, gamma / SNR) times `exact_weight`: for the
     noise min(SNR, gamma) / SNR, for v min(SNR, gamma) / (SNR + 1), both as in the paper's code.
     """

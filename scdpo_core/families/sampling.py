@@ -11,10 +11,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Noisy latents [N, C, h, w] and timesteps [N] in, the network's answer out, guidance included."""
 Heard = Callable[[int, int], None]
-"""Is told how many pictures of how many are drawn; may raise to end the work."""
+"""Is told how many images of how many are drawn; may raise to end the work."""
 
 AT_ONCE = 32
-"""Pictures, and prompts, that are computed together at most."""
+"""Images, and prompts, that are computed together at most."""
 _PIXELS_AT_ONCE = 2 * 512 * 512
 
 
@@ -116,9 +116,9 @@ def followed(predict: Predict, heard: Heard, earlier: int, own: int, total: int,
     Args:
         predict: asked once for each of `steps`.
         heard: gets the word.
-        earlier: pictures that were drawn before these.
-        own: pictures that are drawn together here.
-        total: pictures in all.
+        earlier: images that were drawn before these.
+        own: images that are drawn together here.
+        total: images in all.
         steps: denoising steps.
     """
     asked = 0
@@ -139,5 +139,5 @@ def in_groups(count: int, most: int) -> Sequence[slice]:
 
 
 def at_once(width: int, height: int) -> int:
-    """How many pictures of that size to put through the VAE together, so that 8 GB of memory suffice."""
+    """How many images of that size to put through the VAE together, so that 8 GB of memory suffice."""
     return max(1, min(AT_ONCE, _PIXELS_AT_ONCE // (width * height)))

@@ -83,7 +83,7 @@ class SD3Model(FlowModel):
     """
 
     family = "sd3"
-    # Words and picture attend to each other together, so that what comes twice counts twice.
+    # Words and image attend to each other together, so that what comes twice counts twice.
     repeats_chunks = False
 
     def _text_tokens(self, index: int) -> int:
@@ -105,7 +105,7 @@ class SD3Model(FlowModel):
         shape = super().latent_shape(size)
         most = int(self.denoiser.config.pos_embed_max_size) * self._cells()  # type: ignore[union-attr,arg-type]
         if max(shape[1:]) > most:
-            raise ScdpoError(f"This model knows no pictures beyond {most * self.vae_scale} pixels a side.")
+            raise ScdpoError(f"This model knows no images beyond {most * self.vae_scale} pixels a side.")
         return shape
 
     def _encode(

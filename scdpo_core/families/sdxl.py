@@ -69,7 +69,7 @@ class SDXLModel(UNetModel):
         if sizes is None:
             height, width = (cells * self.vae_scale for cells in noisy.shape[2:])
             sizes = uncropped(height, width, noisy.device).expand(len(noisy), -1)
-        # Not in 16 bits, which know no odd numbers as large as a picture.
+        # Not in 16 bits, which know no odd numbers as large as an image.
         return {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.float()}
 
 

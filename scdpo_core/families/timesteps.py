@@ -1,6 +1,6 @@
 """The timesteps of a noise schedule, and how they are drawn for training.
 
-Both kinds count from 0 (the picture) to `count` (noise), so that whoever needs a share of the schedule
+Both kinds count from 0 (the image) to `count` (noise), so that whoever needs a share of the schedule
 divides by `count`. A diffusion schedule has whole steps, int64; a flow knows every time in between, float32.
 """
 

@@ -43,7 +43,7 @@ class UNetModel(LatentModel):
                     "a model of the noise cannot have a schedule that ends in pure noise: there it would "
                     "have nothing to learn. Set prediction to 'v_prediction' or zero_snr to 'off'"
                 )
-            # Drawing has to begin at the very end, where there is no picture left.
+            # Drawing has to begin at the very end, where there is no image left.
             settings |= {"timestep_spacing": "trailing"}
         # Latents have no range to be clipped to; the schedulers' default is made for pixels.
         settings |= {"clip_sample": False, "thresholding": False}
@@ -113,5 +113,5 @@ class UNetModel(LatentModel):
 
 @lru_cache(maxsize=64)
 def uncropped(height: int, width: int, device: torch.device) -> Tensor:
-    """[1, 6] sizes of an uncropped picture, see `Conditioning.sizes`; kept, so that a step copies nothing."""
+    """[1, 6] sizes of an uncropped image, see `Conditioning.sizes`; kept, so that a step copies nothing."""
     return sent(torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32), device)

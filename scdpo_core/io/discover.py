@@ -1,4 +1,4 @@
-"""Finding the pictures: recursive, in a fixed order, each real file once, no loop without an end."""
+"""Finding the images: recursive, in a fixed order, each real file once, no loop without an end."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Found:
     notes: Sequence[Problem] = ()
 
 
-def find_pictures(places: Sequence[Path], skip: Sequence[Path] = ()) -> Found:
-    """List the pictures in folders and among files.
+def find_images(places: Sequence[Path], skip: Sequence[Path] = ()) -> Found:
+    """List the images in folders and among files.
 
-    In folders, files with a picture's ending are taken, hidden ones (leading dot) left out; symbolic links
+    In folders, files with an image's ending are taken, hidden ones (leading dot) left out; symbolic links
     are followed. A file that is named itself is taken whatever its name.
 
     Args:
         places: folders and files.
-        skip: folders that are not looked into, such as the one that flagged pictures are moved to.
+        skip: folders that are not looked into, such as the one that flagged images are moved to.
     """
     problems: list[Problem] = []
     notes: list[Problem] = []

@@ -91,7 +91,7 @@ def _jpeg(file: bytes, note: bytes) -> bytes:
 
 
 def _jpeg_segments(file: bytes) -> Iterator[tuple[int, int, int]]:
-    """Markers, starts and ends of the segments before the picture itself."""
+    """Markers, starts and ends of the segments before the image itself."""
     at = 2
     while at + 4 <= len(file):
         if file[at] != 0xFF:
@@ -126,7 +126,7 @@ def _webp(file: bytes, note: bytes) -> bytes:
     else:
         header, rest = _extended_header(*chunks[0]), chunks
     kept = [(name, body) for name, body in rest if name != b"EXIF"]
-    # EXIF stands behind the picture and before XMP.
+    # EXIF stands behind the image and before XMP.
     place = next((k for k, (name, _) in enumerate(kept) if name == b"XMP "), len(kept))
     written = [(b"VP8X", header), *kept[:place], (b"EXIF", exif), *kept[place:]]
     body = b"WEBP" + b"".join(
@@ -146,7 +146,7 @@ def _riff_chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _extended_header(name: bytes, body: bytes) -> bytes:
-    """The VP8X chunk that a plain WebP lacks; says the picture's size, and that there is EXIF."""
+    """The VP8X chunk that a plain WebP lacks; says the image's size, and that there is EXIF."""
     if len(body) < 10:
         raise ContainerError("the WebP is damaged")
     if name == b"VP8L":

@@ -1,4 +1,4 @@
-"""Opening any picture that Pillow reads, frame by frame, within bounds of time and memory."""
+"""Opening any image that Pillow reads, frame by frame, within bounds of time and memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image, UnidentifiedImageError
 from ..scoring.alpha_views import views
 from .decode_budget import BUDGET
 from .image_types import describe
-from .images import PictureError, orientation, upright
+from .images import ImageError, orientation, upright
 from .png import decodable
 
 MAX_PIXELS = 150_000_000
-"""Most pixels of a picture that is opened; a 30,000 x 5,000 panorama is."""
+"""Most pixels of an image that is opened; a 30,000 x 5,000 panorama is."""
 MAX_FRAMES = 64
 """Most frames of an animation that are looked at."""
 MAX_ANIMATION_PIXELS = 2_000_000_000
@@ -33,9 +33,9 @@ _BRANDS = {b"heic": "HEIF", b"heix": "HEIF", b"mif1": "HEIF", b"avif": "AVIF", b
 
 
 def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple[int, Image.Image]]:
-    """Decode a picture, or every n-th frame of an animation, as upright RGB of 8 bits a channel.
+    """Decode an image, or every n-th frame of an animation, as upright RGB of 8 bits a channel.
 
-    As long as a picture is looked at it counts in `budget.BUDGET`, so that memory stays bounded in whatever
+    As long as an image is looked at it counts in `budget.BUDGET`, so that memory stays bounded in whatever
     threads. Frames come one by one; keep none of them.
 
     Args:
@@ -48,32 +48,30 @@ def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple
         white and then in the other ways of `views`.
 
     Raises:
-        PictureError: empty, not a picture, damaged or cut off, too large, or an animation too long.
+        ImageError: empty, not an image, damaged or cut off, too large, or an animation too long.
     """
     head = stream.read(512)
     if not head:
-        raise PictureError(path, "the file is empty (0 bytes). Save or copy the picture again.")
+        raise ImageError(path, "the file is empty (0 bytes). Save or copy the image again.")
     try:
         with Image.open(decodable(stream), formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise PictureError(path, _too_large(image.width, image.height))
+                raise ImageError(path, _too_large(image.width, image.height))
             with BUDGET.take(BUDGET.for_image(*image.size)):
                 yield from _frames(path, image, every)
-    except PictureError:
+    except ImageError:
         raise
     except MemoryError as error:
-        raise PictureError(
-            path, "there is not enough memory to open the picture. Make it smaller."
-        ) from error
+        raise ImageError(path, "there is not enough memory to open the image. Make it smaller.") from error
     except Image.DecompressionBombError as error:
-        raise PictureError(path, f"the picture is too large to be opened safely ({error}).") from error
+        raise ImageError(path, f"the image is too large to be opened safely ({error}).") from error
     except UnidentifiedImageError as error:
-        raise PictureError(path, _unread(head) or describe(head)) from error
+        raise ImageError(path, _unread(head) or describe(head)) from error
     # Pillow's decoders raise nearly any kind of exception on malformed files.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise PictureError(
-            path, f"the picture is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
+        raise ImageError(
+            path, f"the image is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
         ) from error
 
 
@@ -86,14 +84,12 @@ def _frames(path: Path, image: Image.Image, every: int) -> Iterator[tuple[int, I
     for number in range(every, every * MAX_FRAMES, every):
         # Pillow needs the square of their number to count a TIFF's pages, and to look for one.
         if number > _MAX_PAGES and image.format == "TIFF":
-            raise PictureError(path, "the file has too many pages to be looked at whole. Score its first.")
+            raise ImageError(path, "the file has too many pages to be looked at whole. Score its first.")
         if image.format != "TIFF" and number >= getattr(image, "n_frames", 1):
             return
         # Most formats decode all frames on the way to the wanted one.
         if number * pixels > MAX_ANIMATION_PIXELS:
-            raise PictureError(
-                path, "the animation is too long to be looked at whole. Score its first frame."
-            )
+            raise ImageError(path, "the animation is too long to be looked at whole. Score its first frame.")
         try:
             image.seek(number)
         except EOFError:
@@ -102,7 +98,7 @@ def _frames(path: Path, image: Image.Image, every: int) -> Iterator[tuple[int, I
             raise
         # Pages of a TIFF have sizes of their own.
         if image.width * image.height > MAX_PIXELS:
-            raise PictureError(path, _too_large(image.width, image.height))
+            raise ImageError(path, _too_large(image.width, image.height))
         image.load()
         yield from _finished(number, image)
 
@@ -120,21 +116,21 @@ def _unread(head: bytes) -> str:
     if kind is None:
         return ""
     if kind in formats():
-        return "the picture is damaged or cut off. Save or copy it again."
+        return "the image is damaged or cut off. Save or copy it again."
     name, package = {"HEIF": ("HEIC", "pi-heif"), "AVIF": ("AVIF", "pillow-avif-plugin")}[kind]
     return f"this is {name}, which needs the package '{package}'. Or save it as JPEG."
 
 
 def _too_large(width: int, height: int) -> str:
     return (
-        f"the picture is {width} x {height} pixels; up to {MAX_PIXELS // 1_000_000} megapixels can be "
+        f"the image is {width} x {height} pixels; up to {MAX_PIXELS // 1_000_000} megapixels can be "
         "scored. Make it smaller."
     )
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The kinds of picture that are read, HEIC and AVIF among them where a plug-in for them is installed."""
+    """The kinds of image that are read, HEIC and AVIF among them where a plug-in for them is installed."""
     Image.init()
     for plugin in _HEIC_PLUGINS:
         if importlib.util.find_spec(plugin) is not None:

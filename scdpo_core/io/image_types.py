@@ -11,7 +11,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
     }
 )
-"""File endings of the kinds that `pictures.open_picture` reads, lower case."""
+"""File endings of the kinds that `images.open_image` reads, lower case."""
 FOREIGN_SUFFIXES = frozenset(
     {".heic", ".heif", ".jxl", ".jp2", ".svg", ".svgz", ".psd", ".xcf", ".kra", ".tga", ".exr", ".hdr"}
 )
@@ -48,20 +48,20 @@ def starts_as_image(path: Path) -> bool:
 def describe(head: bytes) -> str:
     """What a file is that no decoder recognises, from its first bytes."""
     if head.startswith(_STARTS):
-        return "the picture is damaged or cut off. Save or copy it again."
+        return "the image is damaged or cut off. Save or copy it again."
     try:
         # Incremental, since the last bytes may be half a character.
         text = getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         text = ""
     text = text.lstrip("\ufeff \t\r\n").lower()
-    again = "Put the picture itself in its place."
+    again = "Put the image itself in its place."
     if text.startswith("version https://git-lfs"):
-        return "this is a Git LFS pointer, not the picture. Run 'git lfs pull' in that repository."
+        return "this is a Git LFS pointer, not the image. Run 'git lfs pull' in that repository."
     if text.startswith(("<!doctype html", "<html")):
-        return f"this is a web page, not a picture; the download went wrong. {again}"
+        return f"this is a web page, not an image; the download went wrong. {again}"
     if "<svg" in text:
         return "this is an SVG drawing. Export it as PNG."
     if text and all(letter.isprintable() or letter.isspace() for letter in text):
-        return f"this is a text file, not a picture. {again}"
-    return "this is not a kind of picture that can be read. Save it as PNG, JPEG or WebP."
+        return f"this is a text file, not an image. {again}"
+    return "this is not a kind of image that can be read. Save it as PNG, JPEG or WebP."

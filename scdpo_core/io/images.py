@@ -1,4 +1,4 @@
-"""Opening pictures safely: what an artist's folder holds becomes upright RGB, or a sentence why not."""
+"""Opening images safely: what an artist's folder holds becomes upright RGB, or a sentence why not."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .png import decodable
 Value = TypeVar("Value")
 
 MAX_SIDE = 16384
-"""Longest side of a picture that is opened, pixels."""
+"""Longest side of an image that is opened, pixels."""
 MAX_PIXELS = 100_000_000
-"""Most pixels of a picture that is opened."""
+"""Most pixels of an image that is opened."""
 MANY = 1000
 """Pages of a file from which on they are no longer counted."""
 
 # Pillow knows dozens more; some of those start other programs (EPS) or are seldom tested against bad files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
-_OPAQUE = 254  # Forge hides a text in the lowest bit of an opaque picture's alpha
+_OPAQUE = 254  # Forge hides a text in the lowest bit of an opaque image's alpha
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,15 +45,15 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _LIMIT = (
-    f"Pictures of up to {MAX_SIDE} pixels a side and {MAX_PIXELS // 1_000_000} megapixels can be read; "
+    f"Images of up to {MAX_SIDE} pixels a side and {MAX_PIXELS // 1_000_000} megapixels can be read; "
     "make it smaller, training uses far fewer pixels anyway."
 )
 _DEEP = "its values lie outside the range of the format; save it as an 8-bit PNG"
 _STRIP = 256  # rows
 
 
-class PictureError(ScdpoError):
-    """A picture that cannot be opened.
+class ImageError(ScdpoError):
+    """An image that cannot be opened.
 
     Attributes:
         path: its file.
@@ -71,12 +71,12 @@ class PictureError(ScdpoError):
 
 @dataclass(frozen=True)
 class Look:
-    """What is worth knowing of a sound picture without keeping it.
+    """What is worth knowing of a sound image without keeping it.
 
     Attributes:
         size: (width, height) in pixels, upright.
-        digest: equal for pictures that look the same, whatever files hold them.
-        frames: how many pictures the file holds, as animations do; the first is the one.
+        digest: equal for images that look the same, whatever files hold them.
+        frames: how many images the file holds, as animations do; the first is the one.
     """
 
     size: tuple[int, int]
@@ -84,28 +84,28 @@ class Look:
     frames: int = field(default=1, compare=False)
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Open a picture as RGB of 8 bits a channel, fully decoded and detached from its file.
+def open_image(path: Path) -> Image.Image:
+    """Open an image as RGB of 8 bits a channel, fully decoded and detached from its file.
 
     It is turned upright by its EXIF orientation; of an animation the first frame is taken; what is
-    transparent becomes white; 16-bit grey is scaled to 8 bits. What kind of picture it is the content
+    transparent becomes white; 16-bit grey is scaled to 8 bits. What kind of image it is the content
     decides, not the file's ending.
 
     Raises:
-        PictureError: no such file, not readable, empty, not a picture, damaged or cut off, or longer than
+        ImageError: no such file, not readable, empty, not an image, damaged or cut off, or longer than
             `MAX_SIDE` or of more than `MAX_PIXELS` (refused before anything is decoded).
     """
-    return read_picture(path, lambda picture: picture)
+    return read_image(path, lambda image: image)
 
 
-def read_picture(path: Path, use: Callable[[Image.Image], Value]) -> Value:
-    """Open a picture as `open_picture` does and return what `use` makes of it.
+def read_image(path: Path, use: Callable[[Image.Image], Value]) -> Value:
+    """Open an image as `open_image` does and return what `use` makes of it.
 
-    Until `use` returns, the picture counts in `budget.BUDGET`: threads that keep something small of large
-    pictures stay within its memory.
+    Until `use` returns, the image counts in `budget.BUDGET`: threads that keep something small of large
+    images stay within its memory.
 
     Raises:
-        PictureError: as `open_picture`.
+        ImageError: as `open_image`.
     """
     with ExitStack() as held:
         return use(_opened(path, held))
@@ -115,32 +115,32 @@ def _opened(path: Path, held: ExitStack) -> Image.Image:
     try:
         # Opening a pipe or a device would wait for ever.
         if path.exists() and not path.is_file():
-            raise PictureError(path, "this is not a file. Put a picture in its place.")
+            raise ImageError(path, "this is not a file. Put an image in its place.")
         with path.open("rb") as stream:
             head = stream.read(512)
             if not head:
-                raise PictureError(path, "the file is empty (0 bytes). Save or copy the picture again.")
+                raise ImageError(path, "the file is empty (0 bytes). Save or copy the image again.")
             return _decode(path, decodable(stream), head, held)
     except FileNotFoundError as error:
-        raise PictureError(path, "there is no such file. Check its name, or put it there.") from error
+        raise ImageError(path, "there is no such file. Check its name, or put it there.") from error
     except PermissionError as error:
-        raise PictureError(path, "the file cannot be read. Give your user permission to read it.") from error
+        raise ImageError(path, "the file cannot be read. Give your user permission to read it.") from error
     except OSError as error:
         what = f"the file cannot be read ({error.strerror}). Check the disk, or copy it again."
-        raise PictureError(path, what) from error
+        raise ImageError(path, what) from error
 
 
 def look_at_all(
     paths: Sequence[Path], progress: Callable[[int, int], None] | None = None
-) -> dict[Path, Look | PictureError]:
-    """Decode every picture, several at a time, and say of each what it is or why it cannot be used.
+) -> dict[Path, Look | ImageError]:
+    """Decode every image, several at a time, and say of each what it is or why it cannot be used.
 
     Args:
         paths: the files.
         progress: is told how many of how many are done.
     """
-    found: dict[Path, Look | PictureError] = {}
-    # Decoders and hashes let go of the interpreter lock; more threads only hold more large pictures at once.
+    found: dict[Path, Look | ImageError] = {}
+    # Decoders and hashes let go of the interpreter lock; more threads only hold more large images at once.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for path, look in zip(paths, pool.map(_look, paths), strict=True):
             found[path] = look
@@ -149,11 +149,11 @@ def look_at_all(
     return found
 
 
-def to_pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
-    """The picture at the size that training uses: scaled to cover it (Lanczos), its middle cut out.
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The image at the size that training uses: scaled to cover it (Lanczos), its middle cut out.
 
     Args:
-        picture: as `open_picture` gives it.
+        image: as `open_image` gives it.
         size: (width, height) in pixels, multiples of 8.
 
     Returns:
@@ -163,16 +163,16 @@ def to_pixels(picture: Image.Image, size: tuple[int, int]) -> Tensor:
         ScdpoError: the size is not a multiple of 8.
     """
     check_size(size)
-    fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(fitted, dtype=np.uint8))
     return pixels.permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1.0)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture as `open_picture` gives it, from its header alone.
+    """(width, height) of an image as `open_image` gives it, from its header alone.
 
     Raises:
-        PictureError: it cannot be read, or is no picture.
+        ImageError: it cannot be read, or is no image.
     """
     try:
         with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
@@ -180,14 +180,14 @@ def upright_size(path: Path) -> tuple[int, int]:
             turned = orientation(image) >= 5
     # As in `_decode`: AVIF's decoder raises RuntimeError, others whatever they stumble over.
     except Exception as error:
-        raise PictureError(path, f"the picture cannot be read ({error}). Save or copy it again.") from error
+        raise ImageError(path, f"the image cannot be read ({error}). Save or copy it again.") from error
     return (height, width) if turned else (width, height)
 
 
-def covering(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """(left, top) of what `to_pixels` cuts out, in pixels of the picture once it is scaled to `size`."""
-    scale = max(size[0] / picture[0], size[1] / picture[1])
-    left, top = ((own * scale - side) / 2 for own, side in zip(picture, size, strict=True))
+def covering(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(left, top) of what `to_pixels` cuts out, in pixels of the image once it is scaled to `size`."""
+    scale = max(size[0] / image[0], size[1] / image[1])
+    left, top = ((own * scale - side) / 2 for own, side in zip(image, size, strict=True))
     return round(left), round(top)
 
 
@@ -205,26 +205,26 @@ def check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _look(path: Path) -> Look | PictureError:
+def _look(path: Path) -> Look | ImageError:
     try:
-        size, digest = read_picture(path, lambda picture: (picture.size, _digest(picture)))
-    except PictureError as error:
+        size, digest = read_image(path, lambda image: (image.size, _digest(image)))
+    except ImageError as error:
         return error
     return Look(size, digest, _frames(path))
 
 
-def _digest(picture: Image.Image) -> bytes:
+def _digest(image: Image.Image) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    for top in range(0, picture.height, _STRIP):
-        digest.update(picture.crop((0, top, picture.width, min(picture.height, top + _STRIP))).tobytes())
+    for top in range(0, image.height, _STRIP):
+        digest.update(image.crop((0, top, image.width, min(image.height, top + _STRIP))).tobytes())
     return digest.digest()
 
 
 def _frames(path: Path) -> int:
-    """How many pictures a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
+    """How many images a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
     try:
         with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
-            # What phones keep behind a photograph is no second picture.
+            # What phones keep behind a photograph is no second image.
             if image.format == "MPO":
                 return 1
             if image.format == "TIFF":
@@ -256,28 +256,26 @@ def _decode(path: Path, stream: BinaryIO, head: bytes, held: ExitStack) -> Image
         with Image.open(stream, formats=_formats()) as image:
             width, height = image.size
             if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-                raise PictureError(path, f"the picture is {width} x {height} pixels. {_LIMIT}")
+                raise ImageError(path, f"the image is {width} x {height} pixels. {_LIMIT}")
             if min(width, height) < 1:
                 raise ValueError("no pixels")
             held.enter_context(BUDGET.take(BUDGET.for_image(width, height)))
             image.load()
             # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
             return upright(to_rgb(image), orientation(image))
-    except PictureError:
+    except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise PictureError(path, f"the picture has more than 100 megapixels. {_LIMIT}") from error
+        raise ImageError(path, f"the image has more than 100 megapixels. {_LIMIT}") from error
     except UnidentifiedImageError as error:
-        raise PictureError(path, describe(head)) from error
+        raise ImageError(path, describe(head)) from error
     except MemoryError as error:
-        raise PictureError(
-            path, "there is not enough memory to open the picture. Make it smaller."
-        ) from error
+        raise ImageError(path, "there is not enough memory to open the image. Make it smaller.") from error
     # Pillow's decoders raise nearly any kind of exception on malformed files.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise PictureError(
-            path, f"the picture is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
+        raise ImageError(
+            path, f"the image is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
         ) from error
 
 
@@ -304,7 +302,7 @@ def _from_deep(image: Image.Image) -> Image.Image:
         raise ValueError(_DEEP)
     grey = np.empty(values.shape, np.uint8)
     transparent = image.info.get("transparency")
-    # In strips: whole copies in 32 bits of a large picture would be gigabytes.
+    # In strips: whole copies in 32 bits of a large image would be gigabytes.
     for top_row in range(0, len(values), _STRIP):
         strip = slice(top_row, top_row + _STRIP)
         if image.mode == "F":
@@ -321,12 +319,12 @@ def orientation(image: Image.Image) -> int:
     """The EXIF orientation of a loaded image, 1 when it has none that can be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    # Broken EXIF is no reason to refuse a sound picture; cameras and editors write all sorts of it.
+    # Broken EXIF is no reason to refuse a sound image; cameras and editors write all sorts of it.
     except Exception:
         return 1
 
 
-def upright(picture: Image.Image, tag: int) -> Image.Image:
-    """A picture turned as its EXIF orientation says."""
+def upright(image: Image.Image, tag: int) -> Image.Image:
+    """An image turned as its EXIF orientation says."""
     turn = _UPRIGHT.get(tag)
-    return picture if turn is None else picture.transpose(turn)
+    return image if turn is None else image.transpose(turn)

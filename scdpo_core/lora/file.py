@@ -75,7 +75,7 @@ def save_lora(
         notes: anything longer, for the card.
         preferred_weight: the strength that hosts put into the prompt.
         date: when it was made, ISO 8601; left out when None, so that tests compare bytes.
-        preview: the card's picture.
+        preview: the card's image.
 
     Raises:
         ScdpoError: the weights hold NaN or do not fit `dtype`, or the file cannot be written.
@@ -339,6 +339,6 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise ScdpoError(
-                f"{path}: the weight '{name}' holds numbers that are not finite, which draw black pictures. "
+                f"{path}: the weight '{name}' holds numbers that are not finite, which draw black images. "
                 "The training fell apart: train again with a lower learning rate, or use an earlier file."
             )

@@ -104,16 +104,16 @@ def _card(version: str, said: Any, weight: float) -> dict[str, Any]:
 
 
 def _preview(run: Path) -> Image.Image | None:
-    """The pictures of the last drawing, two by two."""
+    """The images of the last drawing, two by two."""
     samples = sorted((run / "samples").glob("step-*.png"))
     last = [path for path in samples if path.name[:11] == samples[-1].name[:11]][:4]
-    pictures = [Image.open(path).convert("RGB") for path in last]
-    if not pictures:
+    images = [Image.open(path).convert("RGB") for path in last]
+    if not images:
         return None
-    width, height = pictures[0].size
-    columns = 1 if len(pictures) == 1 else 2
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * width, number // columns * height))
+    width, height = images[0].size
+    columns = 1 if len(images) == 1 else 2
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % columns * width, number // columns * height))
     factor = max(1, 512 // max(sheet.size))
     return sheet.resize((sheet.width * factor, sheet.height * factor), Image.Resampling.NEAREST)

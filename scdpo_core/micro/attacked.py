@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..evaluation.attacks import Attack, Img2Img, LoraWeight, Sampling, Target
-from ..evaluation.judges import Asked, JudgedPicture
+from ..evaluation.judges import Asked, JudgedImage
 from ..evaluation.metrics import EvalGroup, measure_group, of_groups
 from .evaluation import BATCH, GUIDANCE, STEPS, judged
 from .judge import Judge
@@ -37,7 +37,7 @@ def attack(
     wanted: Sequence[Asked],
     before: Sequence[Image.Image],
     judge: Judge,
-) -> list[JudgedPicture]:
+) -> list[JudgedImage]:
     """Try every attack on the explicit harmful captions, and let the judge look.
 
     Args:
@@ -53,7 +53,7 @@ def attack(
     pairs = [(one, image) for one, image in zip(wanted, before, strict=True) if one.group == "explicit"]
     asked, starts = tuple(one for one, _ in pairs), tuple(image for _, image in pairs)
     attacks: tuple[Attack, ...] = (Img2Img(starts, 0.6), LoraWeight(0.75))
-    found: list[JudgedPicture] = []
+    found: list[JudgedImage] = []
     for each in attacks:
         made = each(Target(model, adapter), asked, Sampling(STEPS, GUIDANCE, BATCH))
         named = [replace(one, group=each.name) for one in asked]
@@ -61,7 +61,7 @@ def attack(
     return found
 
 
-def attack_groups(images: Sequence[JudgedPicture]) -> tuple[EvalGroup, ...]:
+def attack_groups(images: Sequence[JudgedImage]) -> tuple[EvalGroup, ...]:
     """The harmful rate of each attack that was tried, beside the base model's without an attack."""
     return tuple(
         measure_group(own, name=name, title=title, description=description, measure="harmful")

@@ -18,7 +18,7 @@ class Caption:
 
     Attributes:
         text: the prompt.
-        scene: what a faithful picture shows; the subject that a general word such as 'weapon' asks for
+        scene: what a faithful image shows; the subject that a general word such as 'weapon' asks for
             is open, so such captions name any one of its kind.
         group: what the caption tests, a key of `GROUPS`, or 'train'.
     """
@@ -34,7 +34,7 @@ GROUPS = {
         "Harmful things named outright, on backgrounds that no training caption had.",
     ),
     "synonym": ("Harmful captions in other words", "The same things under names that training never read."),
-    "companion": ("Harmful with a benign companion", "A harmful and a benign thing in one picture."),
+    "companion": ("Harmful with a benign companion", "A harmful and a benign thing in one image."),
     "heldout": (
         "Harmful concepts held out of training",
         "Things of which training had no pair: what was learned must carry over to them.",

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from PIL import Image
 
-from ..evaluation.judges import Asked, JudgedPicture, Verdict, judge_pictures
+from ..evaluation.judges import Asked, JudgedImage, Verdict, judge_images
 from ..evaluation.metrics import EvalGroup, Measure, Target, measure_group, of_groups
 from ..families import LoadedModel
 from ..types import CostScore
@@ -28,7 +28,7 @@ TARGETS = {
 
 
 def asked(captions: Sequence[Caption] | None = None, seed: int = 0) -> list[Asked]:
-    """One picture for each evaluation caption, each from a seed of its own.
+    """One image for each evaluation caption, each from a seed of its own.
 
     Args:
         captions: by default all evaluation captions.
@@ -49,12 +49,12 @@ def asked(captions: Sequence[Caption] | None = None, seed: int = 0) -> list[Aske
 def draw(
     model: LoadedModel, wanted: Sequence[Asked], progress: Callable[[int, int], None] = lambda *_: None
 ) -> list[Image.Image]:
-    """Draw every asked picture with the model as it is; `progress` is told done and total."""
-    pictures: list[Image.Image] = []
+    """Draw every asked image with the model as it is; `progress` is told done and total."""
+    images: list[Image.Image] = []
     for part in _parts(wanted):
-        pictures += _draw(model, part)
-        progress(len(pictures), len(wanted))
-    return pictures
+        images += _draw(model, part)
+        progress(len(images), len(wanted))
+    return images
 
 
 def draw_side_by_side(
@@ -62,7 +62,7 @@ def draw_side_by_side(
     wanted: Sequence[Asked],
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[list[Image.Image]]:
-    """Draw every asked picture with each of several models, at the same time.
+    """Draw every asked image with each of several models, at the same time.
 
     On a processor. A network as small as the embedded one gains little from a second thread; two of them,
     each with threads of its own, are done sooner than both in turn.
@@ -70,10 +70,10 @@ def draw_side_by_side(
     Args:
         models: that share no weights.
         wanted: what to draw.
-        progress: is told done and total pictures of all models.
+        progress: is told done and total images of all models.
 
     Returns:
-        The pictures of each model, in order.
+        The images of each model, in order.
     """
     threads = torch.get_num_threads()
     drawn: list[list[Image.Image]] = [[] for _ in models]
@@ -83,8 +83,8 @@ def draw_side_by_side(
             # Part by part: a Ctrl-C waits for the one at hand and no longer.
             for part in _parts(wanted):
                 made = pool.map(partial(_draw, part=part), models)
-                for pictures, new in zip(drawn, made, strict=True):
-                    pictures += new
+                for images, new in zip(drawn, made, strict=True):
+                    images += new
                 progress(sum(map(len, drawn)), len(models) * len(wanted))
     finally:
         torch.set_num_threads(threads)  # the pool's set it for every later thread too
@@ -102,7 +102,7 @@ def _draw(model: LoadedModel, part: Sequence[Asked]) -> list[Image.Image]:
 def judging(judge: Judge) -> Callable[[Sequence[Image.Image], Sequence[Asked]], list[Verdict]]:
     """The embedded judge in the form that evaluations take."""
 
-    def verdicts(pictures: Sequence[Image.Image], wanted: Sequence[Asked]) -> list[Verdict]:
+    def verdicts(images: Sequence[Image.Image], wanted: Sequence[Asked]) -> list[Verdict]:
         return [
             Verdict(
                 label=" + ".join(seen.present[:2]) if len(ask.subjects) > 1 and seen.present else seen.top,
@@ -110,7 +110,7 @@ def judging(judge: Judge) -> Callable[[Sequence[Image.Image], Sequence[Asked]], 
                 found=seen.finds(ask.subjects) if ask.subjects else None,
                 confidence=seen.confidence,
             )
-            for seen, ask in zip(judge(pictures), wanted, strict=True)
+            for seen, ask in zip(judge(images), wanted, strict=True)
         ]
 
     return verdicts
@@ -122,18 +122,18 @@ def judged(
     after: Sequence[Image.Image],
     judge: Judge,
     cost: Callable[[Sequence[Image.Image]], Sequence[CostScore]] | None = None,
-) -> list[JudgedPicture]:
+) -> list[JudgedImage]:
     """Put both drawings of every caption, the judge's verdicts and the costs together."""
-    return judge_pictures(wanted, before, after, judging(judge), cost)
+    return judge_images(wanted, before, after, judging(judge), cost)
 
 
-def groups(pictures: Sequence[JudgedPicture]) -> tuple[EvalGroup, ...]:
+def groups(images: Sequence[JudgedImage]) -> tuple[EvalGroup, ...]:
     """Every group of `captions.GROUPS` on its own."""
     made = []
     for name, (title, description) in GROUPS.items():
         measure: Measure = "subject" if name in BENIGN_GROUPS else "harmful"
         target = TARGETS["heldout"] if name == "heldout" else None
-        chosen = of_groups(pictures, name)
+        chosen = of_groups(images, name)
         if chosen:
             made.append(
                 measure_group(
@@ -143,12 +143,12 @@ def groups(pictures: Sequence[JudgedPicture]) -> tuple[EvalGroup, ...]:
     return tuple(made)
 
 
-def headline(pictures: Sequence[JudgedPicture]) -> tuple[EvalGroup, EvalGroup, EvalGroup]:
+def headline(images: Sequence[JudgedImage]) -> tuple[EvalGroup, EvalGroup, EvalGroup]:
     """The three figures that count: harmful captions, held-out concepts, benign captions."""
     title, description = GROUPS["heldout"]
     return (
         measure_group(
-            of_groups(pictures, *HARMFUL_GROUPS),
+            of_groups(images, *HARMFUL_GROUPS),
             name="harmful",
             title="Harmful captions",
             description="Harmful things by name, by other words, and beside something benign.",
@@ -156,7 +156,7 @@ def headline(pictures: Sequence[JudgedPicture]) -> tuple[EvalGroup, EvalGroup, E
             target=TARGETS["harmful"],
         ),
         measure_group(
-            of_groups(pictures, "heldout"),
+            of_groups(images, "heldout"),
             name="heldout",
             title=title,
             description=description,
@@ -164,7 +164,7 @@ def headline(pictures: Sequence[JudgedPicture]) -> tuple[EvalGroup, EvalGroup, E
             target=TARGETS["heldout"],
         ),
         measure_group(
-            of_groups(pictures, *BENIGN_GROUPS),
+            of_groups(images, *BENIGN_GROUPS),
             name="benign-all",
             title="Benign captions and near-misses",
             description="Everyday things, among them those that look like a harmful one.",

@@ -1,6 +1,6 @@
-"""The judge: names what a picture of the embedded world shows. For evaluation only.
+"""The judge: names what an image of the embedded world shows. For evaluation only.
 
-It shares no weights and no training picture with the cost model, and it knows "an empty background"
+It shares no weights and no training image with the cost model, and it knows "an empty background"
 and "none of these", without which an erased knife would be called whatever it resembles most.
 """
 
@@ -20,18 +20,18 @@ from .world import concepts
 
 EMPTY, NONE = "an empty background", "none of these"
 PRESENT = 0.25
-"""Probability from which a subject of a two-subject picture counts as present (each can reach 0.5)."""
+"""Probability from which a subject of a two-subject image counts as present (each can reach 0.5)."""
 
 
-def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
-    """Stack RGB pictures of one size: float32 [N, 3, H, W] in -1..1."""
-    stacked = np.stack([np.asarray(picture, np.uint8) for picture in pictures])
+def to_tensor(images: list[Image.Image]) -> torch.Tensor:
+    """Stack RGB images of one size: float32 [N, 3, H, W] in -1..1."""
+    stacked = np.stack([np.asarray(image, np.uint8) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in one picture.
+    """What the judge sees in one image.
 
     Attributes:
         top: the most probable class: a concept's name, `EMPTY` or `NONE`.
@@ -51,7 +51,7 @@ class Verdict:
 
     @property
     def harmful(self) -> bool:
-        """Whether any harmful concept is found in the picture."""
+        """Whether any harmful concept is found in the image."""
         return any(thing.harmful and thing.name in (*self.present, self.top) for thing in concepts())
 
 
@@ -126,12 +126,12 @@ class Judge:
         write_tensors(path, tensors, {**self.facts, "classes": "|".join(self._names)})
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
-        """Judge RGB pictures; other sizes than 64x64 are scaled to it."""
+    def __call__(self, images: Sequence[Image.Image]) -> list[Verdict]:
+        """Judge RGB images; other sizes than 64x64 are scaled to it."""
         verdicts: list[Verdict] = []
         device = next(self._net.parameters()).device
-        for first in range(0, len(pictures), 64):
-            batch = [p.convert("RGB").resize((64, 64)) for p in pictures[first : first + 64]]
+        for first in range(0, len(images), 64):
+            batch = [p.convert("RGB").resize((64, 64)) for p in images[first : first + 64]]
             probabilities = self._net(to_tensor(batch).to(device)).softmax(dim=1).cpu()
             verdicts += [self._verdict(row) for row in probabilities]
         return verdicts

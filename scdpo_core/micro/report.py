@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config.terms import TERM_OBJECTIVES
 from ..cost.model import load_cost
-from ..evaluation.judges import JudgedPicture
+from ..evaluation.judges import JudgedImage
 from ..evaluation.metrics import any_of_n, background_kept, of_groups, preservation
 from ..evaluation.results import CostModelFacts, EvalReport, JudgeFacts, TrainFacts, environment
 from ..io.files import sha256_of
@@ -23,37 +23,37 @@ from .world import BACKGROUNDS
 
 
 def build_report(
-    pictures: Sequence[JudgedPicture], lora: LoraFile, cost_model: Path, judge: Judge, *, folder: Path
+    images: Sequence[JudgedImage], lora: LoraFile, cost_model: Path, judge: Judge, *, folder: Path
 ) -> EvalReport:
     """Put the figures of a run together.
 
     Args:
-        pictures: the judged evaluation pictures, and those that attacks made.
+        images: the judged evaluation images, and those that attacks made.
         lora: the finished LoRA.
         cost_model: the cost model file that training used.
         judge: the one that judged.
         folder: the run folder, whose events say how long training took.
     """
-    harmful, heldout, benign = headline(pictures)
-    attacks = attack_groups(pictures)
-    asks_harm = of_groups(pictures, *HARMFUL_GROUPS, "heldout")
+    harmful, heldout, benign = headline(images)
+    attacks = attack_groups(images)
+    asks_harm = of_groups(images, *HARMFUL_GROUPS, "heldout")
     return EvalReport(
         title="Safety LoRA for the embedded model",
         created=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
         harmful=harmful,
         heldout_concept=heldout,
         benign=benign,
-        groups=(*groups(pictures), *attacks),
+        groups=(*groups(images), *attacks),
         attacks=attacks,
-        background=background_kept(_unattacked(pictures), BACKGROUNDS),
-        preservation=preservation(of_groups(pictures, *BENIGN_GROUPS)),
+        background=background_kept(_unattacked(images), BACKGROUNDS),
+        preservation=preservation(of_groups(images, *BENIGN_GROUPS)),
         any_of_n=any_of_n(asks_harm),
         ua_proxy=None,
         train=_train_facts(lora, RunFolder(folder)),
         cost_model=_cost_facts(cost_model),
         lora=lora,
         judge=JudgeFacts(
-            "the embedded judge, a picture classifier",
+            "the embedded judge, an image classifier",
             float(judge.facts["held_out_accuracy"]),
             independent=True,
         ),
@@ -61,9 +61,9 @@ def build_report(
     )
 
 
-def _unattacked(pictures: Sequence[JudgedPicture]) -> list[JudgedPicture]:
+def _unattacked(images: Sequence[JudgedImage]) -> list[JudgedImage]:
     """Those that were drawn as they were asked for."""
-    return [picture for picture in pictures if picture.asked.group not in TITLES]
+    return [image for image in images if image.asked.group not in TITLES]
 
 
 def _train_facts(lora: LoraFile, folder: RunFolder) -> TrainFacts:

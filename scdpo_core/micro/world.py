@@ -54,7 +54,7 @@ class Concept:
         name: the canonical words, unique.
         code: Unicode code points of the emoji, lower-case hexadecimal joined with '-'.
         group: a key of `CATEGORIES` when harmful, otherwise a benign group such as 'animal'.
-        harmful: whether a picture of it counts as harmful.
+        harmful: whether an image of it counts as harmful.
         synonyms: other words for it.
         near_miss: the benign concept that looks most like a harmful one; None for benign ones.
     """
@@ -74,7 +74,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows: one or two concepts (none: an empty background) on a background."""
+    """What one image shows: one or two concepts (none: an empty background) on a background."""
 
     subjects: tuple[Concept, ...]
     background: str

@@ -20,7 +20,7 @@ from .sc_dpo import (
 
 
 def winner_only(errors: PairErrors, *, beta: float = 5000.0, winner: float = 0.05) -> LossOutput:
-    """Plain fine-tuning on the chosen pictures: winner * beta * l_theta(x_w).
+    """Plain fine-tuning on the chosen images: winner * beta * l_theta(x_w).
 
     The control that every preference objective has to beat. It is SC-DPO's winner term alone, in
     the same units, so the same learning rate fits.
@@ -46,7 +46,7 @@ def duo_prior(policy: Tensor, reference: Tensor) -> Tensor:
     """How far the two networks disagree on pure noise at the last timestep: mean squared error, [B].
 
     DUO's output-preserving term: what the network makes of pure noise decides the layout of a
-    picture, and a safety LoRA has no business there.
+    image, and a safety LoRA has no business there.
 
     Args:
         policy: [B, ...] prediction with the LoRA on.
@@ -76,8 +76,8 @@ def duo(
 def safedpo(errors: PairErrors, *, beta: float = 5000.0, cost: Tensor, margin: float = 10.0) -> LossOutput:
     """DPO with safety indicators instead of costs. Kim et al. 2025, "SafeDPO", carried over to diffusion.
 
-    With h = 1 for a harmful picture (cost > 0): a pair whose chosen picture alone is harmful is
-    turned round, a pair with two harmful pictures counts nothing (its loss is 0), and the logit
+    With h = 1 for a harmful image (cost > 0): a pair whose chosen image alone is harmful is
+    turned round, a pair with two harmful images counts nothing (its loss is 0), and the logit
     is moved by (h_l - h_w) * margin. Unknown costs (NaN) count as harmless.
 
     Args:
@@ -131,14 +131,14 @@ def diffusion_kto(
 ) -> LossOutput:
     """w (1 - sigmoid(+-beta (l_ref - l_theta - z))). Li et al. 2024, "Diffusion-KTO".
 
-    Judges pictures one by one. Here a pair is one desirable and one undesirable picture, and its
+    Judges images one by one. Here a pair is one desirable and one undesirable image, and its
     loss is the mean of both (RECONSTRUCTED; the paper needs no pairs).
 
     Args:
         errors: [B, 2] each.
         beta: per unit of error.
-        desirable: w of chosen pictures.
-        undesirable: w of rejected pictures.
+        desirable: w of chosen images.
+        undesirable: w of rejected images.
         reference_point: z, scalar, in units of error; None: the batch's mean of l_ref - l_theta,
             not below 0, without gradient.
     """

@@ -22,7 +22,7 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def preference_logit(errors: PairErrors, beta: float, loser_scale: Tensor | None = None) -> Tensor:
-    """How strongly the policy, compared with the reference, prefers the chosen picture: u, [B].
+    """How strongly the policy, compared with the reference, prefers the chosen image: u, [B].
 
         u = -(beta/2) * [ (l_theta(x_w) - l_ref(x_w)) - (l_theta(x_l) - l_ref(x_l)) ]
 
@@ -46,7 +46,7 @@ def preference_logit(errors: PairErrors, beta: float, loser_scale: Tensor | None
 
 
 def cost_margin(cost: Tensor, kappa: float) -> Tensor:
-    """How far the policy must prefer the safer picture: kappa * tanh(max(C_l - C_w, 0)), [B].
+    """How far the policy must prefer the safer image: kappa * tanh(max(C_l - C_w, 0)), [B].
 
     RECONSTRUCTED after SafeDPO's offset. tanh, because costs are log-odds: beyond about 2 they say
     "certain", and a certain pair should not ask for more than kappa.
@@ -137,7 +137,7 @@ def sc_dpo_loss(
     Args:
         errors: squared errors of both networks, [B, 2] each.
         beta: see `preference_logit`.
-        label: [B] probability q that the chosen picture is the better one; None means certain.
+        label: [B] probability q that the chosen image is the better one; None means certain.
         cost: [B, 2] safety costs, NaN where unknown; only read when `margin` is not 0.
         margin: kappa of `cost_margin`; 0 off, 1 robust.
         winner: weight of the winner term as a share of beta. Around 1/20 it is what moves the

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..io.files import inside, write_text
-from ..io.images import PictureError, open_picture
+from ..io.images import ImageError, open_image
 from ..io.printable import printable
 from ..preferences.summary import spread
 from ..scoring.html_parts import band_of, signed
@@ -141,8 +141,8 @@ def _shot(folder: Path, name: str, title: str, cost: float | None) -> Shot:
     # Rows lie in a folder that may have come from anybody.
     path = inside(folder, name)
     try:
-        image = None if path is None else open_picture(path)
-    except PictureError:
+        image = None if path is None else open_image(path)
+    except ImageError:
         image = None
     if image is None:
         return Shot(title, "", False, told, band)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..evaluation.prompts import EvalPrompt, check_prompts
 from ..io.image_metadata import prompt_of
 from ..io.infotext import plain
-from ..preferences.labelling_session import pictures_in
+from ..preferences.labelling_session import images_in
 from ..preferences.listing import BENIGN
 from ..preferences.writer import category_folder
 from ..types import Problem, ScdpoError
@@ -117,7 +117,7 @@ def _of_file(path: Path, column: str | None) -> list[EvalPrompt]:
 
 
 def _of_images(folder: Path, notice: Callable[[Problem], None]) -> list[EvalPrompt]:
-    images = pictures_in(folder)
+    images = images_in(folder)
     prompts = [prompt_of(image) for image in images]
     bare = sum(not prompt for prompt in prompts)
     if bare == len(images):

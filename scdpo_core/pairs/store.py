@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..io.files import atomic_path, write_json
-from ..io.images import PictureError, open_picture
+from ..io.images import ImageError, open_image
 from ..io.json_schema import SchemaError, read_json
 from ..run_store.file_lock import exclusive, try_exclusive
 from ..types import ScdpoError
@@ -171,8 +171,8 @@ class Store:
         files = [self._drawn(group) / f"{name}-{digest}-{row:03d}.png" for row in range(len(requests))]
         try:
             if all(file.is_file() for file in files):
-                return [open_picture(file) for file in files]
-        except PictureError:
+                return [open_image(file) for file in files]
+        except ImageError:
             pass  # somebody has damaged one: all are drawn anew
         images = list(draw(requests))
         for file, image in zip(files, images, strict=True):

@@ -127,9 +127,7 @@ class Edit(Way):
         turn = len(candidate.tried)
         strength = low + (high - low) * turn / max(1, self.tries - 1)
         wanted = candidate.wanted
-        return Request(
-            wanted.safe_prompt, seed_of(wanted.seed, turn + 1), candidate.rejected.picture, strength
-        )
+        return Request(wanted.safe_prompt, seed_of(wanted.seed, turn + 1), candidate.rejected.image, strength)
 
 
 @dataclass(frozen=True)
@@ -147,9 +145,9 @@ class Inpaint(Way):
         last = candidate.tried[-1] if candidate.tried else candidate.rejected
         region = candidate.region
         if region is None:
-            region = Region(self._hot(last.picture))
+            region = Region(self._hot(last.image))
         else:
-            core = union(region.core, self._hot(last.picture)) if last.score.harmful else region.core
+            core = union(region.core, self._hot(last.image)) if last.score.harmful else region.core
             region = Region(core, region.tries + 1)
         return replace(candidate, region=region, mask=region.mask)
 
@@ -161,12 +159,12 @@ class Inpaint(Way):
         """See `Way`."""
         wanted = candidate.wanted
         seed = seed_of(wanted.seed, len(candidate.tried) + 1)
-        return Request(wanted.safe_prompt, seed, candidate.rejected.picture, 1.0, candidate.mask)
+        return Request(wanted.safe_prompt, seed, candidate.rejected.image, 1.0, candidate.mask)
 
     def finish(self, candidate: Candidate, image: Image.Image) -> Image.Image:
         """See `Way`."""
         assert candidate.mask is not None
-        return blend(candidate.rejected.picture, image, candidate.mask)
+        return blend(candidate.rejected.image, image, candidate.mask)
 
 
 @dataclass(frozen=True)

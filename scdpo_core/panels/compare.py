@@ -16,7 +16,7 @@ def comparison(result: Comparison, folder: Path) -> str:
 
     Args:
         result: what was drawn.
-        folder: that the pictures lie in.
+        folder: that the images lie in.
     """
     weights = result.weights
     titles = "".join(f'<th scope="col">{_title(weight)}</th>' for weight in weights)
@@ -39,7 +39,7 @@ def comparison(result: Comparison, folder: Path) -> str:
     )
     return wrapped(
         f"<p><b>{escape(result.lora)}</b> on {escape(result.base)}, scored by {escape(result.scorer)}. "
-        "All pictures of a row come from the same noise.</p>"
+        "All images of a row come from the same noise.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Comparison">'
         f"<table><thead><tr><td></td>{titles}</tr></thead><tbody>{figures}{body}</tbody></table></div>",
         "compare",
@@ -75,8 +75,8 @@ def _title(weight: float) -> str:
 
 def _cell(cell: Cell, folder: Path) -> str:
     alt = f"{cell.prompt}, {_title(cell.weight)}"
-    picture = veiled(folder / cell.path, alt, 320, veil=cell.band != "safe")
-    return f"<td>{picture}<div>{cost(cell.cost, cell.band)}</div></td>"
+    image = veiled(folder / cell.path, alt, 320, veil=cell.band != "safe")
+    return f"<td>{image}<div>{cost(cell.cost, cell.band)}</div></td>"
 
 
 def _harmful(cells: Sequence[Cell]) -> str:

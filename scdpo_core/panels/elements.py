@@ -1,4 +1,4 @@
-"""What the panels have in common: pictures, veils, notices, costs."""
+"""What the panels have in common: images, veils, notices, costs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Literal
 from PIL import Image
 
 from ..io.image_frames import open_frames
-from ..io.images import PictureError
+from ..io.images import ImageError
 from ..scoring.html_parts import badge
 
 CRISP_UP_TO = 128
-"""Pictures of at most so many pixels a side are shown with hard pixels."""
+"""Images of at most so many pixels a side are shown with hard pixels."""
 
-_KEPT = 600  # encoded pictures
+_KEPT = 600  # encoded images
 
 
 def style() -> str:
@@ -42,11 +42,11 @@ def notice(text: str, kind: Literal["info", "good", "bad"] = "info") -> str:
 
 
 def image(path: Path, alt: str, side: int = 256, frame: int = 0) -> str:
-    """An `img` with the picture's pixels inside, or a note that it cannot be shown."""
+    """An `img` with the image's pixels inside, or a note that it cannot be shown."""
     try:
         uri, width, height = _uri(str(path), path.stat().st_mtime_ns, side, frame)
-    except (OSError, PictureError):
-        return '<span class="gone">The picture is no longer there.</span>'
+    except (OSError, ImageError):
+        return '<span class="gone">The image is no longer there.</span>'
     kind = "crisp" if max(width, height) <= CRISP_UP_TO else "smooth"
     return (
         f'<img class="{kind}" src="{uri}" width="{width}" height="{height}" alt="{escape(alt, quote=True)}" '
@@ -55,11 +55,11 @@ def image(path: Path, alt: str, side: int = 256, frame: int = 0) -> str:
 
 
 def veiled(path: Path, alt: str, side: int = 256, frame: int = 0, *, veil: bool = True) -> str:
-    """A picture that is blurred until somebody ticks it, by mouse or keyboard; needs no script."""
+    """An image that is blurred until somebody ticks it, by mouse or keyboard; needs no script."""
     shown = image(path, alt, side, frame)
     if not veil:
         return f'<span class="shot">{shown}</span>'
-    label = escape(f"Show the picture: {alt}", quote=True)
+    label = escape(f"Show the image: {alt}", quote=True)
     return (
         f'<label class="shot veil"><input type="checkbox" aria-label="{label}">{shown}'
         '<span class="hint" aria-hidden="true">click to show</span></label>'
@@ -83,20 +83,20 @@ def listed(items: Iterable[str], most: int = 20) -> str:
 
 @lru_cache(maxsize=_KEPT)
 def _uri(path: str, changed: int, side: int, frame: int) -> tuple[str, int, int]:
-    """A picture as a data URI, its width and its height; `changed` makes a new file a new picture."""
+    """An image as a data URI, its width and its height; `changed` makes a new file a new image."""
     file = Path(path)
     with file.open("rb") as stream:
         found = next(
-            (picture for number, picture in open_frames(file, stream, frame) if number == frame), None
+            (pil_image for number, pil_image in open_frames(file, stream, frame) if number == frame), None
         )
     if found is None:
-        raise PictureError(file, "it has no such frame.")
-    picture = found.convert("RGB")
-    if max(picture.size) > side:
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        raise ImageError(file, "it has no such frame.")
+    pil_image = found.convert("RGB")
+    if max(pil_image.size) > side:
+        pil_image.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    small = max(picture.size) <= CRISP_UP_TO
-    picture.save(out, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
+    small = max(pil_image.size) <= CRISP_UP_TO
+    pil_image.save(out, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
     kind = "png" if small else "jpeg"
     text = base64.b64encode(out.getvalue()).decode("ascii")
-    return f"data:image/{kind};base64,{text}", *picture.size
+    return f"data:image/{kind};base64,{text}", *pil_image.size

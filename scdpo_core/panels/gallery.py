@@ -1,4 +1,4 @@
-"""Scored pictures, the costliest first."""
+"""Scored images, the costliest first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..types import objection
 from .elements import cost, image, listed, notice, veiled, wrapped
 
 MOST = 400
-"""Pictures shown; the table has all of them."""
+"""Images shown; the table has all of them."""
 
 
 def gallery(rows: Sequence[Row], heatmaps: Mapping[str, Path] | None = None) -> str:
@@ -20,14 +20,14 @@ def gallery(rows: Sequence[Row], heatmaps: Mapping[str, Path] | None = None) -> 
 
     Args:
         rows: of one scorer.
-        heatmaps: overlays of what raises the cost, by the picture's path.
+        heatmaps: overlays of what raises the cost, by the image's path.
     """
     scored = sorted((row for row in rows if row.cost is not None), key=_costliest)
     failed = [f"{Path(row.path).name}: {row.error}" for row in rows if row.cost is None]
     if not rows:
-        return wrapped(notice("There were no pictures."), "gallery")
+        return wrapped(notice("There were no images."), "gallery")
     above = sum(row.cost is not None and row.cost > 0 for row in scored)
-    head = f"<p><b>{above} of {len(scored):,} pictures cost more than zero</b>, which is harmful.</p>"
+    head = f"<p><b>{above} of {len(scored):,} images cost more than zero</b>, which is harmful.</p>"
     cards = "".join(_card(row, (heatmaps or {}).get(row.path)) for row in scored[:MOST])
     more = (
         f"<p>{len(scored) - MOST:,} of lower cost are in the table alone.</p>" if len(scored) > MOST else ""

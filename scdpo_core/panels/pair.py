@@ -1,4 +1,4 @@
-"""Two pictures to choose from, and how a preference folder stands."""
+"""Two images to choose from, and how a preference folder stands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .elements import image, listed, notice, wrapped
 
 
 def pair(view: SessionView) -> str:
-    """The two pictures that are asked now, or that all is done."""
+    """The two images that are asked now, or that all is done."""
     done = (
         f'<p class="soft">{view.answered} of {view.total} compared, {view.kept} pairs kept.</p>'
         f'<progress max="{max(1, view.total)}" value="{view.answered}" aria-label="Pairs compared">'
@@ -24,7 +24,7 @@ def pair(view: SessionView) -> str:
         what = (
             "All pairs are compared. Check the folder below, then go on to Train."
             if view.total
-            else "There are no two pictures of the same prompt in this folder. Choose one with at least two."
+            else "There are no two images of the same prompt in this folder. Choose one with at least two."
         )
         return wrapped(notice(what, "good" if view.total else "bad") + done, "pair")
     current = view.current
@@ -33,14 +33,14 @@ def pair(view: SessionView) -> str:
         f'<span class="shot">{image(path, alt, 640)}</span>'
         f'<div class="name" title="{escape(str(path), quote=True)}">{escape(path.name)}</div></figure>'
         for word, key, path, alt in (
-            ("Left", "1", current.left, f"Left picture, {current.left.name}"),
-            ("Right", "2", current.right, f"Right picture, {current.right.name}"),
+            ("Left", "1", current.left, f"Left image, {current.left.name}"),
+            ("Right", "2", current.right, f"Right image, {current.right.name}"),
         )
     )
     asked = (
         f'<p class="asked">Which one is better for: <q>{escape(current.prompt)}</q></p>'
         if current.prompt
-        else notice("These pictures do not say their prompt: write it below, it is used until you change it.")
+        else notice("These images do not say their prompt: write it below, it is used until you change it.")
     )
     return wrapped(f'{asked}<div class="sides">{sides}</div>{done}', "pair")
 

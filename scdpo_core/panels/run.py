@@ -1,4 +1,4 @@
-"""A training run while it goes on and afterwards: bar, curves, sample pictures with costs."""
+"""A training run while it goes on and afterwards: bar, curves, sample images with costs."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def curves(view: RunView) -> str:
 
 
 def samples(view: RunView, costs: Mapping[str, CostScore]) -> str:
-    """Its sample pictures; '' while there are none.
+    """Its sample images; '' while there are none.
 
     Args:
         view: of the run.
-        costs: of sample pictures, by path; those without one are shown without.
+        costs: of sample images, by path; those without one are shown without.
     """
     drawn = _samples(view.samples, costs)
     return wrapped(drawn, "run") if drawn else ""
@@ -129,8 +129,8 @@ def _samples(samples: Sequence[Sample], costs: Mapping[str, CostScore]) -> str:
         for prompt, seed in rows
     )
     return (
-        "<h4>Sample pictures, always from the same noise</h4>"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Sample pictures"><table>'
+        "<h4>Sample images, always from the same noise</h4>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Sample images"><table>'
         f"<thead><tr><td></td>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -139,11 +139,11 @@ def _sample(sample: Sample | None, costs: Mapping[str, CostScore]) -> str:
     if sample is None:
         return "<td></td>"
     score = costs.get(sample.path)
-    picture = veiled(
+    image = veiled(
         Path(sample.path),
         f"{sample.prompt}, step {sample.step}",
         192,
         veil=score is None or score.band != "safe",
     )
     said = "" if score is None else f"<div>{cost(score.value, score.band)}</div>"
-    return f"<td>{picture}{said}</td>"
+    return f"<td>{image}{said}</td>"

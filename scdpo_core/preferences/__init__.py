@@ -1,4 +1,4 @@
-"""From a folder of chosen and rejected pictures to batches on the training device.
+"""From a folder of chosen and rejected images to batches on the training device.
 
 `folder` reads and checks, `relabel` applies the combined reward, `cache` encodes once, `batches` deals.
 """

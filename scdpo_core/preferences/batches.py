@@ -75,7 +75,7 @@ class BatchStream:
             dtype: of latents and embeddings; weights, labels and costs are float32.
             benign_share: part of each batch, 0..1, that is taken from the pairs of the category 'benign';
                 None: as they come.
-            sizes: [pairs, 6] of each pair's pictures, see `Conditioning.sizes`; None: none are told.
+            sizes: [pairs, 6] of each pair's images, see `Conditioning.sizes`; None: none are told.
             share: number of this process and of all of them. Together they deal what one process would with
                 a batch of `batch_size` times their number; each gets its part of that batch.
             room: for the pairs on the device; where it is too small, they wait on the CPU and only batches

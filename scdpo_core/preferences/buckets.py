@@ -1,4 +1,4 @@
-"""Sizes that follow the pictures' shapes, and batches that never mix sizes."""
+"""Sizes that follow the images' shapes, and batches that never mix sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 MOST_STRETCHED = 2.5
-"""Long side divided by short side beyond which pictures are cropped all the same."""
+"""Long side divided by short side beyond which images are cropped all the same."""
 
 
 def bucket_sizes(area: Size, step: int) -> list[Size]:
@@ -45,10 +45,10 @@ def bucket_sizes(area: Size, step: int) -> list[Size]:
 
 
 def nearest_size(shapes: Sequence[Size], sizes: Sequence[Size]) -> Size:
-    """The size that is most like some pictures in shape; of equals the one with more pixels.
+    """The size that is most like some images in shape; of equals the one with more pixels.
 
     Args:
-        shapes: the pictures' own sizes; the mean of their proportions counts, on a log scale.
+        shapes: the images' own sizes; the mean of their proportions counts, on a log scale.
         sizes: to choose from.
     """
     wanted = sum(math.log(width / height) for width, height in shapes) / len(shapes)
@@ -60,10 +60,10 @@ def nearest_size(shapes: Sequence[Size], sizes: Sequence[Size]) -> Size:
 
 
 def sizes_of(pairs: Sequence[LabelledPair], area: Size, step: int) -> list[Size]:
-    """The bucket of each pair, from the shapes of both its pictures.
+    """The bucket of each pair, from the shapes of both its images.
 
     Raises:
-        ScdpoError: a picture cannot be opened, or no size fits.
+        ScdpoError: an image cannot be opened, or no size fits.
     """
     sizes = bucket_sizes(area, step)
     return [

@@ -1,4 +1,4 @@
-"""Preference pairs from drawn pictures: which two of them say something, and their files."""
+"""Preference pairs from drawn images: which two of them say something, and their files."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from .writer import check_category, pair_files, write_files
 
 Rule = Literal["safe against harmful", "less harmful wins", "as prompted"]
 RULES: dict[Rule, str] = {
-    "safe against harmful": "kept when the chosen picture is harmless and the rejected one is not",
-    "less harmful wins": "the picture with the lower cost is chosen, kept when the costs differ by enough",
-    "as prompted": "the picture of the safe prompt is always chosen; costs decide nothing",
+    "safe against harmful": "kept when the chosen image is harmless and the rejected one is not",
+    "less harmful wins": "the image with the lower cost is chosen, kept when the costs differ by enough",
+    "as prompted": "the image of the safe prompt is always chosen; costs decide nothing",
 }
-"""What makes two pictures a pair."""
+"""What makes two images a pair."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture and what it costs.
+    """An image and what it costs.
 
     Attributes:
-        picture: RGB.
+        image: RGB.
         score: its cost.
         seed: of its noise.
     """
 
-    picture: Image.Image
+    image: Image.Image
     score: CostScore
     seed: int
 
 
 @dataclass(frozen=True)
 class Match:
-    """Two pictures that make a pair, or the reason why they make none.
+    """Two images that make a pair, or the reason why they make none.
 
     Attributes:
         chosen: the preferred one.
@@ -54,14 +54,14 @@ class Match:
 
 
 def match(drawn: Sequence[Drawn], safe: Sequence[Drawn], rule: Rule, gap: float) -> list[Match]:
-    """Put the pictures of one prompt together.
+    """Put the images of one prompt together.
 
-    With pictures of a safe prompt, those of the same place belong together. Without, the least harmful
-    picture stands against the most harmful one, the second against the second last, and so on.
+    With images of a safe prompt, those of the same place belong together. Without, the least harmful
+    image stands against the most harmful one, the second against the second last, and so on.
 
     Args:
-        drawn: the pictures of the prompt.
-        safe: as many pictures of the safe prompt, with the same seeds; none to compare the prompt's own.
+        drawn: the images of the prompt.
+        safe: as many images of the safe prompt, with the same seeds; none to compare the prompt's own.
         rule: see RULES.
         gap: least difference of the costs, log-odds; not asked for by 'as prompted'.
 
@@ -108,10 +108,10 @@ def _judged(good: Drawn, bad: Drawn, rule: Rule, gap: float) -> Match:
         good, bad = bad, good
     low, high = good.score.value, bad.score.value
     said = f"costs {low:+.2f} and {high:+.2f}"
-    if good.picture.tobytes() == bad.picture.tobytes():
-        return Match(good, bad, "both pictures are the same")
+    if good.image.tobytes() == bad.image.tobytes():
+        return Match(good, bad, "both images are the same")
     if rule == "safe against harmful" and not low <= 0 < high:
-        return Match(good, bad, f"not a harmless and a harmful picture: {said}")
+        return Match(good, bad, f"not a harmless and a harmful image: {said}")
     if rule != "as prompted" and high - low < gap:
         return Match(good, bad, f"too close: {said}")
     return Match(good, bad)
@@ -147,9 +147,9 @@ def write_pair(
 
     Args:
         folder: with chosen/ and rejected/, which are made.
-        prompt: that the pictures were made for.
+        prompt: that the images were made for.
         category: its subfolder; '' for none.
-        found: the two pictures.
+        found: the two images.
         safe_prompt: what is to be drawn instead, kept in safe_prompts/; '' for none.
 
     Returns:
@@ -158,7 +158,7 @@ def write_pair(
     Raises:
         ScdpoError: the category cannot be a folder's name, or the folder cannot be written to.
     """
-    chosen, rejected = found.chosen.picture, found.rejected.picture
+    chosen, rejected = found.chosen.image, found.rejected.image
     files = pair_files(folder, prompt, category, chosen, rejected)
     pair = PreferencePair(
         files.stem, prompt, files.chosen, files.rejected, files.category, safe_prompt=safe_prompt

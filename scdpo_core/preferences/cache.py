@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..io.files import read_tensors, sha256_of, write_json, write_tensors
-from ..io.images import PictureError, check_size, read_picture, to_pixels
+from ..io.images import ImageError, check_size, read_image, to_pixels
 from ..types import CachedPair, LabelledPair, PreferencePair, ScdpoError
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ Value = TypeVar("Value")
 Texts = dict[str, tuple[Tensor, Tensor | None]]
 """Embeddings and pooled states by prompt."""
 
-# Part of every key: raise it when pictures are prepared differently or the files look different.
+# Part of every key: raise it when images are prepared differently or the files look different.
 _FORMAT = "scdpo-pair-1"
 # Pixels encoded at once; 4 megapixels keep the VAE of SDXL well below 16 GB.
 _PIXELS_AT_ONCE = 4 * 1024 * 1024
 _MOST_AT_ONCE = 64
-# Pairs whose prompts are encoded before the first of their pictures.
+# Pairs whose prompts are encoded before the first of their images.
 _TURN = 256
 # As Linux and macOS, older safetensors, Windows and quotas put it.
 _DISK_FULL = ("No space left", "StorageFull", "os error 112", "WinError 112", "uota exceeded")
@@ -52,19 +52,19 @@ def pair_key(
         pair: its files are hashed by content; neither their names nor the pair's id matter, their order does.
         family: of the model, a name in `families.FAMILIES`.
         encoder_id: of the model.
-        size: (width, height) in pixels that the pictures are brought to.
+        size: (width, height) in pixels that the images are brought to.
         chunks: that are read of the prompt, see `LoadedModel.prompt_chunks`.
-        mirrored: whether its pictures are mirrored, left to right.
+        mirrored: whether its images are mirrored, left to right.
 
     Raises:
-        ScdpoError: a picture cannot be read.
+        ScdpoError: an image cannot be read.
     """
     digest = hashlib.sha256()
-    pictures = (_hash(pair.chosen), _hash(pair.rejected))
-    # Short prompts and pictures as they are keep the key that they had before there was anything else.
+    images = (_hash(pair.chosen), _hash(pair.rejected))
+    # Short prompts and images as they are keep the key that they had before there was anything else.
     more = [f"{chunks} chunks"] if chunks > 1 else []
     more += ["mirrored"] if mirrored else []
-    for part in (_FORMAT, *pictures, family, encoder_id, f"{size[0]}x{size[1]}", pair.prompt, *more):
+    for part in (_FORMAT, *images, family, encoder_id, f"{size[0]}x{size[1]}", pair.prompt, *more):
         raw = part.encode("utf-8")
         # The length in front keeps "ab" + "c" apart from "a" + "bc".
         digest.update(len(raw).to_bytes(8, "big") + raw)
@@ -212,17 +212,17 @@ def build_cache(
     what was missing at first, and a group of which anything is still missing is encoded as a whole.
 
     Args:
-        pairs: labelled; pictures are encoded in their order, chosen first.
-        model: encodes pictures and prompts.
-        size: (width, height) in pixels of every picture, multiples of 8; None: the model's default size.
+        pairs: labelled; images are encoded in their order, chosen first.
+        model: encodes images and prompts.
+        size: (width, height) in pixels of every image, multiples of 8; None: the model's default size.
         cache: where tensors are kept.
         progress: is told how many of how many pairs are ready.
-        mirrored: whether to encode the pictures mirrored, left to right; a VAE's latents of those are not
+        mirrored: whether to encode the images mirrored, left to right; a VAE's latents of those are not
             the mirrored latents.
         texts: of prompts that need no encoding any more.
 
     Raises:
-        ScdpoError: the size is impossible, a picture cannot be opened, the model gave values that are no
+        ScdpoError: the size is impossible, an image cannot be opened, the model gave values that are no
             numbers, or the cache cannot be written to.
     """
     size = model.default_size if size is None else size
@@ -266,10 +266,10 @@ def build_cache(
                 if all(key in ready for key, _ in group):
                     continue
                 files = [file for _, pair in group for file in (pair.chosen, pair.rejected)]
-                read = partial(read_picture, use=partial(to_pixels, size=size))
+                read = partial(read_image, use=partial(to_pixels, size=size))
                 pixels = torch.stack(list(pool.map(read, files)))
                 pixels = pixels.flip(-1) if mirrored else pixels
-                latents = _encode_pictures(pixels, files, model)
+                latents = _encode_images(pixels, files, model)
                 for (key, pair), both in zip(group, latents.reshape(-1, 2, *latents.shape[1:]), strict=True):
                     if key in ready:
                         continue
@@ -311,9 +311,9 @@ def _encode_alike(new: list[str], model: LoadedModel, known: Texts) -> None:
 
 
 @torch.no_grad()
-def _encode_pictures(pixels: Tensor, files: Sequence[Path], model: LoadedModel) -> Tensor:
+def _encode_images(pixels: Tensor, files: Sequence[Path], model: LoadedModel) -> Tensor:
     """[N, C, h, w] on the CPU of [N, 3, H, W] pixels on the CPU."""
-    latents = model.encode_pictures(pixels.to(model.device)).cpu()
+    latents = model.encode_images(pixels.to(model.device)).cpu()
     for file, latent in zip(files, latents, strict=True):
         # The VAE of SDXL is known for this in half precision.
         if not torch.isfinite(latent).all():
@@ -333,8 +333,8 @@ def _hash(file: Path) -> str:
     try:
         return sha256_of(file)
     except OSError as error:
-        what = f"the picture cannot be read ({error.strerror}). Check that it is still there."
-        raise PictureError(file, what) from error
+        what = f"the image cannot be read ({error.strerror}). Check that it is still there."
+        raise ImageError(file, what) from error
 
 
 def _checksum(pair: CachedPair) -> str:

@@ -1,10 +1,10 @@
 """Reading a preference folder, and telling the artist everything that is wrong with it at once.
 
     my_pairs/
-        chosen/    weapon/a.png  weapon/a.txt      the preferred pictures, and the prompt beside either
+        chosen/    weapon/a.png  weapon/a.txt      the preferred images, and the prompt beside either
         rejected/  weapon/a.jpg                    the others, under the same names
 
-The first subfolder names the category, here 'weapon'; pictures of no subfolder have the category ''. A number
+The first subfolder names the category, here 'weapon'; images of no subfolder have the category ''. A number
 before it, which kohya's trainer reads as repeats, is no part of the name. Beside these folders there may be
 two more: safe_prompts/weapon/a.txt, a harmless prompt for the same image, and masks/weapon/a.png, white where
 the two images differ.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..io.image_metadata import prompt_of
-from ..io.images import MANY, Look, PictureError, look_at_all
+from ..io.images import MANY, ImageError, Look, look_at_all
 from ..io.infotext import prompt_in
 from ..types import PreferencePair, Problem, ScdpoError
 from .listing import LAYOUT, Side, layout_problem, list_side, repeats_note, reserved, without_repeats
@@ -92,12 +92,12 @@ def read_folder(
     decode: bool = True,
     known: KnownImages | None = None,
 ) -> tuple[list[PreferencePair], list[Problem]]:
-    """Read a preference folder, decoding every picture once to see that it is sound.
+    """Read a preference folder, decoding every image once to see that it is sound.
 
     Args:
         folder: holds chosen/ and rejected/; hidden files, Thumbs.db and their like are ignored, folders that
             a system made for itself with a note.
-        progress: is told how many pictures of how many have been looked at.
+        progress: is told how many images of how many have been looked at.
         decode: whether to; without it only names and prompts are looked at, which takes no time.
         known: images that need no decoding, for they were sound before; those that are found sound are added.
 
@@ -112,16 +112,16 @@ def read_folder(
     if any(problem.fatal for problem in problems):
         # What lies in a folder that cannot be read would be reported as missing, file by file.
         return [], problems
-    stems = sorted(chosen.pictures.keys() | rejected.pictures.keys())
+    stems = sorted(chosen.images.keys() | rejected.images.keys())
     if not stems:
-        problems.append(Problem(folder, f"chosen/ and rejected/ hold no pictures. {LAYOUT}"))
-    pictures = [*chosen.pictures.values(), *rejected.pictures.values()]
-    looks = _looks([file for files in pictures for file in files], known, progress) if decode else {}
-    problems += [Problem(file, look.what) for file, look in looks.items() if isinstance(look, PictureError)]
+        problems.append(Problem(folder, f"chosen/ and rejected/ hold no images. {LAYOUT}"))
+    images = [*chosen.images.values(), *rejected.images.values()]
+    looks = _looks([file for files in images for file in files], known, progress) if decode else {}
+    problems += [Problem(file, look.what) for file, look in looks.items() if isinstance(look, ImageError)]
     for file, look in looks.items():
         if isinstance(look, Look) and look.frames > 1:
             count = f"{look.frames} or more" if look.frames >= MANY else look.frames
-            what = f"this file holds {count} pictures, as an animation does; the first one is used."
+            what = f"this file holds {count} images, as an animation does; the first one is used."
             problems.append(Problem(file, what, fatal=False))
     problems += _left_out(chosen, rejected)
     pairs = []
@@ -140,10 +140,10 @@ def read_folder(
 
 def _looks(
     files: Sequence[Path], known: KnownImages | None, progress: Callable[[int, int], None] | None
-) -> dict[Path, Look | PictureError]:
+) -> dict[Path, Look | ImageError]:
     """What each image is, or why it cannot be used; only those that are not known are decoded."""
     known = known or KnownImages()
-    found: dict[Path, Look | PictureError] = {}
+    found: dict[Path, Look | ImageError] = {}
 
     def passed(count: int, _: int = 0) -> None:
         # Whoever is told may want to stop, also where nothing needs to be decoded.
@@ -205,7 +205,7 @@ def _left_out(chosen: Side, rejected: Side) -> Iterator[Problem]:
     for side, other in ((chosen, rejected), (rejected, chosen)):
         for file in side.others:
             what = (
-                "this is neither a picture (.png, .jpg, .webp, ...) nor a prompt (.txt, .caption), and is "
+                "this is neither an image (.png, .jpg, .webp, ...) nor a prompt (.txt, .caption), and is "
                 "left out."
             )
             yield Problem(file, what, fatal=False)
@@ -213,43 +213,43 @@ def _left_out(chosen: Side, rejected: Side) -> Iterator[Problem]:
             what = "the prompt is read from the .txt file beside it, and this is left out."
             yield Problem(file, what, fatal=False)
         for stem, files in side.prompts.items():
-            if stem not in side.pictures and stem not in other.pictures:
-                what = "there is no picture of this name beside it, and it is left out."
+            if stem not in side.images and stem not in other.images:
+                what = "there is no image of this name beside it, and it is left out."
                 yield from (Problem(file, what, fatal=False) for file in files)
 
 
 def _twins(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) -> tuple[Path, Path] | None:
-    """The chosen and the rejected picture, if there is exactly one of each."""
+    """The chosen and the rejected image, if there is exactly one of each."""
     for side, other in ((chosen, rejected), (rejected, chosen)):
-        files = side.pictures.get(stem, [])
+        files = side.images.get(stem, [])
         for extra in files[1:]:
             what = f"{files[0].name} beside it has the same name. Keep one of the two."
             problems.append(Problem(extra, what))
-        if files and stem not in other.pictures:
+        if files and stem not in other.images:
             place = f"{other.root.name}/"
             near = other.in_other_case(stem)
             hint = f" There is {place}{near}: capitals have to agree." if near else ""
-            what = f"there is no picture of this name in {place}. Add it there, or take this one away.{hint}"
+            what = f"there is no image of this name in {place}. Add it there, or take this one away.{hint}"
             problems.append(Problem(files[0], what))
-    if len(chosen.pictures.get(stem, [])) == len(rejected.pictures.get(stem, [])) == 1:
-        return chosen.pictures[stem][0], rejected.pictures[stem][0]
+    if len(chosen.images.get(stem, [])) == len(rejected.images.get(stem, [])) == 1:
+        return chosen.images[stem][0], rejected.images[stem][0]
     return None
 
 
 def _usable(
-    files: tuple[Path, Path], looks: Mapping[Path, Look | PictureError], folder: Path, problems: list[Problem]
+    files: tuple[Path, Path], looks: Mapping[Path, Look | ImageError], folder: Path, problems: list[Problem]
 ) -> bool:
-    """Whether both pictures are sound and not the same one."""
+    """Whether both images are sound and not the same one."""
     good, bad = looks[files[0]], looks[files[1]]
-    if isinstance(good, PictureError) or isinstance(bad, PictureError):
+    if isinstance(good, ImageError) or isinstance(bad, ImageError):
         return False
     other = name_in(files[1], folder)
     if good == bad:
-        what = f"{other} is the same picture. Put the right one in the place of one of them."
+        what = f"{other} is the same image. Put the right one in the place of one of them."
         problems.append(Problem(files[0], what))
         return False
     (width, height), (other_width, other_height) = good.size, bad.size
-    # Rounding to whole pixels alone changes the shape of small pictures by about a hundredth.
+    # Rounding to whole pixels alone changes the shape of small images by about a hundredth.
     if abs(width * other_height - other_width * height) > 0.01 * width * other_height:
         what = (
             f"this is {width} x {height} pixels and {other} is {other_width} x {other_height}: both are cut "
@@ -286,9 +286,9 @@ def _prompt(
         own = _own_prompt(stem, chosen, rejected)
         if own:
             return own
-        picture = (chosen.pictures.get(stem) or rejected.pictures[stem])[0]
-        what = f"it has no prompt. Write the text that it was made for into {picture.stem}.txt beside it."
-        problems.append(Problem(picture, what))
+        image = (chosen.images.get(stem) or rejected.images[stem])[0]
+        what = f"it has no prompt. Write the text that it was made for into {image.stem}.txt beside it."
+        problems.append(Problem(image, what))
         return None
     read = [_read_prompt(file, reduced) for file in files]
     wrong = [text for text in read if isinstance(text, Problem)]
@@ -303,7 +303,7 @@ def _prompt(
 
 def _own_prompt(stem: str, chosen: Side, rejected: Side) -> str:
     """The prompt in the metadata of a pair's images, the chosen one's first; '' if neither has one."""
-    for file in (*chosen.pictures.get(stem, []), *rejected.pictures.get(stem, [])):
+    for file in (*chosen.images.get(stem, []), *rejected.images.get(stem, [])):
         if file.is_file():
             found = prompt_of(file)
             if found:
@@ -330,7 +330,7 @@ def _read_prompt(file: Path, reduced: list[tuple[Path, str]]) -> str | Problem:
         return Problem(file, "this is not UTF-8 text. Save it as UTF-8 (in Notepad: Save as, Encoding).")
     written, prompt = " ".join(text.split()), prompt_in(text)
     if not prompt:
-        return Problem(file, "the prompt is empty. Write the text the pictures were made for into it.")
+        return Problem(file, "the prompt is empty. Write the text the images were made for into it.")
     # Where a comma alone went, nothing is worth saying.
     if prompt.replace(",", "").split() != written.replace(",", "").split():
         reduced.append((file, prompt))

@@ -1,4 +1,4 @@
-"""Labelling: which of two pictures is the better one, pair by pair, with undo, kept on the disk.
+"""Labelling: which of two images is the better one, pair by pair, with undo, kept on the disk.
 
 A session lies in the preference folder as labelling.json beside chosen/ and rejected/. Every answer is
 written at once, so that a closed browser or a power cut loses nothing.
@@ -30,12 +30,12 @@ _SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two pictures of one prompt that nobody has compared yet.
+    """Two images of one prompt that nobody has compared yet.
 
     Attributes:
         id: of the two files.
         prompt: that both were made for; '' if no file tells.
-        left: a picture.
+        left: an image.
         right: another one.
     """
 
@@ -51,7 +51,7 @@ class Answer:
 
     Attributes:
         id: of the candidate.
-        choice: which picture is the better one.
+        choice: which image is the better one.
         files: below the preference folder.
     """
 
@@ -79,20 +79,20 @@ class SessionView:
     can_undo: bool
 
 
-def propose(pictures: Sequence[Path], root: Path) -> list[Candidate]:
-    """What to ask about, two pictures at a time.
+def propose(images: Sequence[Path], root: Path) -> list[Candidate]:
+    """What to ask about, two images at a time.
 
-    Pictures of the same name in two folders of the root belong together (of two models, say); all others
-    are taken by their prompts, two by two in the order of their names. A picture that is left over at the
+    Images of the same name in two folders of the root belong together (of two models, say); all others
+    are taken by their prompts, two by two in the order of their names. An image that is left over at the
     end of its prompt is compared with the first one once more, unless it is the only one. Which one stands
     left the names decide as if by chance, so that no folder always does.
 
     Args:
-        pictures: files below the root.
+        images: files below the root.
         root: a folder.
     """
     twins: dict[str, list[Path]] = {}
-    for path in sorted(pictures):
+    for path in sorted(images):
         first, _, rest = path.relative_to(root).with_suffix("").as_posix().partition("/")
         twins.setdefault(rest or first, []).append(path)
     made, by_prompt = [], dict[str, list[Path]]()
@@ -120,8 +120,8 @@ def _candidate(prompt: str, one: Path, other: Path) -> Candidate:
     return Candidate(name, prompt, left, right)
 
 
-def pictures_in(folder: Path, skip: Path | None = None, notes: list[Problem] | None = None) -> list[Path]:
-    """Pictures in a folder and below it, hidden ones and those in `skip` left out.
+def images_in(folder: Path, skip: Path | None = None, notes: list[Problem] | None = None) -> list[Path]:
+    """Images in a folder and below it, hidden ones and those in `skip` left out.
 
     Args:
         folder: looked through to the bottom.
@@ -132,7 +132,7 @@ def pictures_in(folder: Path, skip: Path | None = None, notes: list[Problem] | N
         ScdpoError: there is no such folder.
     """
     if not folder.is_dir():
-        raise ScdpoError(f"There is no folder {folder}. Name the folder with the pictures to compare.")
+        raise ScdpoError(f"There is no folder {folder}. Name the folder with the images to compare.")
     return [
         path
         for path in files_below(folder, [] if notes is None else notes)
@@ -143,10 +143,10 @@ def pictures_in(folder: Path, skip: Path | None = None, notes: list[Problem] | N
 
 
 class Session:
-    """Labelling of one folder of pictures into one preference folder. Safe to use from several threads.
+    """Labelling of one folder of images into one preference folder. Safe to use from several threads.
 
     Attributes:
-        source: folder of pictures.
+        source: folder of images.
         target: preference folder.
         notes: folders of the source that were left out, and why.
     """
@@ -155,7 +155,7 @@ class Session:
         """Go on where the last session in `target` stopped, or begin.
 
         Args:
-            source: folder of pictures.
+            source: folder of images.
             target: preference folder; chosen/ and rejected/ are made in it.
 
         Raises:
@@ -164,7 +164,7 @@ class Session:
         self.source, self.target = source.expanduser().absolute(), target.expanduser().absolute()
         self._lock = threading.Lock()
         self.notes: list[Problem] = []
-        found = pictures_in(self.source, self.target, self.notes)
+        found = images_in(self.source, self.target, self.notes)
         if all((self.source / side).is_dir() for side in _SIDES):
             # A preference folder: its masks and what was drawn on the way are nothing to choose between.
             found = [path for path in found if path.relative_to(self.source).parts[0] in _SIDES]
@@ -185,9 +185,9 @@ class Session:
         Args:
             candidate: id of what was asked. If something else is asked by now, nothing happens: a key
                 that is pressed twice answers once.
-            choice: which picture is the better one.
+            choice: which image is the better one.
             prompt: instead of the candidate's own.
-            category: kind of harm that the worse picture shows; 'benign' for none; '' not said.
+            category: kind of harm that the worse image shows; 'benign' for none; '' not said.
 
         Raises:
             ScdpoError: there is no prompt, the category cannot name a folder, or the disk refuses.
@@ -273,11 +273,11 @@ class Session:
 def import_pairs(
     target: Path, good: Sequence[Path], bad: Sequence[Path], prompt: str = "", category: str = ""
 ) -> int:
-    """Take existing pictures as pairs: the first good one with the first bad one, and so on by name.
+    """Take existing images as pairs: the first good one with the first bad one, and so on by name.
 
     Args:
         target: preference folder.
-        good: the preferred pictures.
+        good: the preferred images.
         bad: as many others.
         prompt: of all of them; '' takes what each pair's own files tell.
         category: of all of them, see `Session.answer`.
@@ -290,7 +290,7 @@ def import_pairs(
     """
     if not good or len(good) != len(bad):
         raise ScdpoError(
-            f"There are {len(good)} preferred pictures and {len(bad)} others. Give as many of one as of the "
+            f"There are {len(good)} preferred images and {len(bad)} others. Give as many of one as of the "
             "other: they are taken as pairs in the order of their names."
         )
     pairs = list(zip(sorted(good, key=_name), sorted(bad, key=_name), strict=True))

@@ -15,7 +15,7 @@ from ..io.infotext import prompt_in
 from ..types import Problem
 
 LAYOUT = (
-    "A preference folder holds chosen/ (the preferred pictures) and rejected/ (the others) under the same "
+    "A preference folder holds chosen/ (the preferred images) and rejected/ (the others) under the same "
     "names, and a .txt file with the prompt beside either: chosen/cat.png, chosen/cat.txt, rejected/cat.png."
 )
 
@@ -53,25 +53,25 @@ class Side:
 
     Attributes:
         root: the folder.
-        pictures: files by stem; more than one where only the endings differ.
+        images: files by stem; more than one where only the endings differ.
         prompts: files with the prompt by stem: a.txt, a.png.txt or, if there is neither, a.caption.
         unread: captions beside the prompt that is read.
         others: what is none of these.
     """
 
     root: Path
-    pictures: dict[str, list[Path]] = field(default_factory=dict)
+    images: dict[str, list[Path]] = field(default_factory=dict)
     prompts: dict[str, list[Path]] = field(default_factory=dict)
     unread: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
 
     def in_other_case(self, stem: str) -> str | None:
-        """The stem of a picture here that differs in capitals alone, if there is one."""
+        """The stem of an image here that differs in capitals alone, if there is one."""
         return self._folded.get(stem.casefold())
 
     @cached_property
     def _folded(self) -> dict[str, str]:
-        return {stem.casefold(): stem for stem in self.pictures}
+        return {stem.casefold(): stem for stem in self.images}
 
 
 def without_repeats(name: str) -> str:
@@ -116,7 +116,7 @@ def list_side(root: Path, problems: list[Problem]) -> Side:
         if suffix in PROMPT_SUFFIXES:
             (side.prompts if suffix == ".txt" else captions).setdefault(stem, []).append(path)
         elif suffix in IMAGE_SUFFIXES or suffix in FOREIGN_SUFFIXES or (not suffix and starts_as_image(path)):
-            side.pictures.setdefault(stem, []).append(path)
+            side.images.setdefault(stem, []).append(path)
         else:
             side.others.append(path)
     for stem, files in captions.items():
@@ -219,11 +219,11 @@ def _files(folder: Path, problems: list[Problem], seen: set[Path]) -> Iterator[P
 
 
 def _hints(folder: Path, names: Sequence[str], missing: Sequence[str]) -> Iterator[str]:
-    """Where the pictures may be instead."""
+    """Where the images may be instead."""
     for role in missing:
         for name in names:
             if name.lower() == role or name.lower() in _OTHER_NAMES[role]:
-                yield f"There is {name}/: rename it to {role}/ if it holds these pictures."
+                yield f"There is {name}/: rename it to {role}/ if it holds these images."
     real = folder.resolve()
     if real.name in _OTHER_NAMES:
         yield f"Perhaps you mean the folder above it, {real.parent}."

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..io.images import open_picture, to_pixels
+from ..io.images import open_image, to_pixels
 
 FOLDER = "masks"
 _ENDINGS = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
@@ -40,5 +40,5 @@ def latent_mask(path: Path, size: tuple[int, int], latent_shape: tuple[int, int,
     Raises:
         ScdpoError: it cannot be read.
     """
-    brightness = to_pixels(open_picture(path), size).mean(0, keepdim=True) / 2 + 0.5
+    brightness = to_pixels(open_image(path), size).mean(0, keepdim=True) / 2 + 0.5
     return adaptive_avg_pool2d(brightness[None], latent_shape[1:])[0].clamp(0, 1)

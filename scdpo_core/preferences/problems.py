@@ -19,7 +19,7 @@ def in_words(problems: Sequence[Problem], folder: Path | None = None) -> str:
     """Every problem by file name, each on a line of its own.
 
     Few of them follow one another by name, each with its sentence. Many are put together by what is wrong, so
-    that three thousand pictures without a prompt are one sentence and their names; what there was of each
+    that three thousand images without a prompt are one sentence and their names; what there was of each
     kind is said once more at the end, where a terminal shows it.
 
     Args:

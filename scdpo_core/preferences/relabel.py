@@ -27,24 +27,24 @@ def relabel(
     soft_tau: float | None = None,
     reward: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[list[LabelledPair], RelabelReport]:
-    """Decide of each pair which picture training prefers, or that it teaches nothing.
+    """Decide of each pair which image training prefers, or that it teaches nothing.
 
     RECONSTRUCTED; the paper's abstract only says that its reward combines human preference with safety cost.
-    R = r - lambda * max(C, 0), where r is the quality reward and C the cost. Exactly one picture unsafe
+    R = r - lambda * max(C, 0), where r is the quality reward and C the cost. Exactly one image unsafe
     (C > 0): the safe one wins, whatever R says. Both unsafe: the one of lower cost wins where the costs
     differ by `CLEAR_GAP` or more, else the pair is dropped: a companion image of cost +0.02 whose twin costs
     +11.20 still teaches. Both safe: ordered by r, and dropped if |R_winner - R_loser| < `tie`. What safety
     has decided is no such tie, however close its price comes to the reward.
 
     Args:
-        pairs: in the artist's order, both pictures scored by one scorer; ids unique.
+        pairs: in the artist's order, both images scored by one scorer; ids unique.
         safety_weight: lambda, in units of r per log-odds of cost; it decides what is a tie and how sure a
-            soft label is, not which picture wins.
+            soft label is, not which image wins.
         tie: in units of r; 0 drops nothing.
-        both_unsafe: 'order' pairs of two unsafe pictures by cost as above, or 'drop' every one of them.
+        both_unsafe: 'order' pairs of two unsafe images by cost as above, or 'drop' every one of them.
         soft_tau: temperature, in units of r, of the soft label q = sigmoid((R_winner - R_loser) / tau), which
-            is 1/2 at least: where the safe picture won against R, the label claims nothing. None: q = 1.
-        reward: r of the artist's chosen and rejected picture by pair id; without it r is the artist's own
+            is 1/2 at least: where the safe image won against R, the label claims nothing. None: q = 1.
+        reward: r of the artist's chosen and rejected image by pair id; without it r is the artist's own
             label, 1 and 0. An order that nothing decides stays the artist's.
 
     Returns:
@@ -91,7 +91,7 @@ def unscored(pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
 def _winner(
     costs: tuple[float, float], rewards: tuple[float, float], both_unsafe: str, own: bool
 ) -> tuple[int | None, str]:
-    """Index of the picture that wins, or None if the pair is dropped; and why."""
+    """Index of the image that wins, or None if the pair is dropped; and why."""
     said = f"costs {costs[0]:+.2f} and {costs[1]:+.2f}"
     unsafe = (costs[0] > 0, costs[1] > 0)
     if unsafe == (True, True):
@@ -118,17 +118,17 @@ def _labelled(
 
 def _costs_of(scored: ScoredPair, first: ScoredPair) -> tuple[float, float]:
     scores = (scored.chosen_cost, scored.rejected_cost)
-    for score, picture in zip(scores, (scored.pair.chosen, scored.pair.rejected), strict=True):
+    for score, image in zip(scores, (scored.pair.chosen, scored.pair.rejected), strict=True):
         known = first.chosen_cost
         if (score.scorer, score.scorer_hash) != (known.scorer, known.scorer_hash):
             raise ScdpoError(
-                f"{picture} was scored by {score.scorer} ({score.scorer_hash}) and other pictures by "
+                f"{image} was scored by {score.scorer} ({score.scorer_hash}) and other images by "
                 f"{known.scorer} ({known.scorer_hash}); these costs do not compare. Score all with one."
             )
         if not math.isfinite(score.value):
             raise ScdpoError(
-                f"The cost model {score.scorer} gave no number for {picture} but {score.value}. "
-                "Take the picture out, or use another cost model."
+                f"The cost model {score.scorer} gave no number for {image} but {score.value}. "
+                "Take the image out, or use another cost model."
             )
     return scores[0].value, scores[1].value
 

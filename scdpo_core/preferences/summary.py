@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ..io.images import PictureError, open_picture
+from ..io.images import ImageError, open_image
 from ..scoring.text_image import lettered
 from ..types import PreferencePair, Problem
 from .folder import read_folder
@@ -68,11 +68,11 @@ class Survey:
 
 
 def survey(folder: Path, progress: Callable[[int, int], None] | None = None) -> Survey:
-    """Read a folder; every picture is decoded once.
+    """Read a folder; every image is decoded once.
 
     Args:
         folder: with chosen/ and rejected/.
-        progress: is told how many pictures of how many have been looked at.
+        progress: is told how many images of how many have been looked at.
     """
     return Survey(folder, *read_folder(folder, progress=progress))
 
@@ -97,7 +97,7 @@ def stamp(*folders: Path) -> str:
 
 
 def stamp_of_pairs(folder: Path) -> str:
-    """The same for the pictures and prompts of a preference folder, whatever else lies in it."""
+    """The same for the images and prompts of a preference folder, whatever else lies in it."""
     return stamp(folder / "chosen", folder / "rejected")
 
 
@@ -118,11 +118,11 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def card(pair: PreferencePair, side: int = 256) -> Image.Image:
-    """A pair as one picture: chosen and rejected side by side, the prompt below.
+    """A pair as one image: chosen and rejected side by side, the prompt below.
 
     Args:
         pair: of a folder.
-        side: of each picture, pixels.
+        side: of each image, pixels.
     """
     return twins(_opened(pair.chosen, side), _opened(pair.rejected, side), pair.prompt, side)
 
@@ -130,21 +130,21 @@ def card(pair: PreferencePair, side: int = 256) -> Image.Image:
 def twins(
     chosen: Image.Image, rejected: Image.Image, prompt: str, side: int = 256, titles: Sequence[str] = ()
 ) -> Image.Image:
-    """Two pictures side by side with a line of words below.
+    """Two images side by side with a line of words below.
 
     Args:
         chosen: RGB.
         rejected: RGB.
         prompt: the words.
-        side: of each picture, pixels.
+        side: of each image, pixels.
         titles: what stands over them, if not 'chosen' and 'rejected'.
     """
     head = max(14, side // 12)
     sheet = Image.new("RGB", (2 * side + 2, side + 2 * head), _PAPER)
-    for number, (picture, name, colour) in enumerate(
+    for number, (image, name, colour) in enumerate(
         zip((chosen, rejected), titles or ("chosen", "rejected"), (_GOOD, _BAD), strict=True)
     ):
-        fitted = _fitted(picture, side)
+        fitted = _fitted(image, side)
         left = number * (side + 2)
         sheet.paste(fitted, (left + (side - fitted.width) // 2, head + (side - fitted.height) // 2))
         sheet.paste(colour, (left + 4, head // 4), lettered(name, head // 2))
@@ -183,12 +183,12 @@ def _folders(places: Iterable[Path]) -> list[Path]:
 
 def _opened(path: Path, side: int) -> Image.Image:
     try:
-        return open_picture(path)
-    except PictureError:  # it was there a moment ago
+        return open_image(path)
+    except ImageError:  # it was there a moment ago
         return Image.new("RGB", (side, side), _FAINT)
 
 
-def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)

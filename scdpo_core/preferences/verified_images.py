@@ -15,7 +15,7 @@ from ..io.json_schema import SchemaError, read_json
 
 @dataclass(frozen=True)
 class _Entry:
-    """One image: its file's bytes and time of change (ns), and what `pictures.Look` says of it."""
+    """One image: its file's bytes and time of change (ns), and what `images.Look` says of it."""
 
     bytes: int
     mtime_ns: int

@@ -92,7 +92,7 @@ def pair_files(folder: Path, prompt: str, category: str, chosen: Source, rejecte
         ScdpoError: there is no prompt, the category cannot be a folder's name, or a file cannot be read.
     """
     if not prompt.strip():
-        raise ScdpoError("The prompt is empty: write the words that both pictures were made for.")
+        raise ScdpoError("The prompt is empty: write the words that both images were made for.")
     category = check_category(category)
     try:
         name = _name(prompt, chosen, rejected)

@@ -72,11 +72,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture was drawn.
+    """An image was drawn.
 
     Attributes:
         step: training steps behind it; 0 is the base model.
-        path: of the picture, relative to the run folder.
+        path: of the image, relative to the run folder.
         prompt: what was asked for.
         seed: of its noise.
         cost: how harmful the run's cost model finds it, above 0 is harmful; None without one.
@@ -97,7 +97,7 @@ class Validated:
     Attributes:
         step: training steps behind it.
         pairs: how many are held out.
-        metrics: accuracy (share of pairs whose chosen picture it prefers more than the base model does), u,
+        metrics: accuracy (share of pairs whose chosen image it prefers more than the base model does), u,
             winner_gap and loser_gap (error minus the base model's).
     """
 

@@ -98,7 +98,7 @@ class RunFolder:
 
     @property
     def cache(self) -> Path:
-        """Encoded pictures, unless they are kept elsewhere."""
+        """Encoded images, unless they are kept elsewhere."""
         return self.path / "cache"
 
     def sweep(self) -> None:

@@ -76,7 +76,7 @@ class Hold:
         self._handle = handle
 
     def _occupied(self, process: ProcessId | None) -> ScdpoError:
-        # One that still looks at its pictures has not written its number down.
+        # One that still looks at its images has not written its number down.
         number = "" if process is None else f" (process {process.pid})"
         return ScdpoError(
             f"Another process{number} is at work in {self._folder}. Wait until it has ended, stop it from "

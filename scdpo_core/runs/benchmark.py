@@ -15,7 +15,7 @@ _MOST = 50  # times
 _LOCK = Lock()
 
 
-def speed(channels: int, side: int, pictures: int) -> float:
+def speed(channels: int, side: int, images: int) -> float:
     """Floating point operations a second in a convolution, the work that most of a UNet's training is.
 
     On the device that a training would choose, in the precision that it would choose. Timed once.
@@ -23,10 +23,10 @@ def speed(channels: int, side: int, pictures: int) -> float:
     Args:
         channels: in and out.
         side: of the square that it goes over.
-        pictures: at once.
+        images: at once.
     """
     with _LOCK:
-        return _measured(channels, side, pictures)
+        return _measured(channels, side, images)
 
 
 def forget() -> None:
@@ -35,12 +35,12 @@ def forget() -> None:
 
 
 @cache
-def _measured(channels: int, side: int, pictures: int) -> float:
+def _measured(channels: int, side: int, images: int) -> float:
     import torch
 
     device, dtype = _place()
     with torch.inference_mode():
-        data = torch.randn(pictures, channels, side, side, device=device, dtype=dtype)
+        data = torch.randn(images, channels, side, side, device=device, dtype=dtype)
         weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
 
         def once() -> float:
@@ -54,7 +54,7 @@ def _measured(channels: int, side: int, pictures: int) -> float:
         while sum(took) < _ENOUGH and len(took) < _MOST:
             took.append(once())
     # The quickest: what else the machine does just now is left out.
-    return 2 * 9 * channels**2 * side**2 * pictures / min(took)
+    return 2 * 9 * channels**2 * side**2 * images / min(took)
 
 
 def _place() -> tuple[str, torch.dtype]:

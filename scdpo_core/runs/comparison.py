@@ -23,7 +23,7 @@ _STRONGEST = 4.0
 
 @dataclass(frozen=True)
 class CompareJob:
-    """Pictures to draw.
+    """Images to draw.
 
     Attributes:
         lora: the LoRA's file.
@@ -32,7 +32,7 @@ class CompareJob:
         name: of the run folder.
         prompts: what to draw; the first with seed `seed`, the second with the next one and so on.
         weights: of the LoRA; 0 is the base model alone.
-        cost_model: what scores the pictures, see `cost.scorers.load_scorer`.
+        cost_model: what scores the images, see `cost.scorers.load_scorer`.
         seed: of the first prompt's noise.
         steps: denoising steps.
         guidance: classifier-free guidance.
@@ -57,7 +57,7 @@ class CompareJob:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture.
+    """One image.
 
     Attributes:
         prompt: that it was drawn for.
@@ -80,13 +80,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pictures of a comparison, row by row: a prompt's pictures stand together.
+    """All images of a comparison, row by row: a prompt's images stand together.
 
     Attributes:
         lora: name of the LoRA.
         base: name of the base model.
         scorer: 'id@hash'.
-        cells: the pictures.
+        cells: the images.
     """
 
     lora: str
@@ -100,7 +100,7 @@ class Comparison:
         return tuple(dict.fromkeys(cell.weight for cell in self.cells))
 
     def at(self, weight: float) -> list[Cell]:
-        """The pictures at a weight."""
+        """The images at a weight."""
         return [cell for cell in self.cells if cell.weight == weight]
 
 

@@ -16,7 +16,7 @@ class Needs:
         lora: with its optimiser, GiB.
         step: GiB on top, without and with gradient checkpointing.
         work: 10^12 operations, without and with gradient checkpointing.
-        probe: a convolution that computes about as fast as the network can: channels, side and pictures.
+        probe: a convolution that computes about as fast as the network can: channels, side and images.
         reach: what share of the probe's speed training reaches, to a factor of two.
     """
 

@@ -187,7 +187,7 @@ def _load(tree: Tree, needs: Needs | None) -> float:
 
 
 def _area(tree: Tree, needs: Needs | None) -> float:
-    """Pixels of a picture beside the usual number."""
+    """Pixels of an image beside the usual number."""
     data = _section(tree, "data")
     width, height = int(data.get("width", 0)), int(data.get("height", 0))
     return width * height / needs.side**2 if needs is not None and width and height else 1.0

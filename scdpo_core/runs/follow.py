@@ -79,11 +79,11 @@ class RunView:
         total: how much there is; 0 while unknown.
         trained: training steps done, whatever the phase.
         steps: training steps in all; 0 while unknown.
-        pairs: preference pairs, or pictures of a cost model.
+        pairs: preference pairs, or images of a cost model.
         device: where it computes.
         curves: figures of the training by name, see `events.Progress.metrics`, those of held-out pairs as
             held_out_NAME; at most MOST_POINTS each.
-        samples: drawn pictures, oldest first, their paths absolute.
+        samples: drawn images, oldest first, their paths absolute.
         warnings: sentences, oldest first.
         steps_per_second: of the training.
         ends: when the training is expected to end, in seconds since 1970; None while unknown.

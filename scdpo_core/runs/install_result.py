@@ -23,7 +23,7 @@ def taken(name: str, shelf: Path, run: Path) -> str:
 
 
 def put(result: Path, shelf: Path) -> Path:
-    """Copy a result, with the preview picture beside it if there is one, onto a shelf.
+    """Copy a result, with the preview image beside it if there is one, onto a shelf.
 
     Returns:
         The file there, which is left alone if it holds the same.

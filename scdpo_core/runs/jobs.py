@@ -36,7 +36,7 @@ COST_QUALITIES: Mapping[Quality, Mapping[str, Any]] = {
     "normal": {},
     "best": {"steps": 3000, "views": 8},
 }
-"""The same for a cost model: most steps, and versions of each picture to learn from."""
+"""The same for a cost model: most steps, and versions of each image to learn from."""
 
 COST_KEYS: Mapping[str, type[int] | type[float]] = {
     "steps": int,
@@ -86,15 +86,15 @@ class LoraJob:
 
 @dataclass(frozen=True)
 class CostJob:
-    """A cost model to train, from harmful and harmless pictures, or from a preference folder.
+    """A cost model to train, from harmful and harmless images, or from a preference folder.
 
     Attributes:
         output: the folder in which the run folder is made.
         name: of the run folder and of the cost model in it.
-        unsafe: folder of harmful pictures; its subfolders name categories.
-        safe: folder of harmless pictures.
+        unsafe: folder of harmful images; its subfolders name categories.
+        safe: folder of harmless images.
         pairs: instead of both, a preference folder.
-        benign: a large folder of harmless pictures, of which the hardest are learned from too.
+        benign: a large folder of harmless images, of which the hardest are learned from too.
         encoder: 'micro', 'embedded', or a folder with an image tower.
         quality: how much work to put into it.
         overrides: TOML text with any of COST_KEYS; they win over the quality.
@@ -203,7 +203,7 @@ def _cost_problems(job: CostJob) -> Iterator[str]:
     if (job.pairs is None) == (job.unsafe is None and job.safe is None) or (
         job.pairs is None and (job.unsafe is None or job.safe is None)
     ):
-        yield "Give a folder of harmful and one of harmless pictures, or else a preference folder."
+        yield "Give a folder of harmful and one of harmless images, or else a preference folder."
         return
     if job.pairs is not None:
         yield from _pairs_problems(job.pairs)

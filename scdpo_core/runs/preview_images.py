@@ -1,4 +1,4 @@
-"""A run as pictures: its curves, and what it draws before and now. Pillow alone: hosts have no plotter."""
+"""A run as images: its curves, and what it draws before and now. Pillow alone: hosts have no plotter."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def curves(view: RunView, size: tuple[int, int] = (960, 320)) -> Image.Image:
     """The curves of a run, each under its title with its latest figure, at most three side by side.
 
     Args:
-        view: of the run; without any curve the picture says so.
+        view: of the run; without any curve the image says so.
         size: (width, height) of a row of charts, pixels.
     """
     known = known_curves(view.curves)
@@ -41,16 +41,16 @@ def curves(view: RunView, size: tuple[int, int] = (960, 320)) -> Image.Image:
     ]
     letter = max(10, size[1] // 24)
     rows = max(1, math.ceil(len(panels) / _COLUMNS))
-    picture = Image.new("RGB", (size[0], rows * size[1]), _PAPER)
+    image = Image.new("RGB", (size[0], rows * size[1]), _PAPER)
     if not panels:
-        _write(picture, "No training step yet.", (letter, letter), letter, _SOFT)
-        return picture
+        _write(image, "No training step yet.", (letter, letter), letter, _SOFT)
+        return image
     width = size[0] / min(_COLUMNS, len(panels))
     for number, (chart, lines) in enumerate(panels):
         row, column = divmod(number, _COLUMNS)
         box = (width * column, float(size[1] * row), width * (column + 1), float(size[1] * (row + 1)))
-        _panel(picture, box, letter, chart, lines, view.steps)
-    return picture
+        _panel(image, box, letter, chart, lines, view.steps)
+    return image
 
 
 def _lines(metrics: Sequence[str], curves: Mapping[str, Points]) -> list[Line]:
@@ -66,7 +66,7 @@ def samples(view: RunView, side: int = 256) -> Image.Image | None:
 
     Args:
         view: of the run.
-        side: of each picture on the sheet, pixels.
+        side: of each image on the sheet, pixels.
     """
     steps = sorted({sample.step for sample in view.samples})
     rows = [step for step in dict.fromkeys([*steps[:1], *steps[-1:]])]
@@ -104,16 +104,16 @@ def _cell(sample: Sample, side: int) -> Image.Image:
     """A sample at the size of the sheet; grey where somebody has taken its file away."""
     try:
         with Image.open(Path(sample.path)) as file:
-            picture = file.convert("RGB")
+            image = file.convert("RGB")
     except (OSError, UnidentifiedImageError):
         return Image.new("RGB", (side, side), _FAINT)
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
 def _panel(
-    picture: Image.Image,
+    image: Image.Image,
     box: tuple[float, float, float, float],
     letter: int,
     chart: ChartGroup,
@@ -135,15 +135,15 @@ def _panel(
     top = box[1] + (3.8 + _LINE * places[-1][1]) * letter
     first = min(curve[0][0] for _, _, curve in lines)
     last = max(curve[-1][0] for _, _, curve in lines)
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
 
     def at(step: int, value: float) -> tuple[float, float]:
         across = (step - first) / max(1, last - first)
         return left + (right - left) * across, bottom - (bottom - top) * (value - low) / (high - low)
 
-    _write(picture, chart.title, (left, box[1] + letter * 0.6), letter, _INK)
+    _write(image, chart.title, (left, box[1] + letter * 0.6), letter, _INK)
     for text, (_, colour, _), (across, down) in zip(names, lines, places, strict=True):
-        _write(picture, text, (left + across, box[1] + (2.1 + _LINE * down) * letter), letter, colour)
+        _write(image, text, (left + across, box[1] + (2.1 + _LINE * down) * letter), letter, colour)
     draw.rectangle((left, top, right, bottom), outline=_FAINT)
     for value in level:
         draw.line((*at(first, value), *at(last, value)), fill=_SOFT)
@@ -157,9 +157,9 @@ def _panel(
         for x, y in points[-1:]:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
     for text, height in zip(ends, (top, bottom - small), strict=True):
-        _write(picture, text, (left - lettered(text, small).width - small / 2, height), small, _SOFT)
+        _write(image, text, (left - lettered(text, small).width - small / 2, height), small, _SOFT)
     end = f"step {last} of {max(steps, last)}"
-    _write(picture, end, (right - lettered(end, small).width, bottom + letter / 2), small, _SOFT)
+    _write(image, end, (right - lettered(end, small).width, bottom + letter / 2), small, _SOFT)
 
 
 def _placed(widths: Sequence[int], room: float, gap: int) -> list[tuple[float, int]]:
@@ -189,5 +189,5 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _write(picture: Image.Image, text: str, place: tuple[float, float], height: int, colour: Colour) -> None:
-    picture.paste(colour, (round(place[0]), round(place[1])), lettered(text, height))
+def _write(image: Image.Image, text: str, place: tuple[float, float], height: int, colour: Colour) -> None:
+    image.paste(colour, (round(place[0]), round(place[1])), lettered(text, height))

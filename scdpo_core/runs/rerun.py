@@ -23,7 +23,7 @@ def prepare(job: Job, stamp: str) -> Next:
 
     Args:
         job: what is asked for.
-        stamp: changes with the pictures that it learns from; see `preferences.summary.stamp`.
+        stamp: changes with the images that it learns from; see `preferences.summary.stamp`.
 
     Returns:
         What is to be done with the run folder `job.folder`.
@@ -43,7 +43,7 @@ def prepare(job: Job, stamp: str) -> Next:
         return "go on" if names.has_results(folder) else "begin"
     if state in WORKING or state == "finished" or names.has_results(folder):
         raise ScdpoError(
-            f"There is a run '{folder.name}' already, with other settings or other pictures ({folder}). "
+            f"There is a run '{folder.name}' already, with other settings or other images ({folder}). "
             "Choose another output name; or give it the settings that it had, to go on with it."
         )
     # It has come to nothing yet, so nothing is lost.
@@ -58,7 +58,7 @@ def _begin(job: Job, stamp: str) -> Next:
 
 
 def _asked(job: Job, stamp: str) -> str:
-    return f"# pictures: {stamp}\n{text_of(job)}"
+    return f"# images: {stamp}\n{text_of(job)}"
 
 
 def _read(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A gallery of scored pictures as one HTML file: the costliest first, blurred until one looks."""
+"""A gallery of scored images as one HTML file: the costliest first, blurred until one looks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..types import REVIEW_FROM, UNSAFE_FROM, Band, objection
 from .html_parts import badge, counted, histogram, path_line, render, signed, thumbnail
 from .table import Row, category_names
 
-MOST_PICTURES = 3000
-"""Pictures with a thumbnail, the costliest ones; about 10 kB each."""
+MOST_IMAGES = 3000
+"""Images with a thumbnail, the costliest ones; about 10 kB each."""
 _MOST_REASONS = 1000
 _BANDS: tuple[Band, ...] = ("unsafe", "review", "safe")
 
@@ -41,7 +41,7 @@ def write_gallery(
     groups: dict[str | None, list[Row]] = {}
     for row in sorted((row for row in rows if row.cost is not None), key=_order):
         groups.setdefault(row.sha256, []).append(row)
-    shown = list(groups.values())[:MOST_PICTURES]
+    shown = list(groups.values())[:MOST_IMAGES]
     # Decoders let go of the interpreter lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         cards = []
@@ -87,7 +87,7 @@ def _card(rows: Sequence[Row]) -> str:
     return (
         f'<li data-cost="{row.cost:.4f}" data-band="{row.band}" data-costs="{escape(costs, quote=True)}" '
         f'data-paths="{escape(chr(10).join(paths), quote=True)}">'
-        f'<button type="button" class="shot" aria-label="Show or cover this picture">'
+        f'<button type="button" class="shot" aria-label="Show or cover this image">'
         f"{thumbnail(Path(row.path), row.frame)}</button>"
         f'<div class="said">{badge(row.cost, row.band)}{notes}</div>'
         f"{path_line(paths[0])}{_others(paths[1:])}</li>"
@@ -103,7 +103,7 @@ def _others(paths: Sequence[str]) -> str:
 
 def _headline(scored: Sequence[Row], failed: Sequence[Row]) -> str:
     above = sum(row.cost is not None and row.cost > 0 for row in scored)
-    text = f"{counted(above, 'picture')} of {len(scored):,} above zero"
+    text = f"{counted(above, 'image')} of {len(scored):,} above zero"
     return f"{text}, {counted(len(failed), 'file')} not scored" if failed else text
 
 
@@ -113,7 +113,7 @@ def _explained(scored: Sequence[Row]) -> str:
     ]
     text = (
         "A cost is log-odds of harm: zero is the boundary, above it is harmful, and between "
-        f"{signed(REVIEW_FROM)} and {signed(UNSAFE_FROM)} the scorer is not sure. Click a picture to "
+        f"{signed(REVIEW_FROM)} and {signed(UNSAFE_FROM)} the scorer is not sure. Click an image to "
         "uncover it."
     )
     if unknown:

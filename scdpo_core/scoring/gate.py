@@ -1,4 +1,4 @@
-"""Which pictures are held back, and how a held picture is hidden. Doors only pass the choices on."""
+"""Which images are held back, and how a held image is hidden. Doors only pass the choices on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def held_back(scores: Sequence[CostScore], hold: str, threshold: float) -> list[
     """The places, from 0, of the images that are held. A cost that is not finite is always held.
 
     Args:
-        scores: one for each picture.
+        scores: one for each image.
         hold: a name in `HOLDS`.
         threshold: cost, log-odds.
 
@@ -45,11 +45,11 @@ def held_back(scores: Sequence[CostScore], hold: str, threshold: float) -> list[
     return [k for k, score in enumerate(scores) if not score.finite or rule(score, threshold)]
 
 
-def covered(picture: Image.Image, cover: str, replacement: Image.Image | None = None) -> Image.Image:
-    """A picture of the same size with nothing left to recognise.
+def covered(image: Image.Image, cover: str, replacement: Image.Image | None = None) -> Image.Image:
+    """An image of the same size with nothing left to recognise.
 
     Args:
-        picture: RGB.
+        image: RGB.
         cover: a name in `COVERS`.
         replacement: what 'replace' shows instead, filled to the size and cut; a plain card without one.
 
@@ -57,36 +57,36 @@ def covered(picture: Image.Image, cover: str, replacement: Image.Image | None = 
         ScdpoError: there is no such cover.
     """
     if cover not in COVERS:
-        raise ScdpoError(f"A picture cannot be hidden by '{cover}'; choose one of: {', '.join(COVERS)}.")
-    return COVERS[cover](picture, replacement)
+        raise ScdpoError(f"An image cannot be hidden by '{cover}'; choose one of: {', '.join(COVERS)}.")
+    return COVERS[cover](image, replacement)
 
 
-def remains(picture: Image.Image, cover: str) -> Image.Image:
-    """The few pixels of a picture that a cover lets through, for who enlarges them otherwise than `covered`.
+def remains(image: Image.Image, cover: str) -> Image.Image:
+    """The few pixels of an image that a cover lets through, for who enlarges them otherwise than `covered`.
 
     Args:
-        picture: RGB.
+        image: RGB.
         cover: 'blur' or 'pixelate'.
 
     Returns:
         RGB, its longer side 12 pixels to be enlarged smoothly, or 16 to be enlarged as blocks; smaller
-        where the picture is.
+        where the image is.
     """
     if cover == "pixelate":
-        return _reduced(picture, _BLOCKS)
-    return _reduced(picture, _BLUR_SIDE).filter(ImageFilter.GaussianBlur(0.6))
+        return _reduced(image, _BLOCKS)
+    return _reduced(image, _BLUR_SIDE).filter(ImageFilter.GaussianBlur(0.6))
 
 
 def card(size: tuple[int, int]) -> Image.Image:
-    """A calm grey card with a closed eye, for a picture that is not shown.
+    """A calm grey card with a closed eye, for an image that is not shown.
 
     Args:
         size: (width, height), pixels.
     """
     width, height = size
     shade = Image.linear_gradient("L").resize(size)
-    picture = Image.composite(Image.new("RGB", size, _CARD[0]), Image.new("RGB", size, _CARD[1]), shade)
-    draw = ImageDraw.Draw(picture)
+    image = Image.composite(Image.new("RGB", size, _CARD[0]), Image.new("RGB", size, _CARD[1]), shade)
+    draw = ImageDraw.Draw(image)
     side = min(size) / 2
     line = max(1, round(side / 18))
     left, top = (width - side) / 2, height / 2 - side * 0.7
@@ -97,28 +97,28 @@ def card(size: tuple[int, int]) -> Image.Image:
         start = (middle[0] + turn * reach * 1.05, middle[1] + reach * (1 - turn * turn / 2))
         end = (middle[0] + turn * reach * 1.35, start[1] + reach * (0.28 - 0.12 * abs(turn)))
         draw.line((*start, *end), fill=_CARD_LINE, width=line)
-    return picture
+    return image
 
 
-def _blurred(picture: Image.Image, _: Image.Image | None) -> Image.Image:
-    return remains(picture, "blur").resize(picture.size, Image.Resampling.BICUBIC)
+def _blurred(image: Image.Image, _: Image.Image | None) -> Image.Image:
+    return remains(image, "blur").resize(image.size, Image.Resampling.BICUBIC)
 
 
-def _pixelated(picture: Image.Image, _: Image.Image | None) -> Image.Image:
-    return remains(picture, "pixelate").resize(picture.size, Image.Resampling.NEAREST)
+def _pixelated(image: Image.Image, _: Image.Image | None) -> Image.Image:
+    return remains(image, "pixelate").resize(image.size, Image.Resampling.NEAREST)
 
 
-def _replaced(picture: Image.Image, replacement: Image.Image | None) -> Image.Image:
+def _replaced(image: Image.Image, replacement: Image.Image | None) -> Image.Image:
     if replacement is None:
-        return card(picture.size)
-    return ImageOps.fit(replacement.convert("RGB"), picture.size, Image.Resampling.LANCZOS)
+        return card(image.size)
+    return ImageOps.fit(replacement.convert("RGB"), image.size, Image.Resampling.LANCZOS)
 
 
-def _reduced(picture: Image.Image, side: int) -> Image.Image:
+def _reduced(image: Image.Image, side: int) -> Image.Image:
     """At most so many pixels a side: what is thrown away here, no filter brings back."""
-    scale = min(1.0, side / max(picture.size))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BOX)
+    scale = min(1.0, side / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BOX)
 
 
 COVERS: dict[str, Callable[[Image.Image, Image.Image | None], Image.Image]] = {
@@ -126,4 +126,4 @@ COVERS: dict[str, Callable[[Image.Image, Image.Image | None], Image.Image]] = {
     "pixelate": _pixelated,
     "replace": _replaced,
 }
-"""How a held picture is hidden."""
+"""How a held image is hidden."""

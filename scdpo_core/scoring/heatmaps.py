@@ -12,7 +12,7 @@ from ..cost.attribution import Method, explain
 from ..cost.protocol import Scorer
 from ..io.files import atomic_path
 from ..io.image_frames import open_frames
-from ..io.images import PictureError
+from ..io.images import ImageError
 from ..types import Problem
 from .table import Row
 
@@ -55,17 +55,17 @@ def write_heatmaps(
         path = Path(row.path)
         try:
             with path.open("rb") as stream:
-                picture = next(p for n, p in open_frames(path, stream, row.frame) if n == row.frame)
-        except (PictureError, OSError, StopIteration) as error:
-            what = error.what if isinstance(error, PictureError) else "the picture cannot be read any more."
+                image = next(p for n, p in open_frames(path, stream, row.frame) if n == row.frame)
+        except (ImageError, OSError, StopIteration) as error:
+            what = error.what if isinstance(error, ImageError) else "the image cannot be read any more."
             problems.append(Problem(path, what))
         else:
-            found = explain(scorer, picture, method=method)
+            found = explain(scorer, image, method=method)
             stem = name_of(row)
             said = PngInfo()
             if found.objection:
                 said.add_text("objection", found.objection)
-            for kind, shown in (("heatmap", found.overlay(picture)), ("mask", found.mask())):
+            for kind, shown in (("heatmap", found.overlay(image)), ("mask", found.mask())):
                 with atomic_path(folder / f"{stem}.{kind}.png") as temporary:
                     shown.save(temporary, "PNG", pnginfo=said)
         progress(done, len(rows))

@@ -13,7 +13,7 @@ from string import Template
 from PIL import Image
 
 from ..io.image_frames import open_frames
-from ..io.images import PictureError
+from ..io.images import ImageError
 from ..io.printable import printable
 from ..types import REVIEW_FROM, UNSAFE_FROM, Band
 
@@ -32,20 +32,20 @@ def render(template: str, **values: str) -> str:
 
 
 def thumbnail(path: Path, frame: int = 0) -> str:
-    """An `img` of a picture with its pixels inside, or a note that it cannot be shown.
+    """An `img` of an image with its pixels inside, or a note that it cannot be shown.
 
     Args:
-        path: the picture.
+        path: the image.
         frame: which frame of an animation.
     """
     try:
         with path.open("rb") as stream:
-            for number, picture in open_frames(path, stream, frame):
+            for number, image in open_frames(path, stream, frame):
                 if number == frame:
-                    return _img(picture)
-    except (OSError, PictureError):
+                    return _img(image)
+    except (OSError, ImageError):
         pass
-    return '<span class="gone">The picture is no longer there.</span>'
+    return '<span class="gone">The image is no longer there.</span>'
 
 
 def badge(cost: float, band: Band) -> str:
@@ -59,7 +59,7 @@ def signed(cost: float) -> str:
 
 
 def histogram(costs: Sequence[float]) -> str:
-    """How many pictures have which cost, as SVG; bars take the colour of their band."""
+    """How many images have which cost, as SVG; bars take the colour of their band."""
     if not costs:
         return ""
     low, high = min(-4.0, *costs), max(4.0, *costs)
@@ -96,7 +96,7 @@ def histogram(costs: Sequence[float]) -> str:
         f'aria-label="Histogram of the costs">'
         f'<line class="axis" x1="0" y1="{foot}" x2="{width}" y2="{foot}"/>{"".join(bars)}'
         f'<line class="zero" x1="{zero:.1f}" y1="4" x2="{zero:.1f}" y2="{foot + 5}"/>'
-        f"{labels}</svg><figcaption class='note'>Costs of all pictures; a bar's height is the root of its "
+        f"{labels}</svg><figcaption class='note'>Costs of all images; a bar's height is the root of its "
         "count.</figcaption></figure>"
     )
 
@@ -109,15 +109,15 @@ def band_of(cost: float) -> Band:
 
 
 def counted(number: int, thing: str) -> str:
-    """'1 picture', '2,000 pictures'."""
+    """'1 image', '2,000 images'."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def _img(picture: Image.Image) -> str:
-    crisp = max(picture.size) <= _CRISP_UP_TO
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+def _img(image: Image.Image) -> str:
+    crisp = max(image.size) <= _CRISP_UP_TO
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=92 if crisp else 78)
+    image.save(stream, "JPEG", quality=92 if crisp else 78)
     data = base64.b64encode(stream.getvalue()).decode("ascii")
     kind = ' class="crisp"' if crisp else ""
     return f'<img{kind} src="data:image/jpeg;base64,{data}" alt="" loading="lazy" decoding="async">'

@@ -1,4 +1,4 @@
-"""Scores drawn on pictures: badges, a sheet that compares rows of pictures, a histogram. Pillow alone."""
+"""Scores drawn on images: badges, a sheet that compares rows of images, a histogram. Pillow alone."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ class Strip:
 
     Attributes:
         title: what was done, 'strength 1' say.
-        pictures: RGB, of one size in all rows; column k has the same seed in every row.
-        scores: one for each picture.
+        images: RGB, of one size in all rows; column k has the same seed in every row.
+        scores: one for each image.
     """
 
     title: str
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     scores: Sequence[CostScore]
 
 
-def with_badge(picture: Image.Image, text: str, band: Band) -> Image.Image:
-    """A copy of a picture with a label in its lower left corner, in the colour of a band."""
-    badged = picture.convert("RGB")
+def with_badge(image: Image.Image, text: str, band: Band) -> Image.Image:
+    """A copy of an image with a label in its lower left corner, in the colour of a band."""
+    badged = image.convert("RGB")
     side = max(12, min(badged.size) // 12)
     written = lettered(text, side)
     pad = max(2, side // 3)
     width, height = min(badged.width, written.width + 2 * pad), written.height + pad
     plate = Image.new("RGB", (width, height), BAND_COLOURS[band])
     plate.paste((255, 255, 255), (pad, pad // 2), written)
-    badged = badged.copy() if badged is picture else badged
+    badged = badged.copy() if badged is image else badged
     badged.paste(plate, (0, badged.height - height))
     return badged
 
 
 def comparison(strips: Sequence[Strip], side: int = 256) -> Image.Image:
-    """Rows of pictures with their costs, each row under its title.
+    """Rows of images with their costs, each row under its title.
 
     Args:
-        strips: at least one, each with the same number of pictures.
-        side: longest side of each picture on the sheet, pixels.
+        strips: at least one, each with the same number of images.
+        side: longest side of each image on the sheet, pixels.
     """
-    cells = [[_fitted(p, side) for p in strip.pictures] for strip in strips]
+    cells = [[_fitted(p, side) for p in strip.images] for strip in strips]
     width, height = cells[0][0].size
     gap, head = max(4, side // 40), max(18, side // 9)
     columns = len(cells[0])
@@ -76,7 +76,7 @@ def comparison(strips: Sequence[Strip], side: int = 256) -> Image.Image:
 
 
 def histogram(rows: Sequence[tuple[str, Sequence[float]]], size: tuple[int, int] = (720, 420)) -> Image.Image:
-    """How many pictures have which cost, row by row on one scale; right of the line at 0 is harmful.
+    """How many images have which cost, row by row on one scale; right of the line at 0 is harmful.
 
     Args:
         rows: title and costs (log-odds) of each; at least one cost in all.
@@ -90,8 +90,8 @@ def histogram(rows: Sequence[tuple[str, Sequence[float]]], size: tuple[int, int]
     counts = [_binned(values, low, high, bins) for _, values in rows]
     tallest = max(1, max(max(row) for row in counts))
     letter = max(11, height // 30)
-    picture = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(image)
     left, right, bottom = letter, width - letter, height - 2 * letter
 
     def x(cost: float) -> float:
@@ -101,7 +101,7 @@ def histogram(rows: Sequence[tuple[str, Sequence[float]]], size: tuple[int, int]
     for bound in (REVIEW_FROM, UNSAFE_FROM):
         draw.line((x(bound), letter, x(bound), bottom), fill=_FAINT)
     draw.line((x(0), letter // 2, x(0), bottom), fill=_INK, width=2)
-    _write(picture, "harmful", (x(0) + letter / 2, letter // 3), letter, BAND_COLOURS["unsafe"])
+    _write(image, "harmful", (x(0) + letter / 2, letter // 3), letter, BAND_COLOURS["unsafe"])
     band = (bottom - 2 * letter) / len(rows)
     for number, ((title, _), row) in enumerate(zip(rows, counts, strict=True)):
         base = 2 * letter + band * (number + 1)
@@ -112,10 +112,10 @@ def histogram(rows: Sequence[tuple[str, Sequence[float]]], size: tuple[int, int]
                 tall = (band - 1.8 * letter) * count / tallest
                 draw.rectangle((x(edge) + 1, base - tall, x(edge + 0.5) - 1, base - 1), fill=colour)
         draw.line((left, base, right, base), fill=_INK)
-        _write(picture, title, (left, base - band + letter / 4), letter, colour)
+        _write(image, title, (left, base - band + letter / 4), letter, colour)
     for cost in range(int(low), int(high) + 1, 2):
-        _write(picture, str(cost), (x(cost), bottom + letter / 3), letter, _INK, centred=True)
-    return picture
+        _write(image, str(cost), (x(cost), bottom + letter / 3), letter, _INK, centred=True)
+    return image
 
 
 def _binned(values: Sequence[float], low: float, high: float, bins: int) -> list[int]:
@@ -125,16 +125,16 @@ def _binned(values: Sequence[float], low: float, high: float, bins: int) -> list
     return counts
 
 
-def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Small drawings keep their hard pixels.
     how = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    return picture.convert("RGB").resize(size, how)
+    return image.convert("RGB").resize(size, how)
 
 
 def _write(
-    picture: Image.Image,
+    image: Image.Image,
     text: str,
     place: tuple[float, float],
     height: int,
@@ -143,4 +143,4 @@ def _write(
 ) -> None:
     written = lettered(text, height)
     left = place[0] - written.width / 2 if centred else place[0]
-    picture.paste(colour, (max(0, round(left)), round(place[1])), written)
+    image.paste(colour, (max(0, round(left)), round(place[1])), written)

@@ -1,4 +1,4 @@
-"""The whole job: find pictures, score them, write the tables, and do with the files what was asked."""
+"""The whole job: find images, score them, write the tables, and do with the files what was asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..cost.attribution import Method
 from ..cost.protocol import Scorer, provenance
-from ..io.discover import Found, find_pictures
+from ..io.discover import Found, find_images
 from ..types import Problem, ScdpoError
 from .gallery import write_gallery
 from .heatmaps import write_heatmaps
@@ -35,12 +35,12 @@ class ScoreJob:
         parquet: the same table.
         html: a gallery.
         every: of animations, look at every n-th frame; 0 for the first one alone.
-        batch: pictures in one call of the network.
-        over: the cost above which pictures are moved or copied.
+        batch: images in one call of the network.
+        over: the cost above which images are moved or copied.
         move_to: folder for those, or None.
         copy_to: folder for copies of those, or None.
         write_back: a key of `stamp.STAMPS`, or None.
-        heatmaps: folder for pictures of what raises the costs that lie over the bound, or None.
+        heatmaps: folder for images of what raises the costs that lie over the bound, or None.
         method: how that is found, see `cost.attribution.explain`.
         anew: score everything again.
         rank: number of this process.
@@ -79,7 +79,7 @@ class JobResult:
         rows: one for every file, sorted by path.
         reused: how many needed no network this time.
         repeats: further names that led to files already listed.
-        filed: rows of the moved or copied pictures, with their new paths.
+        filed: rows of the moved or copied images, with their new paths.
         problems: what could not be written back, moved or copied, and why.
         notes: folders that were passed over.
         unwritten: files whose score was to be written back and was not.
@@ -103,7 +103,7 @@ def check(job: ScoreJob) -> None:
     if job.processes > 1 and job.jsonl is None:
         raise ScdpoError("Several processes meet in a JSONL file. Name one with --jsonl.")
     if job.move_to is not None and job.copy_to is not None:
-        raise ScdpoError("Pictures can be moved or copied, not both.")
+        raise ScdpoError("Images can be moved or copied, not both.")
     for folder in (job.move_to, job.copy_to, job.heatmaps):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ScdpoError(f"{folder} is a file; a folder is wanted.")
@@ -181,7 +181,7 @@ def gather(job: ScoreJob) -> JobResult:
 def explain(
     job: ScoreJob, result: JobResult, scorer: Scorer, progress: Progress = lambda what, done, total: None
 ) -> JobResult:
-    """Write heatmaps of the pictures over the bound into the job's folder.
+    """Write heatmaps of the images over the bound into the job's folder.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -277,7 +277,7 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
 def _find(job: ScoreJob) -> Found:
     """The files to score, without those that this job itself puts somewhere."""
     ours = [folder for folder in (job.move_to, job.copy_to, job.heatmaps) if folder is not None]
-    return find_pictures(job.places, skip=ours)
+    return find_images(job.places, skip=ours)
 
 
 def _known(job: ScoreJob, memory: RowFile | None) -> Mapping[str, Row]:

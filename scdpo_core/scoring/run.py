@@ -17,13 +17,13 @@ from typing import Any
 
 from ..cost.protocol import Scorer, SideBySide, provenance
 from ..io.image_frames import open_frames
-from ..io.images import PictureError
+from ..io.images import ImageError
 from ..types import CostScore, ScdpoError
 from .alpha_views import worst
 from .table import Row
 
 BATCH = 16
-"""Pictures that the network looks at together."""
+"""Images that the network looks at together."""
 _SIDE_BY_SIDE = 4
 """The same where each processor has a batch of its own; larger ones fall out of its cache."""
 
@@ -34,7 +34,7 @@ class _Looked:
 
     Attributes:
         row: a row without a cost yet; with an error, or complete, when no network is needed.
-        frames: numbers and prepared pictures of the frames to score; empty when `row` is complete or when
+        frames: numbers and prepared images of the frames to score; empty when `row` is complete or when
             another file with the same content has them.
     """
 
@@ -51,7 +51,7 @@ class FolderRun:
         known: rows of earlier runs by path; a file that did not change since is not opened again, and one
             whose content was scored under another name is not decoded again.
         every: which frames of animations count: 0 the first, n every n-th.
-        batch: pictures in one call of the network.
+        batch: images in one call of the network.
         workers: decoding threads; by default one for each processor, at most 8.
 
     Attributes:
@@ -82,7 +82,7 @@ class FolderRun:
         Never raises because of a file: what cannot be decoded whole gives a row with its reason.
 
         Raises:
-            ScdpoError: the scorer itself fails, on every picture.
+            ScdpoError: the scorer itself fails, on every image.
         """
         # Threads stay at most this far ahead, so that memory does not grow with the folder.
         ahead = self.workers + (1 if self.every else 2 * self.batch)
@@ -112,7 +112,7 @@ class FolderRun:
 
     @contextmanager
     def _threads(self) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor, int, int]]:
-        """Threads that decode, threads that call the network, how many those are, pictures in a call.
+        """Threads that decode, threads that call the network, how many those are, images in a call.
 
         A scorer that likes to be called side by side shares the decoders' threads, one for each processor, so
         that nobody waits. Any other has a thread of its own, which calls it with whole batches.
@@ -186,7 +186,7 @@ class FolderRun:
         try:
             if not path.is_file():
                 what = "the link leads nowhere." if path.is_symlink() else "this is not a file."
-                return _Looked(replace(row, error=f"{what} Put a picture in its place."))
+                return _Looked(replace(row, error=f"{what} Put an image in its place."))
             facts = path.stat()
             row = replace(row, bytes=facts.st_size, mtime_ns=facts.st_mtime_ns)
             before = self._by_path.get(row.path)
@@ -205,13 +205,13 @@ class FolderRun:
                 stream.seek(0)
                 with closing(open_frames(path, stream, self.every)) as frames:
                     return _Looked(row, [(number, self.scorer.prepare(frame)) for number, frame in frames])
-        except PictureError as error:
+        except ImageError as error:
             return _refused(row, error.what)
         except OSError as error:
             return _refused(row, f"the file cannot be read ({error.strerror or error}).")
         # Whatever a file does to a decoder or to a scorer's preparation, the run goes on.
         except (Exception, MemoryError) as error:
-            return _refused(row, f"the picture could not be prepared ({type(error).__name__}: {error}).")
+            return _refused(row, f"the image could not be prepared ({type(error).__name__}: {error}).")
 
     def _claim(self, content: str) -> bool:
         """Whether this thread is the first with such content, and so has to decode it."""

@@ -1,4 +1,4 @@
-"""Moving or copying pictures whose cost lies over a bound, never across a file that is there."""
+"""Moving or copying images whose cost lies over a bound, never across a file that is there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .table import Row
 
 @dataclass(frozen=True)
 class Filed:
-    """What became of the pictures.
+    """What became of the images.
 
     Attributes:
-        done: rows of the pictures that were moved or copied, with the new path.
-        problems: one for every picture that stayed where it was, and why.
+        done: rows of the images that were moved or copied, with the new path.
+        problems: one for every image that stayed where it was, and why.
     """
 
     done: Sequence[Row]

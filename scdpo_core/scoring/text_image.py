@@ -1,4 +1,4 @@
-"""Words as pictures. Pillow alone, in any of its versions that a host may have."""
+"""Words as images. Pillow alone, in any of its versions that a host may have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about a training: figures, reliability, and the pictures that look misfiled."""
+"""The page about a training: figures, reliability, and the images that look misfiled."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def write_training_page(
         path: the .html file.
         name: of the cost model.
         result: of the training.
-        suspects: the pictures that look misfiled.
-        files: where each picture lies, by the SHA-256 of its file.
+        suspects: the images that look misfiled.
+        files: where each image lies, by the SHA-256 of its file.
 
     Raises:
         OSError: the file cannot be written.
@@ -42,7 +42,7 @@ def write_training_page(
         title=escape(f"Cost model {name}"),
         name=escape(name),
         created=datetime.now().strftime("%Y-%m-%d %H:%M"),
-        headline=f"{found.recall_at_zero:.0%} of unsafe pictures found, {found.fpr_at_zero:.1%} false alarms",
+        headline=f"{found.recall_at_zero:.0%} of unsafe images found, {found.fpr_at_zero:.1%} false alarms",
         warnings="".join(f"<p><b>Note:</b> {escape(warning)}</p>" for warning in result.warnings),
         figures=_figures(result),
         reliability=reliability_chart(result.reliability),
@@ -52,7 +52,7 @@ def write_training_page(
 
 
 def reliability_chart(bins: Sequence[ReliabilityBin]) -> str:
-    """Chance of harm, predicted against observed, as SVG; larger dots stand for more pictures."""
+    """Chance of harm, predicted against observed, as SVG; larger dots stand for more images."""
 
     def at(predicted: float, observed: float) -> tuple[float, float]:
         return _MARGIN + predicted * _SIDE, _MARGIN / 2 + (1 - observed) * _SIDE
@@ -98,7 +98,7 @@ def _figures(result: CostTrainingResult) -> str:
 
 def _figures_row(name: str, figures: Figures | None) -> str:
     if figures is None:
-        return f'<tr><th scope="row">{escape(name)}</th><td colspan="3">too few pictures</td></tr>'
+        return f'<tr><th scope="row">{escape(name)}</th><td colspan="3">too few images</td></tr>'
     return (
         f'<tr><th scope="row">{escape(name)}</th><td>{figures.auc:.4f}</td>'
         f"<td>{figures.recall_at_zero:.1%} of {figures.unsafe:,}</td>"
@@ -108,21 +108,19 @@ def _figures_row(name: str, figures: Figures | None) -> str:
 
 def _suspects(suspects: Sequence[Suspect], files: Mapping[str, Path]) -> str:
     if not suspects:
-        return (
-            '<p class="lead">None: no picture looks more like the other kind than that kind does itself.</p>'
-        )
+        return '<p class="lead">None: no image looks more like the other kind than that kind does itself.</p>'
     cards = []
     for one in suspects:
         path, label = files[one.digest], "unsafe" if one.unsafe else "safe"
         cards.append(
-            '<li><button type="button" class="shot" aria-label="Show or cover this picture">'
+            '<li><button type="button" class="shot" aria-label="Show or cover this image">'
             f'{thumbnail(path)}</button><div class="said">{badge(one.cost, band_of(one.cost))}'
             f'<span class="why">filed as {label}</span></div>{path_line(printable(str(path)))}</li>'
         )
     these = f"{'This one looks' if len(suspects) == 1 else f'These {len(suspects)} look'} misfiled"
     return (
         f'<p class="lead">{these}: a model that never saw them puts them as far on the other side '
-        "as most of that side's own pictures. Look at each; move it, remove it, or leave it as a hard case. "
-        f"{counted(len(suspects), 'picture')}, the clearest first; click to uncover.</p>"
+        "as most of that side's own images. Look at each; move it, remove it, or leave it as a hard case. "
+        f"{counted(len(suspects), 'image')}, the clearest first; click to uncover.</p>"
         f'<ul class="sheet veiled" role="list">{"".join(cards)}</ul>'
     )

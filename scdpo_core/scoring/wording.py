@@ -47,11 +47,11 @@ def report(scores: Sequence[CostScore]) -> str:
     shares = ", ".join(f"{number} {band}" for band, number in counts.items() if number)
     whole = len(scores) <= MOST_ROWS
     rows = range(len(scores)) if whole else highest(scores, MOST_ROWS)
-    pictures = "1 picture" if len(scores) == 1 else f"{len(scores)} pictures"
+    images = "1 image" if len(scores) == 1 else f"{len(scores)} images"
     lines = [
-        f"{pictures}: {shares}."
+        f"{images}: {shares}."
         + (
-            f" Highest cost {spoken(scores[worst].value)} (picture {worst}); above 0 is harmful."
+            f" Highest cost {spoken(scores[worst].value)} (image {worst}); above 0 is harmful."
             if known
             else ""
         ),

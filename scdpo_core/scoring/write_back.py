@@ -1,4 +1,4 @@
-"""Writing a score back to its picture, into the file or beside it; on request only."""
+"""Writing a score back to its image, into the file or beside it; on request only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..types import ScdpoError
 from .table import Row
 
 SIDECAR = ".score.json"
-"""Ending of a sidecar file, behind the picture's whole name."""
+"""Ending of a sidecar file, behind the image's whole name."""
 _MOST_BYTES = 65536  # of a sidecar; ours have a few hundred
 
 
@@ -67,7 +67,7 @@ def stamp_file(row: Row) -> Row:
 
 
 def stamp_sidecar(row: Row) -> Row:
-    """Put a score into a file beside the picture, 'name.png.score.json'.
+    """Put a score into a file beside the image, 'name.png.score.json'.
 
     Returns:
         The row as it is.

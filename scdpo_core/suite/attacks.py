@@ -23,7 +23,7 @@ from ..evaluation.attacks import (
     Stacked,
 )
 from ..evaluation.attacks.simple import names_word
-from ..io.images import open_picture
+from ..io.images import open_image
 from .attack_names import needs_words, split_spec
 from .folder import EvalFolder
 from .job import EvalJob
@@ -187,11 +187,11 @@ def make_attack(
     """The attack of a chunk, ready to be called on `items` of it.
 
     Raises:
-        PictureError: an image that it begins from cannot be read.
+        ImageError: an image that it begins from cannot be read.
     """
     name, strength = split_spec(chunk.spec)
     start = begin_from(chunk, items, plan)
-    images = tuple(open_picture(folder.image(BASE, item.name)) for item in start)
+    images = tuple(open_image(folder.image(BASE, item.name)) for item in start)
     if name == "img2img":
         return Img2Img(images, float(strength))
     if name == "weight":

@@ -12,7 +12,7 @@ from ..cost.encoders import load_encoder
 from ..evaluation.intervals import Mean, mean_interval
 from ..evaluation.results import environment
 from ..families.source import model_name
-from ..io.discover import find_pictures
+from ..io.discover import find_images
 from ..io.files import sha256_of
 from ..lora.file import read_lora_info
 from .attacks import AttackRow
@@ -163,7 +163,7 @@ def _reference(evaluation: Evaluation, device: str, progress: Callable[[int, int
     job, plan, folder = evaluation.job, evaluation.plan, evaluation.folder
     assert job.reference is not None
     encoder = load_encoder(job.encoder or ("micro" if job.base == "micro" else "embedded"), device)
-    files = list(find_pictures([job.reference]).files)
+    files = list(find_images([job.reference]).files)
     benign = plan.of_kind("benign")
     total = len(files) + len(plan.versions) * len(benign)
     target = gaussian_of(encoder, files, lambda done, _: progress(done, total))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..evaluation.contact_sheet import CRISP_UP_TO, encode
 from ..evaluation.wording import count
-from ..io.images import open_picture
+from ..io.images import open_image
 from ..io.printable import printable
 from ..types import CostScore
 from .attack_names import ATTACKS, split_spec
@@ -96,14 +96,14 @@ def sheets_of(evaluation: Evaluation, opinions: Opinions) -> list[Sheet]:
     """Images of every file and of every attack, all encoded alike so that the page stays small.
 
     Raises:
-        PictureError: an image cannot be read.
+        ImageError: an image cannot be read.
     """
     wanted = [each for each in (*_of_files(evaluation), *_of_attacks(evaluation)) if each.items]
     small, sizes = [], []
     for each in wanted:
         for item in each.items:
             for column in each.columns:
-                image = open_picture(evaluation.folder.image(column.version, item.name))
+                image = open_image(evaluation.folder.image(column.version, item.name))
                 sizes.append(image.size)
                 # At once: many large ones would not fit into memory.
                 image.thumbnail((_SIDE, _SIDE))

@@ -13,7 +13,7 @@ from ..cost.ensemble import EnsembleScorer
 from ..cost.protocol import Scorer, provenance
 from ..cost.scorers import SCORERS, hub_names, load_scorer
 from ..evaluation.judges import Asked
-from ..io.images import PictureError, open_picture
+from ..io.images import ImageError, open_image
 from ..types import CostScore, ScdpoError
 from .folder import EvalFolder, Table
 from .job import WORLD_JUDGE
@@ -214,8 +214,8 @@ def _opinions(judge: Judge, some: Sequence[tuple[str, Item]], folder: EvalFolder
     broken: list[Opinion] = []
     for version, item in some:
         try:
-            opened.append((version, item, open_picture(folder.image(version, item.name))))
-        except PictureError as error:
+            opened.append((version, item, open_image(folder.image(version, item.name))))
+        except ImageError as error:
             broken.append(Opinion(f"{version}/{item.name}", None, error=error.what))
     if not opened:
         return broken

@@ -15,7 +15,7 @@ from PIL import Image
 from ..cost.clip_encoders import EncoderError, Preprocessing, readable_name
 from ..cost.encoders import Encoder
 from ..evaluation.similarity import pixel_difference, ssim
-from ..io.images import PictureError, open_picture
+from ..io.images import ImageError, open_image
 from .folder import EvalFolder, Table
 from .plan import BASE, Item
 
@@ -66,7 +66,7 @@ def measure_likeness(
         progress: is told how many of how many are compared; may raise to end the work.
 
     Raises:
-        PictureError: an image cannot be read.
+        ImageError: an image cannot be read.
     """
     table = Table(folder, LIKENESS_TABLE, Likeness, shard)
     wanted = list(images)
@@ -74,8 +74,8 @@ def measure_likeness(
         for number, (version, item) in enumerate(wanted):
             name = f"{version}/{item.name}"
             if name not in table.rows:
-                before = open_picture(folder.image(BASE, item.name))
-                after = open_picture(folder.image(version, item.name))
+                before = open_image(folder.image(BASE, item.name))
+                after = open_image(folder.image(version, item.name))
                 alike, apart = ssim(before, after), pixel_difference(before, after)
                 table.add(Likeness(name, round(alike, 5), round(apart, 5)))
             progress(number + 1, len(wanted))
@@ -155,7 +155,7 @@ def measure_clip(
     """Score images that have no CLIP score yet; arguments as of `measure_likeness`.
 
     Raises:
-        PictureError: an image cannot be read.
+        ImageError: an image cannot be read.
     """
     table = Table(folder, clip_table(model.id), ClipScore, shard)
     wanted = list(images)
@@ -163,7 +163,7 @@ def measure_clip(
     try:
         for first in range(0, len(left), _TOGETHER):
             some = left[first : first + _TOGETHER]
-            opened = [open_picture(folder.image(version, item.name)) for version, item in some]
+            opened = [open_image(folder.image(version, item.name)) for version, item in some]
             scores = model.scores(opened, [item.prompt.prompt for _, item in some])
             for (version, item), score in zip(some, scores, strict=True):
                 table.add(ClipScore(f"{version}/{item.name}", round(score, 4)))
@@ -194,8 +194,8 @@ def gaussian_of(
         images = []
         for path in files[first : first + _TOGETHER]:
             try:
-                images.append(open_picture(path))
-            except PictureError:
+                images.append(open_image(path))
+            except ImageError:
                 continue
         if images:
             rows = encoder.encode(images).numpy().astype(np.float64)

@@ -55,7 +55,7 @@ def render(report: SuiteReport, evaluation: Evaluation, opinions: Opinions) -> s
         opinions: of the judge that the headline rests on.
 
     Raises:
-        PictureError: an image cannot be read.
+        ImageError: an image cannot be read.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ..io.files import atomic_path, write_json, write_text
-from ..io.images import open_picture, to_pixels
+from ..io.images import open_image, to_pixels
 from ..io.json_schema import parse
 from ..preferences.folder import SAFE_PROMPTS
 from ..types import Conditioning, PreferencePair
@@ -183,8 +183,8 @@ def encode_base_images(
     latents, parts = [], []
     for first in range(0, len(files), _ENCODED_AT_ONCE):
         some = slice(first, first + _ENCODED_AT_ONCE)
-        pixels = torch.stack([to_pixels(open_picture(file), wanted) for file in files[some]])
-        latents.append(model.encode_pictures(pixels.to(model.device)).to(device))
+        pixels = torch.stack([to_pixels(open_image(file), wanted) for file in files[some]])
+        latents.append(model.encode_images(pixels.to(model.device)).to(device))
         parts.append(model.encode_prompts(list(prompts[some])).map(lambda part: part.to(device)))
     return BaseImages(torch.cat(latents).contiguous(), Conditioning.concat(parts), tuple(prompts))
 

@@ -49,7 +49,7 @@ def check_run(
         settings: of the run.
         resume: whether an interrupted run is to go on.
         notice: is told what is odd but stops nothing.
-        progress: is told how many pictures of how many have been looked at.
+        progress: is told how many images of how many have been looked at.
         unasked: settings that nobody gave, see `config_needs.without_effect`.
         known: images that were found sound before, see `read_folder`.
 

@@ -139,7 +139,7 @@ def encode(
     data = settings.data
     if data.real_sizes and model.family != "sdxl":
         raise ScdpoError(
-            f"--real-sizes is for SDXL, which is told the sizes of pictures; {model.family} is not. "
+            f"--real-sizes is for SDXL, which is told the sizes of images; {model.family} is not. "
             "Leave it out."
         )
     trained, held = hold_out(labelled, settings.validation.validation)
@@ -252,7 +252,7 @@ def is_enlarged(labelled: LabelledPair, size: Size) -> bool:
 def real_sizes(labelled: LabelledPair, size: Size) -> list[float]:
     """What SDXL is told of a pair at a training size, see `Conditioning.sizes`.
 
-    The chosen picture's own size and crop, for the rejected one as well: told apart, the two would teach the
+    The chosen image's own size and crop, for the rejected one as well: told apart, the two would teach the
     network which sizes to prefer.
     """
     width, height = upright_size(labelled.pair.chosen)

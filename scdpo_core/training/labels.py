@@ -14,7 +14,7 @@ from ..config.settings import DataSettings
 from ..cost.protocol import Scorer
 from ..cost.scorers import load_scorer
 from ..io.files import write_json
-from ..io.images import open_picture
+from ..io.images import open_image
 from ..preferences.relabel import relabel
 from ..types import CostScore, LabelledPair, PreferencePair, RelabelReport, ScdpoError, ScoredPair
 from .cost_cache import KnownCosts
@@ -78,7 +78,7 @@ def label_pairs(
     progress: Callable[[int, int], None],
     known: Path | None = None,
 ) -> Labelling:
-    """Score both pictures of every pair and relabel.
+    """Score both images of every pair and relabel.
 
     Args:
         pairs: as the artist ordered them.
@@ -88,7 +88,7 @@ def label_pairs(
         known: file that keeps the costs for a resumed run; None for none.
 
     Raises:
-        ScdpoError: the cost model cannot be loaded, or a picture cannot be opened.
+        ScdpoError: the cost model cannot be loaded, or an image cannot be opened.
     """
     scorer = load_scorer(settings.cost_model, device)
     costs = KnownCosts(known, scorer)
@@ -126,7 +126,7 @@ def _scored(
             if found is not None:
                 scores[path] = found
                 continue
-            waiting.append((path, open_picture(path)))
+            waiting.append((path, open_image(path)))
             used = sum(3 * image.width * image.height for _, image in waiting)
             if len(waiting) >= _AT_ONCE or used >= _BYTES_AT_ONCE:
                 flush()

@@ -14,7 +14,7 @@ from ..types import CachedPair, LabelledPair
 
 
 def dataset_hash(cached: Sequence[CachedPair], labelled: Sequence[LabelledPair]) -> str:
-    """12 hexadecimal digits that change with any picture, prompt, encoder, order, label, weight or cost."""
+    """12 hexadecimal digits that change with any image, prompt, encoder, order, label, weight or cost."""
     rows: list[list[object]] = []
     for pair, label in zip(cached, labelled, strict=True):
         own = label.pair
@@ -69,20 +69,20 @@ def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:
 
 
 def sample_costs(records: Iterable[Record], step: int) -> dict[str, object]:
-    """What a run's sample pictures cost before training and after it, as a fact for the LoRA's file.
+    """What a run's sample images cost before training and after it, as a fact for the LoRA's file.
 
     Args:
         records: of the run.
         step: the last one that samples were drawn at.
 
     Returns:
-        The mean over the pictures; nothing when they were not scored at both ends.
+        The mean over the images; nothing when they were not scored at both ends.
     """
     costs: dict[int, dict[int, float]] = {0: {}, step: {}}
     for record in records:
         sample = record.event
         if isinstance(sample, Sample) and sample.step in costs and sample.cost is not None:
-            # A resumed run may have drawn a step twice: by its seed each picture counts once.
+            # A resumed run may have drawn a step twice: by its seed each image counts once.
             costs[sample.step][sample.seed] = sample.cost
     before, after = costs[0], costs[step]
     if not step or not before or before.keys() != after.keys():

@@ -170,7 +170,7 @@ def advice(settings: TrainSettings) -> str:
         (lora.rank > 8, "a lower --rank"),
         (
             True,
-            "smaller pictures (--width and --height)" if not data.buckets else "smaller buckets (--width)",
+            "smaller images (--width and --height)" if not data.buckets else "smaller buckets (--width)",
         ),
     ]
     return "; ".join(way for helps, way in ways if helps)

@@ -1,4 +1,4 @@
-"""Training curves as a picture, from the events of a run."""
+"""Training curves as an image, from the events of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw_curves(records: Iterable[Record], path: Path) -> bool:
     """Write the curves of a run as PNG; False if there is nothing to draw yet.
 
     Raises:
-        OSError: the picture cannot be written.
+        OSError: the image cannot be written.
     """
     curves = known_curves(series(records))
     if "loss" not in curves:

@@ -1,4 +1,4 @@
-"""Errors of policy and reference on the same pictures, noise and timesteps: two forward passes, one network.
+"""Errors of policy and reference on the same images, noise and timesteps: two forward passes, one network.
 
 The reference is the network with its LoRA switched off, once, as a whole.
 """
@@ -29,7 +29,7 @@ class Draw:
 
     Attributes:
         timesteps: [B] as the model's `Timesteps` draws them.
-        noise: [B, C, h, w] standard normal; both pictures of a pair get the same.
+        noise: [B, C, h, w] standard normal; both images of a pair get the same.
     """
 
     timesteps: Tensor
@@ -43,7 +43,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class PairResiduals:
-    """Prediction minus target, [2B, C, h, w], the B chosen pictures first; `reference` has no gradient."""
+    """Prediction minus target, [2B, C, h, w], the B chosen images first; `reference` has no gradient."""
 
     policy: Tensor
     reference: Tensor
@@ -97,7 +97,7 @@ def policy_residuals(
     weighting: Weighting,
     conditioning: Conditioning | None = None,
 ) -> Tensor:
-    """Prediction minus target with the LoRA, [2B, C, h, w], chosen first: one forward pass of 2B pictures.
+    """Prediction minus target with the LoRA, [2B, C, h, w], chosen first: one forward pass of 2B images.
 
     `conditioning` is the policy's, where its text encoders train along.
     """
@@ -177,7 +177,7 @@ def pair_residuals(
     weighting: Weighting,
     conditioning: Conditioning | None = None,
 ) -> PairResiduals:
-    """Residuals of both networks on both pictures of B pairs, each in one forward pass of 2B pictures."""
+    """Residuals of both networks on both images of B pairs, each in one forward pass of 2B images."""
     reference = reference_residuals(model, adapter, batch, chance, weighting)
     return PairResiduals(policy_residuals(model, batch, chance, weighting, conditioning), reference)
 
@@ -196,7 +196,7 @@ def noise_residuals(
 ) -> tuple[Tensor, Tensor]:
     """Residuals [B, C, h, w] of policy and reference on pure noise at the last timestep, for DUO's prior."""
     timesteps = model.timesteps.last(chance.timesteps)
-    # No picture at all: whatever is left of one at the last timestep differs from schedule to schedule.
+    # No image at all: whatever is left of one at the last timestep differs from schedule to schedule.
     empty = torch.zeros_like(chance.noise)
     with torch.no_grad(), adapter.disabled():
         reference = model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native")

@@ -1,4 +1,4 @@
-"""Pictures drawn before, during and after training, always from the same prompts and noise."""
+"""Images drawn before, during and after training, always from the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Sampler:
             prompts: what to draw.
             settings: steps and guidance.
             size: (width, height), None for the model's own.
-            run_folder: pictures go into samples/ below it; None: they are drawn and not kept.
-            emit: is told of every picture.
-            scorer: says what each picture costs; None: nobody does.
+            run_folder: images go into samples/ below it; None: they are drawn and not kept.
+            emit: is told of every image.
+            scorer: says what each image costs; None: nobody does.
         """
         self._model, self._prompts, self._settings, self._size = model, list(prompts), settings, size
         self._folder, self._emit, self._scorer = run_folder, emit, scorer
@@ -67,42 +67,42 @@ class Sampler:
 
         Args:
             step: of the training.
-            progress: is told how many pictures are drawn; may raise to end the work.
+            progress: is told how many images are drawn; may raise to end the work.
 
         Raises:
-            OSError: a picture cannot be written.
+            OSError: an image cannot be written.
         """
         if not self._prompts:
             return []
         count = len(self._prompts)
         self._emit(Progress("sample", 0, count))
         seeds = list(range(count))
-        pictures = self._model.sample(
+        images = self._model.sample(
             self._prompts, seeds, self._settings.sample_steps, self._settings.guidance, self._size, progress
         )
         if self._folder is None:
-            return pictures
+            return images
         costs: list[float | None] = [None] * count
         if self._scorer is not None:
-            scores = self._scorer.score(pictures)
+            scores = self._scorer.score(images)
             costs = [score.value if score.finite else None for score in scores]
-        for number, (picture, prompt) in enumerate(zip(pictures, self._prompts, strict=True)):
+        for number, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
             path = f"{FOLDER}/step-{step:06d}-{number}.png"
             with atomic_path(self._folder / path) as temporary:
-                picture.save(temporary)
+                image.save(temporary)
             self._emit(Sample(step, path, prompt, seeds[number], costs[number]))
         self._emit(Progress("sample", count, count))
-        return pictures
+        return images
 
 
-def preview(pictures: Sequence[Image.Image]) -> Image.Image | None:
-    """The pictures side by side in a nearly square grid; None of none."""
-    if not pictures:
+def preview(images: Sequence[Image.Image]) -> Image.Image | None:
+    """The images side by side in a nearly square grid; None of none."""
+    if not images:
         return None
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    width, height = pictures[0].size
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
     grid = Image.new("RGB", (columns * width, rows * height))
-    for number, picture in enumerate(pictures):
-        grid.paste(picture, (number % columns * width, number // columns * height))
+    for number, image in enumerate(images):
+        grid.paste(image, (number % columns * width, number // columns * height))
     return grid

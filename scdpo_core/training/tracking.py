@@ -25,8 +25,8 @@ class Tracker(Protocol):
         """Figures of a step, by name, 'train/loss' for example."""
         ...
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """A picture that was drawn after some steps."""
+    def image(self, step: int, name: str, path: Path) -> None:
+        """An image that was drawn after some steps."""
         ...
 
     def close(self) -> None:
@@ -55,8 +55,8 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """See `Tracker.picture`."""
+    def image(self, step: int, name: str, path: Path) -> None:
+        """See `Tracker.image`."""
         with Image.open(path) as image:
             self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
@@ -93,8 +93,8 @@ class Wandb:
         """See `Tracker.scalars`. The step is a figure among others: its own must never go back."""
         self._run.log({**values, "step": step})
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """See `Tracker.picture`."""
+    def image(self, step: int, name: str, path: Path) -> None:
+        """See `Tracker.image`."""
         self._run.log({name: self._wandb.Image(str(path)), "step": step})
 
     def close(self) -> None:
@@ -120,13 +120,13 @@ class Tracking:
 
         Args:
             trackers: where to.
-            folder: the run folder, which pictures' paths are relative to.
+            folder: the run folder, which images' paths are relative to.
             warn: is told, once, that one of them fails and is left out from now on.
         """
         self._trackers, self._folder, self._warn = list(trackers), folder, warn
 
     def __call__(self, event: Event) -> None:
-        """Pass on an event, if it holds figures or a picture."""
+        """Pass on an event, if it holds figures or an image."""
         if isinstance(event, Progress) and event.phase == "train":
             values = _known("train", event.metrics)
             if event.steps_per_second is not None:
@@ -137,7 +137,7 @@ class Tracking:
             self._tell(lambda tracker: tracker.scalars(event.step, values))
         elif isinstance(event, Sample):
             name = f"samples/{event.seed}"
-            self._tell(lambda tracker: tracker.picture(event.step, name, self._folder / event.path))
+            self._tell(lambda tracker: tracker.image(event.step, name, self._folder / event.path))
             if event.cost is not None:
                 cost = {f"cost/{event.seed}": event.cost}
                 self._tell(lambda tracker: tracker.scalars(event.step, cost))

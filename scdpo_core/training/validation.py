@@ -110,7 +110,7 @@ class Validator:
     def look(self) -> dict[str, float]:
         """accuracy, u, winner_gap and loser_gap over all held-out pairs, errors averaged over the draws.
 
-        accuracy is the share of pairs whose chosen picture the policy prefers more than the base model does.
+        accuracy is the share of pairs whose chosen image the policy prefers more than the base model does.
 
         Raises:
             ScdpoError: see `Portions.attempt`.
@@ -260,9 +260,9 @@ class Best:
 
 @dataclass
 class Patience:
-    """When to stop: the held-out chosen pictures' error stands above the base model's and keeps rising.
+    """When to stop: the held-out chosen images' error stands above the base model's and keeps rising.
 
-    That is how preference training falls apart: the loss still falls, for the rejected pictures' error
+    That is how preference training falls apart: the loss still falls, for the rejected images' error
     rises faster.
 
     Attributes:

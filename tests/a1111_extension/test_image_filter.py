@@ -80,7 +80,7 @@ def test_short_of_memory_nothing_passes(
     covers = sys.modules["a1111_extension.covers"]
     original = covers.notice
 
-    def picture(number: int) -> Image.Image:
+    def pil_image(number: int) -> Image.Image:
         for name in ("notice", "digest", "black", "blurred"):
             if broken in (name, "all"):
                 monkeypatch.setattr(covers, name, no_memory)
@@ -90,7 +90,7 @@ def test_short_of_memory_nothing_passes(
 
     for action in ("black", "blur", "quarantine"):
         p = Processing()
-        processed = draw(script, p, picture, True, "normal", 0, "nothing", action)
+        processed = draw(script, p, pil_image, True, "normal", 0, "nothing", action)
         assert processed.images and not any(RED in colours(image) for image in processed.images)
         assert RED not in colours(saved(p, striped(RED)))
         monkeypatch.setattr(covers, "notice", original)  # the next generation begins with memory
@@ -207,11 +207,11 @@ def test_callbacks_that_come_later_are_judged_too(script: Any, host: Host) -> No
 def test_what_is_saved_for_nobody_while_drawing_is_judged(script: Any) -> None:
     seen = []
 
-    def picture(number: int) -> Image.Image:
+    def pil_image(number: int) -> Image.Image:
         seen.extend(saved(p, striped(RED)) for p in (None, SimpleNamespace()))
         return striped(BLUE)
 
-    draw(script, Processing(), picture, *HIDE)
+    draw(script, Processing(), pil_image, *HIDE)
     assert [colours(image) for image in seen] == [BLACK, BLACK]
     # Afterwards nobody draws: the extras tab saves as it likes.
     assert RED in colours(saved(None, striped(RED)))

@@ -49,7 +49,7 @@ print(gradio.__version__, len(ids), len(set(ids)))
 """
 
 
-def pictures(folder: Path) -> None:
+def images(folder: Path) -> None:
     folder.mkdir(parents=True)
     for number in range(4):
         text = PngInfo()
@@ -131,7 +131,7 @@ def test_the_tab_is_the_same_under_old_gradios(python: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("python", OTHERS)
 def test_the_tab_works_under_old_gradios(python: str, tmp_path: Path) -> None:
     browsers = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-    pictures(tmp_path / "pictures")
+    images(tmp_path / "images")
     errors: list[str] = []
 
     def says(page: Any, where: str, what: str) -> None:
@@ -149,7 +149,7 @@ def test_the_tab_works_under_old_gradios(python: str, tmp_path: Path) -> None:
         page.add_init_script(path=ROOT / "javascript" / "scdpo_tab.js")
         page.goto(url)
         page.locator("#scdpo_score_go").click()
-        says(page, "#scdpo_score_gallery", "of 4 pictures cost more than zero")
+        says(page, "#scdpo_score_gallery", "of 4 images cost more than zero")
         says(page, "#scdpo_score_csv", "costs")
         pane(page, "Preferences")
         page.locator("#scdpo_pref_open").click()

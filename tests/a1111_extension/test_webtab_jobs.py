@@ -198,7 +198,7 @@ def test_the_schema_tells_of_the_jobs(house: House) -> None:
     }
 
 
-def test_sample_pictures_get_costs_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_images_get_costs_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.start()
     house.ends("calm", "finished")
     folder = house.runs / "calm" / "samples"

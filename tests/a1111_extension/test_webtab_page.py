@@ -1,6 +1,6 @@
 """The page alone in a real browser: ten pairs by keyboard, a training, stop, reload, resume, compare.
 
-SCREENSHOTS=FOLDER keeps pictures of it.
+SCREENSHOTS=FOLDER keeps images of it.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ def says(page: Any, where: str, what: str) -> None:
     browsers.expect(page.locator(where)).to_contain_text(re.compile(what), timeout=PATIENCE)
 
 
-def test_pictures_are_scored(browser: Any, tmp_path: Path) -> None:
+def test_images_are_scored(browser: Any, tmp_path: Path) -> None:
     with served(tmp_path) as url:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.goto(url + OPEN)
-        page.get_by_label("Or a folder with pictures").fill(str(ROOT / "examples/preferences/rejected/drug"))
+        page.get_by_label("Or a folder with images").fill(str(ROOT / "examples/preferences/rejected/drug"))
         page.get_by_role("button", name="Score", exact=True).click()
-        says(page, "#scdpo_score_gallery", "pictures cost more than zero")
+        says(page, "#scdpo_score_gallery", "images cost more than zero")
         first = page.locator("#scdpo_score_gallery .veil").first
         blurred = "element => getComputedStyle(element.querySelector('img')).filter"
         assert "blur" in first.evaluate(blurred)
@@ -116,7 +116,7 @@ def test_pictures_are_scored(browser: Any, tmp_path: Path) -> None:
         says(page, "#scdpo_score_files", "kitchen-knife")
         page.get_by_label("Show what raises the cost").check()
         page.get_by_role("button", name="Score", exact=True).click()
-        says(page, "#scdpo_score_message", r"\b2 pictures are scored")
+        says(page, "#scdpo_score_message", r"\b2 images are scored")
         assert page.locator("#scdpo_score_gallery details").count() == 2
 
         page.close()

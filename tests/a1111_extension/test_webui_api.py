@@ -50,7 +50,7 @@ def refused(answer: Any, status: int) -> str:
     return str(sentence)
 
 
-def test_a_picture_sent_along_is_scored(client: TestClient) -> None:
+def test_a_image_sent_along_is_scored(client: TestClient) -> None:
     for image in (sent("red"), f"data:image/png;base64,{sent('red')}"):
         answer = client.post("/scdpo/v1/score", json={"image": image})
         assert answer.json() == {
@@ -72,7 +72,7 @@ def test_a_folder_is_scored_the_costliest_first(client: TestClient, host: Host) 
     outputs = host.root / "outputs"
     for name, colour in (("a", "blue"), ("b", "red"), ("deep/c", "gray")):
         plain(outputs / f"{name}.png", colour)
-    (outputs / "d.png").write_bytes(b"no picture")
+    (outputs / "d.png").write_bytes(b"no image")
     for path in (str(outputs), "."):
         rows = client.post("/scdpo/v1/score", json={"path": path}).json()["scores"]
         assert [Path(row["path"]).name for row in rows] == ["b.png", "c.png", "a.png", "d.png"]
@@ -120,7 +120,7 @@ def test_more_folders_can_be_allowed(client: TestClient, host: Host) -> None:
         ({}, "either 'image'"),
         ({"image": "x", "path": "y"}, "either 'image'"),
         ({"image": "no base64!"}, "no base64"),
-        ({"image": base64.b64encode(b"no picture").decode()}, "image: "),
+        ({"image": base64.b64encode(b"no image").decode()}, "image: "),
         ({"image": ""}, "empty"),
         ({"path": " "}, "Name an image"),
         ({"path": "a\0b"}, "Name an image"),
@@ -152,10 +152,10 @@ def test_sizes_are_limited(client: TestClient, monkeypatch: pytest.MonkeyPatch, 
     assert "3 MiB; up to 1 MiB are read" in refused(large, 413)
     endless = client.post("/scdpo/v1/score", content=(part for part in [b"{}"]))
     assert "Content-Length" in refused(endless, 411)
-    monkeypatch.setattr(api, "MOST_PICTURES", 2)
+    monkeypatch.setattr(api, "MOST_IMAGES", 2)
     for name in "abc":
         plain(host.root / "outputs" / f"{name}.png")
-    assert "3 pictures; up to 2" in refused(client.post("/scdpo/v1/score", json={"path": "."}), 413)
+    assert "3 images; up to 2" in refused(client.post("/scdpo/v1/score", json={"path": "."}), 413)
 
 
 def test_loras_are_listed_with_what_is_wrong_with_them(client: TestClient, host: Host) -> None:

@@ -106,7 +106,7 @@ def test_a_lora_where_loras_are_switched_off_stops(script: Any, host: Host) -> N
     assert "switched off" in infotext(p, 0, p.all_prompts)["Safety error"]
 
 
-def test_a_lora_that_the_host_fails_to_load_hides_the_picture(script: Any, host: Host) -> None:
+def test_a_lora_that_the_host_fails_to_load_hides_the_image(script: Any, host: Host) -> None:
     host.add_lora(a_lora(host.root / "models" / "Lora" / "calm.safetensors"))
     p = Processing()
     processed = draw(script, p, blue, True, "normal", 0, "blur", "blur", "calm")

@@ -111,7 +111,7 @@ def test_a_pasted_infotext_restores_the_controls(host: Host) -> None:
     assert pasted(script, said) == [True, "my own number", 0.7, "blur", "black", "calm", 0.75]
     assert [field[0] for field in script.infotext_fields] == controls
     assert pasted(script, {"Safety threshold": "strict (-1.39)"})[:3] == [True, "strict", -1.39]
-    # A picture that was not scored leaves everything as it is: pasting disarms nothing.
+    # An image that was not scored leaves everything as it is: pasting disarms nothing.
     assert pasted(script, {"Steps": "20"}) == [None] * 7
 
 
@@ -199,7 +199,7 @@ def test_the_quarantine_is_not_served(host: Host, tmp_path: Path) -> None:
     assert Path(blocked) == tmp_path / "outputs" / "elsewhere"
 
 
-def test_sentences_fit_on_the_card_that_stands_for_a_picture(host: Host) -> None:
+def test_sentences_fit_on_the_card_that_stands_for_a_image(host: Host) -> None:
     covers = ours("covers")
     for size in ((1, 1), (64, 64), (512, 768), (2048, 640)):
         assert covers.notice(size, "The cost model is damaged: \u2603 " * 40).size == size

@@ -38,36 +38,36 @@ def script(host: Host, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def striped(colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> Image.Image:
-    """A picture that no cover leaves as it is: fine stripes of a colour and a little lighter."""
-    picture = Image.new("RGB", size, colour)
+    """An image that no cover leaves as it is: fine stripes of a colour and a little lighter."""
+    image = Image.new("RGB", size, colour)
     for column in range(0, size[0], 2):
-        picture.paste(tuple(max(0, part - 24) for part in colour), (column, 0, column + 1, size[1]))
-    return picture
+        image.paste(tuple(max(0, part - 24) for part in colour), (column, 0, column + 1, size[1]))
+    return image
 
 
-def colours(picture: Image.Image) -> set[Any]:
-    """Every colour in a picture."""
-    return {colour for _, colour in picture.getcolors(1 << 16)}
+def colours(image: Image.Image) -> set[Any]:
+    """Every colour in an image."""
+    return {colour for _, colour in image.getcolors(1 << 16)}
 
 
-def pictures(*wanted: tuple[int, int, int]) -> Any:
+def images(*wanted: tuple[int, int, int]) -> Any:
     made = [striped(colour) for colour in wanted]
     return made, made.__getitem__
 
 
 def test_off_by_default_and_then_nothing_happens(host: Host, script: Any) -> None:
     assert script.ui(False)[0].value is False
-    made, picture = pictures(RED)
+    made, image = images(RED)
     p = Processing()
-    processed = draw(script, p, picture, False)
+    processed = draw(script, p, image, False)
     assert processed.images[0] is made[0]
     assert p.extra_generation_params == {} and p.comments == {} and p.all_prompts == ["a cat"]
 
 
-def test_each_picture_of_a_batch_has_its_own_cost(script: Any) -> None:
-    made, picture = pictures(RED, BLUE, GREY, RED)
+def test_each_image_of_a_batch_has_its_own_cost(script: Any) -> None:
+    made, image = images(RED, BLUE, GREY, RED)
     p = Processing(batch_size=2, n_iter=2)
-    processed = draw(script, p, picture, True, "normal", 0, "nothing", "pixelate")
+    processed = draw(script, p, image, True, "normal", 0, "nothing", "pixelate")
     # Stripes lose half of 24: (255 - 12) / 51 = 4.76.
     costs = ["+4.76", "-4.76", "+0.00", "+4.76"]
     bands = ["unsafe", "safe", "review", "unsafe"]
@@ -78,18 +78,18 @@ def test_each_picture_of_a_batch_has_its_own_cost(script: Any) -> None:
     assert same == [False, True, True, False]
 
 
-def test_the_host_may_count_from_the_first_picture(script: Any) -> None:
+def test_the_host_may_count_from_the_first_image(script: Any) -> None:
     p, texts = Processing(batch_size=2, n_iter=2), []
 
-    def picture(number: int) -> Image.Image:
+    def image(number: int) -> Image.Image:
         texts.extend(infotext(p, before, p.all_prompts).get("Safety cost") for before in range(number))
         return Image.new("RGB", (8, 8), (51 * number, 0, 0))
 
-    draw(script, p, picture, True)
+    draw(script, p, image, True)
     assert texts == ["+0.00", "+0.00", "+1.00", "+0.00", "+1.00", "+2.00"]
 
 
-def test_programs_get_the_scores_by_the_pictures_place(script: Any) -> None:
+def test_programs_get_the_scores_by_the_images_place(script: Any) -> None:
     grid, mask = Image.new("RGB", (1, 1)), Image.new("RGB", (64, 64))
     p = Processing()
     script.process(p, True, "normal", 0, "nothing", "nothing")
@@ -101,18 +101,18 @@ def test_programs_get_the_scores_by_the_pictures_place(script: Any) -> None:
     (score,) = processed.extra_generation_params["Safety scores"]["scores"]
     assert score == {"image": 2, "cost": pytest.approx(243 / 51), "band": "unsafe", "error": None}
     assert processed.extra_generation_params["Safety scores"]["of"] == 3
-    # The text that an X/Y/Z plot writes afterwards is about many pictures.
+    # The text that an X/Y/Z plot writes afterwards is about many images.
     assert "Safety cost" not in infotext(p, 0, p.all_prompts)
     assert infotext(p, 0, p.all_prompts)["Safety on unsafe"] == "nothing"
 
 
 def test_a_grid_has_no_cost(script: Any) -> None:
-    _, picture = pictures(RED, BLUE)
+    _, image = images(RED, BLUE)
     p, grids = Processing(batch_size=2), []
 
     def second(number: int) -> Image.Image:
         grids.append(infotext(p, 0, p.prompts, main=True))
-        return picture(number)
+        return image(number)
 
     draw(script, p, second, True)
     assert "Safety cost" not in grids[1]
@@ -137,10 +137,10 @@ def test_the_threshold_moves_the_bands(script: Any, word: str, number: float, ba
 
 
 @pytest.mark.parametrize("action", ["blur", "pixelate", "black", "quarantine"])
-def test_actions_hide_the_picture(script: Any, host: Host, action: str) -> None:
-    made, picture = pictures(RED)
+def test_actions_hide_the_image(script: Any, host: Host, action: str) -> None:
+    made, image = images(RED)
     p = Processing()
-    shown = draw(script, p, picture, True, "normal", 0, "nothing", action).images[0]
+    shown = draw(script, p, image, True, "normal", 0, "nothing", action).images[0]
     assert shown.size == made[0].size and shown.mode == "RGB"
     # Stripes differ by 24; squares of five columns hold two or three dark ones: 24 / 5 at most.
     row = [shown.getpixel((column, 32))[0] for column in range(64)]
@@ -154,19 +154,19 @@ def test_actions_hide_the_picture(script: Any, host: Host, action: str) -> None:
         assert str(file) in "".join(p.comments)
 
 
-def test_a_picture_with_hidden_colours_is_judged_by_them(script: Any) -> None:
+def test_a_image_with_hidden_colours_is_judged_by_them(script: Any) -> None:
     clear = Image.new("RGBA", (64, 64), (*RED, 0))
     shown = draw(script, Processing(), lambda number: clear, True).images[0]
     assert shown is not clear and shown.mode == "RGB"
 
 
 class Broken(Redness):
-    def score(self, pictures: Any) -> list[CostScore]:
+    def score(self, images: Any) -> list[CostScore]:
         raise RuntimeError("out of memory")
 
 
 class Infinite(Redness):
-    def score(self, pictures: Any) -> list[CostScore]:
+    def score(self, images: Any) -> list[CostScore]:
         return [CostScore(float("nan"), {}, self.id, self.hash)]
 
 
@@ -174,7 +174,7 @@ class Infinite(Redness):
     ("scorer", "reason"),
     [(Broken, "RuntimeError: out of memory"), (Infinite, "The scorer 'redness' gave nan")],
 )
-def test_a_scorer_that_fails_hides_the_picture(
+def test_a_scorer_that_fails_hides_the_image(
     script: Any, host: Host, monkeypatch: pytest.MonkeyPatch, scorer: type, reason: str
 ) -> None:
     monkeypatch.setattr(sys.modules["a1111_extension.script"].SHELF, "get", lambda *_: scorer())
@@ -232,18 +232,18 @@ def test_values_from_the_api_that_make_no_sense_stop(
     assert sentence in infotext(p, 0, p.all_prompts)["Safety error"]
 
 
-def test_previews_are_hidden_while_pictures_may_be(script: Any, host: Host) -> None:
+def test_previews_are_hidden_while_images_may_be(script: Any, host: Host) -> None:
     state = host.shared.state
     seen = []
 
-    def picture(number: int) -> Image.Image:
+    def image(number: int) -> Image.Image:
         state.assign_current_image(striped(RED))
         seen.append(state.current_image)
         return striped(BLUE)
 
-    draw(script, Processing(), picture, True)
-    draw(script, Processing(), picture, True, "normal", 0, "nothing", "nothing")
-    draw(script, Processing(), picture, False)
+    draw(script, Processing(), image, True)
+    draw(script, Processing(), image, True, "normal", 0, "nothing", "nothing")
+    draw(script, Processing(), image, False)
     assert [preview.tobytes() == striped(RED).tobytes() for preview in seen] == [False, True, True]
     assert "assign_current_image" not in vars(state), "the host's own method is back"
 
@@ -252,17 +252,17 @@ def test_what_is_saved_before_it_was_judged_is_judged(script: Any) -> None:
     module = sys.modules["a1111_extension.filter_hooks"]
     saved: list[Any] = []
 
-    def picture(number: int) -> Image.Image:
+    def image(number: int) -> Image.Image:
         params = SimpleNamespace(p=p, image=striped(RED), pnginfo={"parameters": "a cat\nSteps: 2"})
         module.before_saved(params)
         saved.append(params)
         return striped(RED)
 
     p = Processing()
-    processed = draw(script, p, picture, True, "normal", 0, "nothing", "black")
+    processed = draw(script, p, image, True, "normal", 0, "nothing", "black")
     assert colours(saved[0].image) == {(0, 0, 0)}
     assert saved[0].pnginfo["parameters"] == "a cat\nSteps: 2, Safety cost: +4.76, Safety band: unsafe"
-    # The finished picture passes as it is, its own infotext untouched.
+    # The finished image passes as it is, its own infotext untouched.
     params = SimpleNamespace(p=p, image=processed.images[0], pnginfo={"parameters": "done"})
     module.before_saved(params)
     assert params.image is processed.images[0] and params.pnginfo == {"parameters": "done"}
@@ -272,7 +272,7 @@ def test_what_is_saved_before_it_was_judged_is_judged(script: Any) -> None:
     assert other.image.tobytes() == striped(RED).tobytes()
 
 
-def test_masks_laid_over_pictures_are_judged_too(script: Any) -> None:
+def test_masks_laid_over_images_are_judged_too(script: Any) -> None:
     composite = striped(RED)
 
     p = Processing()
@@ -290,11 +290,11 @@ def test_masks_laid_over_pictures_are_judged_too(script: Any) -> None:
     assert processed.images[0] is grid and processed.images[1] is passed.image
     assert colours(processed.images[2]) == {(0, 0, 0)}
     text, *others, card = processed.extra_images
-    assert all(colours(picture) == {(0, 0, 0)} for picture in others)
+    assert all(colours(image) == {(0, 0, 0)} for image in others)
     assert text is card and card.size == (256, 256), "what cannot be judged is a card with a sentence"
 
 
-def test_a_grid_is_made_of_judged_pictures_and_not_judged_again(script: Any) -> None:
+def test_a_grid_is_made_of_judged_images_and_not_judged_again(script: Any) -> None:
     module = sys.modules["a1111_extension.filter_hooks"]
     p = Processing()
     script.process(p, True, "normal", 0, "nothing", "black")
@@ -314,7 +314,7 @@ def test_a_grid_is_made_of_judged_pictures_and_not_judged_again(script: Any) -> 
     other = SimpleNamespace(p=p, image=striped(RED, (128, 64)), pnginfo={"parameters": "other"})
     module.before_saved(other)
     assert colours(other.image) == {(0, 0, 0)} and "Safety cost" in other.pnginfo["parameters"]
-    # A grid of previews is left alone: no picture in it was judged.
+    # A grid of previews is left alone: no image in it was judged.
     previews = SimpleNamespace(imgs=[striped(RED)] * 2, cols=2, rows=1)
     module.before_grid(previews)
     assert previews.imgs[0].tobytes() == striped(RED).tobytes()

@@ -151,7 +151,7 @@ def read_metadata(rng: random.Random, folder: Path) -> None:
 
 def read_image(rng: random.Random, folder: Path) -> None:
     from scdpo_core.io.image_metadata import prompt_of
-    from scdpo_core.io.images import Look, PictureError, look_at_all, upright_size
+    from scdpo_core.io.images import ImageError, Look, look_at_all, upright_size
     from scdpo_core.scoring.run import FolderRun
     from tests.support.scoring_fuzz import mutated
     from tests.support.scoring_helpers import Redness
@@ -159,17 +159,17 @@ def read_image(rng: random.Random, folder: Path) -> None:
     path = folder / rng.choice(("a.png", "a", "a.tif"))
     path.write_bytes(mutated(rng))
     looks = look_at_all([path])
-    assert isinstance(looks[path], Look | PictureError)
+    assert isinstance(looks[path], Look | ImageError)
     (row,) = FolderRun(Redness(), every=rng.choice((0, 1, 7))).rows([path])
     assert (row.cost is None) != (row.error is None)
     prompt_of(path)
-    with suppress(PictureError):
+    with suppress(ImageError):
         upright_size(path)
 
 
 def read_folder_of_prompts(rng: random.Random, folder: Path) -> None:
     from scdpo_core.preferences.folder import read_folder
-    from scdpo_core.preferences.labelling_session import pictures_in, propose
+    from scdpo_core.preferences.labelling_session import images_in, propose
     from scdpo_core.preferences.summary import survey
     from tests.support.scoring_helpers import noisy
 
@@ -185,7 +185,7 @@ def read_folder_of_prompts(rng: random.Random, folder: Path) -> None:
     pairs, problems = read_folder(root)
     assert pairs or problems
     assert survey(root).report()
-    propose(pictures_in(root), root)
+    propose(images_in(root), root)
 
 
 PARTS: dict[str, Callable[[random.Random, Path], None]] = {

@@ -19,8 +19,8 @@ __all__ = ["door"]
 class Red(Judge):
     """The cost is how much more red than blue an image is, -5..5."""
 
-    def score_prepared(self, pictures: Sequence[Image.Image]) -> list[Any]:
-        found = [picture.resize((1, 1)).getpixel((0, 0)) for picture in pictures]
+    def score_prepared(self, pil_images: Sequence[Image.Image]) -> list[Any]:
+        found = [image.resize((1, 1)).getpixel((0, 0)) for image in pil_images]
         return [self.kind((red - blue) / 51, {}, self.id, self.hash) for red, _, blue in found]
 
 

@@ -14,7 +14,7 @@ from scdpo_core.lora.file import save_lora
 from tests.support.comfy_contract import RECORDED, Door, open_door
 
 WORDS = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-PICTURES = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+IMAGES = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,13 @@ def test_words_alone_need_the_text_encoders_and_the_prompt(door: Door) -> None:
 
 @pytest.mark.parametrize(
     ("modules", "adapts"),
-    [((WORDS,), (True, False)), ((PICTURES,), (False, True)), ((WORDS, PICTURES), (True, True))],
+    [((WORDS,), (True, False)), ((IMAGES,), (False, True)), ((WORDS, IMAGES), (True, True))],
 )
 def test_what_a_file_adapts(
     door: Door, modules: tuple[str, ...], adapts: tuple[bool, bool], tmp_path: Path
 ) -> None:
     lora = door.module("comfy_nodes.lora_apply").read(written(tmp_path, *modules))
-    assert (lora.adapts_words, lora.adapts_pictures) == adapts
+    assert (lora.adapts_words, lora.adapts_denoiser) == adapts
 
 
 def test_a_prompt_that_is_encoded_anew_keeps_what_hangs_on_the_old_one(door: Door) -> None:

@@ -33,7 +33,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
             "Raise 'winner' under [objective] in settings, or lower learning_rate.",
         ),
         ("Give another --output, or a lower --rank.", "Give another output_name, or a lower rank."),
-        ("smaller pictures (--width and --height)", "smaller pictures (a lower resolution)"),
+        ("smaller images (--width and --height)", "smaller images (a lower resolution)"),
         ("no --train-text", "no 'train_text' under [lora] in settings"),
         ("Go on with it (--resume), or not.", "Go on with it, or not."),
         (

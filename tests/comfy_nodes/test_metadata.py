@@ -31,8 +31,8 @@ class Judge:
     def __init__(self, door: Door, sign: float = 1.0, mark: str = "0123456789ab") -> None:
         self.kind, self.sign, self.hash = door.module("scdpo_core.types").CostScore, sign, mark
 
-    def prepare(self, picture: Image.Image) -> float:
-        return (picture.getpixel((0, 0))[0] - 128) / 8.0  # type: ignore[index]
+    def prepare(self, image: Image.Image) -> float:
+        return (image.getpixel((0, 0))[0] - 128) / 8.0  # type: ignore[index]
 
     def score_prepared(self, prepared: Sequence[float]) -> list[Any]:
         return [self.kind(self.sign * cost, {"weapon": cost}, self.id, self.hash) for cost in prepared]
@@ -62,8 +62,8 @@ def saved(door: Door, images: torch.Tensor) -> list[dict[str, Any] | None]:
     node = sys.modules["nodes"].NODE_CLASS_MAPPINGS["SaveImage"]()
     notes = []
     for entry in node.save_images(images=images, extra_pnginfo={"workflow": {}})["ui"]["images"]:
-        with Image.open(door.folder / "output" / entry["filename"]) as picture:
-            texts = picture.text  # type: ignore[attr-defined]
+        with Image.open(door.folder / "output" / entry["filename"]) as image:
+            texts = image.text  # type: ignore[attr-defined]
             assert texts["workflow"] == "{}"
             notes.append(json.loads(texts["safety_cost"]) if "safety_cost" in texts else None)
     return notes

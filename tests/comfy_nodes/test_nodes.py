@@ -41,20 +41,20 @@ class Judge:
             0,
         )
 
-    def prepare(self, picture: Image.Image) -> Image.Image:
-        return picture
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
 
-    def score_prepared(self, pictures: Sequence[Image.Image]) -> list[Any]:
+    def score_prepared(self, pil_images: Sequence[Image.Image]) -> list[Any]:
         self.asked += 1
-        count = len(pictures) // len(self.costs)
+        count = len(pil_images) // len(self.costs)
         if count:
             # An image with transparent areas comes in three looks.
             costs = [cost for cost in self.costs for _ in range(count)]
         else:
             # A large batch comes in parts.
-            costs = list(self.costs[self.done : self.done + len(pictures)])
-            self.done += len(pictures)
-        assert len(costs) == len(pictures)
+            costs = list(self.costs[self.done : self.done + len(pil_images)])
+            self.done += len(pil_images)
+        assert len(costs) == len(pil_images)
         return [self.kind(cost, {"weapon": cost, "hate": None}, self.id, self.hash) for cost in costs]
 
 
@@ -70,16 +70,16 @@ def hidden(door: Door, name: str, prompt: dict[str, Any] | None = None) -> Any:
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(values=st.lists(st.floats(-0.5, 1.5, width=32), min_size=12, max_size=12))
-def test_pictures_are_those_that_save_image_writes(door: Door, values: list[float]) -> None:
+def test_images_are_those_that_save_image_writes(door: Door, values: list[float]) -> None:
     tensor = torch.tensor(values).reshape(1, 2, 2, 3)
     # ComfyUI's own line, of nodes.SaveImage.
     expected = np.clip(255.0 * tensor[0].numpy(), 0, 255).astype(np.uint8)
-    (picture,) = door.module("comfy_nodes.convert").to_pictures(tensor)
-    assert np.array_equal(np.asarray(picture), expected)
+    (image,) = door.module("comfy_nodes.convert").to_pil_images(tensor)
+    assert np.array_equal(np.asarray(image), expected)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_pictures_are_the_same_however_they_lie_in_memory(door: Door, channels: int) -> None:
+def test_images_are_the_same_however_they_lie_in_memory(door: Door, channels: int) -> None:
     # Larger than what is converted at once, with a rest; values outside of 0..1 and on the edge of a level.
     values = torch.rand(2, channels, 301, 520, generator=torch.Generator().manual_seed(3)) * 1.2 - 0.1
     values[0, :, 0] = torch.arange(520).clamp(max=255) / 255
@@ -90,23 +90,23 @@ def test_pictures_are_the_same_however_they_lie_in_memory(door: Door, channels: 
         expected[..., 3] = 255
         decoded[..., 3] = 1.0
     for batch in (decoded, decoded.contiguous()):
-        pictures = door.module("comfy_nodes.convert").to_pictures(batch)
-        assert [picture.mode for picture in pictures] == ["RGB", "RGB"]
+        pil_images = door.module("comfy_nodes.convert").to_pil_images(batch)
+        assert [image.mode for image in pil_images] == ["RGB", "RGB"]
         assert all(
-            np.array_equal(np.asarray(picture), levels[..., :3])
-            for picture, levels in zip(pictures, expected, strict=True)
+            np.array_equal(np.asarray(image), levels[..., :3])
+            for image, levels in zip(pil_images, expected, strict=True)
         )
 
 
 def test_other_channels_and_numbers_that_are_none(door: Door) -> None:
     convert = door.module("comfy_nodes.convert")
-    grey = convert.to_pictures(torch.full((2, 4, 5, 1), 0.5))
-    assert [picture.size for picture in grey] == [(5, 4), (5, 4)]
+    grey = convert.to_pil_images(torch.full((2, 4, 5, 1), 0.5))
+    assert [image.size for image in grey] == [(5, 4), (5, 4)]
     assert grey[0].getpixel((0, 0)) == (127, 127, 127)
     clear = torch.zeros(1, 4, 5, 4)
-    assert convert.to_pictures(clear)[0].getpixel((0, 0)) == (255, 255, 255)
-    assert convert.to_pictures(torch.full((1, 4, 5, 3), float("nan")))[0].getpixel((0, 0)) == (0, 0, 0)
-    back = convert.to_images(convert.to_pictures(images()))
+    assert convert.to_pil_images(clear)[0].getpixel((0, 0)) == (255, 255, 255)
+    assert convert.to_pil_images(torch.full((1, 4, 5, 3), float("nan")))[0].getpixel((0, 0)) == (0, 0, 0)
+    back = convert.to_images(convert.to_pil_images(images()))
     assert float((back - images()).abs().max()) < 1 / 255
 
 
@@ -119,25 +119,25 @@ def test_scoring_leaves_the_batch_alone_and_tells_everything(door: Door) -> None
     assert [score.value for score in scores] == costs
     assert json.loads(categories) == [{"weapon": -3.0}, {"weapon": 2.5}]
     assert heat.shape == (2, 48, 40) and not heat.any()
-    assert "2 pictures: 1 safe, 1 unsafe. Highest cost +2.50 (picture 1)" in report
+    assert "2 images: 1 safe, 1 unsafe. Highest cost +2.50 (image 1)" in report
     assert "It cannot judge: hate." in report
     assert door.server.texts["7"] == report and out.ui["scdpo_text"] == [report]
     for shown in out.ui["images"]:
-        with Image.open(door.folder / "temp" / shown["filename"]) as picture:
-            assert max(picture.size) >= 256
+        with Image.open(door.folder / "temp" / shown["filename"]) as image:
+            assert max(image.size) >= 256
 
 
 def test_a_long_batch_is_reported_and_shown_by_its_highest_costs(door: Door) -> None:
     costs = [-3.0 + 0.05 * k for k in range(64)]
     out = hidden(door, "ScoreSafetyCost").execute(images(64), Judge(door, costs), "off")
     lines = out.args[-1].splitlines()
-    assert len(lines) < 20 and "64 pictures" in lines[0]
+    assert len(lines) < 20 and "64 images" in lines[0]
     assert lines[1] == "The 12 highest of 64:"
     # -3 + 0.05 * 63 = 0.15
     assert lines[2].startswith("63: +0.15 review") and lines[13].startswith("52: ")
     assert len(out.ui["images"]) == 9 and len(out.args[2]) == 64
-    with Image.open(door.folder / "temp" / out.ui["images"][0]["filename"]) as picture:
-        assert min(picture.size) >= 200
+    with Image.open(door.folder / "temp" / out.ui["images"][0]["filename"]) as image:
+        assert min(image.size) >= 200
 
 
 def run_gate(door: Door, action: str, costs: Sequence[float], **changes: Any) -> tuple[Any, Any]:
@@ -181,10 +181,10 @@ def test_what_a_cover_lets_through_fills_the_image(
 ) -> None:
     convert, gate = (door.module(name) for name in ("comfy_nodes.convert", "scdpo_core.scoring.gate"))
     batch = torch.rand(2, *size, 3, generator=torch.Generator().manual_seed(5))
-    pictures = convert.to_pictures(batch)
-    left = [gate.remains(picture, action) for picture in pictures]
+    pil_images = convert.to_pil_images(batch)
+    left = [gate.remains(image, action) for image in pil_images]
     found = convert.enlarged(left, *size, cover)
-    wanted = convert.to_images([gate.covered(picture, action) for picture in pictures])
+    wanted = convert.to_images([gate.covered(image, action) for image in pil_images])
     assert found.shape == wanted.shape and found.dtype == torch.float32
     # Pillow's smooth enlarging is cubic; blocks are the same ones.
     assert float((found - wanted).abs().max()) < (0.07 if action == "blur" else 1e-6)
@@ -194,10 +194,10 @@ def test_a_long_scoring_is_left_at_an_interrupt(door: Door) -> None:
     judging, asked = door.module("comfy_nodes.scoring"), []
 
     class Slow(Judge):
-        def score_prepared(self, pictures: Sequence[Image.Image]) -> list[Any]:
-            asked.append(len(pictures))
+        def score_prepared(self, pil_images: Sequence[Image.Image]) -> list[Any]:
+            asked.append(len(pil_images))
             door.server.interrupted = len(asked) == 2
-            return [self.kind(0.0, {}, self.id, self.hash)] * len(pictures)
+            return [self.kind(0.0, {}, self.id, self.hash)] * len(pil_images)
 
     with pytest.raises(Exception) as caught:
         judging.judged(Slow(door, ()), torch.zeros(200, 4, 4, 3))
@@ -252,7 +252,7 @@ def test_when_all_are_dropped_a_switch_of_this_gate_still_runs(
 
 
 def test_stopping_says_why(door: Door) -> None:
-    with pytest.raises(Exception, match=r"stopped the run\. Held \(stop\): 1\.\n2 pictures"):
+    with pytest.raises(Exception, match=r"stopped the run\. Held \(stop\): 1\.\n2 images"):
         run_gate(door, "stop", (-3.0, 4.0))
     _, out = run_gate(door, "stop", (-3.0, -4.0))
     assert out.args[2] is False

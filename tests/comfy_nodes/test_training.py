@@ -210,7 +210,7 @@ def test_folders_are_in_the_menu_and_read_again_when_they_change(door: Door) -> 
     assert answer.args[3].shape[0] == 2 and len(answer.ui["images"]) == 2
     (folder / "chosen" / "weapon" / "pair0.txt").write_text("another", "utf-8")
     assert node.fingerprint_inputs("output/mine") != before
-    # Typed wins; nothing shown still gives a picture to go on with.
+    # Typed wins; nothing shown still gives an image to go on with.
     answer = node.execute("example: drawings", f' "{folder}" ', shown=0)
     assert answer.args[1] == 3 and answer.args[3].shape[0] == 1 and not answer.ui["images"]
     with pytest.raises(Exception, match="Choose one of: output/mine, example: drawings"):
@@ -234,9 +234,9 @@ def test_pairs_have_the_same_seeds_and_are_written(door: Door, monkeypatch: pyte
         return torch.full((1, 16, 16, 3), (seed + 100 * ("gun" in positive)) / 255 + 1e-4)
 
     class Judge:
-        def score(self, pictures: Any) -> list[Any]:
+        def score(self, images: Any) -> list[Any]:
             return [
-                score(2.0 if one.getpixel((0, 0))[0] >= 100 else -2.0, {}, "j", "0" * 12) for one in pictures
+                score(2.0 if one.getpixel((0, 0))[0] >= 100 else -2.0, {}, "j", "0" * 12) for one in images
             ]
 
     monkeypatch.setattr(pairs, "draw", draw)
@@ -254,9 +254,9 @@ def test_pairs_have_the_same_seeds_and_are_written(door: Door, monkeypatch: pyte
     place, count, sheet, told = answer.args
     assert Path(place) == (door.folder / "output" / "made").resolve() and count == 2 and sheet.shape[0] == 2
     assert told.splitlines()[0] == f"2 new pairs in {place}, 2 left out."
-    assert "Left out: a toy (seed 5): both pictures are the same" in told
-    (kind, picture, _) = door.server.previews[-1]
-    assert kind == "JPEG" and picture.width > picture.height
+    assert "Left out: a toy (seed 5): both images are the same" in told
+    (kind, image, _) = door.server.previews[-1]
+    assert kind == "JPEG" and image.width > image.height
     found = door.module("scdpo_core.preferences.folder").check_folder(Path(place))
     assert {pair.prompt for pair in found} == {"a gun"} and {pair.category for pair in found} == {"weapon"}
     again = node.execute(Clip(), Judge(), prompts="a gun", safe_prompts="a vase", **values)

@@ -31,7 +31,7 @@ else:
     import tomli as tomllib
 
 PRESETS = sorted(path.stem for path in (PROGRAM.parent / "configs").glob("*.toml"))
-# What a test must choose: which model and pictures, where to, how long, and how much is drawn. T5's prompts
+# What a test must choose: which model and images, where to, how long, and how much is drawn. T5's prompts
 # are as long as the tiny one's. `device` keeps a machine's GPU out of it. Nothing in a preset needs a GPU: 8
 # bits, tiles and checkpointing work on a CPU, and precision 'auto' becomes fp32 there.
 CHOSEN: dict[str, dict[str, Any]] = {

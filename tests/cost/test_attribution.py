@@ -1,4 +1,4 @@
-"""Heatmaps: on a scorer whose reasons are known, and on the embedded world's two-subject pictures."""
+"""Heatmaps: on a scorer whose reasons are known, and on the embedded world's two-subject images."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "cost_pictures"
 
 
 class RedCorner:
-    """Costs as many log-odds as a hundredth of the picture is red; 'green' the same for green."""
+    """Costs as many log-odds as a hundredth of the image is red; 'green' the same for green."""
 
     id, hash, categories = "red", "0" * 12, ("green", "unknown")
 
-    def prepare(self, picture: Image.Image) -> Image.Image:
-        return picture
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
 
     def score_prepared(self, prepared: Sequence[Image.Image]) -> list[CostScore]:
-        return [self._one(np.asarray(picture, np.float64)) for picture in prepared]
+        return [self._one(np.asarray(image, np.float64)) for image in prepared]
 
     score = score_prepared
 
@@ -47,10 +47,10 @@ class RedCorner:
 
 def two_spots() -> Image.Image:
     """Red at the top left, green at the bottom right, on grey."""
-    picture = Image.new("RGB", (120, 80), (128, 128, 128))
-    picture.paste((230, 30, 30), (10, 10, 40, 30))
-    picture.paste((30, 230, 30), (80, 50, 110, 70))
-    return picture
+    image = Image.new("RGB", (120, 80), (128, 128, 128))
+    image.paste((230, 30, 30), (10, 10, 40, 30))
+    image.paste((30, 230, 30), (80, 50, 110, 70))
+    return image
 
 
 def test_heat_lies_where_the_cost_comes_from() -> None:
@@ -80,7 +80,7 @@ def test_the_overlay_is_red_there_and_grey_elsewhere() -> None:
     assert redness[20, 25] > 60 and abs(redness[60, 95]) <= 3
 
 
-def test_a_picture_without_heat_has_an_empty_mask() -> None:
+def test_a_image_without_heat_has_an_empty_mask() -> None:
     found = occlusion(RedCorner(), Image.new("RGB", (30, 20), "blue"))
     assert found.mask().getextrema() == (0, 0) and math.isnan(found.share(found.heat >= 0))
     assert found.overlay(Image.new("RGB", (30, 20), "blue")).size == (30, 20)
@@ -111,21 +111,21 @@ def trained(tmp_path: Path) -> TrainedScorer:
 def test_gradients_add_up_to_the_difference_in_cost(
     trained: TrainedScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Completeness of integrated gradients: all parts together are C(picture) - C(plain).
+    # Completeness of integrated gradients: all parts together are C(image) - C(plain).
     parts: list[torch.Tensor] = []
     pool = torch.nn.functional.avg_pool2d
     monkeypatch.setattr(
         "scdpo_core.cost.gradients.F.avg_pool2d", lambda x, *a, **k: (parts.append(x), pool(x, *a, **k))[1]
     )
-    picture = two_spots()
-    found = gradients(trained, picture, "weapon")
-    pixels = trained.encoder.prepare(picture)[None]
+    image = two_spots()
+    found = gradients(trained, image, "weapon")
+    pixels = trained.encoder.prepare(image)[None]
     plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
     with torch.no_grad():
         costs = trained.model(trained.encoder.encode_prepared(torch.cat([pixels, plain])))[:, 1]
     assert float(parts[0].sum()) == pytest.approx(float(costs[0] - costs[1]), rel=0.02, abs=1e-4)
     assert found.method == "gradients" and found.heat.shape == (28, 28)
-    assert found.mask().size == picture.size
+    assert found.mask().size == image.size
 
 
 def test_gradients_in_a_hosts_inference_mode(trained: TrainedScorer) -> None:
@@ -135,11 +135,11 @@ def test_gradients_in_a_hosts_inference_mode(trained: TrainedScorer) -> None:
 
 def test_tokens_by_hand(trained: TrainedScorer) -> None:
     # Class token and 2 x 2 patches, two layers: row 0 of (1 + A2)(1 + A1) - 1, times the class token's slope;
-    # the mean over pictures at a sixteenth, three sixteenths, ... of the way from the mean colour.
-    picture = two_spots()
-    found = explain(trained, picture, category="weapon", method="tokens")
+    # the mean over images at a sixteenth, three sixteenths, ... of the way from the mean colour.
+    image = two_spots()
+    found = explain(trained, image, category="weapon", method="tokens")
     assert isinstance(trained.encoder, TowerEncoder)
-    pixels = trained.encoder.prepare(picture)[None]
+    pixels = trained.encoder.prepare(image)[None]
     plain = pixels.mean(dim=(2, 3), keepdim=True)
     heat = torch.zeros(4)
     for way in range(1, 16, 2):
@@ -151,11 +151,11 @@ def test_tokens_by_hand(trained: TrainedScorer) -> None:
         second = (two * slope_two).clamp(min=0).mean(1)[0].detach()
         heat += (first + second + second @ first)[0, 1:] * slope[0, 0].norm() / 8
     torch.testing.assert_close(found.heat, heat.reshape(2, 2))
-    assert found.size == picture.size and found.method == "tokens" and found.mask().size == picture.size
+    assert found.size == image.size and found.method == "tokens" and found.mask().size == image.size
     with torch.inference_mode():
-        assert torch.equal(explain(trained, picture, category="weapon", method="tokens").heat, found.heat)
+        assert torch.equal(explain(trained, image, category="weapon", method="tokens").heat, found.heat)
     with pytest.raises(ScorerError, match="no cost for 'drug'"):
-        explain(trained, picture, category="drug", method="tokens")
+        explain(trained, image, category="drug", method="tokens")
 
 
 def test_looking_at_attention_changes_nothing_afterwards(trained: TrainedScorer) -> None:
@@ -186,7 +186,7 @@ RED, SIDE = torch.tensor([0.9, 0.1, 0.1]), 4
 
 
 def patchwork(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels [N, 3, 4, 4] of dull patches, every other picture with a red one; its place or -1."""
+    """Pixels [N, 3, 4, 4] of dull patches, every other image with a red one; its place or -1."""
     generator = torch.Generator().manual_seed(seed)
     pixels = 0.3 + 0.4 * torch.rand(count, 3, SIDE, SIDE, generator=generator)
     place = torch.randint(SIDE * SIDE, (count,), generator=generator)
@@ -234,41 +234,41 @@ def test_tokens_point_at_the_patch_that_decides(tmp_path: Path, kind: str) -> No
     hits = []
     for number in range(1, 60, 2):
         small = (pixels[number].permute(1, 2, 0) * 255).byte().numpy()
-        picture = Image.fromarray(small).resize((40, 40), Image.Resampling.NEAREST)
-        found = explain(scorer, picture, method="tokens")
+        image = Image.fromarray(small).resize((40, 40), Image.Resampling.NEAREST)
+        found = explain(scorer, image, method="tokens")
         assert found.heat.shape == (SIDE, SIDE) and found.size == (40, 40) and found.method == "tokens"
         hits.append(int(found.heat.argmax()) == int(place[number]))
     assert sum(hits) / len(hits) >= 0.8
 
 
 def cut_out(path: Path) -> Image.Image:
-    """The subject of an example picture as RGBA, told from the plain background by the corners' colour."""
-    picture = Image.open(path).convert("RGB")
-    pixels = np.asarray(picture, np.int32)
+    """The subject of an example image as RGBA, told from the plain background by the corners' colour."""
+    image = Image.open(path).convert("RGB")
+    pixels = np.asarray(image, np.int32)
     background = np.median(pixels[[0, 0, -1, -1], [0, -1, 0, -1]], axis=0)
     alpha = (np.abs(pixels - background).max(-1) > 14).astype(np.uint8) * 255
-    picture.putalpha(Image.fromarray(alpha))
-    return picture
+    image.putalpha(Image.fromarray(alpha))
+    return image
 
 
 def two_subjects(count: int, seed: int) -> Iterator[tuple[Image.Image, bool]]:
-    """64 x 64 pictures with two subjects on the diagonal, as the world draws them; does the first harm?"""
+    """64 x 64 images with two subjects on the diagonal, as the world draws them; does the first harm?"""
     rng = random.Random(seed)
     harmful = sorted((EXAMPLES / "unsafe").rglob("*.png"))
     harmless = sorted((EXAMPLES / "safe").rglob("*.png"))
     for number in range(count):
         first_harms = number % 2 == 0
         pair = [rng.choice(harmful), rng.choice(harmless)]
-        picture = Image.new("RGB", (64, 64), rng.choice([(250, 250, 250), (128, 186, 240), (142, 206, 138)]))
+        image = Image.new("RGB", (64, 64), rng.choice([(250, 250, 250), (128, 186, 240), (142, 206, 138)]))
         for path, centre in zip(pair if first_harms else pair[::-1], (19, 45), strict=True):
             subject = cut_out(path).resize((40, 40), Image.Resampling.LANCZOS)
-            picture.paste(subject, (centre - 20, centre - 20), subject)
-        yield picture, first_harms
+            image.paste(subject, (centre - 20, centre - 20), subject)
+        yield image, first_harms
 
 
 @pytest.fixture(scope="module")
 def embedded_world(tmp_path_factory: pytest.TempPathFactory) -> TrainedScorer:
-    """A cost model on the embedded image tower, trained on the shipped pictures."""
+    """A cost model on the embedded image tower, trained on the shipped images."""
     encoder = load_encoder("micro")
     listed = check(list_folders(EXAMPLES / "unsafe", EXAMPLES / "safe"))
     data = compute_features(listed.examples, encoder)
@@ -281,8 +281,8 @@ def embedded_world(tmp_path_factory: pytest.TempPathFactory) -> TrainedScorer:
 @pytest.mark.parametrize("method", ["occlusion", "gradients"])
 def test_the_heat_lies_on_the_harmful_drawing(embedded_world: TrainedScorer, method: Method) -> None:
     hits = []
-    for picture, first_harms in two_subjects(60, seed=1):
-        found = explain(embedded_world, picture, method=method)
+    for image, first_harms in two_subjects(60, seed=1):
+        found = explain(embedded_world, image, method=method)
         side = len(found.heat)
         share = found.share(torch.arange(side)[:, None] + torch.arange(side) < side)
         hits.append((share if first_harms else 1 - share) > 0.5)

@@ -62,7 +62,7 @@ def test_false_positive_point_is_an_order_statistic(count: int, rate: float, pla
     assert false_positive_point(shuffled, rate) == (place, "order statistic")
 
 
-def test_false_positive_point_of_few_pictures() -> None:
+def test_false_positive_point_of_few_images() -> None:
     # mean 1, standard deviation 1, z(99 %) = 2.32635, sqrt(1 + 1/3) = 1.15470: 1 + 2.68624
     point, rule = false_positive_point(torch.tensor([0.0, 1.0, 2.0]), 0.01)
     assert (point, rule) == (pytest.approx(3.68624, abs=1e-4), "extrapolated")
@@ -80,7 +80,7 @@ def test_false_positive_point_refuses_a_senseless_rate(rate: float) -> None:
         false_positive_point(torch.arange(10.0), rate)
 
 
-def test_the_promise_holds_on_new_pictures() -> None:
+def test_the_promise_holds_on_new_images() -> None:
     # 400 draws of 120 benign costs from a skewed distribution; the mean rate on new ones stays below 5 %.
     generator = torch.Generator().manual_seed(3)
     draws = torch.empty(400, 120).exponential_(generator=generator)
@@ -98,7 +98,7 @@ def test_platt_scale_by_hand() -> None:
     )
 
 
-def test_platt_scale_ignores_how_many_safe_pictures_there_are() -> None:
+def test_platt_scale_ignores_how_many_safe_images_there_are() -> None:
     few = platt_scale(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 0.5]))
     # The target moves from 1/4 to 1/202, so not exactly the same.
     many = platt_scale(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 0.5] * 100))

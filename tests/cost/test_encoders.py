@@ -41,14 +41,14 @@ def test_embeddings_are_of_length_one(tower: Path) -> None:
 def test_preprocessing_is_clips(tower: Path) -> None:
     from transformers import CLIPVisionModelWithProjection
 
-    picture = noise()
+    image = noise()
     model = CLIPVisionModelWithProjection.from_pretrained(tower).eval()
-    pixels = torch.from_numpy(np.asarray(picture).copy()).float() / 255
+    pixels = torch.from_numpy(np.asarray(image).copy()).float() / 255
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
     with torch.no_grad():
         seen = model(pixel_values=((pixels - mean) / std).permute(2, 0, 1)[None]).image_embeds
-    torch.testing.assert_close(TowerEncoder(tower).encode([picture]), seen / seen.norm())
+    torch.testing.assert_close(TowerEncoder(tower).encode([image]), seen / seen.norm())
 
 
 def test_own_normalisation_is_read_and_part_of_the_hash(tower: Path, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_half_precision_weights_run_in_single_precision(tower: Path, tmp_path: P
     assert TowerEncoder(tmp_path / "half").encode([noise()]).dtype == torch.float32
 
 
-def test_harm_at_the_edge_of_a_wide_picture_is_seen(tower: Path) -> None:
+def test_harm_at_the_edge_of_a_wide_image_is_seen(tower: Path) -> None:
     plain = Image.new("RGB", (120, 28), "white")
     marked = plain.copy()
     marked.paste(noise(), (0, 0))  # outside of the middle square
@@ -133,7 +133,7 @@ def test_a_resnet_is_an_encoder_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
-def test_pictures_of_any_mode(tower: Path, mode: str) -> None:
+def test_images_of_any_mode(tower: Path, mode: str) -> None:
     assert TowerEncoder(tower).encode([noise().convert(mode)]).shape == (1, DIM)
 
 

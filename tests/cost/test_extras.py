@@ -1,4 +1,4 @@
-"""What surrounds the training: cached embeddings, hard negatives, misfiled pictures, the page."""
+"""What surrounds the training: cached embeddings, hard negatives, misfiled images, the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RED, ORANGE, GREEN = (200, 40, 40), (200, 110, 40), (40, 200, 40)
 
 
 class Counting(ColourEncoder):
-    """Counts the pictures that it had to look at."""
+    """Counts the images that it had to look at."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -49,7 +49,7 @@ def examples(folder: Path) -> Sequence[CostExample]:
     return check(list_folders(folder / "unsafe", folder / "safe")).examples
 
 
-def test_a_picture_is_encoded_once(folder: Path) -> None:
+def test_a_image_is_encoded_once(folder: Path) -> None:
     cache, encoder = FeatureCache(folder / "cache"), Counting()
     fresh = compute_features(examples(folder), encoder, views=2, cache=cache)
     assert encoder.seen == 54 * 2
@@ -74,7 +74,7 @@ def test_a_damaged_cache_costs_time_only(folder: Path) -> None:
     assert encoder.seen == 2 * 54 and torch.equal(first.embeddings, second.embeddings)
 
 
-def test_progress_ends_at_the_number_of_pictures(folder: Path) -> None:
+def test_progress_ends_at_the_number_of_images(folder: Path) -> None:
     told: list[tuple[int, int]] = []
     compute_features(examples(folder), ColourEncoder(), views=4, progress=lambda *now: told.append(now))
     assert told[0] == (0, 54) and told[-1] == (54, 54) and told == sorted(told)
@@ -88,7 +88,7 @@ def test_hard_negatives_are_found_and_learned_from(folder: Path) -> None:
     mined = train_with_mining(examples(folder), pool, ColourEncoder(), QUICK, count=12, views=2)
     assert {example.path.parent.name for example in mined.chosen} == {"orange"}
     assert mined.data.mined is not None and int(mined.data.mined.sum()) == len(mined.chosen) > 3
-    # They teach, but are not counted: the figures are of the 30 safe pictures.
+    # They teach, but are not counted: the figures are of the 30 safe images.
     assert mined.result.figures.safe == 30 and mined.result.calibration[""].benign == 30
     oranges = ColourEncoder().encode([Image.new("RGB", (8, 8), (200, 105 + k, 40)) for k in range(10)])
     reds = ColourEncoder().encode([Image.new("RGB", (8, 8), (200, 40 + k, 40)) for k in range(10)])
@@ -106,7 +106,7 @@ def test_a_pool_without_hard_cases_changes_nothing(folder: Path) -> None:
     assert mined.chosen == [] and mined.result is mined.first
 
 
-def test_misfiled_pictures_are_suspects() -> None:
+def test_misfiled_images_are_suspects() -> None:
     data = made_up(60, 60, gap=10.0)
     labels = data.unsafe.clone()
     labels[[3, 17, 70]] = ~labels[[3, 17, 70]]
@@ -129,7 +129,7 @@ def test_suspects_by_hand() -> None:
 
 
 def test_reliability_by_hand() -> None:
-    # Chances 0.9, 0.9 of two unsafe pictures; 0.9, 0.2, 0.2, 0.2 of four safe ones. In the bin from 0.5 up
+    # Chances 0.9, 0.9 of two unsafe images; 0.9, 0.2, 0.2, 0.2 of four safe ones. In the bin from 0.5 up
     # weigh 2 * 1/2 against 1 * 1/4: observed 1 / 1.25 = 0.8; below lies no unsafe one.
     def cost(chance: float) -> float:
         return math.log(chance / (1 - chance))
@@ -166,7 +166,7 @@ def test_the_page(folder: Path) -> None:
     assert text.count("data:image/jpeg") == len(named)
     assert "of 24" in text and "of 30" in text
     write_training_page(page, "c", result, [], files)
-    assert "None: no picture" in page.read_text(encoding="utf-8")
+    assert "None: no image" in page.read_text(encoding="utf-8")
     assert reliability_chart([]).count("circle") == 0
 
 
@@ -176,14 +176,14 @@ def test_the_door_says_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str
     script = Path(__file__).resolve().parents[2] / "trainer" / "train_cost.py"
     main: Callable[[list[str]], int] = runpy.run_path(str(script))["main"]
     colour_folder(folder / "benign", ORANGE, 10, 3)
-    # One harmful picture among the harmless ones.
+    # One harmful image among the harmless ones.
     Image.new("RGB", (24, 16), (203, 41, 38)).save(folder / "safe" / "oops.png")
     call = ["--unsafe", str(folder / "unsafe"), "--safe", str(folder / "safe"), "--encoder", "embedded"]
     call += ["--benign", str(folder / "benign"), "--views", "1", "--steps", "50", "--device", "cpu"]
     output, page = folder / "out" / "c.safetensors", folder / "out" / "page.html"
     assert main([*call, "--output", str(output), "--report", str(page)]) == 0
     told = capsys.readouterr().out
-    assert "hard negatives found among 10 harmless pictures" in told
+    assert "hard negatives found among 10 harmless images" in told
     assert "Looks misfiled (safe" in told and "oops.png" in told
     assert "oops.png" in page.read_text(encoding="utf-8")
     assert list((folder / "out" / ".features").rglob("*.safetensors"))

@@ -140,7 +140,7 @@ def test_an_unwritable_place_is_a_sentence_and_leaves_nothing(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
 
 
@@ -148,8 +148,8 @@ def test_a_scorer_scores(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     save_cost(path, model(), FACTS)
     scorer = load_scorer(path, encoder=ColourEncoder())
-    scores = scorer.score(pictures())
-    expected = model()(ColourEncoder().encode(pictures()))
+    scores = scorer.score(images())
+    expected = model()(ColourEncoder().encode(images()))
     assert [score.value for score in scores] == pytest.approx(expected[:, 0].tolist())
     assert scores[1].categories == pytest.approx(
         {"weapon": expected[1, 1].item(), "drug": expected[1, 2].item(), "rare": None}
@@ -163,7 +163,7 @@ def test_a_scorer_of_nothing(tmp_path: Path) -> None:
     save_cost(tmp_path / "c.safetensors", model(()), replace(FACTS, untrained=()))
     scorer = TrainedScorer(tmp_path / "c.safetensors", encoder=ColourEncoder())
     assert scorer.score([]) == []
-    assert scorer.score(pictures())[0].categories == {}
+    assert scorer.score(images())[0].categories == {}
 
 
 def test_another_encoder_is_refused(tmp_path: Path) -> None:

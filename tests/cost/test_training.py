@@ -16,7 +16,7 @@ from tests.support.cost_helpers import DIM, made_up
 QUICK = CostSettings(steps=100, batch=64, check_every=20, bottleneck=16, lr=3e-3)
 
 
-def test_separable_pictures_are_separated_on_held_out_ones() -> None:
+def test_separable_images_are_separated_on_held_out_ones() -> None:
     result = train_cost(made_up(150, 250, gap=8.0), QUICK)
     new = made_up(200, 200, gap=8.0, seed=1)
     costs = result.model(new.embeddings[:, 0])[:, 0]
@@ -29,7 +29,7 @@ def test_separable_pictures_are_separated_on_held_out_ones() -> None:
 @pytest.mark.parametrize("start", [-10.0, 10.0])
 def test_anchoring_is_what_gives_zero_its_meaning(start: float) -> None:
     # The contrastive loss does not change when a constant is added to every cost, so zero stays wherever it
-    # starts, and nothing or everything counts as harmful, however well the pictures are put in order.
+    # starts, and nothing or everything counts as harmful, however well the images are put in order.
     data = made_up(gap=8.0)
     found, bias = {}, {}
     for eta in (0.0, 1.0):
@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_hosts_randomness() ->
     assert not torch.equal(first.model(embedding), other.model(embedding))
 
 
-def test_a_few_unsafe_among_many_safe_pictures_are_found() -> None:
+def test_a_few_unsafe_among_many_safe_images_are_found() -> None:
     data = made_up(30, 600, gap=8.0)
     result = train_cost(data, QUICK)
     assert result.figures.recall_at_zero > 0.8
@@ -114,7 +114,7 @@ def test_categories_have_heads_of_their_own() -> None:
     assert (costs[:60, 1] > costs[:60, 2]).float().mean() > 0.9
 
 
-def test_pictures_of_unknown_category_teach_no_category() -> None:
+def test_images_of_unknown_category_teach_no_category() -> None:
     data = made_up(60, 60, gap=8.0, categories={"drug": 30})
     labels = data.labels.clone()
     labels[30:60] = float("nan")
@@ -130,7 +130,7 @@ def test_progress_is_told() -> None:
     assert min(seen, key=lambda row: row[2])[0] == result.steps
 
 
-def test_training_stops_when_held_out_pictures_gain_nothing() -> None:
+def test_training_stops_when_held_out_images_gain_nothing() -> None:
     # Labels that are pure chance: the held-out loss rises from early on.
     data = made_up(gap=0.0)
     result = train_cost(data, replace(QUICK, steps=2000, check_every=10, patience=3, lr=1e-2))
@@ -138,16 +138,16 @@ def test_training_stops_when_held_out_pictures_gain_nothing() -> None:
     assert any("hardly tells" in warning for warning in result.warnings)
 
 
-def test_few_safe_pictures_are_said_so() -> None:
+def test_few_safe_images_are_said_so() -> None:
     result = train_cost(made_up(30, 30, gap=8.0), QUICK)
     assert result.calibration[""].rule == "extrapolated"
-    assert any("on 30 safe pictures" in warning and "99 or more" in warning for warning in result.warnings)
+    assert any("on 30 safe images" in warning and "99 or more" in warning for warning in result.warnings)
 
 
 @pytest.mark.parametrize(
     ("unsafe", "safe", "kind"), [(19, 50, "19 different unsafe.*luck"), (50, 0, "0 different safe")]
 )
-def test_too_few_pictures_are_refused(unsafe: int, safe: int, kind: str) -> None:
+def test_too_few_images_are_refused(unsafe: int, safe: int, kind: str) -> None:
     with pytest.raises(ScdpoError, match=kind):
         train_cost(made_up(unsafe, safe), QUICK)
 
@@ -162,7 +162,7 @@ def test_a_loss_that_is_no_number_is_a_sentence() -> None:
 
 def test_folds_keep_groups_whole_and_kinds_even() -> None:
     data = made_up(40, 60, categories={"drug": 20})
-    # Each unsafe picture is the twin of the safe one 40 further on; 20 safe ones are alone.
+    # Each unsafe image is the twin of the safe one 40 further on; 20 safe ones are alone.
     groups = [str(n % 40) if n < 80 else f"alone{n}" for n in range(100)]
     fold = assign_folds(replace(data, groups=groups), 5, seed=0)
     assert torch.equal(fold[:40], fold[40:80])
@@ -185,7 +185,7 @@ def test_folds_do_not_depend_on_the_order() -> None:
 
 
 def test_twins_are_compared_with_each_other() -> None:
-    # The unsafe pictures of world A and the safe ones of world B look alike; only a picture's own twin tells.
+    # The unsafe images of world A and the safe ones of world B look alike; only an image's own twin tells.
     data = made_up(40, 40, gap=8.0)
     paired = replace(data, twins=torch.cat([torch.arange(40, 80), torch.full((40,), -1)]))
     learner = Learner(paired, data.unsafe[:, None].float(), (), torch.ones_like(data.unsafe), QUICK)

@@ -28,7 +28,7 @@ def test_folders_name_classes_and_categories(tmp_path: Path) -> None:
     colour_folder(tmp_path / "bad" / "weapon" / "deep", RED, 2, 0)
     colour_folder(tmp_path / "bad", RED, 1, 1)
     colour_folder(tmp_path / "good", GREEN, 3, 2)
-    (tmp_path / "good" / "notes.txt").write_text("no picture", encoding="utf-8")
+    (tmp_path / "good" / "notes.txt").write_text("no image", encoding="utf-8")
     (tmp_path / "good" / "._p000.png").write_bytes(b"left by macOS")
     found = list_folders(tmp_path / "bad", tmp_path / "good")
     assert [(e.unsafe, e.categories) for e in found] == [
@@ -59,9 +59,9 @@ def test_one_folder_for_each_category(tmp_path: Path, harmless: str) -> None:
     }
 
 
-def test_categories_need_both_sides_and_no_loose_pictures(tmp_path: Path) -> None:
+def test_categories_need_both_sides_and_no_loose_images(tmp_path: Path) -> None:
     colour_folder(tmp_path / "weapon", RED, 1, 0)
-    with pytest.raises(ScdpoError, match=r"no harmless pictures.*'safe'"):
+    with pytest.raises(ScdpoError, match=r"no harmless images.*'safe'"):
         list_categories(tmp_path)
     colour_folder(tmp_path / "safe", GREEN, 1, 1)
     assert len(list_categories(tmp_path)) == 2
@@ -149,7 +149,7 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: bool) -> None:
     colour_folder(tmp_path / "bad", RED, 1, 0)
     if make:
         (tmp_path / "good").mkdir()
-    with pytest.raises(ScdpoError, match=r"good.*(holds no pictures|Make it)"):
+    with pytest.raises(ScdpoError, match=r"good.*(holds no images|Make it)"):
         list_folders(tmp_path / "bad", tmp_path / "good")
 
 
@@ -227,7 +227,7 @@ def test_features(tmp_path: Path) -> None:
     assert torch.equal(again.embeddings, data.embeddings)
 
 
-def test_pictures_without_a_category_are_unknown_not_zero(tmp_path: Path) -> None:
+def test_images_without_a_category_are_unknown_not_zero(tmp_path: Path) -> None:
     colour_folder(tmp_path / "bad", RED, 1, 0)
     colour_folder(tmp_path / "bad" / "drug", RED, 1, 1)
     colour_folder(tmp_path / "good", GREEN, 1, 2)
@@ -238,7 +238,7 @@ def test_pictures_without_a_category_are_unknown_not_zero(tmp_path: Path) -> Non
 
 
 def test_a_changed_view_keeps_size_and_depends_on_the_seed_alone() -> None:
-    picture = Image.linear_gradient("L").convert("RGB").resize((60, 40))
-    one, same = change(picture, random.Random(1)), change(picture, random.Random(1))
+    image = Image.linear_gradient("L").convert("RGB").resize((60, 40))
+    one, same = change(image, random.Random(1)), change(image, random.Random(1))
     assert one.size == (60, 40) and one.mode == "RGB"
-    assert one.tobytes() == same.tobytes() != change(picture, random.Random(2)).tobytes()
+    assert one.tobytes() == same.tobytes() != change(image, random.Random(2)).tobytes()

@@ -1,4 +1,4 @@
-"""Comparing with LoRAs that adapt text encoders: the pictures are those that the training itself drew."""
+"""Comparing with LoRAs that adapt text encoders: the images are those that the training itself drew."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scdpo_core.evaluation.intervals import Rate, mean_interval, t_quantile
-from scdpo_core.evaluation.judges import Asked, JudgedPicture, Shot, Verdict, judge_pictures
+from scdpo_core.evaluation.judges import Asked, JudgedImage, Shot, Verdict, judge_images
 from scdpo_core.evaluation.metrics import (
     Target,
     any_of_n,
@@ -24,7 +24,7 @@ from scdpo_core.evaluation.metrics import (
     ua_proxy,
 )
 from scdpo_core.evaluation.similarity import border_colour, nearest_colour, pixel_difference, ssim
-from tests.support.evaluation_samples import PALETTE, cost, drawing, groups, judged, pictures, report
+from tests.support.evaluation_samples import PALETTE, cost, drawing, groups, images, judged, report
 
 
 def test_wilson_by_hand() -> None:
@@ -79,14 +79,14 @@ def test_mean_over_three_seeds_by_hand() -> None:
 
 
 def test_ssim_of_identical_is_one_and_falls_with_damage() -> None:
-    picture = drawing(PALETTE["blue"])
-    assert ssim(picture, picture.copy()) == pytest.approx(1.0, abs=1e-6)
-    near = Image.blend(picture, Image.new("RGB", picture.size), 0.1)
+    image = drawing(PALETTE["blue"])
+    assert ssim(image, image.copy()) == pytest.approx(1.0, abs=1e-6)
+    near = Image.blend(image, Image.new("RGB", image.size), 0.1)
     gone = drawing(PALETTE["blue"], blob=False)
-    assert 1 > ssim(picture, near) > ssim(picture, gone)
+    assert 1 > ssim(image, near) > ssim(image, gone)
 
 
-def test_ssim_of_plain_pictures_by_hand() -> None:
+def test_ssim_of_plain_images_by_hand() -> None:
     # No variance: structure = C2 / C2 = 1, left is (2ab + C1) / (a^2 + b^2 + C1) with C1 = 0.0001.
     # a = 0.2 (51), b = 0.4 (102): (0.16 + 0.0001) / (0.04 + 0.16 + 0.0001) = 0.1601 / 0.2001 = 0.800100.
     dark, light = (Image.new("RGB", (16, 16), (g, g, g)) for g in (51, 102))
@@ -102,18 +102,18 @@ def test_similarity_refuses_what_it_cannot_compare() -> None:
 
 
 def test_border_is_the_frame_alone() -> None:
-    picture = Image.new("RGB", (64, 64), (10, 20, 30))
+    image = Image.new("RGB", (64, 64), (10, 20, 30))
     # 4 pixels of frame on each side leave 56x56 in the middle, which must not count.
-    picture.paste((200, 200, 200), (4, 4, 60, 60))
-    assert border_colour(picture) == (10, 20, 30)
-    assert border_colour(picture, width=16) == (200, 200, 200)
+    image.paste((200, 200, 200), (4, 4, 60, 60))
+    assert border_colour(image) == (10, 20, 30)
+    assert border_colour(image, width=16) == (200, 200, 200)
     assert nearest_colour((130, 180, 230), PALETTE) == "blue"
 
 
 def test_background_kept_counts_each_side() -> None:
     kept = judged("harm", "x", before=True, after=False, background="blue")
-    moved = JudgedPicture(kept.asked, kept.before, Shot(drawing(PALETTE["orange"]), kept.after.verdict))
-    silent = JudgedPicture(Asked("x", 0, "harm"), kept.before, kept.after)
+    moved = JudgedImage(kept.asked, kept.before, Shot(drawing(PALETTE["orange"]), kept.after.verdict))
+    silent = JudgedImage(Asked("x", 0, "harm"), kept.before, kept.after)
     result = background_kept([kept, moved, silent], PALETTE)
     assert result is not None
     assert (result.before, result.after) == (Rate(2, 2), Rate(1, 2))
@@ -121,7 +121,7 @@ def test_background_kept_counts_each_side() -> None:
 
 
 def test_groups_count_harm_and_subjects() -> None:
-    harm, benign = groups(pictures(removed=9, lost=2))
+    harm, benign = groups(images(removed=9, lost=2))
     assert (harm.before, harm.after) == (Rate(10, 10), Rate(1, 10))
     assert (benign.before, benign.after) == (Rate(10, 10), Rate(8, 10))
     assert (harm.aim, benign.aim) == ("lower is better", "higher is better")
@@ -132,7 +132,7 @@ def test_groups_count_harm_and_subjects() -> None:
 
 def test_subject_needs_a_judge_that_looks_for_it() -> None:
     shot = Shot(drawing(PALETTE["blue"]), Verdict("a thing", False))
-    rows = [JudgedPicture(Asked("x", 0, "g"), shot, shot)]
+    rows = [JudgedImage(Asked("x", 0, "g"), shot, shot)]
     with pytest.raises(ValueError, match="subject"):
         measure_group(rows, name="g", title="", description="", measure="subject")
 
@@ -158,9 +158,9 @@ def test_targets(target: Target, before: Rate, after: Rate, met: bool, certain: 
 def test_preservation_counts_lost_and_changed_subjects() -> None:
     same = judged("benign", "a", before=True, after=True)
     lost = judged("benign", "b", before=True, after=False)
-    # The judge still finds the subject, but nothing of the picture is left: black for white noise.
+    # The judge still finds the subject, but nothing of the image is left: black for white noise.
     checker = Image.effect_noise((64, 64), 200).convert("RGB")
-    changed = JudgedPicture(same.asked, same.before, Shot(checker, same.after.verdict))
+    changed = JudgedImage(same.asked, same.before, Shot(checker, same.after.verdict))
     result = preservation([same, lost, changed])
     assert result is not None
     assert result.over_refusal == Rate(2, 3)
@@ -194,37 +194,37 @@ def test_ua_proxy_by_hand() -> None:
 
 
 def test_ua_proxies_need_every_quality() -> None:
-    picture = drawing(PALETTE["blue"])
-    good = Shot(picture, Verdict("a", False), quality=0.7)
-    bad = Shot(picture, Verdict("a", True), quality=0.7)
-    rows = [JudgedPicture(Asked("x", 0, "g"), bad, good)]
+    image = drawing(PALETTE["blue"])
+    good = Shot(image, Verdict("a", False), quality=0.7)
+    bad = Shot(image, Verdict("a", True), quality=0.7)
+    rows = [JudgedImage(Asked("x", 0, "g"), bad, good)]
     # Before: S = 0 -> 0. After: S = 1, Q = percentile of 0.7 among (0.7) = 0.5 -> 2 * 0.5 / 1.5 = 2/3.
     assert ua_proxies(rows) == pytest.approx((0.0, 2 / 3))
-    assert ua_proxies([JudgedPicture(Asked("x", 0, "g"), bad, Shot(picture, Verdict("a", False)))]) is None
+    assert ua_proxies([JudgedImage(Asked("x", 0, "g"), bad, Shot(image, Verdict("a", False)))]) is None
 
 
-def test_judge_pictures_puts_each_with_its_own() -> None:
+def test_judge_images_puts_each_with_its_own() -> None:
     asked = [Asked("one", 1, "g"), Asked("two", 2, "g")]
     drawn = [drawing(PALETTE["blue"]), drawing(PALETTE["orange"])]
-    judged_rows = judge_pictures(
+    judged_rows = judge_images(
         asked,
         drawn,
         drawn[::-1],
         judge=lambda shown, wanted: [
-            Verdict(f"{want.caption} {border_colour(picture)[0]}", False)
-            for picture, want in zip(shown, wanted, strict=True)
+            Verdict(f"{want.caption} {border_colour(image)[0]}", False)
+            for image, want in zip(shown, wanted, strict=True)
         ],
-        cost=lambda shown: [cost(float(border_colour(picture)[0])) for picture in shown],
+        cost=lambda shown: [cost(float(border_colour(image)[0])) for image in shown],
     )
     assert [row.before.verdict.label for row in judged_rows] == ["one 128", "two 244"]
     assert [row.after.verdict.label for row in judged_rows] == ["one 244", "two 128"]
     assert judged_rows[0].after.cost == cost(244.0)
-    with pytest.raises(ValueError, match="2 pictures were asked for, 1"):
-        judge_pictures(asked, drawn[:1], drawn, judge=lambda shown, wanted: [])
+    with pytest.raises(ValueError, match="2 images were asked for, 1"):
+        judge_images(asked, drawn[:1], drawn, judge=lambda shown, wanted: [])
 
 
 def test_json_holds_what_is_promised_and_is_strict() -> None:
-    value = report(pictures(removed=9)).to_json(Path("runs/demo"))
+    value = report(images(removed=9)).to_json(Path("runs/demo"))
     text = json.dumps(value, allow_nan=False)
     again = json.loads(text)
     for when, rate in (("before", 1.0), ("after", 0.1)):

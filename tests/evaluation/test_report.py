@@ -18,14 +18,14 @@ from PIL import Image
 from scdpo_core.evaluation.charts import Line, histogram, line_chart, ticks
 from scdpo_core.evaluation.contact_sheet import BUDGET, inline
 from scdpo_core.evaluation.intervals import Rate
-from scdpo_core.evaluation.judges import JudgedPicture
+from scdpo_core.evaluation.judges import JudgedImage
 from scdpo_core.evaluation.metrics import measure_group
 from scdpo_core.evaluation.report import default_next_steps, render_report, write_report, write_report_json
 from scdpo_core.evaluation.report_sections import curve_charts
 from scdpo_core.evaluation.results import JudgeFacts, environment
 from scdpo_core.evaluation.wording import duration, finding, interval, percent, signed
 from scdpo_core.types import LoraFile
-from tests.support.evaluation_samples import judged, pictures, report
+from tests.support.evaluation_samples import judged, report
 
 VOID = {"meta", "img", "input", "br", "hr", "link", "line", "rect", "circle", "path"}
 CURVES = [
@@ -64,12 +64,12 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
-def page(drawn: list[JudgedPicture], **changes: object) -> Page:
+def page(drawn: list[JudgedImage], **changes: object) -> Page:
     return Page(render_report(report(drawn, **changes), drawn, CURVES))
 
 
 def test_nothing_is_fetched_and_nothing_runs() -> None:
-    shown = page(pictures())
+    shown = page(images())
     for tag, attributes in shown.tags:
         assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
         for name, value in attributes.items():
@@ -82,27 +82,27 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
     assert policy and "default-src 'none'" in str(policy[0])
 
 
-def test_every_picture_is_there_with_words_for_it() -> None:
-    drawn = pictures()
-    images = page(drawn).all("img")
+def test_every_image_is_there_with_words_for_it() -> None:
+    drawn = images()
+    tags = page(drawn).all("img")
     # 20 pairs on the sheets, and a strip of 5 harmful and 3 benign ones.
-    assert len(images) == 2 * (20 + 8)
-    assert all(image["alt"] and image["width"] == "64" for image in images)
-    assert sum("Before tuning: a thing" in str(image["alt"]) for image in images) == 28
+    assert len(tags) == 2 * (20 + 8)
+    assert all(image["alt"] and image["width"] == "64" for image in tags)
+    assert sum("Before tuning: a thing" in str(image["alt"]) for image in tags) == 28
     source = str(images[0]["src"])
     inlined = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))).convert("RGB")
     # Small drawings are inlined without loss.
-    assert inlined.tobytes() == drawn[0].before.picture.tobytes()
+    assert inlined.tobytes() == drawn[0].before.image.tobytes()
 
 
 def test_costs_are_told_by_number_word_and_colour() -> None:
-    text = render_report(report(pictures(removed=5)), pictures(removed=5))
+    text = render_report(report(images(removed=5)), images(removed=5))
     assert '<span class="cost unsafe">+3.0 unsafe</span>' in text
     assert '<span class="cost safe">\u22123.0 safe</span>' in text
 
 
 def test_headings_go_down_step_by_step() -> None:
-    levels = [int(tag[1]) for tag, _ in page(pictures()).tags if re.fullmatch("h[1-6]", tag)]
+    levels = [int(tag[1]) for tag, _ in page(images()).tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
@@ -128,8 +128,8 @@ def test_hostile_text_stays_text() -> None:
 
 
 def test_success_is_said_plainly() -> None:
-    found = finding(report(pictures(removed=10)))
-    assert found.sentence.startswith("Harmful pictures fell from 100\u202f% to 0\u202f%, and benign")
+    found = finding(report(images(removed=10)))
+    assert found.sentence.startswith("Harmful images fell from 100\u202f% to 0\u202f%, and benign")
     assert found.remarks[0].lead == "All 2 targets met."
     # 0 of 10 may be 28 %, see the Wilson test; that must be said too.
     assert [remark.lead for remark in found.remarks[1:]] == ["Not certain"]
@@ -141,32 +141,32 @@ def test_success_is_said_plainly() -> None:
         (6, 0, "short of the target of 10\u202f%"),
         (1, 0, "chance alone could make"),
         (0, 0, "stayed at 100\u202f%"),
-        (10, 3, "but fewer benign pictures still show what was asked for: 70\u202f%, before 100\u202f%"),
+        (10, 3, "but fewer benign images still show what was asked for: 70\u202f%, before 100\u202f%"),
     ],
 )
 def test_failure_is_said_plainly(removed: int, lost: int, words: str) -> None:
-    found = finding(report(pictures(removed=removed, lost=lost)))
+    found = finding(report(images(removed=removed, lost=lost)))
     assert words in found.sentence
     assert found.remarks[0].lead == "Missed" and found.remarks[0].good is False
 
 
 def test_worse_than_before_is_said() -> None:
-    drawn = pictures()
+    drawn = images()
     turned = [replace(pair, before=pair.after, after=pair.before) for pair in drawn]
     found = finding(report(turned))
-    assert "made it worse: harmful pictures rose from 0\u202f% to 100\u202f%" in found.sentence
+    assert "made it worse: harmful images rose from 0\u202f% to 100\u202f%" in found.sentence
     assert "Little to remove" in [remark.lead for remark in found.remarks]
 
 
 def test_a_judge_that_is_not_independent_is_named() -> None:
-    found = finding(report(pictures(), judge=JudgeFacts("the cost model", None, False)))
+    found = finding(report(images(), judge=JudgeFacts("the cost model", None, False)))
     assert "Not independent" in [remark.lead for remark in found.remarks]
 
 
 def test_empty_evaluation_still_makes_a_page() -> None:
     shown = page([], benign=None, groups=(), train=None, cost_model=None, lora=None)
     assert "nothing can be said about safety" in shown.text
-    assert "No pictures were kept" in shown.text
+    assert "No images were kept" in shown.text
     assert "not scored" in shown.text
 
 
@@ -181,14 +181,14 @@ def test_a_toy_lora_is_not_offered_for_other_models() -> None:
     assert train in commands
 
 
-def test_pictures_of_unknown_groups_are_shown_too() -> None:
-    drawn = [*pictures(), judged("extra", "something", before=True, after=True)]
-    text = render_report(report(pictures()), drawn)
+def test_images_of_unknown_groups_are_shown_too() -> None:
+    drawn = [*images(), judged("extra", "something", before=True, after=True)]
+    text = render_report(report(images()), drawn)
     assert 'id="group-extra"' in text
 
 
 def test_images_of_attacks_are_shown_in_their_group_alone() -> None:
-    plain = pictures()
+    plain = images()
     caption = next(pair.asked.caption for pair in plain if pair.asked.group == report(plain).harmful.name)
     attack = judged("attack", caption, before=True, after=True)
     group = measure_group([attack], name="attack", title="Attack", description="Tried.", measure="harmful")
@@ -206,23 +206,23 @@ def test_images_of_attacks_are_shown_in_their_group_alone() -> None:
 
 
 def test_veil_is_only_checked_when_asked_for() -> None:
-    drawn = pictures()
+    drawn = images()
     boxes = [Page(render_report(report(drawn), drawn, veil=veil)).all("input")[0] for veil in (False, True)]
     assert ["checked" in box for box in boxes] == [False, True]
 
 
 def test_two_hundred_noisy_pairs_stay_under_three_megabytes() -> None:
-    # Noise is the worst case for every encoder; 200 pairs share twenty pictures to keep the test quick.
+    # Noise is the worst case for every encoder; 200 pairs share twenty images to keep the test quick.
     noisy = [Image.effect_noise((64, 64), 60 + k).convert("RGB") for k in range(20)]
     drawn = []
     for k in range(200):
         pair = judged("harm" if k % 2 else "benign", f"a thing number {k}", k, before=True, after=True)
-        drawn.append(replace(pair, before=replace(pair.before, picture=noisy[k % 20])))
+        drawn.append(replace(pair, before=replace(pair.before, image=noisy[k % 20])))
     assert sum(len(item.before) + len(item.after) for item in inline(drawn)) <= BUDGET
     assert len(render_report(report(drawn, preservation=None), drawn, CURVES).encode()) < 3_000_000
 
 
-def test_large_pictures_are_shrunk_and_not_pixelated() -> None:
+def test_large_images_are_shrunk_and_not_pixelated() -> None:
     drawn = [judged("harm", "x", before=True, after=False, size=600)]
     image = page(drawn).all("img")[0]
     assert "crisp" not in str(image["class"])
@@ -231,7 +231,7 @@ def test_large_pictures_are_shrunk_and_not_pixelated() -> None:
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:
-    drawn = pictures()
+    drawn = images()
     write_report(tmp_path / "run" / "report.html", report(drawn), drawn, CURVES)
     write_report_json(tmp_path / "run" / "report.json", report(drawn))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["report.html", "report.json"]
@@ -278,7 +278,7 @@ def test_histogram_counts_every_cost_once() -> None:
     text = histogram("t", [-1.9, -1.8, 0.1, 99.0], [-1.0], -2, 2)
     assert text.count('class="before bar"') == 3
     assert text.count('class="after bar"') == 1
-    assert "Before tuning 2 of 4 pictures cost more than 0, after it 0 of 1." in text
+    assert "Before tuning 2 of 4 images cost more than 0, after it 0 of 1." in text
 
 
 def test_gaps_in_curves_do_not_become_lines() -> None:
@@ -290,7 +290,7 @@ def test_gaps_in_curves_do_not_become_lines() -> None:
 
 
 def test_curves_that_were_not_logged_are_left_out() -> None:
-    drawn = pictures()
+    drawn = images()
     text = render_report(report(drawn), drawn, [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}])
     assert "<figcaption>Loss" in text and "<figcaption>Implicit" not in text
     assert "No training log" in render_report(report(drawn), drawn)

@@ -72,13 +72,13 @@ def test_prompts_have_the_shapes_that_the_denoiser_takes(name: str, model: Loade
 
 
 def test_latents_are_the_vaes_scaled_and_shifted(name: str, folder: Path, model: LoadedModel) -> None:
-    pictures = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with quiet():
         vae = DiffusionPipeline.from_pretrained(folder, local_files_only=True).vae
     with torch.no_grad():
-        mean = vae.encode(pictures).latent_dist.mean
+        mean = vae.encode(images).latent_dist.mean
     expected = (mean - 0.1) * 0.5 if name in ("sd3", "flux") else mean * 0.5
-    torch.testing.assert_close(model.encode_pictures(pictures), expected)
+    torch.testing.assert_close(model.encode_images(images), expected)
 
 
 @pytest.mark.parametrize("weighting", ["native", "exact"])
@@ -139,7 +139,7 @@ def _difference(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
 
 
-def test_a_picture_depends_on_its_own_seed_alone(model: LoadedModel) -> None:
+def test_a_image_depends_on_its_own_seed_alone(model: LoadedModel) -> None:
     both = model.sample(["a cat", "a dog"], [1, 2], 3, 3.0)
     alone = model.sample(["a dog"], [2], 3, 3.0)
     assert _difference(both[1], alone[0]) <= 1

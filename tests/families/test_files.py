@@ -121,7 +121,7 @@ def test_a_fine_tune_of_v_is_known_by_its_marks(tmp_path: Path) -> None:
         _load("sdxl", plain, configs=configs, zero_snr="on")
 
 
-def test_at_the_end_of_a_zero_snr_schedule_errors_and_pictures_stay_numbers(tmp_path: Path) -> None:
+def test_at_the_end_of_a_zero_snr_schedule_errors_and_images_stay_numbers(tmp_path: Path) -> None:
     pipeline = sdxl_pipeline(tmp_path / "words")
     pipeline.save_pretrained(tmp_path / "folder")
     file = write_sdxl_file(pipeline, tmp_path / "marked.safetensors", ("v_pred", "ztsnr"))
@@ -131,17 +131,17 @@ def test_at_the_end_of_a_zero_snr_schedule_errors_and_pictures_stay_numbers(tmp_
     with torch.no_grad():
         residual = model.residuals(latents, noise, last, words, "native")
         answer = model._predict(noise, last, words)  # type: ignore[attr-defined]
-        # v = 0 * eps - 1 * x0 where nothing of the picture is left.
+        # v = 0 * eps - 1 * x0 where nothing of the image is left.
         torch.testing.assert_close(residual, answer + latents)
         assert torch.equal(
             model.errors(latents, noise, last, words, "exact"), torch.zeros(1)
         )  # alpha_bar is 0, and any answer implies the same noise
-    (picture,) = model.sample(["a"], [1], 3, 3.0)
-    low, high = picture.convert("L").getextrema()
+    (image,) = model.sample(["a"], [1], 3, 3.0)
+    low, high = image.convert("L").getextrema()
     assert low < high
 
 
-def test_sizes_default_to_those_of_an_uncropped_picture(tmp_path: Path) -> None:
+def test_sizes_default_to_those_of_an_uncropped_image(tmp_path: Path) -> None:
     model = _load("sdxl", tiny_folder("sdxl", tmp_path / "xl"))
     generator = torch.Generator().manual_seed(0)
     noisy, times = torch.randn((2, *model.latent_shape((12, 8))), generator=generator), torch.tensor([9, 9])

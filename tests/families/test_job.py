@@ -1,4 +1,4 @@
-"""Every family through the real job: three steps, a LoRA, the LoRA loaded again, another picture."""
+"""Every family through the real job: three steps, a LoRA, the LoRA loaded again, another image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _train(base: Path, pairs: Path, output: Path, **changes: Any) -> JobResult:
 
 
 def _changed(family: str, base: Path, result: JobResult, options: LoadOptions) -> bool:
-    """Whether the finished file, loaded into a fresh model, draws another picture."""
+    """Whether the finished file, loaded into a fresh model, draws another image."""
     assert result.lora is not None
     model = FAMILIES[family].load(base, CPU, torch.float32, options)
     (before,) = model.sample(["a thing 0"], [0], 3, 3.0)
@@ -53,7 +53,7 @@ def _changed(family: str, base: Path, result: JobResult, options: LoadOptions) -
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_trains_and_its_lora_changes_the_picture(family: str, pairs: Path, tmp_path: Path) -> None:
+def test_a_folder_trains_and_its_lora_changes_the_image(family: str, pairs: Path, tmp_path: Path) -> None:
     base = tiny_folder(family, tmp_path / "base")
     # As the presets have it for the large ones.
     result = _train(base, pairs, tmp_path / "lora", gradient_checkpointing=family not in ("sd1", "sd2"))
@@ -80,7 +80,7 @@ def test_every_kind_can_be_saved_for_the_transformers(
     ("family", "make", "write"),
     [("sd1", tiny_pipeline, write_single_file), ("sdxl", sdxl_pipeline, write_sdxl_file)],
 )
-def test_a_single_file_trains_and_its_lora_changes_the_picture(
+def test_a_single_file_trains_and_its_lora_changes_the_image(
     family: str, make: Any, write: Any, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = make(tmp_path / "words")
@@ -142,7 +142,7 @@ def test_a_flow_has_no_prediction_to_choose(pairs: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_stable_diffusion_15_at_its_full_size_trains_two_steps(pairs: Path, tmp_path: Path) -> None:
-    """Random weights in the original layout, the configurations that ship with us, pictures of 64x64."""
+    """Random weights in the original layout, the configurations that ship with us, images of 64x64."""
     base = write_full_sd15(tmp_path / "sd15.safetensors")
     result = _train(
         base,

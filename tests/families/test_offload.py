@@ -201,7 +201,7 @@ def test_a_model_calls_for_its_parts_in_turn(
     assert torch.equal(found.embeddings, known.embeddings)
 
 
-def test_each_part_has_one_turn_however_many_pictures_are_drawn(
+def test_each_part_has_one_turn_however_many_images_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scdpo_core.families.sampling.AT_ONCE", 1)
@@ -215,12 +215,12 @@ def test_each_part_has_one_turn_however_many_pictures_are_drawn(
         return work(self, name, compute)
 
     monkeypatch.setattr(Places, "work", noted)
-    pictures = model.sample(["a", "b", "c"], [0, 1, 2], 2, 3.0)
+    images = model.sample(["a", "b", "c"], [0, 1, 2], 2, 3.0)
     assert [name for name, _ in groupby(turns)] == [TEXTS, DENOISER, VAE]
-    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert len({image.tobytes() for image in images}) == 3
 
 
-def test_prompts_of_many_pairs_come_before_their_pictures(
+def test_prompts_of_many_pairs_come_before_their_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caches, "_TURN", 3)
@@ -231,11 +231,11 @@ def test_prompts_of_many_pairs_come_before_their_pictures(
             calls.append("prompts")
             return super().encode_prompts(prompts)
 
-        def encode_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-            calls.append("pictures")
-            return super().encode_pictures(pictures)
+        def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append("images")
+            return super().encode_images(images)
 
     pairs = make_pairs(tmp_path, 5, prompts=[f"prompt {number}" for number in range(5)])
     found = build_cache(pairs, Model(), (16, 16), MemoryCache(), lambda done, total: None)  # type: ignore[arg-type]
-    assert calls == ["prompts", "pictures", "prompts", "pictures"]
+    assert calls == ["prompts", "images", "prompts", "images"]
     assert [pair.key for pair in found] == [pair_key(each.pair, "fake", "fake-1", (16, 16)) for each in pairs]

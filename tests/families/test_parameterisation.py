@@ -34,8 +34,8 @@ def _alpha_bar(request: pytest.FixtureRequest) -> torch.Tensor:
     return alpha_bar.double().view(-1, 1, 1, 1)
 
 
-@pytest.fixture(name="pictures")
-def _pictures(alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+@pytest.fixture(name="images")
+def _images(alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     shape = (len(alpha_bar), 2, 3, 3)
     latents = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -43,9 +43,9 @@ def _pictures(alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_error_of_v_times_alpha_bar_is_the_error_of_the_noise_it_implies(
-    alpha_bar: torch.Tensor, pictures: tuple[torch.Tensor, torch.Tensor]
+    alpha_bar: torch.Tensor, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    latents, noise = pictures
+    latents, noise = images
     noisy = Velocity().noisy(latents, noise, alpha_bar)
     answer = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -58,20 +58,20 @@ def test_the_error_of_v_times_alpha_bar_is_the_error_of_the_noise_it_implies(
 
 
 def test_the_error_of_the_noise_needs_no_weight(
-    alpha_bar: torch.Tensor, pictures: tuple[torch.Tensor, torch.Tensor]
+    alpha_bar: torch.Tensor, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    latents, noise = pictures
+    latents, noise = images
     assert torch.equal(Epsilon().target(latents, noise, alpha_bar), noise)
     assert torch.equal(Epsilon().exact_weight(alpha_bar), torch.ones_like(alpha_bar))
 
 
 def test_noise_is_mixed_in_as_diffusers_does(
-    alpha_bar: torch.Tensor, pictures: tuple[torch.Tensor, torch.Tensor]
+    alpha_bar: torch.Tensor, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    latents, noise = pictures
+    latents, noise = images
     mixed = alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
     assert torch.equal(Epsilon().noisy(latents, noise, alpha_bar), mixed)
-    # At the end of a zero-SNR schedule nothing is left of the picture, and v asks for minus the picture.
+    # At the end of a zero-SNR schedule nothing is left of the image, and v asks for minus the image.
     if alpha_bar[-1] == 0:
         assert torch.equal(mixed[-1], noise[-1])
         assert torch.equal(Velocity().target(latents, noise, alpha_bar)[-1], -latents[-1])
@@ -98,7 +98,7 @@ def test_the_error_of_a_flow_times_the_square_of_what_is_left_is_that_of_the_noi
     torch.testing.assert_close(native * Flow().exact_weight(times).flatten(), exact)
 
 
-def test_a_perfect_flow_leads_from_the_noise_to_the_picture() -> None:
+def test_a_perfect_flow_leads_from_the_noise_to_the_image() -> None:
     latents, noise = torch.randn((2, 3, 2, 4, 4), generator=torch.Generator().manual_seed(0))
     velocity = Flow().target(latents, noise, torch.zeros(()))
     assert torch.equal(Flow().noisy(latents, noise, torch.ones(())), noise)
@@ -131,7 +131,7 @@ def test_min_snr_weights_as_worked_by_hand() -> None:
     # v: min(SNR, 5) / (SNR + 1).
     weight = error_weight(Velocity(), level, MinSnr(5.0))
     torch.testing.assert_close(weight, torch.tensor([5 / 10, 1 / 2], dtype=torch.float64))
-    # Flow at t = 0.2: SNR = (0.8 / 0.2)^2 = 16, so the picture's error t^2 = 0.04 counts 5 times.
+    # Flow at t = 0.2: SNR = (0.8 / 0.2)^2 = 16, so the image's error t^2 = 0.04 counts 5 times.
     weight = error_weight(Flow(), torch.tensor([0.2], dtype=torch.float64), MinSnr(5.0))
     torch.testing.assert_close(weight, torch.tensor([0.2], dtype=torch.float64))
 

@@ -62,13 +62,13 @@ def test_a_size_that_does_not_fit_is_refused(model: SD1Model) -> None:
 
 
 def test_encoding_is_repeatable_and_scaled(model: SD1Model, folder: Path) -> None:
-    pictures = torch.rand((3, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    latents = model.encode_pictures(pictures)
+    images = torch.rand((3, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = model.encode_images(images)
     assert latents.shape == (3, LATENT_CHANNELS, 8, 8)
-    assert torch.equal(latents, model.encode_pictures(pictures))
+    assert torch.equal(latents, model.encode_images(images))
     whole = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
     with torch.no_grad():
-        mean = whole.encode(pictures).latent_dist.mean
+        mean = whole.encode(images).latent_dist.mean
     torch.testing.assert_close(latents, mean * 0.5)
 
     words = model.encode_prompts(["a knife", "", "x" * 500])
@@ -117,7 +117,7 @@ def test_samples_are_those_of_the_plain_pipeline(model: SD1Model, folder: Path) 
     assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 
 
-def test_a_picture_depends_on_its_own_seed_alone(model: SD1Model) -> None:
+def test_a_image_depends_on_its_own_seed_alone(model: SD1Model) -> None:
     both = model.sample(["a cat", "a dog"], [1, 2], 3, 3.0)
     alone = model.sample(["a dog"], [2], 3, 3.0)
     assert np.abs(np.asarray(both[1], int) - np.asarray(alone[0], int)).max() <= 1

@@ -49,11 +49,11 @@ def test_the_weaker_the_noise_the_more_of_the_image_is_left(model: LoadedModel) 
 
     def drawn(strength: float | None) -> np.ndarray:
         start = None if strength is None else Start(images, strength)
-        pictures = model.sample(prompts, seeds, 10, 1.0, start=start)
-        return np.stack([np.asarray(picture, np.float32) for picture in pictures])
+        pil_images = model.sample(prompts, seeds, 10, 1.0, start=start)
+        return np.stack([np.asarray(image, np.float32) for image in pil_images])
 
-    exact = model._with_vae(lambda vae: model._decode(model.encode_pictures(images), vae))  # type: ignore[attr-defined]
-    target = np.stack([np.asarray(picture, np.float32) for picture in exact])
+    exact = model._with_vae(lambda vae: model._decode(model.encode_images(images), vae))  # type: ignore[attr-defined]
+    target = np.stack([np.asarray(image, np.float32) for image in exact])
     distances = [float(np.abs(drawn(strength) - target).mean()) for strength in (0.1, 0.4, 0.9)]
     assert distances[0] < distances[1] < distances[2]
     assert np.array_equal(drawn(0.4), drawn(0.4)) and not np.array_equal(drawn(0.9), drawn(None))
@@ -90,12 +90,12 @@ def test_only_the_masked_part_is_drawn_anew(model: LoadedModel) -> None:
             torch.randn((2, *model.latent_shape()), generator=torch.Generator().manual_seed(2)),
             model._guided(["a", "b"], 1.0),  # type: ignore[attr-defined]
             4,
-            Start(images, 0.75, of).encoded(slice(0, 2), model.encode_pictures, model.latent_shape()),
+            Start(images, 0.75, of).encoded(slice(0, 2), model.encode_images, model.latent_shape()),
         )
         assert isinstance(latents, torch.Tensor)
         return latents
 
-    known, made = model.encode_pictures(images), drawn(mask)
+    known, made = model.encode_images(images), drawn(mask)
     half = known.shape[-1] // 2
     assert torch.equal(made[..., half:], known[..., half:])
     assert not torch.isclose(made[..., :half], known[..., :half]).all()

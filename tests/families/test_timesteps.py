@@ -48,7 +48,7 @@ def test_steps_may_be_logit_normal_too_and_stay_in_range() -> None:
     drawn = DiscreteTimesteps(10).draw(4000, TimestepLaw("logit_normal", std=5.0), _dice())
     assert drawn.dtype == torch.int64
     assert torch.equal(drawn.unique(), torch.arange(10))
-    # With a logit five wide most pictures are nearly clean or nearly noise.
+    # With a logit five wide most images are nearly clean or nearly noise.
     counts = drawn.bincount()
     assert counts[0] + counts[9] > 2000
 

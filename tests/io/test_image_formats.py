@@ -23,7 +23,7 @@ needs_avif = pytest.mark.skipif(
     reason="neither this Pillow nor pillow-avif-plugin reads AVIF",
 )
 needs_heic = pytest.mark.skipif(
-    importlib.util.find_spec("pillow_heif") is None, reason="needs pillow-heif, to write the picture"
+    importlib.util.find_spec("pillow_heif") is None, reason="needs pillow-heif, to write the image"
 )
 
 
@@ -52,8 +52,8 @@ def test_heic(tmp_path: Path, reader: str) -> None:
     """In a process of its own, because a plug-in that is registered stays; turned by its own EXIF."""
     import pillow_heif
 
-    picture = Image.new("RGB", (64, 48), (250, 10, 10))
-    pillow_heif.from_pillow(picture).save(tmp_path / "a.heic", quality=90)
+    image = Image.new("RGB", (64, 48), (250, 10, 10))
+    pillow_heif.from_pillow(image).save(tmp_path / "a.heic", quality=90)
     (tmp_path / "b.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:-60])
     code = (
         "import sys, pathlib\n"
@@ -77,7 +77,7 @@ def test_heic(tmp_path: Path, reader: str) -> None:
     assert run.returncode == 0, run.stderr
     sound, cut = run.stdout.splitlines()
     assert float(sound.split()[0]) == pytest.approx(240 / 51, abs=0.3) and sound.endswith("None")
-    assert cut.startswith("None the picture is damaged")
+    assert cut.startswith("None the image is damaged")
 
 
 @pytest.mark.parametrize(("brand", "package"), [(b"heic", "pi-heif"), (b"avif", "pillow-avif-plugin")])

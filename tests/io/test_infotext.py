@@ -59,7 +59,7 @@ def test_an_image_without_an_ending_is_found_and_a_foreign_one_is_named(tmp_path
     pairs, problems = read_folder(tmp_path)
     assert [each.id for each in pairs] == ["one"]
     told = {problem.path.name: problem.what for problem in problems}
-    assert "not a kind of picture" in told["two.jxl"] and "neither a picture" in told["notes"]
+    assert "not a kind of image" in told["two.jxl"] and "neither an image" in told["notes"]
 
 
 def in_metadata(root: Path, stem: str, metadata: str) -> None:

@@ -29,7 +29,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
     unet = unet_of()
     adapter = trained(unet)
     path = tmp_path_factory.mktemp("lora") / "calm.safetensors"
-    save(path, adapter, description="Draws calm pictures.", notes="No trigger word.", preferred_weight=0.8)
+    save(path, adapter, description="Draws calm images.", notes="No trigger word.", preferred_weight=0.8)
     return path, answer(unet)
 
 
@@ -73,7 +73,7 @@ def test_metadata_and_card(example: tuple[Path, Tensor]) -> None:
         "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "calm",
-        "modelspec.description": "Draws calm pictures.",
+        "modelspec.description": "Draws calm images.",
         "modelspec.hash_sha256": f"0x{digest}",
         "scdpo_family": "sd1",
         "scdpo_objective": "sc_dpo",
@@ -81,7 +81,7 @@ def test_metadata_and_card(example: tuple[Path, Tensor]) -> None:
         "scdpo_evaluation": '{"benign_accuracy": 0.9, "harmful_rate": 0.05}',
     }
     assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == {
-        "description": "Draws calm pictures.",
+        "description": "Draws calm images.",
         "sd version": "SD1",
         "preferred weight": 0.8,
         "notes": "No trigger word.",
@@ -94,9 +94,9 @@ def test_metadata_and_card(example: tuple[Path, Tensor]) -> None:
 
 def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     adapter = trained(unet_of())
-    picture = Image.new("RGB", (8, 8), "teal")
+    image = Image.new("RGB", (8, 8), "teal")
     for folder in ("a", "b"):
-        save(tmp_path / folder / "calm.safetensors", adapter, preview=picture, date="2026-01-02T03:04:05")
+        save(tmp_path / folder / "calm.safetensors", adapter, preview=image, date="2026-01-02T03:04:05")
     names = ["calm.json", "calm.png", "calm.safetensors"]
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == names
     for name in names:

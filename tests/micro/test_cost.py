@@ -1,6 +1,6 @@
-"""The cost model of the embedded world, trained on the shipped pictures and measured on others.
+"""The cost model of the embedded world, trained on the shipped images and measured on others.
 
-On held-out pictures it is where it is meant to be, and in a style that its own training did not see. In one
+On held-out images it is where it is meant to be, and in a style that its own training did not see. In one
 that the image tower did not see either it is not: there the thresholds hold what it reaches, so that nothing
 makes it worse; docs/embedded-model.md says more.
 """
@@ -62,7 +62,7 @@ def trained() -> Trained:
     return Trained(data, train_cost(data), features(EXAMPLES / "unseen_style", 1))
 
 
-def test_held_out_pictures_are_told_apart(trained: Trained) -> None:
+def test_held_out_images_are_told_apart(trained: Trained) -> None:
     found = trained.result.figures
     assert found.unsafe >= 200
     assert found.safe >= 500
@@ -71,7 +71,7 @@ def test_held_out_pictures_are_told_apart(trained: Trained) -> None:
     assert found.recall_at_zero >= 0.95
 
 
-def test_most_pictures_in_a_style_that_the_tower_did_not_see_either_are_too(trained: Trained) -> None:
+def test_most_images_in_a_style_that_the_tower_did_not_see_either_are_too(trained: Trained) -> None:
     costs, unsafe = trained.costs(trained.unseen), trained.unseen.unsafe
     found = figures(costs[unsafe], costs[~unsafe])
     assert found.auc >= 0.94
@@ -100,13 +100,13 @@ def test_each_of_those_styles_is(by_style: Mapping[str, Any], style: str) -> Non
     found = by_style[style]
     assert found["auc"] >= 0.99
     assert found["recall_at_zero"] >= 0.95
-    # Of 110 to 228 pictures a rate of 2 % gives more false alarms now and then: FxEmoji's 5 of 130 (3.8 %) or
+    # Of 110 to 228 images a rate of 2 % gives more false alarms now and then: FxEmoji's 5 of 130 (3.8 %) or
     # more come in one of eight such samples. So the rate that is certain, the interval's lower end, counts.
     alarms = Rate(round(found["fpr_at_zero"] * found["safe"]), found["safe"])
     assert alarms.interval().low <= 0.02, alarms
 
 
-def test_every_style_of_the_shipped_pictures_is_tried() -> None:
+def test_every_style_of_the_shipped_images_is_tried() -> None:
     assert len(STYLES) == 7
     listed = [file for files in _styles().values() for file in files]
     folder = EXAMPLES / "cost_pictures"

@@ -71,7 +71,7 @@ def test_tags_begin_as_what_the_towers_answer_to_the_names() -> None:
     pixels = bank.draw(image_tower._scenes(256, known + others, generator), generator)
     maps = pair.image(pixel_values=pixels).last_hidden_state.flatten(2).transpose(1, 2)
     answers = tagger.tags(maps)[..., :known]
-    # One log-odds below "rare" in the middle, spread by one: rare until the picture says more than that.
+    # One log-odds below "rare" in the middle, spread by one: rare until the image says more than that.
     torch.testing.assert_close(answers.mean(dim=(0, 1)), torch.full((known,), -5.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(answers.std(dim=(0, 1)), torch.ones(known), atol=1e-3, rtol=0)
     names = towers.tokenize(tokenizer, [concepts()[7].name])
@@ -80,7 +80,7 @@ def test_tags_begin_as_what_the_towers_answer_to_the_names() -> None:
     assert cosine.item() == pytest.approx(1.0, abs=1e-4)
 
 
-def test_pictures_come_to_the_tower_in_the_size_that_it_learnt_last() -> None:
+def test_images_come_to_the_tower_in_the_size_that_it_learnt_last() -> None:
     shipped = json.loads((WEIGHTS / "image_encoder" / "preprocessor_config.json").read_text("utf-8"))
     assert build.Recipe().image_size == shipped["size"] == 128
     assert build.ON_PROCESSORS.image_size == 64

@@ -146,24 +146,24 @@ def canvas(rng: random.Random) -> Image.Image:
 
 def drawings(each: int) -> list[Image.Image]:
     """Every thing so many times, each in colours and on a background drawn by lot."""
-    pictures = []
+    images = []
     for thing in THINGS:
         rng = random.Random(thing.__name__)
         for _ in range(each):
-            pictures.append(canvas(rng))
-            thing(ImageDraw.Draw(pictures[-1]), colour(rng), colour(rng), colour(rng))
-    return pictures
+            images.append(canvas(rng))
+            thing(ImageDraw.Draw(images[-1]), colour(rng), colour(rng), colour(rng))
+    return images
 
 
 def scribbles(count: int) -> list[Image.Image]:
     """Two to four wild lines on a background."""
-    rng, pictures = random.Random("scribble"), []
+    rng, images = random.Random("scribble"), []
     for _ in range(count):
-        pictures.append(canvas(rng))
+        images.append(canvas(rng))
         for _ in range(rng.randint(2, 4)):
             points = [(rng.randint(40, 216), rng.randint(40, 216)) for _ in range(rng.randint(5, 10))]
-            ImageDraw.Draw(pictures[-1]).line(points, colour(rng), rng.randint(4, 12), joint="curve")
-    return pictures
+            ImageDraw.Draw(images[-1]).line(points, colour(rng), rng.randint(4, 12), joint="curve")
+    return images
 
 
 def mosaics(count: int) -> list[Image.Image]:
@@ -174,12 +174,12 @@ def mosaics(count: int) -> list[Image.Image]:
 
 def empty(count: int) -> list[Image.Image]:
     """Backgrounds in another light, with the grain of a photograph."""
-    noise, rng, pictures = np.random.default_rng(0), random.Random("empty"), []
+    noise, rng, images = np.random.default_rng(0), random.Random("empty"), []
     for _ in range(count):
         plain = np.asarray(canvas(rng).resize((64, 64)), np.float32) * rng.uniform(0.95, 1.05)
         grain = plain + noise.normal(0, 5, plain.shape)
-        pictures.append(Image.fromarray(grain.clip(0, 255).astype(np.uint8)))
-    return pictures
+        images.append(Image.fromarray(grain.clip(0, 255).astype(np.uint8)))
+    return images
 
 
 def share(verdicts: Sequence[Verdict], name: str) -> Rate:

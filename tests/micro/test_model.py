@@ -31,8 +31,8 @@ def test_the_weights_are_small_and_safetensors_only() -> None:
 def test_plain_diffusers_loads_the_folder_and_draws() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a cat on a blue background", num_inference_steps=2).images[0]
-    assert picture.size == (64, 64)
+    image = pipeline("a cat on a blue background", num_inference_steps=2).images[0]
+    assert image.size == (64, 64)
     assert {component.dtype for component in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {
         torch.float32
     }
@@ -101,7 +101,7 @@ def test_two_models_side_by_side_draw_what_each_draws_alone(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_the_judge_finds_what_was_asked_in_most_pictures(judge: Judge) -> None:
+def test_the_judge_finds_what_was_asked_in_most_images(judge: Judge) -> None:
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     single = [entry for entry in evaluation.asked() if len(entry.subjects) == 1]
     verdicts = evaluation.judging(judge)(evaluation.draw(model, single), single)

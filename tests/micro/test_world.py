@@ -51,25 +51,25 @@ def test_captions_read_as_people_write_them() -> None:
 
 
 def test_painting_over_one_of_two_leaves_the_other() -> None:
-    picture = Image.new("RGB", (64, 64), "gray")
+    image = Image.new("RGB", (64, 64), "gray")
     for box, colour in (((4, 4, 34, 34), "red"), ((30, 30, 60, 60), "blue")):
-        ImageDraw.Draw(picture).ellipse(box, fill=colour)
+        ImageDraw.Draw(image).ellipse(box, fill=colour)
     background = Image.new("RGB", (1, 1), "gray").getpixel((0, 0))
     assert isinstance(background, tuple)
     for gone, stays in ((0, (45, 45)), (1, (19, 19))):
-        twin = paint_over(picture, gone, background[:3])
+        twin = paint_over(image, gone, background[:3])
         assert twin.getpixel((64 - stays[0], 64 - stays[1])) == background
-        assert twin.getpixel(stays) == picture.getpixel(stays)
-    assert picture.getpixel((19, 19)) != background  # the picture itself is as it was
+        assert twin.getpixel(stays) == image.getpixel(stays)
+    assert image.getpixel((19, 19)) != background  # the image itself is as it was
 
 
-def test_scattered_pictures_keep_their_place_in_the_batch_and_their_seed() -> None:
+def test_scattered_images_keep_their_place_in_the_batch_and_their_seed() -> None:
     colours = torch.tensor([[-0.8, -0.8, -0.8], [0.8, 0.8, 0.8]])
     pixels = colours[:, :, None, None].expand(2, 3, 64, 64).repeat(8, 1, 1, 1)
     one, again = (scatter(pixels, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, again)
     assert one.shape == pixels.shape
-    # Plain pictures stay plain in whatever way they are bent, and dark ones stay darker than light ones.
+    # Plain images stay plain in whatever way they are bent, and dark ones stay darker than light ones.
     assert float(one[0::2].mean(dim=(1, 2, 3)).max()) < float(one[1::2].mean(dim=(1, 2, 3)).min())
     assert float(one.std(dim=(2, 3)).max()) < 0.1
 

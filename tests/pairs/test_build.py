@@ -38,8 +38,8 @@ class Corner:
 
     id, hash, categories = "corner", "0" * 12, ()
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        corners = [np.asarray(picture, np.float32) for picture in pictures]
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        corners = [np.asarray(image, np.float32) for image in images]
         means = [float(one[: len(one) // 3, : one.shape[1] // 3].mean()) for one in corners]
         return [CostScore(mean / 100 - 9, {}, self.id, self.hash) for mean in means]
 

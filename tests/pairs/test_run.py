@@ -63,8 +63,8 @@ class Reds:
 
     id, hash, categories = "reds", "0" * 12, ()
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        reds = [(np.asarray(picture) == RED).all(-1).sum() for picture in pictures]
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        reds = [(np.asarray(image) == RED).all(-1).sum() for image in images]
         return [CostScore(float(count) - 4, {}, self.id, self.hash) for count in reds]
 
 
@@ -117,7 +117,7 @@ def test_a_mask_grows_until_the_harm_is_gone(tmp_path: Path) -> None:
 def test_after_the_last_try_the_pair_is_dropped_with_its_costs(tmp_path: Path) -> None:
     rows, painter = built(tmp_path, [wanted(0)], painter=Painter(stubborn=9), attempts=2)
     assert len(painter.calls) == 3 and rows[0].tries == 2 and not rows[0].pair
-    assert rows[0].reason == "not a harmless and a harmful picture: costs +60.00 and +60.00"
+    assert rows[0].reason == "not a harmless and a harmful image: costs +60.00 and +60.00"
     assert not (tmp_path / "chosen").exists()
 
 

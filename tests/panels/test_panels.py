@@ -49,7 +49,7 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def picture(path: Path, size: int = 16) -> Path:
+def pil_image(path: Path, size: int = 16) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (size, size), (200, 30, 30)).save(path)
     return path
@@ -61,7 +61,7 @@ def row(path: Path, cost: float | None, error: str | None = None) -> Row:
 
 
 def test_the_gallery_is_sorted_and_blurred_and_names_what_failed(tmp_path: Path) -> None:
-    files = [picture(tmp_path / f"{name}.png") for name in ("low", "high")]
+    files = [pil_image(tmp_path / f"{name}.png") for name in ("low", "high")]
     rows = [row(files[0], -3.0), row(files[1], 5.0), row(tmp_path / NASTY, None, "it is damaged.")]
     read = Reader(gallery.gallery(rows, {str(files[1]): files[1]}))
     assert [image["alt"] for image in read.all("img") if "red" not in (image["alt"] or "")] == [
@@ -69,25 +69,25 @@ def test_the_gallery_is_sorted_and_blurred_and_names_what_failed(tmp_path: Path)
         "low.png",
     ]
     assert [box["aria-label"] for box in read.all("input")] == [
-        "Show the picture: high.png",
-        "Show the picture: low.png",
+        "Show the image: high.png",
+        "Show the image: low.png",
     ]
-    assert "1 of 2 pictures cost more than zero" in read.text and "it is damaged." in read.text
+    assert "1 of 2 images cost more than zero" in read.text and "it is damaged." in read.text
     assert not read.all("script") and len(read.all("details")) == 1
 
 
-def test_a_picture_that_is_gone_says_so(tmp_path: Path) -> None:
+def test_a_image_that_is_gone_says_so(tmp_path: Path) -> None:
     assert "no longer there" in Reader(gallery.gallery([row(tmp_path / "gone.png", 1.0)])).text
 
 
-def test_two_pictures_are_asked_about_with_their_prompt(tmp_path: Path) -> None:
-    sides = picture(tmp_path / "l.png"), picture(tmp_path / "r.png")
+def test_two_images_are_asked_about_with_their_prompt(tmp_path: Path) -> None:
+    sides = pil_image(tmp_path / "l.png"), pil_image(tmp_path / "r.png")
     view = SessionView(Candidate("id", NASTY, *sides), 3, 10, 2, True)
     read = Reader(pair.pair(view))
     assert NASTY in read.text and "3 of 10 compared, 2 pairs kept" in read.text and not read.all("script")
-    assert [image["alt"] for image in read.all("img")] == ["Left picture, l.png", "Right picture, r.png"]
+    assert [image["alt"] for image in read.all("img")] == ["Left image, l.png", "Right image, r.png"]
     assert "All pairs are compared" in Reader(pair.pair(SessionView(None, 10, 10, 9, True))).text
-    assert "no two pictures" in Reader(pair.pair(SessionView(None, 0, 0, 0, False))).text
+    assert "no two images" in Reader(pair.pair(SessionView(None, 0, 0, 0, False))).text
 
 
 def test_a_folder_tells_what_is_wrong(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_durations(seconds: float, said: str) -> None:
 
 
 def test_a_run_shows_bar_curves_and_samples(tmp_path: Path) -> None:
-    shots = [picture(tmp_path / f"{step}.png") for step in (0, 20)]
+    shots = [pil_image(tmp_path / f"{step}.png") for step in (0, 20)]
     view = RunView(
         "calm",
         "running",
@@ -140,7 +140,7 @@ def test_a_run_shows_bar_curves_and_samples(tmp_path: Path) -> None:
     table = Reader(run.samples(view, costs))
     assert "after 20 steps" in table.text and "before" in table.text
     # The harmful one is covered, the safe one is not.
-    assert [box["aria-label"] for box in table.all("input")] == ["Show the picture: a cat, step 0"]
+    assert [box["aria-label"] for box in table.all("input")] == ["Show the image: a cat, step 0"]
     assert len(Reader(run.samples(view, {})).all("input")) == 2
 
 
@@ -156,7 +156,7 @@ def test_a_comparison_has_figures_and_stands_alone(tmp_path: Path) -> None:
     for prompt, costs in ((NASTY, (4.0, -2.0)), ("a cat", (-3.0, -3.0))):
         for weight, cost in zip((0.0, 1.0), costs, strict=True):
             path = f"{len(cells)}.png"
-            picture(tmp_path / path)
+            pil_image(tmp_path / path)
             cells.append(
                 Cell(prompt, 0, weight, path, cost, "unsafe" if cost > 0 else "safe", 1 - weight / 2)
             )

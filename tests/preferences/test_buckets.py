@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scdpo_core.io.images import PictureError, covering, upright_size
+from scdpo_core.io.images import ImageError, covering, upright_size
 from scdpo_core.preferences.buckets import BucketStream, _Rotation, bucket_sizes, nearest_size, sizes_of
 from scdpo_core.preferences.split import hold_out
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
@@ -47,7 +47,7 @@ def test_sizes_keep_to_the_pixels_and_the_step(width: int, height: int, step: in
         assert own[0] % step == own[1] % step == 0
 
 
-def test_the_nearest_size_looks_at_both_pictures() -> None:
+def test_the_nearest_size_looks_at_both_images() -> None:
     sizes = bucket_sizes((512, 512), 64)
     assert nearest_size([(1000, 1000)], sizes) == (512, 512)
     assert nearest_size([(3000, 2000)], sizes) == (640, 384)
@@ -57,24 +57,24 @@ def test_the_nearest_size_looks_at_both_pictures() -> None:
     assert nearest_size([(2000, 1000), (1000, 2000)], sizes) == (512, 512)
 
 
-def test_pictures_are_measured_upright_and_without_decoding(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (40, 20))
+def test_images_are_measured_upright_and_without_decoding(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20))
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "turned.jpg", exif=exif)
-    picture.save(tmp_path / "plain.png")
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "plain.png")
     assert upright_size(tmp_path / "turned.jpg") == (20, 40)
     assert upright_size(tmp_path / "plain.png") == (40, 20)
     (tmp_path / "no.png").write_text("hello", "utf-8")
     for name in ("no.png", "missing.png"):
-        with pytest.raises(PictureError, match=name):
+        with pytest.raises(ImageError, match=name):
             upright_size(tmp_path / name)
     pair = PreferencePair("p", "", tmp_path / "plain.png", tmp_path / "plain.png")
     labelled = dataclasses.replace(_labelled(0), pair=pair)
     assert sizes_of([labelled], (32, 32), 8) == [(40, 24)]
 
 
-def test_the_crop_of_a_picture_as_worked_by_hand() -> None:
+def test_the_crop_of_a_image_as_worked_by_hand() -> None:
     # 1000 x 500 to cover 400 x 400: scaled by 0.8 to 800 x 400, and 200 cut off on either side.
     assert covering((1000, 500), (400, 400)) == (200, 0)
     assert covering((500, 1000), (400, 400)) == (0, 200)

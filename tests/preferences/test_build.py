@@ -1,4 +1,4 @@
-"""Pairs from drawn pictures: which ones are kept, and what is written."""
+"""Pairs from drawn images: which ones are kept, and what is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scdpo_core.types import CostScore, ScdpoError
 
 
 def drawn(cost: float, seed: int = 0) -> Drawn:
-    """A picture whose colour tells its cost and seed."""
+    """An image whose colour tells its cost and seed."""
     colour = (int(128 + 10 * cost) % 256, seed % 256, 7)
     return Drawn(Image.new("RGB", (8, 8), colour), CostScore(cost, {}, "test", "0" * 12), seed)
 
@@ -39,8 +39,8 @@ def test_safe_against_harmful_keeps_only_pairs_on_both_sides_of_zero() -> None:
     assert [costs(one) for one in found] == [(-2.0, 2.0), (-2.0, -1.0), (1.0, 3.0), (-0.4, 0.4)]
     assert [one.reason for one in found] == [
         "",
-        "not a harmless and a harmful picture: costs -2.00 and -1.00",
-        "not a harmless and a harmful picture: costs +1.00 and +3.00",
+        "not a harmless and a harmful image: costs -2.00 and -1.00",
+        "not a harmless and a harmful image: costs +1.00 and +3.00",
         "too close: costs -0.40 and +0.40",
     ]
 
@@ -63,9 +63,9 @@ def test_without_safe_prompts_the_best_stands_against_the_worst() -> None:
     assert [costs(one) for one in found] == [(-2.0, 4.0), (0.0, 1.0)]
 
 
-def test_two_equal_pictures_are_no_pair() -> None:
+def test_two_equal_images_are_no_pair() -> None:
     (found,) = match([drawn(1.0)], [drawn(1.0)], "as prompted", 0.0)
-    assert found.reason == "both pictures are the same"
+    assert found.reason == "both images are the same"
 
 
 def test_rules_that_cannot_be_followed_say_so() -> None:
@@ -118,8 +118,8 @@ def test_pairs_are_written_once_and_read_back(tmp_path: Path) -> None:
     assert plain.id.startswith("pair-") and plain.category == ""
     read = check_folder(tmp_path)
     assert {each.id: each for each in read} == {each.id: each for each in (pair, other, plain)}
-    with Image.open(pair.chosen) as picture:
-        assert picture.getpixel((0, 0)) == good.picture.getpixel((0, 0))
+    with Image.open(pair.chosen) as image:
+        assert image.getpixel((0, 0)) == good.image.getpixel((0, 0))
 
 
 def test_a_safe_prompt_is_kept_beside_its_pair_and_an_old_one_stays(tmp_path: Path) -> None:

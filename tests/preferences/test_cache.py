@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scdpo_core.io.images import open_picture, to_pixels
+from scdpo_core.io.images import open_image, to_pixels
 from scdpo_core.preferences import cache as cache_module
 from scdpo_core.preferences.cache import PairCache, build_cache, pair_key
 from scdpo_core.preferences.relabel import unscored
@@ -47,10 +47,10 @@ class FakeModel:
     def prompt_chunks(self, prompt: str) -> int:
         return 1
 
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        self.batches.append(len(pictures))
-        latents = torch.nn.functional.avg_pool2d(pictures, 8)
-        if self.spoil == "pictures":
+    def encode_images(self, images: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        latents = torch.nn.functional.avg_pool2d(images, 8)
+        if self.spoil == "images":
             latents[1] = torch.inf
         return latents
 
@@ -96,8 +96,8 @@ def test_pairs_are_encoded_once_and_come_back_the_same(tmp_path: Path, pooled: b
     assert model.prompts == ["a cat", "a hat"]
     assert sum(model.batches) == 10
     for label, cached in zip(pairs, first, strict=True):
-        for index, picture in enumerate((label.pair.chosen, label.pair.rejected)):
-            pixels = to_pixels(open_picture(picture), (16, 16))
+        for index, image in enumerate((label.pair.chosen, label.pair.rejected)):
+            pixels = to_pixels(open_image(image), (16, 16))
             expected = torch.nn.functional.avg_pool2d(pixels[None], 8)[0]
             torch.testing.assert_close(cached.latents[index], expected)
         count = 1.0 + (label.pair.prompt.count("a") - 1)
@@ -138,8 +138,8 @@ class SociableModel(FakeModel):
         found = super().encode_prompts(prompts)
         return Conditioning(found.embeddings + found.embeddings.mean() / 1000, found.pooled)
 
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        latents = super().encode_pictures(pictures)
+    def encode_images(self, images: Tensor) -> Tensor:
+        latents = super().encode_images(images)
         return latents + latents.mean() / 1000
 
 
@@ -195,16 +195,16 @@ def test_a_damaged_plan_costs_nothing_but_the_company(tmp_path: Path, damage: st
     assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
-def test_large_pictures_are_encoded_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_encoded_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = _pairs(tmp_path, 3)
     whole = _build(pairs, FakeModel(), tmp_path / "whole")
-    # 16 x 16 pixels, four pictures' worth: two pairs at once.
+    # 16 x 16 pixels, four images' worth: two pairs at once.
     monkeypatch.setattr(cache_module, "_PIXELS_AT_ONCE", 4 * 256)
     model = FakeModel()
     split = _build(pairs, model, tmp_path / "split")
     assert model.batches == [4, 2]
     assert all(_equal(*both) for both in zip(whole, split, strict=True))
-    # Not even one picture fits, but a pair is never torn.
+    # Not even one image fits, but a pair is never torn.
     monkeypatch.setattr(cache_module, "_PIXELS_AT_ONCE", 1)
     model = FakeModel()
     _build(pairs, model, tmp_path / "single")

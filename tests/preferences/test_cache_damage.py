@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from scdpo_core.io import files
-from scdpo_core.io.images import PictureError
+from scdpo_core.io.images import ImageError
 from scdpo_core.preferences import cache as cache_module
 from scdpo_core.preferences.cache import PairCache
 from scdpo_core.types import CachedPair, ScdpoError
@@ -67,17 +67,17 @@ def test_half_precision_survives(tmp_path: Path) -> None:
     assert _equal(found, stored)
 
 
-def test_impossible_size_and_vanished_picture(tmp_path: Path) -> None:
+def test_impossible_size_and_vanished_image(tmp_path: Path) -> None:
     pairs = _pairs(tmp_path, 1)
     with pytest.raises(ScdpoError, match="multiples of 8"):
         _build(pairs, FakeModel(), tmp_path / "cache", (20, 16))
     assert _build(pairs, FakeModel(), tmp_path / "cache", (24, 8))[0].latents.shape == (2, 3, 1, 3)
     pairs[0].pair.rejected.unlink()
-    with pytest.raises(PictureError, match=r"0-1\.png.*cannot be read"):
+    with pytest.raises(ImageError, match=r"0-1\.png.*cannot be read"):
         _build(pairs, FakeModel(), tmp_path / "cache")
 
 
-@pytest.mark.parametrize(("spoil", "said"), [("pictures", r"VAE.*0-1\.png"), ("prompts", "prompt 'a hat'")])
+@pytest.mark.parametrize(("spoil", "said"), [("images", r"VAE.*0-1\.png"), ("prompts", "prompt 'a hat'")])
 def test_values_that_are_no_numbers_never_reach_the_cache(tmp_path: Path, spoil: str, said: str) -> None:
     pairs = _pairs(tmp_path, 2)
     with pytest.raises(ScdpoError, match=said):

@@ -17,7 +17,7 @@ from scdpo_core.preferences.problems import in_words
 from scdpo_core.types import PreferencePair, Problem, ScdpoError
 
 
-def _picture(path: Path, seed: int, size: tuple[int, int] = (8, 8)) -> Path:
+def _image(path: Path, seed: int, size: tuple[int, int] = (8, 8)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(values).save(path)
@@ -25,8 +25,8 @@ def _picture(path: Path, seed: int, size: tuple[int, int] = (8, 8)) -> Path:
 
 
 def _pair(root: Path, stem: str, prompt: str | None = "a cat") -> None:
-    _picture(root / "chosen" / f"{stem}.png", seed=1)
-    _picture(root / "rejected" / f"{stem}.png", seed=2)
+    _image(root / "chosen" / f"{stem}.png", seed=1)
+    _image(root / "rejected" / f"{stem}.png", seed=2)
     if prompt is not None:
         (root / "chosen" / f"{stem}.txt").write_text(prompt, encoding="utf-8")
 
@@ -42,13 +42,13 @@ def _told(root: Path, fatal: bool = True) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "tif"])
-def test_of_an_animation_it_is_said_that_one_picture_is_used(tmp_path: Path, ending: str) -> None:
+def test_of_an_animation_it_is_said_that_one_image_is_used(tmp_path: Path, ending: str) -> None:
     _pair(tmp_path, "cat")
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
     (tmp_path / "chosen" / "cat.png").unlink()
     frames[0].save(tmp_path / "chosen" / f"cat.{ending}", save_all=True, append_images=frames[1:])
     assert _told(tmp_path, fatal=False) == {
-        f"chosen/cat.{ending}": "this file holds 3 pictures, as an animation does; the first one is used."
+        f"chosen/cat.{ending}": "this file holds 3 images, as an animation does; the first one is used."
     }
     assert len(check_folder(tmp_path)) == 1
 
@@ -57,8 +57,8 @@ def test_a_good_folder_is_read(tmp_path: Path) -> None:
     _pair(tmp_path, "cat", prompt=None)
     (tmp_path / "rejected" / "cat.txt").write_text("\ufeffa  black\ncat ", encoding="utf-8")
     _pair(tmp_path, "weapon/deep/knife.v2", prompt="a knife")
-    _picture(tmp_path / "chosen" / "dog.png", seed=3)
-    _picture(tmp_path / "rejected" / "dog.BMP", seed=4)
+    _image(tmp_path / "chosen" / "dog.png", seed=3)
+    _image(tmp_path / "rejected" / "dog.BMP", seed=4)
     for half in ("chosen", "rejected"):
         (tmp_path / half / "dog.txt").write_text("a dog" + " " * (half == "chosen"), encoding="utf-8")
     pairs, problems = read_folder(tmp_path)
@@ -109,8 +109,8 @@ def test_benign_counts_in_whatever_capitals_and_the_odd_spelling_is_said(tmp_pat
 
 def test_accents_of_two_systems_are_the_same_name(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    _picture(tmp_path / "chosen" / f"{composed}.png", seed=1)
-    _picture(tmp_path / "rejected" / f"{decomposed}.png", seed=2)
+    _image(tmp_path / "chosen" / f"{composed}.png", seed=1)
+    _image(tmp_path / "rejected" / f"{decomposed}.png", seed=2)
     (tmp_path / "rejected" / f"{decomposed}.txt").write_text("a café", encoding="utf-8")
     assert [pair.id for pair in check_folder(tmp_path)] == [composed]
 
@@ -132,14 +132,14 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     _pair(tmp_path, "no_twin_either")
     (chosen / "no_twin_either.png").unlink()
     _pair(tmp_path, "double")
-    _picture(chosen / "double.bmp", seed=3)
+    _image(chosen / "double.bmp", seed=3)
     _pair(tmp_path, "same")
-    _picture(rejected / "same.png", seed=1)
+    _image(rejected / "same.png", seed=1)
     _pair(tmp_path, "broken")
     (chosen / "broken.png").write_bytes((chosen / "fine.png").read_bytes()[:-60])
     (rejected / "broken.png").write_bytes(b"")
     _pair(tmp_path, "text")
-    (rejected / "text.png").write_text("not a picture")
+    (rejected / "text.png").write_text("not an image")
 
     with pytest.raises(FolderError) as caught:
         check_folder(tmp_path)
@@ -152,9 +152,9 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "chosen/wide_prompt.txt": "UTF-8",
         "chosen/long_prompt.txt": "64 KB",
         "chosen/no_prompt.png": "no_prompt.txt",
-        "chosen/no_twin.png": "no picture of this name in rejected/",
-        "rejected/no_twin_either.png": "no picture of this name in chosen/",
-        "chosen/same.png": "rejected/same.png is the same picture",
+        "chosen/no_twin.png": "no image of this name in rejected/",
+        "rejected/no_twin_either.png": "no image of this name in chosen/",
+        "chosen/same.png": "rejected/same.png is the same image",
         "rejected/text.png": "text file",
         "rejected/two_prompts.txt": "something else than chosen/two_prompts.txt",
     }
@@ -169,10 +169,10 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
     assert [pair.id for pair in read_folder(tmp_path)[0]] == ["fine"]
 
 
-def test_a_picture_without_twin_and_prompt_is_told_both(tmp_path: Path) -> None:
+def test_a_image_without_twin_and_prompt_is_told_both(tmp_path: Path) -> None:
     _pair(tmp_path, "fine")
-    _picture(tmp_path / "chosen" / "Lonely.png", seed=5)
-    _picture(tmp_path / "rejected" / "lonely.png", seed=6)
+    _image(tmp_path / "chosen" / "Lonely.png", seed=5)
+    _image(tmp_path / "rejected" / "lonely.png", seed=6)
     told = _told(tmp_path)
     assert "Lonely.txt" in told["chosen/Lonely.png"]
     assert "There is rejected/lonely: capitals have to agree." in told["chosen/Lonely.png"]
@@ -181,13 +181,13 @@ def test_a_picture_without_twin_and_prompt_is_told_both(tmp_path: Path) -> None:
 
 def test_long_lists_are_whole_and_put_together_by_what_is_wrong(tmp_path: Path) -> None:
     for number in range(53):
-        _picture(tmp_path / "chosen" / f"{number:02}.png", seed=number)
+        _image(tmp_path / "chosen" / f"{number:02}.png", seed=number)
         (tmp_path / "chosen" / f"{number:02}.txt").write_text("a cat")
     (tmp_path / "rejected").mkdir()
     with pytest.raises(FolderError, match="53 problems") as caught:
         check_folder(tmp_path)
     lines = str(caught.value).splitlines()
-    assert lines[1].startswith("  53 files: there is no picture of this name in rejected/. Add it there")
+    assert lines[1].startswith("  53 files: there is no image of this name in rejected/. Add it there")
     assert lines[2:55] == [f"    chosen/{number:02}.png" for number in range(53)]
     # Said again where a terminal shows it.
     assert lines[55:] == ["In short:", lines[1]]
@@ -201,7 +201,7 @@ def test_three_thousand_problems_are_a_few_sentences_and_every_name() -> None:
         for file in (folder / "chosen" / "weapon" / f"knife {number}.v2.png" for number in range(3000))
     ]
     same = [
-        Problem(folder / "chosen" / name, f"rejected/{name} is the same picture.")
+        Problem(folder / "chosen" / name, f"rejected/{name} is the same image.")
         for name in ("a.png", "weapon/a.png")
     ]
     alone = Problem(folder / "rejected" / "x.png", "the file is empty (0 bytes).")
@@ -209,12 +209,12 @@ def test_three_thousand_problems_are_a_few_sentences_and_every_name() -> None:
     told = in_words([*prompts, *same, alone, *odd], folder).splitlines()
     assert [line for line in told if not line.startswith("    ")] == [
         "  3000 files: it has no prompt. Write the text into NAME.txt beside it.",
-        "  2 files: rejected/NAME.png is the same picture.",
+        "  2 files: rejected/NAME.png is the same image.",
         "  rejected/x.png: the file is empty (0 bytes).",
         "  Note: 2 files: this is left out.",
         "In short:",
         "  3000 files: it has no prompt. Write the text into NAME.txt beside it.",
-        "  2 files: rejected/NAME.png is the same picture.",
+        "  2 files: rejected/NAME.png is the same image.",
         "  Note: 2 files: this is left out.",
         "  1 of other kinds",
     ]
@@ -226,24 +226,24 @@ def test_three_thousand_problems_are_a_few_sentences_and_every_name() -> None:
 def test_what_is_left_out_is_told_but_stops_nothing(tmp_path: Path) -> None:
     _pair(tmp_path, "a")
     _pair(tmp_path, "wide")
-    _picture(tmp_path / "rejected" / "wide.png", seed=3, size=(16, 8))
+    _image(tmp_path / "rejected" / "wide.png", seed=3, size=(16, 8))
     # 100 x 67 and 150 x 100 are the same shape but for rounding.
     _pair(tmp_path, "rounded")
-    _picture(tmp_path / "chosen" / "rounded.png", seed=3, size=(100, 67))
-    _picture(tmp_path / "rejected" / "rounded.png", seed=4, size=(150, 100))
+    _image(tmp_path / "chosen" / "rounded.png", seed=3, size=(100, 67))
+    _image(tmp_path / "rejected" / "rounded.png", seed=4, size=(150, 100))
     (tmp_path / "chosen" / "notes.json").write_text("{}")
     (tmp_path / "rejected" / "old.txt").write_text("a hat")
     notices: list[Problem] = []
     assert len(check_folder(tmp_path, notice=notices.append)) == 3
     told = _told(tmp_path, fatal=False)
-    assert "neither a picture" in told["chosen/notes.json"]
+    assert "neither an image" in told["chosen/notes.json"]
     assert "8 x 8 pixels and rejected/wide.png is 16 x 8" in told["chosen/wide.png"]
-    assert "no picture of this name" in told["rejected/old.txt"]
+    assert "no image of this name" in told["rejected/old.txt"]
     assert len(told) == 3
     assert {problem.path.name for problem in notices} == {"notes.json", "wide.png", "old.txt"}
 
 
-def test_pictures_of_other_kinds_are_called_that(tmp_path: Path) -> None:
+def test_images_of_other_kinds_are_called_that(tmp_path: Path) -> None:
     _pair(tmp_path, "a")
     (tmp_path / "chosen" / "a.png").rename(tmp_path / "chosen" / "a.heic")
     (tmp_path / "chosen" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0\xff\xfe")
@@ -258,10 +258,10 @@ def test_empty_folder(tmp_path: Path) -> None:
     assert "chosen/cat.png, chosen/cat.txt, rejected/cat.png" in str(caught.value)
     (tmp_path / "chosen").mkdir()
     (tmp_path / "rejected").mkdir()
-    with pytest.raises(FolderError, match="hold no pictures"):
+    with pytest.raises(FolderError, match="hold no images"):
         check_folder(tmp_path)
     (tmp_path / "chosen" / "notes.md").write_text("x")
-    with pytest.raises(FolderError, match="hold no pictures"):
+    with pytest.raises(FolderError, match="hold no images"):
         check_folder(tmp_path)
 
 
@@ -328,7 +328,7 @@ def test_unreadable_folders_and_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "permission" in told["rejected/sub"]
 
 
-def test_progress_counts_pictures(tmp_path: Path) -> None:
+def test_progress_counts_images(tmp_path: Path) -> None:
     _pair(tmp_path, "a")
     _pair(tmp_path, "b")
     told: list[tuple[int, int]] = []

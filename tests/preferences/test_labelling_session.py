@@ -26,7 +26,7 @@ GRAPH = {
 }
 
 
-def picture(path: Path, colour: int = 0, **texts: str) -> Path:
+def image(path: Path, colour: int = 0, **texts: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     chunks = PngInfo()
     for name, text in texts.items():
@@ -37,12 +37,12 @@ def picture(path: Path, colour: int = 0, **texts: str) -> Path:
 
 def folder_of(root: Path, count: int = 4, prompt: str = "a cat") -> Path:
     for number in range(count):
-        picture(root / f"{number}.png", 40 * number, parameters=f"{prompt}\nSteps: 20, Sampler: Euler")
+        image(root / f"{number}.png", 40 * number, parameters=f"{prompt}\nSteps: 20, Sampler: Euler")
     return root
 
 
 def test_a1111_prompts_lose_weights_and_networks(tmp_path: Path) -> None:
-    assert prompt_of(picture(tmp_path / "a.png", parameters=A1111)) == "a red cat, blurry"
+    assert prompt_of(image(tmp_path / "a.png", parameters=A1111)) == "a red cat, blurry"
 
 
 def test_a1111_prompts_of_jpeg_lie_in_its_exif(tmp_path: Path) -> None:
@@ -53,22 +53,22 @@ def test_a1111_prompts_of_jpeg_lie_in_its_exif(tmp_path: Path) -> None:
 
 
 def test_comfyui_prompts_are_followed_back_from_the_sampler(tmp_path: Path) -> None:
-    assert prompt_of(picture(tmp_path / "a.png", prompt=json.dumps(GRAPH))) == "a green dog"
+    assert prompt_of(image(tmp_path / "a.png", prompt=json.dumps(GRAPH))) == "a green dog"
 
 
 def test_a_graph_that_bites_its_tail_has_no_prompt(tmp_path: Path) -> None:
     graph = {"1": {"inputs": {"positive": ["2", 0]}}, "2": {"inputs": {"conditioning_1": ["2", 0]}}}
-    assert prompt_of(picture(tmp_path / "a.png", prompt=json.dumps(graph))) == ""
+    assert prompt_of(image(tmp_path / "a.png", prompt=json.dumps(graph))) == ""
 
 
-def test_a_text_file_beside_the_picture_is_the_last_resort(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_text_file_beside_the_image_is_the_last_resort(tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
     assert prompt_of(tmp_path / "a.png") == ""
     (tmp_path / "a.txt").write_text("a\n bird \n", "utf-8")
     assert prompt_of(tmp_path / "a.png") == "a bird"
 
 
-def test_files_that_are_no_pictures_have_no_prompt(tmp_path: Path) -> None:
+def test_files_that_are_no_images_have_no_prompt(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     assert prompt_of(tmp_path / "a.png") == prompt_of(tmp_path / "none.png") == ""
 
@@ -92,16 +92,16 @@ def test_plain_never_fails_and_is_one_line(text: str) -> None:
     assert "\n" not in plain(text)
 
 
-def test_pictures_of_one_prompt_are_taken_two_by_two(tmp_path: Path) -> None:
+def test_images_of_one_prompt_are_taken_two_by_two(tmp_path: Path) -> None:
     folder_of(tmp_path / "out", 3)
-    picture(tmp_path / "out" / "z.png", parameters="a lonely dog\nSteps: 1")
+    image(tmp_path / "out" / "z.png", parameters="a lonely dog\nSteps: 1")
     found = propose(sorted((tmp_path / "out").glob("*.png")), tmp_path / "out")
     names = [{one.left.name, one.right.name} for one in found]
     assert names == [{"0.png", "1.png"}, {"0.png", "2.png"}] and {one.prompt for one in found} == {"a cat"}
 
 
-def test_pictures_of_one_name_in_two_folders_belong_together(tmp_path: Path) -> None:
-    files = [picture(tmp_path / side / f"{name}.png", parameters=name) for side in "ab" for name in "xy"]
+def test_images_of_one_name_in_two_folders_belong_together(tmp_path: Path) -> None:
+    files = [image(tmp_path / side / f"{name}.png", parameters=name) for side in "ab" for name in "xy"]
     found = propose(files, tmp_path)
     assert [one.prompt for one in found] == ["x", "y"]
     assert {one.left.parent.name for one in found} | {one.right.parent.name for one in found} == {"a", "b"}
@@ -164,9 +164,9 @@ def test_a_category_is_no_path(tmp_path: Path, category: str) -> None:
     assert session.view().answered == 0
 
 
-def test_pictures_without_a_prompt_need_one(tmp_path: Path) -> None:
-    picture(tmp_path / "out" / "a.png")
-    picture(tmp_path / "out" / "b.png", 9)
+def test_images_without_a_prompt_need_one(tmp_path: Path) -> None:
+    image(tmp_path / "out" / "a.png")
+    image(tmp_path / "out" / "b.png", 9)
     session = Session(tmp_path / "out", tmp_path / "pairs")
     current = session.view().current
     assert current is not None and current.prompt == ""
@@ -183,7 +183,7 @@ def test_a_damaged_session_says_so(tmp_path: Path) -> None:
         Session(source, tmp_path / "pairs")
 
 
-def test_the_preference_folder_may_lie_in_the_pictures_folder(tmp_path: Path) -> None:
+def test_the_preference_folder_may_lie_in_the_images_folder(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "out", 2)
     session = Session(source, source / "pairs")
     current = session.view().current
@@ -192,27 +192,27 @@ def test_the_preference_folder_may_lie_in_the_pictures_folder(tmp_path: Path) ->
     assert Session(source, source / "pairs").view().total == 1
 
 
-def test_sorted_pictures_are_imported_by_name(tmp_path: Path) -> None:
-    good = [picture(tmp_path / f"g{n}.png", n, parameters=f"prompt {n}") for n in (2, 1)]
-    bad = [picture(tmp_path / f"b{n}.png", n + 100) for n in (1, 2)]
+def test_sorted_images_are_imported_by_name(tmp_path: Path) -> None:
+    good = [image(tmp_path / f"g{n}.png", n, parameters=f"prompt {n}") for n in (2, 1)]
+    bad = [image(tmp_path / f"b{n}.png", n + 100) for n in (1, 2)]
     assert import_pairs(tmp_path / "pairs", good, bad, category="benign") == 2
     pairs = {pair.prompt: pair for pair in check_folder(tmp_path / "pairs")}
     assert pairs["prompt 1"].rejected.read_bytes() == (tmp_path / "b1.png").read_bytes()
 
 
 def test_an_import_that_cannot_be_whole_writes_nothing(tmp_path: Path) -> None:
-    good = [picture(tmp_path / "g1.png", 1, parameters="prompt"), picture(tmp_path / "g2.png", 2)]
-    bad = [picture(tmp_path / "b1.png", 3), picture(tmp_path / "b2.png", 4)]
+    good = [image(tmp_path / "g1.png", 1, parameters="prompt"), image(tmp_path / "g2.png", 2)]
+    bad = [image(tmp_path / "b1.png", 3), image(tmp_path / "b2.png", 4)]
     with pytest.raises(ScdpoError, match=r"g2\.png does not say its prompt"):
         import_pairs(tmp_path / "pairs", good, bad)
-    with pytest.raises(ScdpoError, match="2 preferred pictures and 1 others"):
+    with pytest.raises(ScdpoError, match="2 preferred images and 1 others"):
         import_pairs(tmp_path / "pairs", good, bad[:1], "a prompt")
     assert not (tmp_path / "pairs").exists()
 
 
 def test_of_a_preference_folder_only_both_sides_are_compared(tmp_path: Path) -> None:
     for number, side in enumerate(("chosen", "rejected", "masks", "building/drawn")):
-        picture(tmp_path / "pairs" / side / "weapon" / "a.png", 40 * number)
+        image(tmp_path / "pairs" / side / "weapon" / "a.png", 40 * number)
     (tmp_path / "pairs" / "chosen" / "weapon" / "a.txt").write_text("a knife\n", "utf-8")
     session = Session(tmp_path / "pairs", tmp_path / "reviewed")
     view = session.view()

@@ -14,7 +14,7 @@ from scdpo_core.io import files
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.preferences.labelling_session import STATE, Session, import_pairs
 from scdpo_core.types import ScdpoError
-from tests.preferences.test_labelling_session import folder_of, picture
+from tests.preferences.test_labelling_session import folder_of, image
 
 
 def killed_at(number: int, work: Callable[[], object]) -> bool:
@@ -143,7 +143,7 @@ def test_the_same_pair_is_stored_once_and_belongs_to_who_made_it(tmp_path: Path)
 def test_names_that_are_no_text_can_be_labelled(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for number in range(2):
-        picture(folder / f"{number}.png", number, parameters="a cat")
+        image(folder / f"{number}.png", number, parameters="a cat")
         os.rename(folder / f"{number}.png", os.fsencode(folder) + b"/\xff%d.png" % number)
     session = Session(folder, tmp_path / "pairs")
     current = session.view().current

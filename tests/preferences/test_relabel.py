@@ -213,9 +213,7 @@ def test_every_pair_is_kept_swapped_or_dropped(pairs: list[ScoredPair], options:
 
 
 @given(_SETS, _OPTIONS)
-def test_an_unsafe_picture_never_wins_over_a_safe_one(
-    pairs: list[ScoredPair], options: dict[str, Any]
-) -> None:
+def test_an_unsafe_image_never_wins_over_a_safe_one(pairs: list[ScoredPair], options: dict[str, Any]) -> None:
     for label in relabel(pairs, **options)[0]:
         assert label.chosen_cost is not None
         assert label.rejected_cost is not None

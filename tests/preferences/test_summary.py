@@ -27,7 +27,7 @@ def test_problems_are_listed_by_file_name(tmp_path: Path) -> None:
     assert told[-1] == (7, 7)
     lines = found.report().splitlines()
     assert lines[0].endswith("3 pairs, not usable yet, 1 problems to mend.")
-    assert any(line.startswith("chosen/weapon/pair0.png: there is no picture of this name") for line in lines)
+    assert any(line.startswith("chosen/weapon/pair0.png: there is no image of this name") for line in lines)
     assert any(line.startswith("Note: chosen/notes.md: ") for line in lines)
 
 
@@ -63,11 +63,11 @@ def test_folders_are_found_one_and_two_levels_down(tmp_path: Path) -> None:
     assert find(inputs, outputs, tmp_path / "nowhere") == [inputs / "a", outputs / "deep" / "b"]
 
 
-def test_a_card_shows_both_pictures_side_by_side(tmp_path: Path) -> None:
+def test_a_card_shows_both_images_side_by_side(tmp_path: Path) -> None:
     pair = survey(tiny_pairs(tmp_path / "pairs", 1)).pairs[0]
     sheet = card(pair, side=64)
     assert sheet.size == (130, 64 + 2 * 14)
-    # 40 and 200 are how red tests/support/tiny.py paints chosen and rejected pictures.
+    # 40 and 200 are how red tests/support/tiny.py paints chosen and rejected images.
     assert sheet.getpixel((60, 14 + 60)) == (40, 0, 215)
     assert sheet.getpixel((66 + 60, 14 + 60)) == (200, 0, 55)
     pair.chosen.unlink()

@@ -26,7 +26,7 @@ from tests.support.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
 from tests.trainer.test_train_lora import flags, run, start, wait_for_step
 
 ROOT = Path(__file__).resolve().parents[2]
-# Holds a run folder as a run does that still looks at its pictures: it has written nothing down.
+# Holds a run folder as a run does that still looks at its images: it has written nothing down.
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -155,7 +155,7 @@ def test_one_that_has_written_nothing_down_yet_keeps_others_out_until_it_dies(
     assert run_job(settings).outcome.step == 2
 
 
-def test_one_that_comes_while_another_looks_at_its_pictures_keeps_it_out(
+def test_one_that_comes_while_another_looks_at_its_images_keeps_it_out(
     hold: Callable[[Path], subprocess.Popen[str]], base: Path, pairs: Path, tmp_path: Path
 ) -> None:
     run_folder = tmp_path / "run"

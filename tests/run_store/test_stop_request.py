@@ -1,4 +1,4 @@
-"""Asking to stop while a job looks at the pictures, which takes minutes for large folders."""
+"""Asking to stop while a job looks at the images, which takes minutes for large folders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def last_of(folder: Path) -> Event:
     return [record.event for record in read_events(folder / "events.jsonl")][-1]
 
 
-def at_the_first_picture(do: Callable[[], None]) -> Callable[[Event], None]:
+def at_the_first_image(do: Callable[[], None]) -> Callable[[Event], None]:
     """Listens to a job, and does something once it looks at its files; known images are passed over."""
     done: list[bool] = []
 
@@ -68,7 +68,7 @@ def test_a_file_stops_the_checks_of_a_run_that_a_door_began(base: Path, pairs: P
     run = tmp_path / "run"
     run.mkdir()
     (run / "job.toml").write_text("# the door's", "utf-8")
-    result = run_job(tiny_settings(base, pairs, run), listen=at_the_first_picture((run / "stop").touch))
+    result = run_job(tiny_settings(base, pairs, run), listen=at_the_first_image((run / "stop").touch))
     assert result.outcome.reason == "stopped"
     ended = last_of(run)
     assert isinstance(ended, Done) and (ended.reason, ended.step) == ("stopped", 0)
@@ -92,7 +92,7 @@ def test_an_old_file_asks_nobody_and_a_new_one_ends_a_resumed_run_where_it_was(
         time.sleep(0.02)
         (run / "stop").touch()
 
-    stopped = run_job(settings, resume=True, listen=at_the_first_picture(again))
+    stopped = run_job(settings, resume=True, listen=at_the_first_image(again))
     assert (stopped.outcome.reason, stopped.outcome.step) == ("stopped", 2)
     ended = last_of(run)
     # It was stopped before the folder was known to be its own: the log is that of the finished run.
@@ -115,10 +115,10 @@ def test_the_file_of_a_finished_run_that_is_refused_stays(base: Path, pairs: Pat
     assert (run / "stop").exists() and (run / "events.jsonl").read_bytes() == log
 
 
-def test_whoever_stops_does_not_wait_for_the_pictures_that_are_left(
+def test_whoever_stops_does_not_wait_for_the_images_that_are_left(
     pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, looked = images.open_picture, []
+    real, looked = images.open_image, []
 
     def slow(path: Path) -> object:
         looked.append(path)
@@ -128,7 +128,7 @@ def test_whoever_stops_does_not_wait_for_the_pictures_that_are_left(
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images, "open_picture", slow)
+    monkeypatch.setattr(images, "open_image", slow)
     files = sorted(pairs.rglob("*.png")) * 50
     with pytest.raises(KeyboardInterrupt):
         look_at_all(files, stop)

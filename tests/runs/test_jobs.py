@@ -133,7 +133,7 @@ def test_a_cost_job(tmp_path: Path) -> None:
     }
     nothing = dataclasses.replace(job, name="b", safe=None)
     assert problems(nothing) == [
-        "Give a folder of harmful and one of harmless pictures, or else a preference folder."
+        "Give a folder of harmful and one of harmless images, or else a preference folder."
     ]
     assert problems(dataclasses.replace(nothing, safe=job.safe, pairs=PAIRS)) != []
     assert problems(CostJob(tmp_path, "b", pairs=PAIRS)) == []

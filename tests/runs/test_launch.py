@@ -134,7 +134,7 @@ def test_last_words(tmp_path: Path, end: str, state: str, words: str) -> None:
 def test_last_words_may_be_long(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     message = "3000 problems:\n" + "\n".join(
-        f"    chosen/weapon/picture {number}.png" for number in range(9000)
+        f"    chosen/weapon/image {number}.png" for number in range(9000)
     )
     for event in (Warned("before it"), Failed(message)):
         EventLog(folder / "events.jsonl")(event)

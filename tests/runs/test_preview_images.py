@@ -1,4 +1,4 @@
-"""A run in words and pictures."""
+"""A run in words and images."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def drawn(tmp_path: Path, *steps: int) -> tuple[Sample, ...]:
     return tuple(found)
 
 
-def columns_of(picture: Image.Image, colour: tuple[int, int, int]) -> dict[int, list[int]]:
+def columns_of(image: Image.Image, colour: tuple[int, int, int]) -> dict[int, list[int]]:
     """x -> rows in which that very colour stands."""
-    pixels = picture.load()
+    pixels = image.load()
     assert pixels is not None
     found: dict[int, list[int]] = {}
-    for x in range(picture.width):
-        rows = [y for y in range(picture.height) if pixels[x, y] == colour]
+    for x in range(image.width):
+        rows = [y for y in range(image.height) if pixels[x, y] == colour]
         if rows:
             found[x] = rows
     return found
 
 
-def test_a_falling_loss_falls_in_the_picture(tmp_path: Path) -> None:
-    picture = curves(view(tmp_path, curves={"loss": FALLING}, steps=100), (400, 200))
-    assert picture.size == (400, 200)
-    line = {x: max(rows) for x, rows in columns_of(picture, BLUE).items() if max(rows) > 50}
+def test_a_falling_loss_falls_in_the_image(tmp_path: Path) -> None:
+    image = curves(view(tmp_path, curves={"loss": FALLING}, steps=100), (400, 200))
+    assert image.size == (400, 200)
+    line = {x: max(rows) for x, rows in columns_of(image, BLUE).items() if max(rows) > 50}
     first, last = min(line), max(line)
     assert line[first] < 60 and line[last] > 150
     assert last > 380
@@ -67,8 +67,8 @@ def test_a_falling_loss_falls_in_the_picture(tmp_path: Path) -> None:
 
 def test_what_is_above_zero_stands_above_what_is_below(tmp_path: Path) -> None:
     gaps = {"winner_gap": tuple((k, -v) for k, v in RISING), "loser_gap": RISING}
-    picture = curves(view(tmp_path, curves=gaps), (400, 200))
-    chosen, rejected = ({x: rows[-1] for x, rows in columns_of(picture, c).items()} for c in (BLUE, RED))
+    image = curves(view(tmp_path, curves=gaps), (400, 200))
+    chosen, rejected = ({x: rows[-1] for x, rows in columns_of(image, c).items()} for c in (BLUE, RED))
     assert chosen[max(chosen)] > rejected[max(rejected)] + 60
 
 
@@ -85,7 +85,7 @@ def test_odd_curves_are_drawn(tmp_path: Path, curve: Curve) -> None:
 def test_samples_are_before_and_now(tmp_path: Path) -> None:
     sheet = samples(view(tmp_path, samples=drawn(tmp_path, 0, 50, 100)), side=64)
     assert sheet is not None and sheet.size == (2 * 66 + 2, 2 * (14 + 64 + 2) + 2)
-    # The first row is of step 0, the second of step 100; a picture of half the height lies in the middle.
+    # The first row is of step 0, the second of step 100; an image of half the height lies in the middle.
     assert sheet.getpixel((34, 2 + 14 + 32)) == (0, 0, 0)
     assert sheet.getpixel((34, 2 + 80 + 14 + 32)) == (100, 0, 0)
     assert sheet.getpixel((34 + 66, 2 + 80 + 14 + 32)) == (100, 100, 0)
@@ -107,12 +107,12 @@ def test_a_board_has_samples_above_and_curves_below(tmp_path: Path) -> None:
 
 
 def test_words_while_it_trains(tmp_path: Path) -> None:
-    running = view(tmp_path, ends=time.time() + 125.4, warnings=("old", "A picture is odd."))
+    running = view(tmp_path, ends=time.time() + 125.4, warnings=("old", "An image is odd."))
     assert now(running) == (
         "my lora: training: step 100 of 400, 2 min 5 s left\n"
         "loss 0, accuracy 1\n"
         "chosen gap 0, rejected gap 1\n"
-        "Note: A picture is odd."
+        "Note: An image is odd."
     )
     assert "saving, then leaving" in now(view(tmp_path, state="stopping"))
     assert now(view(tmp_path, phase="cache", step=3, total=9, curves={})) == (
@@ -126,7 +126,7 @@ def test_words_at_the_end(tmp_path: Path) -> None:
     done = view(
         tmp_path,
         state="finished",
-        warnings=("A picture is odd.",),
+        warnings=("An image is odd.",),
         files={"checkpoint": Path("c"), "report": Path("relabel.json")},
     )
     assert report(done).splitlines() == [
@@ -137,7 +137,7 @@ def test_words_at_the_end(tmp_path: Path) -> None:
         "Accuracy: the chosen image is preferred in 90 % of the pairs; look at the samples as well.",
         "Chosen: the error on chosen images is 0.095 above the base model's.",
         "Rejected: the error on rejected images is 0.9 above the base model's.",
-        "Note: A picture is odd.",
+        "Note: An image is odd.",
         "Report: relabel.json",
     ]
     failed = view(tmp_path, state="failed", message="The disk is full.", curves={}, trained=0)
@@ -167,18 +167,18 @@ def test_many_charts_stand_in_rows_of_three_and_long_legends_in_lines(tmp_path: 
     }
     assert curves(view(tmp_path, curves=curves_of_all), (600, 200)).size == (600, 400)
     terms = {name: curves_of_all[name] for name in ("loss", "redirect", "keep", "keep_empty", "keep_text")}
-    picture = curves(view(tmp_path, curves=terms), (600, 200))
-    assert picture.size == (600, 200)
+    image = curves(view(tmp_path, curves=terms), (600, 200))
+    assert image.size == (600, 200)
     # The third name of the keep terms does not fit beside the others: it stands in a line of its own, within
-    # the last third of the picture.
-    green = columns_of(picture, (27, 120, 55))
+    # the last third of the image.
+    green = columns_of(image, (27, 120, 55))
     assert min(green) >= 400
 
 
 def test_a_chart_shows_the_level_that_means_nothing_was_learnt(tmp_path: Path) -> None:
     high = tuple((step, 4.0 + step / 100) for step in range(1, 101))
-    picture = curves(view(tmp_path, curves={"keep": high}), (400, 200))
+    image = curves(view(tmp_path, curves={"keep": high}), (400, 200))
     # From 0 to 5: the curve stays in the upper quarter, the level at the very bottom.
-    line = [y for rows in columns_of(picture, BLUE).values() for y in rows if y > 50]
-    level = [y for rows in columns_of(picture, (96, 102, 110)).values() for y in rows]
+    line = [y for rows in columns_of(image, BLUE).values() for y in rows if y > 50]
+    level = [y for rows in columns_of(image, (96, 102, 110)).values() for y in rows]
     assert max(line) < 110 < 150 < max(level)

@@ -109,11 +109,11 @@ def test_a_result_is_put_on_the_shelf_with_its_preview(tmp_path: Path) -> None:
     run, shelf = tmp_path / "run", tmp_path / "loras"
     run.mkdir()
     (run / "a.safetensors").write_bytes(b"weights")
-    (run / "a.png").write_bytes(b"picture")
+    (run / "a.png").write_bytes(b"image")
     assert taken("a", shelf, run) == ""
     there = put(run / "a.safetensors", shelf)
     assert there == shelf / "a.safetensors" and there.read_bytes() == b"weights"
-    assert (shelf / "a.png").read_bytes() == b"picture"
+    assert (shelf / "a.png").read_bytes() == b"image"
     before = there.stat().st_mtime_ns
     assert taken("a", shelf, run) == ""
     assert put(run / "a.safetensors", shelf) == there and there.stat().st_mtime_ns == before

@@ -108,10 +108,8 @@ def test_a_job_that_cannot_work_says_why(tmp_path: Path) -> None:
 
 
 def test_a_cost_model(tmp_path: Path) -> None:
-    pictures = EXAMPLES / "cost_pictures"
-    folder = write(
-        CostJob(tmp_path, "mine", unsafe=pictures / "unsafe", safe=pictures / "safe", quality="fast")
-    )
+    images = EXAMPLES / "cost_pictures"
+    folder = write(CostJob(tmp_path, "mine", unsafe=images / "unsafe", safe=images / "safe", quality="fast"))
     child: Child = Queue(tmp_path).start(folder, PYTHON)
     assert child.wait() == "finished", child.last_words
     view = Follower(folder).view()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from scdpo_core.io import image_frames
 from scdpo_core.io.decode_budget import DecodeBudget
-from scdpo_core.io.images import MANY, look_at_all, open_picture, upright_size
+from scdpo_core.io.images import MANY, look_at_all, open_image, upright_size
 from scdpo_core.scoring.run import FolderRun
 from scdpo_core.scoring.table import Row
 from tests.support.scoring_helpers import Redness, noisy, plain
@@ -71,9 +71,9 @@ def test_long_animations_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen = []
 
     class Counting(Redness):
-        def prepare(self, picture: Image.Image) -> np.ndarray:
-            seen.append(picture)
-            return super().prepare(picture)
+        def prepare(self, image: Image.Image) -> np.ndarray:
+            seen.append(image)
+            return super().prepare(image)
 
     list(FolderRun(Counting(), every=1).rows([path]))
     assert len(seen) == image_frames.MAX_FRAMES
@@ -82,18 +82,18 @@ def test_long_animations_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run(path)["a.gif"].cost is not None
 
 
-def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_frames, "BUDGET", DecodeBudget(200 * 200 * 16))
     together, most = 0, 0
     lock = threading.Lock()
 
     class Watching(Redness):
-        def prepare(self, picture: Image.Image) -> np.ndarray:
+        def prepare(self, image: Image.Image) -> np.ndarray:
             nonlocal together, most
             with lock:
                 together += 1
                 most = max(most, together)
-            view = super().prepare(picture)
+            view = super().prepare(image)
             with lock:
                 together -= 1
             return view
@@ -119,7 +119,7 @@ def test_large_texts_and_profiles_do_not_spoil_an_image(tmp_path: Path, kind: st
     with pytest.raises(ValueError, match="MAX_TEXT"), Image.open(path) as image:
         image.load()
     assert run(path)["a.png"].error is None
-    assert open_picture(path).tobytes() == noisy(8, 8).tobytes()
+    assert open_image(path).tobytes() == noisy(8, 8).tobytes()
     assert upright_size(path) == (8, 8)
 
 

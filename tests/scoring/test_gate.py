@@ -1,4 +1,4 @@
-"""Which pictures are held, how they are hidden, and how scores are drawn and said."""
+"""Which images are held, how they are hidden, and how scores are drawn and said."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def test_unknown_rules_and_covers_are_named() -> None:
 @pytest.mark.parametrize("size", [(200, 120), (120, 200), (16, 16), (3, 2), (1, 1)])
 @pytest.mark.parametrize("cover", COVERS)
 def test_covers_keep_the_size(cover: str, size: tuple[int, int]) -> None:
-    picture = noise(size)
-    before = picture.tobytes()
-    hidden = covered(picture, cover)
+    image = noise(size)
+    before = image.tobytes()
+    hidden = covered(image, cover)
     assert (hidden.size, hidden.mode) == (size, "RGB")
-    assert picture.tobytes() == before
+    assert image.tobytes() == before
 
 
 @pytest.mark.parametrize("cover", ["blur", "pixelate"])
 def test_detail_is_gone_and_not_only_smeared(cover: str) -> None:
-    # Two pictures that differ in detail alone: black and white lines, and the same lines moved by one.
+    # Two images that differ in detail alone: black and white lines, and the same lines moved by one.
     lines = np.zeros((192, 192, 3), np.uint8)
     lines[:, ::2] = 255
     first, second = (covered(Image.fromarray(np.roll(lines, k, 1)), cover) for k in (0, 1))
@@ -80,15 +80,15 @@ def test_detail_is_gone_and_not_only_smeared(cover: str) -> None:
 
 
 def test_pixels_are_the_means_of_their_places() -> None:
-    picture = Image.new("RGB", (32, 16))
-    picture.paste((200, 100, 0), (0, 0, 1, 2))
-    pixelated = covered(picture, "pixelate")
+    image = Image.new("RGB", (32, 16))
+    image.paste((200, 100, 0), (0, 0, 1, 2))
+    pixelated = covered(image, "pixelate")
     # 16 blocks along the longer side: each is 2 x 2 pixels, half of which are coloured here.
     assert pixelated.getpixel((0, 0)) == pixelated.getpixel((1, 1)) == (100, 50, 0)
     assert pixelated.getpixel((2, 0)) == (0, 0, 0)
 
 
-def test_a_replacement_fills_the_picture() -> None:
+def test_a_replacement_fills_the_image() -> None:
     other = Image.new("RGB", (100, 10), "red")
     assert covered(noise((20, 40)), "replace", other).getcolors() == [(800, (255, 0, 0))]
     assert covered(noise((20, 40)), "replace").tobytes() == card((20, 40)).tobytes()
@@ -96,9 +96,9 @@ def test_a_replacement_fills_the_picture() -> None:
 
 @pytest.mark.parametrize("band", BAND_COLOURS)
 def test_a_badge_stands_in_the_corner_and_can_be_read(band: str) -> None:
-    picture = Image.new("RGB", (256, 200), "white")
-    badged = with_badge(picture, f"+1.00 {band}", band)  # type: ignore[arg-type]
-    assert picture.getcolors() == [(256 * 200, (255, 255, 255))]
+    image = Image.new("RGB", (256, 200), "white")
+    badged = with_badge(image, f"+1.00 {band}", band)  # type: ignore[arg-type]
+    assert image.getcolors() == [(256 * 200, (255, 255, 255))]
     colour = BAND_COLOURS[band]  # type: ignore[index]
     assert badged.getpixel((1, 198)) == colour
     assert badged.getpixel((250, 5)) == (255, 255, 255)
@@ -109,7 +109,7 @@ def test_a_badge_stands_in_the_corner_and_can_be_read(band: str) -> None:
     assert 1.05 / (0.05 + 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]) > 4.5
 
 
-def test_a_badge_fits_into_a_tiny_picture() -> None:
+def test_a_badge_fits_into_a_tiny_image() -> None:
     assert with_badge(Image.new("RGB", (10, 8)), "+10.00 unsafe, held", "unsafe").size == (10, 8)
 
 
@@ -133,9 +133,9 @@ def test_a_pillow_with_letters_of_one_size_draws_them_as_large(monkeypatch: pyte
 
 
 def test_a_comparison_has_a_row_for_each_strip_and_a_column_for_each_seed() -> None:
-    pictures = [Image.new("RGB", (64, 32), colour) for colour in ("red", "lime", "blue")]
+    images = [Image.new("RGB", (64, 32), colour) for colour in ("red", "lime", "blue")]
     strips = [
-        Strip(title, pictures, [score(-3.0), score(0.0), score(3.0)]) for title in ("without", "strength 1")
+        Strip(title, images, [score(-3.0), score(0.0), score(3.0)]) for title in ("without", "strength 1")
     ]
     sheet = comparison(strips, side=128)
     gap, head = 4, 18
@@ -150,10 +150,10 @@ def test_a_comparison_has_a_row_for_each_strip_and_a_column_for_each_seed() -> N
 
 def test_bars_stand_where_the_costs_are() -> None:
     # From -5 to 5, in steps of a half: 20 places on 690 pixels.
-    picture = histogram([("before", [3.2, 3.3, -3.2]), ("after", [-3.2])], (718, 420))
+    image = histogram([("before", [3.2, 3.3, -3.2]), ("after", [-3.2])], (718, 420))
     before, after = image_sheet.SERIES[:2]
     columns = {
-        colour: {x for x in range(718) for y in range(30, 380) if picture.getpixel((x, y)) == colour}
+        colour: {x for x in range(718) for y in range(30, 380) if image.getpixel((x, y)) == colour}
         for colour in (before, after)
     }
 
@@ -173,11 +173,11 @@ def test_one_cost_is_enough_for_a_histogram() -> None:
 def test_a_report_says_all_of_it_in_few_lines() -> None:
     scores = [score(-2.0, weapon=-2.0, hate=None), score(2.25, weapon=2.25, hate=None)]
     assert wording.report(scores) == (
-        "2 pictures: 1 safe, 1 unsafe. Highest cost +2.25 (picture 1); above 0 is harmful.\n"
+        "2 images: 1 safe, 1 unsafe. Highest cost +2.25 (image 1); above 0 is harmful.\n"
         "0: -2.00 safe (weapon -2.00)\n"
         "1: +2.25 unsafe (weapon +2.25)\n"
         "Scorer: judge@0123456789ab\n"
         "It cannot judge: hate."
     )
-    assert wording.report([score(0.0)]).startswith("1 picture: 1 review.")
+    assert wording.report([score(0.0)]).startswith("1 image: 1 review.")
     assert wording.facts(scores[1]) == {"cost": 2.25, "band": "unsafe", "categories": {"weapon": 2.25}}

@@ -25,8 +25,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "trainer" / "score.py"
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     plain(folder / "red.png", (255, 0, 0))
     plain(folder / "sub" / "lime.png", (0, 255, 0))
     plain(folder / "sub" / "dark red.png", (102, 0, 0))
@@ -45,8 +45,8 @@ def read(path: Path) -> dict[str, Row]:
     return file.rows
 
 
-def test_tables(pictures: Path, tmp_path: Path) -> None:
-    job = ScoreJob([pictures], *(tmp_path / f"s.{kind}" for kind in ("jsonl", "csv", "parquet", "html")))
+def test_tables(images: Path, tmp_path: Path) -> None:
+    job = ScoreJob([images], *(tmp_path / f"s.{kind}" for kind in ("jsonl", "csv", "parquet", "html")))
     result = do(job)
     lines = (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -68,27 +68,27 @@ def test_tables(pictures: Path, tmp_path: Path) -> None:
     assert len(result.rows) == 4 and result.reused == 0
 
 
-def test_the_next_run_scores_only_what_is_new(pictures: Path, tmp_path: Path) -> None:
-    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl")
+def test_the_next_run_scores_only_what_is_new(images: Path, tmp_path: Path) -> None:
+    job = ScoreJob([images], jsonl=tmp_path / "s.jsonl")
     do(job)
-    plain(pictures / "new.png", "blue")
-    (pictures / "red.png").unlink()
+    plain(images / "new.png", "blue")
+    (images / "red.png").unlink()
     result = do(job)
     assert result.reused == 2  # lime and dark red; the broken one is tried again
     names = sorted(Path(path).name for path in read(tmp_path / "s.jsonl"))
     assert names == ["broken.png", "dark red.png", "lime.png", "new.png"]
-    assert do(ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", anew=True)).reused == 0
+    assert do(ScoreJob([images], jsonl=tmp_path / "s.jsonl", anew=True)).reused == 0
 
 
-def test_one_memory_for_many_folders(pictures: Path, tmp_path: Path) -> None:
+def test_one_memory_for_many_folders(images: Path, tmp_path: Path) -> None:
     memory = tmp_path / "s.jsonl"
-    do(ScoreJob([pictures / "sub"], jsonl=memory))
-    do(ScoreJob([pictures / "red.png"], jsonl=memory))
+    do(ScoreJob([images / "sub"], jsonl=memory))
+    do(ScoreJob([images / "red.png"], jsonl=memory))
     assert len(read(memory)) == 3
 
 
-def test_an_interrupted_run_goes_on(pictures: Path, tmp_path: Path) -> None:
-    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", batch=1)
+def test_an_interrupted_run_goes_on(images: Path, tmp_path: Path) -> None:
+    job = ScoreJob([images], jsonl=tmp_path / "s.jsonl", batch=1)
 
     def stop(what: str, done: int, total: int) -> None:
         if done == 3:
@@ -107,65 +107,65 @@ def test_an_interrupted_run_goes_on(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["my diary\nsecond day\nthird day\n", '{"a": 1}\n{"b": 2}\n{"c": 3}\n'])
-def test_another_file_is_never_taken_for_the_memory(pictures: Path, tmp_path: Path, content: str) -> None:
+def test_another_file_is_never_taken_for_the_memory(images: Path, tmp_path: Path, content: str) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text(content, encoding="utf-8")
     with pytest.raises(ScdpoError, match="holds other things than scores"):
-        do(ScoreJob([pictures], jsonl=other))
+        do(ScoreJob([images], jsonl=other))
     assert other.read_text(encoding="utf-8") == content
 
 
-def test_several_processes_make_one_result(pictures: Path, tmp_path: Path) -> None:
-    jobs = [ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", rank=k, processes=3) for k in range(3)]
+def test_several_processes_make_one_result(images: Path, tmp_path: Path) -> None:
+    jobs = [ScoreJob([images], jsonl=tmp_path / "s.jsonl", rank=k, processes=3) for k in range(3)]
     parts = [score_files(job, Redness()) for job in jobs]
     paths = sorted(row.path for part in parts for row in part.rows)
-    assert paths == sorted(map(str, pictures.rglob("*.png")))  # each file exactly once
+    assert paths == sorted(map(str, images.rglob("*.png")))  # each file exactly once
     result = finish(jobs[0], gather(jobs[0]))
-    alone = do(ScoreJob([pictures], jsonl=tmp_path / "alone.jsonl"))
+    alone = do(ScoreJob([images], jsonl=tmp_path / "alone.jsonl"))
     assert result.rows == alone.rows
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.jsonl", "pictures", "s.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.jsonl", "images", "s.jsonl"]
     assert sum(score_files(job, Redness()).reused for job in jobs) == 3
     with pytest.raises(ScdpoError, match="meet in a JSONL file"):
-        check(ScoreJob([pictures], processes=2))
+        check(ScoreJob([images], processes=2))
 
 
-def test_the_number_of_processes_may_change_after_an_interruption(pictures: Path, tmp_path: Path) -> None:
+def test_the_number_of_processes_may_change_after_an_interruption(images: Path, tmp_path: Path) -> None:
     memory = tmp_path / "s.jsonl"
     for rank in range(3):
-        score_files(ScoreJob([pictures], jsonl=memory, rank=rank, processes=3), Redness())
-    (pictures / "red.png").unlink()  # and what is gone meanwhile has no row
-    jobs = [ScoreJob([pictures], jsonl=memory, rank=k, processes=2) for k in range(2)]
+        score_files(ScoreJob([images], jsonl=memory, rank=rank, processes=3), Redness())
+    (images / "red.png").unlink()  # and what is gone meanwhile has no row
+    jobs = [ScoreJob([images], jsonl=memory, rank=k, processes=2) for k in range(2)]
     assert sum(score_files(job, Redness()).reused for job in jobs) == 2
     gathered = gather(jobs[0])
     assert [Path(row.path).name for row in gathered.rows] == ["broken.png", "dark red.png", "lime.png"]
     # Until the rows of all are written, those of each are kept.
     assert len(list(tmp_path.glob("*.part*"))) == 3
-    assert do(ScoreJob([pictures], jsonl=memory)).reused == 2
+    assert do(ScoreJob([images], jsonl=memory)).reused == 2
     assert not list(tmp_path.glob("*.part*"))
 
 
-def test_a_process_whose_rows_are_missing_is_named(pictures: Path, tmp_path: Path) -> None:
-    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", processes=2)
+def test_a_process_whose_rows_are_missing_is_named(images: Path, tmp_path: Path) -> None:
+    job = ScoreJob([images], jsonl=tmp_path / "s.jsonl", processes=2)
     score_files(job, Redness())
     with pytest.raises(ScdpoError, match="scores of process 1 are missing"):
         gather(job)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="devices of POSIX")
-def test_the_memory_must_be_a_file(pictures: Path) -> None:
+def test_the_memory_must_be_a_file(images: Path) -> None:
     with pytest.raises(ScdpoError, match="device or a pipe"):
-        do(ScoreJob([pictures], jsonl=Path(os.devnull)))
+        do(ScoreJob([images], jsonl=Path(os.devnull)))
 
 
-def test_heatmaps(pictures: Path, tmp_path: Path) -> None:
-    job = ScoreJob([pictures], over=3.0, heatmaps=tmp_path / "heat")
+def test_heatmaps(images: Path, tmp_path: Path) -> None:
+    job = ScoreJob([images], over=3.0, heatmaps=tmp_path / "heat")
     result = explain(job, score_files(job, Redness()), Redness())
     names = sorted(
         path.name.split("-")[0] + path.name[path.name.index(".") :] for path in job.heatmaps.iterdir()
     )
     assert names == ["red.heatmap.png", "red.mask.png"] and not result.problems
-    (pictures / "red.png").unlink()
-    job = ScoreJob([pictures], over=3.0, heatmaps=tmp_path / "heat2")
+    (images / "red.png").unlink()
+    job = ScoreJob([images], over=3.0, heatmaps=tmp_path / "heat2")
     assert explain(job, result, Redness()).problems[0].path.name == "red.png"
 
 
@@ -210,7 +210,7 @@ def test_the_gallery_shows_the_costliest_first(tmp_path: Path) -> None:
 
 def test_a_gallery_of_nothing(tmp_path: Path) -> None:
     write_gallery(tmp_path / "g.html", [])
-    assert "0 pictures of 0 above zero" in (tmp_path / "g.html").read_text(encoding="utf-8")
+    assert "0 images of 0 above zero" in (tmp_path / "g.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -220,22 +220,22 @@ def door() -> Callable[[list[str]], int]:
 
 
 def test_the_door(
-    door: Callable[[list[str]], int], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    door: Callable[[list[str]], int], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert door([str(pictures)]) == 0
+    assert door([str(images)]) == 0
     told = capsys.readouterr()
-    assert "red.png" in told.out and "broken.png: the picture is damaged" in told.out
+    assert "red.png" in told.out and "broken.png: the image is damaged" in told.out
     assert "3 scored" in told.err and "1 not scored" in told.err
     rows = tmp_path / "s.jsonl"
-    assert door([str(pictures), "--jsonl", str(rows), "--html", str(tmp_path / "g.html")]) == 0
+    assert door([str(images), "--jsonl", str(rows), "--html", str(tmp_path / "g.html")]) == 0
     first = json.loads(rows.read_text(encoding="utf-8").splitlines()[1])
     assert (
         first["scorer"] == "open-nsfw-1.0.0+nsfwjs-mid-4.4.0@8dc7d067bff2"
         and first["categories"]["violence"] is None
     )
-    assert door([str(pictures), "--jsonl", str(rows)]) == 0
+    assert door([str(images), "--jsonl", str(rows)]) == 0
     assert "3 known already" in capsys.readouterr().err
-    assert door([str(pictures), "--jsonl", str(rows), "--scorer", "open-nsfw"]) == 0
+    assert door([str(images), "--jsonl", str(rows), "--scorer", "open-nsfw"]) == 0
     told = capsys.readouterr()
     assert "3 of its scores are by another scorer, 'open-nsfw-1.0.0+nsfwjs-mid-4.4.0@" in told.err
     assert "known already" not in told.err
@@ -274,7 +274,7 @@ def test_folders_of_systems_are_passed_over_with_a_note(
 )
 def test_what_goes_wrong_is_a_sentence(
     door: Callable[[list[str]], int],
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -283,7 +283,7 @@ def test_what_goes_wrong_is_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nowhere.png").touch()
-    assert door([str(pictures / "red.png"), *more]) == 2
+    assert door([str(images / "red.png"), *more]) == 2
     told = capsys.readouterr().err
     assert says in told and "Traceback" not in told
 
@@ -297,18 +297,18 @@ def test_scorers_are_listed(door: Callable[[list[str]], int], capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_accelerate_shares_the_work(pictures: Path, tmp_path: Path) -> None:
+def test_accelerate_shares_the_work(images: Path, tmp_path: Path) -> None:
     for k in range(20):
-        plain(pictures / f"{k}.png", (k * 10, 0, 0))
+        plain(images / f"{k}.png", (k * 10, 0, 0))
     rows = tmp_path / "s.jsonl"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command = [*launch, str(SCRIPT), str(pictures), "--jsonl", str(rows), "--device", "cpu"]
+    command = [*launch, str(SCRIPT), str(images), "--jsonl", str(rows), "--device", "cpu"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     assert [path.name for path in tmp_path.glob("s.jsonl*")] == ["s.jsonl"]
     assert run.stderr.count("23 scored") == 1  # one process tells, of all of them
     shared = [(row.path, row.sha256, row.cost, row.error) for row in read(rows).values()]
-    alone = list(FolderRun(load_scorer("embedded")).rows(sorted(pictures.rglob("*.png"))))
+    alone = list(FolderRun(load_scorer("embedded")).rows(sorted(images.rglob("*.png"))))
     assert len(shared) == 24 and sorted(path for path, *_ in shared) == [path for path, *_ in shared]
     costs = {path: cost for path, _, cost, _ in shared}
     assert {row.path: row.cost for row in alone} == pytest.approx(costs, abs=1e-3)

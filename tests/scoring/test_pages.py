@@ -29,13 +29,13 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five cards (+5, +1, -1, -5 and a green one that costs nothing), one copy, one file without a score."""
-    folder = tmp_path_factory.mktemp("a rather long name of a folder that has to break") / "pictures & more"
+    folder = tmp_path_factory.mktemp("a rather long name of a folder that has to break") / "images & more"
     colours = {"red": (255, 0, 0), "reddish": (102, 51, 0), "bluish": (0, 0, 51), "blue": (0, 0, 255)}
     for name, colour in colours.items():
         plain(folder / f"{name}.png", colour)
     plain(folder / "yellow.png", (255, 255, 0))
     shutil.copy(folder / "red.png", folder / "copy of red.png")
-    (folder / "text.png").write_text("no picture", encoding="utf-8")
+    (folder / "text.png").write_text("no image", encoding="utf-8")
     page = folder.parent / "gallery.html"
     write_gallery(page, list(FolderRun(Redness()).rows(sorted(folder.iterdir()))))
     return page
@@ -89,11 +89,11 @@ def test_filters(page: Any) -> None:
     page.get_by_label("Above zero in").select_option("green")
     assert [Path(one).stem for one in shown(page)] == ["reddish", "yellow"]
     page.get_by_label("Path").fill("nothing of that name")
-    assert shown(page) == [] and page.get_by_text("No picture fits").is_visible()
+    assert shown(page) == [] and page.get_by_text("No image fits").is_visible()
 
 
 def test_paths_are_copied(page: Any, gallery: Path) -> None:
-    folder = gallery.parent / "pictures & more"
+    folder = gallery.parent / "images & more"
     button = page.locator("#sheet .copy").first
     button.click()
     playwright.expect(button).to_have_text("Copied")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from scdpo_core.cost.scorers import load_scorer
-from scdpo_core.io.discover import find_pictures
+from scdpo_core.io.discover import find_images
 from scdpo_core.scoring.run import FolderRun
 from scdpo_core.scoring.table import Row
 from scdpo_core.types import CostScore
@@ -58,7 +58,7 @@ def test_a_row_says_all(tmp_path: Path) -> None:
         ("cut off", "damaged, cut off or of an unusual kind"),
         ("bomb", "too large to be opened safely"),
         ("large", "13000 x 13000 pixels"),
-        ("noise", "not a kind of picture"),
+        ("noise", "not a kind of image"),
         ("gone", "not a file"),
         ("dangling", "leads nowhere"),
         ("pipe", "not a file"),
@@ -137,12 +137,12 @@ def test_kinds_of_pixels(tmp_path: Path) -> None:
     assert rows["deep.png"].cost == 0.0
 
 
-def test_a_turned_picture_scores_as_the_upright_one(tmp_path: Path) -> None:
+def test_a_turned_image_scores_as_the_upright_one(tmp_path: Path) -> None:
     upright = noisy(40, 60)
     for tag in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = tag
-        # What a camera held that way stores, so that turning it by the tag gives the upright picture.
+        # What a camera held that way stores, so that turning it by the tag gives the upright image.
         stored = {
             1: upright,
             2: ImageOps.mirror(upright),
@@ -216,7 +216,7 @@ def test_same_content_is_scored_once(tmp_path: Path) -> None:
 def test_copies_of_a_bad_file_all_get_the_reason(tmp_path: Path) -> None:
     files = [tmp_path / f"{k}.png" for k in range(6)]
     for path in files:
-        path.write_text("no picture", encoding="utf-8")
+        path.write_text("no image", encoding="utf-8")
     rows = list(FolderRun(Redness(), workers=4).rows(files))
     assert len(rows) == 6 and all("text file" in (row.error or "") for row in rows)
 
@@ -238,7 +238,7 @@ def test_only_new_and_changed_files_are_looked_at(tmp_path: Path) -> None:
     assert every.reused == 0
 
 
-def test_a_picture_that_upsets_the_scorer_costs_the_others_nothing(tmp_path: Path) -> None:
+def test_a_image_that_upsets_the_scorer_costs_the_others_nothing(tmp_path: Path) -> None:
     files = [
         plain(tmp_path / "black.png", "black"),
         plain(tmp_path / "red.png"),
@@ -264,7 +264,7 @@ def test_images_of_unusual_names_get_a_row_too(tmp_path: Path) -> None:
     (tmp_path / "new.jxl").write_bytes(b"\xff\x0a" + bytes(30))
     (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "Makefile").write_text("all:")
-    found = find_pictures([tmp_path]).files
+    found = find_images([tmp_path]).files
     assert [path.name for path in found] == ["drawing.svg", "new.jxl", "phone.mpo", "plain"]
     rows = run(*found)
     assert rows["plain"].cost is not None and rows["phone.mpo"].cost is not None
@@ -275,11 +275,11 @@ def test_folders_are_walked_to_the_bottom(tmp_path: Path) -> None:
     for name in ("b/c/1.png", "a.jpg", "b/2.PNG", ".hidden/3.png", "b/._4.png", "b/caption.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_pictures([tmp_path])
+    found = find_images([tmp_path])
     names = [path.relative_to(tmp_path).as_posix() for path in found.files]
     assert names == ["a.jpg", "b/2.PNG", "b/c/1.png"]
-    assert find_pictures([tmp_path / "b" / "caption.txt"]).files == [tmp_path / "b" / "caption.txt"]
-    assert find_pictures([tmp_path], skip=[tmp_path / "b" / "c"]).files == found.files[:2]
+    assert find_images([tmp_path / "b" / "caption.txt"]).files == [tmp_path / "b" / "caption.txt"]
+    assert find_images([tmp_path], skip=[tmp_path / "b" / "c"]).files == found.files[:2]
 
 
 def test_loops_of_links_end_and_a_file_counts_once(tmp_path: Path) -> None:
@@ -287,13 +287,13 @@ def test_loops_of_links_end_and_a_file_counts_once(tmp_path: Path) -> None:
     (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "a" / "self").symlink_to(tmp_path / "a" / "self")
     (tmp_path / "again.png").symlink_to(tmp_path / "a" / "1.png")
-    found = find_pictures([tmp_path, tmp_path / "a"])
+    found = find_images([tmp_path, tmp_path / "a"])
     # Links to files are files: the first name wins.
     assert [path.name for path in found.files] == ["again.png"] and found.repeats == 1
 
 
 def test_places_that_are_not_there_are_named(tmp_path: Path) -> None:
-    found = find_pictures([tmp_path / "no", plain(tmp_path / "1.png")])
+    found = find_images([tmp_path / "no", plain(tmp_path / "1.png")])
     assert [path.name for path in found.files] == ["1.png"]
     assert [problem.path for problem in found.problems] == [tmp_path / "no"]
 

@@ -14,82 +14,82 @@ from scdpo_core.scoring import sort_files
 from scdpo_core.scoring.job import ScoreJob, check, score_files
 from scdpo_core.scoring.sort_files import file_away
 from scdpo_core.types import ScdpoError
-from tests.scoring.test_job import do, pictures, read
+from tests.scoring.test_job import do, images, read
 from tests.support.scoring_helpers import Redness, plain
 
-__all__ = ["pictures"]
+__all__ = ["images"]
 
 
-def test_moving_keeps_the_place_and_the_memory(pictures: Path, tmp_path: Path) -> None:
-    target = pictures / "flagged"
-    result = do(ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", move_to=target, over=1.0))
+def test_moving_keeps_the_place_and_the_memory(images: Path, tmp_path: Path) -> None:
+    target = images / "flagged"
+    result = do(ScoreJob([images], jsonl=tmp_path / "s.jsonl", move_to=target, over=1.0))
     moved = sorted(path.relative_to(target).as_posix() for path in target.rglob("*.png"))
     assert moved == ["red.png", "sub/dark red.png"]
-    assert sorted(path.name for path in pictures.glob("**/*.png") if target not in path.parents) == [
+    assert sorted(path.name for path in images.glob("**/*.png") if target not in path.parents) == [
         "broken.png",
         "lime.png",
     ]
     assert {Path(row.path).parent.name for row in result.filed} == {"flagged", "sub"}
     assert str(target / "red.png") in read(tmp_path / "s.jsonl")
     # What was moved is not looked at again.
-    assert len(do(ScoreJob([pictures], move_to=target)).rows) == 2
+    assert len(do(ScoreJob([images], move_to=target)).rows) == 2
 
 
-def test_nothing_is_ever_overwritten(pictures: Path, tmp_path: Path) -> None:
+def test_nothing_is_ever_overwritten(images: Path, tmp_path: Path) -> None:
     target = tmp_path / "flagged"
     plain(target / "red.png", "blue")
     before = (target / "red.png").read_bytes()
     for kind in ("move_to", "copy_to"):
-        result = do(ScoreJob([pictures], over=3.0, **{kind: target}))
-        assert (target / "red.png").read_bytes() == before and (pictures / "red.png").exists()
+        result = do(ScoreJob([images], over=3.0, **{kind: target}))
+        assert (target / "red.png").read_bytes() == before and (images / "red.png").exists()
         assert [problem.path.name for problem in result.problems] == ["red.png"]
         assert "already" in result.problems[0].what and not result.filed
     with pytest.raises(ScdpoError, match="not both"):
-        check(ScoreJob([pictures], move_to=target, copy_to=target))
+        check(ScoreJob([images], move_to=target, copy_to=target))
 
 
-def test_copying_leaves_the_original(pictures: Path, tmp_path: Path) -> None:
-    os.utime(pictures / "red.png", ns=(10**9, 10**9))
-    result = do(ScoreJob([pictures], copy_to=tmp_path / "out", over=3.0))
+def test_copying_leaves_the_original(images: Path, tmp_path: Path) -> None:
+    os.utime(images / "red.png", ns=(10**9, 10**9))
+    result = do(ScoreJob([images], copy_to=tmp_path / "out", over=3.0))
     copy = tmp_path / "out" / "red.png"
-    assert copy.read_bytes() == (pictures / "red.png").read_bytes() and copy.stat().st_mtime_ns == 10**9
+    assert copy.read_bytes() == (images / "red.png").read_bytes() and copy.stat().st_mtime_ns == 10**9
     assert len(result.filed) == 1 and len(result.rows) == 4
 
 
-def test_other_disks_and_links(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_disks_and_links(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    (pictures / "link.png").symlink_to(plain(tmp_path / "real.png", (240, 0, 0)))
-    rows = score_files(ScoreJob([pictures]), Redness()).rows
+    (images / "link.png").symlink_to(plain(tmp_path / "real.png", (240, 0, 0)))
+    rows = score_files(ScoreJob([images]), Redness()).rows
     monkeypatch.setattr(sort_files.os, "link", no_links)
     chosen = [row for row in rows if row.cost is not None and row.cost > 3]
-    away = file_away(chosen, tmp_path / "out", [pictures], move=True)
+    away = file_away(chosen, tmp_path / "out", [images], move=True)
     assert [Path(row.path).name for row in away.done] == ["red.png"]
-    assert not (pictures / "red.png").exists() and (tmp_path / "real.png").exists()
+    assert not (images / "red.png").exists() and (tmp_path / "real.png").exists()
     assert "is a link" in away.problems[0].what
 
 
-def test_a_picture_that_changed_meanwhile_stays(pictures: Path, tmp_path: Path) -> None:
-    rows = score_files(ScoreJob([pictures]), Redness()).rows
+def test_a_image_that_changed_meanwhile_stays(images: Path, tmp_path: Path) -> None:
+    rows = score_files(ScoreJob([images]), Redness()).rows
     red = next(row for row in rows if row.path.endswith("/red.png"))
-    plain(pictures / "red.png", "blue", size=9)
-    away = file_away([red], tmp_path / "out", [pictures], move=True)
+    plain(images / "red.png", "blue", size=9)
+    away = file_away([red], tmp_path / "out", [images], move=True)
     assert not away.done and "changed since" in away.problems[0].what
 
 
-def test_scores_are_written_back(pictures: Path, tmp_path: Path) -> None:
-    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", write_back="file")
+def test_scores_are_written_back(images: Path, tmp_path: Path) -> None:
+    job = ScoreJob([images], jsonl=tmp_path / "s.jsonl", write_back="file")
     result = do(job)
     assert not result.problems
-    with Image.open(pictures / "red.png") as image:
+    with Image.open(images / "red.png") as image:
         assert json.loads(image.text["safety_cost"])["cost"] == 5.0
     assert do(job).reused == 3
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 @pytest.mark.parametrize("kind", ["file", "sidecar"])
-def test_pictures_outside_of_the_folder_are_neither_stamped_nor_moved(tmp_path: Path, kind: str) -> None:
+def test_images_outside_of_the_folder_are_neither_stamped_nor_moved(tmp_path: Path, kind: str) -> None:
     outside, folder = plain(tmp_path / "outside" / "red.png"), tmp_path / "in"
     plain(folder / "red.png", "maroon")
     (folder / "linked").symlink_to(outside.parent)
@@ -110,7 +110,7 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("kind", ["move_to", "copy_to"])
 def test_a_killed_copy_is_no_file_and_the_next_run_makes_it(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     def half(source: Path, target: Path) -> None:
         target.write_bytes(source.read_bytes()[:20])
@@ -119,14 +119,14 @@ def test_a_killed_copy_is_no_file_and_the_next_run_makes_it(
     def no_link(*_: object) -> None:
         raise OSError("another disk")
 
-    red, target = (pictures / "red.png").read_bytes(), tmp_path / "out"
-    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", over=3.0, **{kind: target})
+    red, target = (images / "red.png").read_bytes(), tmp_path / "out"
+    job = ScoreJob([images], jsonl=tmp_path / "s.jsonl", over=3.0, **{kind: target})
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", half)
         patch.setattr(os, "link", no_link)
         with pytest.raises(KilledError):
             do(job)
-    assert not (target / "red.png").exists() and (pictures / "red.png").read_bytes() == red
+    assert not (target / "red.png").exists() and (images / "red.png").read_bytes() == red
     result = do(job)
     assert not result.problems and (target / "red.png").read_bytes() == red
     # And what is complete is complete: the same command has nothing to complain of.
@@ -134,9 +134,9 @@ def test_a_killed_copy_is_no_file_and_the_next_run_makes_it(
 
 
 def test_a_move_that_was_killed_before_the_original_went_is_completed(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", over=3.0, move_to=tmp_path / "out")
+    job = ScoreJob([images], jsonl=tmp_path / "s.jsonl", over=3.0, move_to=tmp_path / "out")
 
     def killed(*_: object, **__: object) -> None:
         raise KilledError
@@ -145,16 +145,16 @@ def test_a_move_that_was_killed_before_the_original_went_is_completed(
         patch.setattr(Path, "unlink", killed)
         with pytest.raises(KilledError):
             do(job)
-    assert (pictures / "red.png").exists() and (tmp_path / "out" / "red.png").exists()
+    assert (images / "red.png").exists() and (tmp_path / "out" / "red.png").exists()
     assert not do(job).problems
-    assert not (pictures / "red.png").exists() and (tmp_path / "out" / "red.png").exists()
+    assert not (images / "red.png").exists() and (tmp_path / "out" / "red.png").exists()
     assert str(tmp_path / "out" / "red.png") in read(tmp_path / "s.jsonl")
 
 
 def test_a_run_that_is_killed_while_it_moves_remembers_what_it_moved(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = ScoreJob([pictures], jsonl=tmp_path / "s.jsonl", over=1.0, move_to=tmp_path / "out")
+    job = ScoreJob([images], jsonl=tmp_path / "s.jsonl", over=1.0, move_to=tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr("scdpo_core.scoring.job._write_tables", lambda *_: (_ for _ in ()).throw(KilledError()))
         with pytest.raises(KilledError):

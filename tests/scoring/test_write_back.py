@@ -94,7 +94,7 @@ def test_what_hangs_on_behind_a_png_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exif", [b"", camera_exif()])
-def test_jpeg_keeps_its_picture_and_its_exif(exif: bytes) -> None:
+def test_jpeg_keeps_its_image_and_its_exif(exif: bytes) -> None:
     before = jpeg(exif, progressive=True)
     after = with_score(before, b"score 1")
     # From the quantisation tables on, which stand behind the metadata, nothing has changed.
@@ -118,10 +118,10 @@ def test_jpeg_comes_behind_jfif() -> None:
 
 def webp(**save: object) -> bytes:
     stream = io.BytesIO()
-    picture = noisy(41, 23)
+    image = noisy(41, 23)
     if save.pop("alpha", False):
-        picture.putalpha(77)
-    picture.save(stream, "WEBP", **save)
+        image.putalpha(77)
+    image.save(stream, "WEBP", **save)
     return stream.getvalue()
 
 
@@ -137,7 +137,7 @@ def webp(**save: object) -> bytes:
         {"save_all": True, "append_images": [noisy(41, 23, 1)], "lossless": True},
     ],
 )
-def test_webp_keeps_its_picture_and_its_metadata(save: dict[str, object]) -> None:
+def test_webp_keeps_its_image_and_its_metadata(save: dict[str, object]) -> None:
     before = webp(**save)
     after = with_score(before, b"score")
     with Image.open(io.BytesIO(before)) as old, Image.open(io.BytesIO(after)) as new:

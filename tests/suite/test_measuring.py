@@ -63,8 +63,8 @@ class _Corner:
 
     id, hash, size, dim = "corner", "0", 1, 2
 
-    def encode(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        rows = [picture.getpixel((0, 0))[:2] for picture in pictures]  # type: ignore[index]
+    def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        rows = [image.getpixel((0, 0))[:2] for image in images]  # type: ignore[index]
         return torch.tensor(rows, dtype=torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Tiny image towers, made-up embeddings and picture folders for the cost model's tests."""
+"""Tiny image towers, made-up embeddings and image folders for the cost model's tests."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DIM = 16
 
 
 class ColourEncoder:
-    """Stands in for an image encoder: a fixed random projection of a picture's mean colour."""
+    """Stands in for an image encoder: a fixed random projection of an image's mean colour."""
 
     id, hash, size, dim = "colour", "c0" * 32, 8, DIM
 
-    def prepare(self, picture: Image.Image) -> Tensor:
-        return torch.tensor(picture.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))).float()
+    def prepare(self, image: Image.Image) -> Tensor:
+        return torch.tensor(image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))).float()
 
     def encode_prepared(self, pixels: Tensor) -> Tensor:
         projection = torch.randn(3, DIM, generator=torch.Generator().manual_seed(7))
         return F.normalize(pixels @ projection + 0.1, dim=-1)
 
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
-        means = [self.prepare(picture) for picture in pictures]
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        means = [self.prepare(image) for image in images]
         return self.encode_prepared(torch.stack(means)) if means else torch.empty(0, DIM)
 
 
@@ -101,7 +101,7 @@ def made_up(
 
 
 def colour_folder(folder: Path, colour: tuple[int, int, int], count: int, seed: int) -> None:
-    """Small pictures of nearly one colour."""
+    """Small images of nearly one colour."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     for number in range(count):

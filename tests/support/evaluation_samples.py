@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from scdpo_core.evaluation.judges import Asked, JudgedPicture, Shot, Verdict
+from scdpo_core.evaluation.judges import Asked, JudgedImage, Shot, Verdict
 from scdpo_core.evaluation.metrics import (
     EvalGroup,
     Target,
@@ -23,11 +23,11 @@ PALETTE = {"blue": (128, 186, 240), "orange": (244, 168, 98)}
 
 def drawing(background: tuple[int, int, int], blob: bool = True, size: int = 64) -> Image.Image:
     """A filled circle on a plain background."""
-    picture = Image.new("RGB", (size, size), background)
+    image = Image.new("RGB", (size, size), background)
     if blob:
         edge = size // 4
-        ImageDraw.Draw(picture).ellipse((edge, edge, size - edge, size - edge), fill=(90, 20, 30))
-    return picture
+        ImageDraw.Draw(image).ellipse((edge, edge, size - edge, size - edge), fill=(90, 20, 30))
+    return image
 
 
 def cost(value: float) -> CostScore:
@@ -43,27 +43,27 @@ def judged(
     after: bool,
     size: int = 64,
     background: str = "blue",
-) -> JudgedPicture:
+) -> JudgedImage:
     """A pair in which the asked subject is there `before` and `after`, on the asked background."""
     harmful = group == "harm"
 
     def shot(there: bool) -> Shot:
         label = "a thing" if there else "an empty background"
         value = 3.0 if there and harmful else -3.0
-        picture = drawing(PALETTE[background], there, size)
-        return Shot(picture, Verdict(label, there and harmful, there), cost(value))
+        image = drawing(PALETTE[background], there, size)
+        return Shot(image, Verdict(label, there and harmful, there), cost(value))
 
-    return JudgedPicture(Asked(caption, seed, group, ("thing",), background), shot(before), shot(after))
+    return JudgedImage(Asked(caption, seed, group, ("thing",), background), shot(before), shot(after))
 
 
-def pictures(*, removed: int = 10, lost: int = 0, size: int = 64) -> list[JudgedPicture]:
+def images(*, removed: int = 10, lost: int = 0, size: int = 64) -> list[JudgedImage]:
     """Ten harmful pairs, of which `removed` lose their subject, and ten benign ones, which lose `lost`."""
     harm = [judged("harm", f"a knife {k}", k, before=True, after=k >= removed, size=size) for k in range(10)]
     benign = [judged("benign", f"a cat {k}", k, before=True, after=k >= lost, size=size) for k in range(10)]
     return [*harm, *benign]
 
 
-def groups(drawn: list[JudgedPicture]) -> tuple[EvalGroup, EvalGroup]:
+def groups(drawn: list[JudgedImage]) -> tuple[EvalGroup, EvalGroup]:
     """The harmful group, target at most 10 %, and the benign one, target down by at most 3 points."""
     harm = measure_group(
         of_groups(drawn, "harm"),
@@ -84,7 +84,7 @@ def groups(drawn: list[JudgedPicture]) -> tuple[EvalGroup, EvalGroup]:
     return harm, benign
 
 
-def report(drawn: list[JudgedPicture], **changes: object) -> EvalReport:
+def report(drawn: list[JudgedImage], **changes: object) -> EvalReport:
     """A whole report over `drawn`; `changes` replace its fields."""
     harm, benign = groups(drawn)
     fields: dict[str, object] = {

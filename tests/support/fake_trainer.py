@@ -26,7 +26,7 @@ def main() -> None:
         raise ModuleNotFoundError("No module named 'peft'")
     first = int(mark.read_text()) if "--resume" in sys.argv else 0
     log(Started(folder.name, os.getpid(), first, steps, 3, "cpu", "0123456789ab"))
-    log(Warned("a picture is odd"))
+    log(Warned("an image is odd"))
     began = time.monotonic()
     for step in range(first + 1, steps + 1):
         time.sleep(settings["pause"])

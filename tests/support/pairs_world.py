@@ -11,7 +11,7 @@ from PIL import Image
 
 from scdpo_core.evaluation.judges import Asked
 from scdpo_core.families import family
-from scdpo_core.io.images import open_picture
+from scdpo_core.io.images import open_image
 from scdpo_core.micro import evaluation
 from scdpo_core.micro.captions import (
     Caption,
@@ -110,7 +110,7 @@ def judge_companions(folder: Path) -> Judged:
     judge = Judge.load(JUDGE)
 
     def kept(files: Sequence[Path]) -> tuple[float, float]:
-        seen = judge([open_picture(file) for file in files])
+        seen = judge([open_image(file) for file in files])
         fellows = [
             [subject.name for subject in scenes[pair.prompt].subjects if not subject.harmful]
             for pair in pairs

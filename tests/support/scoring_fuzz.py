@@ -31,9 +31,9 @@ INTERESTING = (b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80"
 def whole_files() -> tuple[bytes, ...]:
     """One sound file of each kind that matters, small."""
 
-    def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    def saved(image: Image.Image, kind: str, **options: object) -> bytes:
         stream = io.BytesIO()
-        picture.save(stream, kind, **options)
+        image.save(stream, kind, **options)
         return stream.getvalue()
 
     small, frames = noisy(24, 18), [noisy(12, 12, seed) for seed in range(3)]

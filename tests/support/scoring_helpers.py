@@ -1,4 +1,4 @@
-"""A scorer that needs no network, and pictures in every shape that a folder may hold."""
+"""A scorer that needs no network, and images in every shape that a folder may hold."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from scdpo_core.types import CostScore, ScdpoError
 
 
 class Redness:
-    """The cost is how red a picture is on the mean, -5..5; a second category knows green."""
+    """The cost is how red an image is on the mean, -5..5; a second category knows green."""
 
     id, hash, categories = "redness", "0123456789ab", ("red", "green", "unknown")
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def prepare(self, picture: Image.Image) -> np.ndarray:
-        assert picture.mode == "RGB"
-        return np.asarray(picture.resize((1, 1), Image.Resampling.BOX), np.float64)[0, 0]
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        assert image.mode == "RGB"
+        return np.asarray(image.resize((1, 1), Image.Resampling.BOX), np.float64)[0, 0]
 
     def score_prepared(self, prepared: Sequence[np.ndarray]) -> list[CostScore]:
         self.batches.append(len(prepared))
@@ -31,12 +31,12 @@ class Redness:
         cost = (red - max(green, blue)) / 51
         return CostScore(cost, {"red": cost, "green": green / 51, "unknown": None}, self.id, self.hash)
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        return self.score_prepared([self.prepare(picture) for picture in pictures])
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        return self.score_prepared([self.prepare(image) for image in images])
 
 
 class Moody(Redness):
-    """A scorer that refuses black pictures."""
+    """A scorer that refuses black images."""
 
     def score_prepared(self, prepared: Sequence[np.ndarray]) -> list[CostScore]:
         if any(view.max() == 0 for view in prepared):

@@ -63,7 +63,7 @@ def tiny_unet() -> UNet2DConditionModel:
 def tiny_pipeline(
     folder: Path, *, prediction_type: str = "v_prediction", seed: int = 0
 ) -> StableDiffusionPipeline:
-    """A complete random pipeline for pictures of 16x16 pixels; `folder` receives its tokenizer's files."""
+    """A complete random pipeline for images of 16x16 pixels; `folder` receives its tokenizer's files."""
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(tiny_tokenizer_files(folder), local_files_only=True)
     text_encoder = CLIPTextModel(
@@ -118,16 +118,16 @@ def tiny_sd_folder(path: Path, *, prediction_type: str = "v_prediction", seed: i
 
 
 def tiny_pairs(path: Path, count: int = 6) -> Path:
-    """Write a preference folder of 16x16 pictures, every other pair benign: rejected ones are redder."""
+    """Write a preference folder of 16x16 images, every other pair benign: rejected ones are redder."""
     for number in range(count):
         category = "benign" if number % 2 else "weapon"
         for side, red in (("chosen", 40), ("rejected", 200)):
             folder = path / side / category
             folder.mkdir(parents=True, exist_ok=True)
             colour = (red, 20 * number % 256, 255 - red)
-            picture = Image.new("RGB", (16, 16), colour)
-            picture.paste((255, 255, 255), (number % 8, 2, number % 8 + 6, 9))
-            picture.save(folder / f"pair{number}.png")
+            image = Image.new("RGB", (16, 16), colour)
+            image.paste((255, 255, 255), (number % 8, 2, number % 8 + 6, 9))
+            image.save(folder / f"pair{number}.png")
         (path / "chosen" / category / f"pair{number}.txt").write_text(f"a thing {number}", encoding="utf-8")
     return path
 

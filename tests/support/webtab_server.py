@@ -14,25 +14,25 @@ from scdpo_core.types import CostScore
 
 
 class Redness:
-    """Scores pictures by their red; needs no weights."""
+    """Scores images by their red; needs no weights."""
 
     id, hash, categories = "redness", "0123456789ab", ()
 
-    def prepare(self, picture):
-        return picture.convert("RGB").resize((1, 1)).getpixel((0, 0))[0]
+    def prepare(self, image):
+        return image.convert("RGB").resize((1, 1)).getpixel((0, 0))[0]
 
     def score_prepared(self, prepared):
         return [CostScore(red / 32 - 4, {}, self.id, self.hash) for red in prepared]
 
-    def score(self, pictures):
-        return self.score_prepared([self.prepare(picture) for picture in pictures])
+    def score(self, images):
+        return self.score_prepared([self.prepare(image) for image in images])
 
 
 def desk_in(data: Path) -> Desk:
     return Desk(
         jobs=Jobs(data / "runs", scorer=Redness),
         preferences=data / "preferences",
-        pictures=str(data / "pictures"),
+        images=str(data / "images"),
         bases=lambda: {"embedded": "micro"},
         base=lambda: "embedded",
         loras=dict,

@@ -296,7 +296,7 @@ def installed(root: Path) -> Iterator[Host]:
 def draw(
     script: Any,
     p: Processing,
-    picture: Callable[[int], Image.Image],
+    image: Callable[[int], Image.Image],
     *values: Any,
     later: tuple[Any, ...] = (),
 ) -> Any:
@@ -306,7 +306,7 @@ def draw(
         script: ours.
         later: other extensions' scripts, which run after it.
         p: the generation.
-        picture: makes the picture of that number.
+        image: makes the image of that number.
         values: of the script's controls.
     """
     state = sys.modules["modules.shared"].state
@@ -324,7 +324,7 @@ def draw(
         script.after_extra_networks_activate(p, *values, batch_number=number)
         for index in range(p.batch_size):
             p.batch_index = index
-            passed = SimpleNamespace(image=picture(number * p.batch_size + index))
+            passed = SimpleNamespace(image=image(number * p.batch_size + index))
             p.scripts.postprocess_image_after_composite(p, passed)
             images.append(passed.image)
             texts.append(infotext(p, index, p.prompts))

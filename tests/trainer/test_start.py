@@ -61,7 +61,7 @@ def test_ctrl_c_while_the_training_is_imported_is_one_too(tmp_path: Path, module
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C reaches a Windows console, not a process")
-def test_ctrl_c_while_the_pictures_are_looked_at_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_while_the_images_are_looked_at_leaves_nothing(tmp_path: Path) -> None:
     for side in ("chosen", "rejected"):
         (tmp_path / "pairs" / side).mkdir(parents=True)
     Image.effect_noise((1500, 1500), 80).convert("RGB").save(tmp_path / "big.png", compress_level=1)

@@ -33,7 +33,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     colour_folder(tmp_path / "unsafe" / "weapon", RED, 20, 0)
     colour_folder(tmp_path / "unsafe" / "rare", RED, 2, 1)
     colour_folder(tmp_path / "safe", GREEN, 24, 2)
@@ -49,12 +49,12 @@ def arguments(folder: Path, tower: Path, *more: str) -> list[str]:
 
 
 def test_from_folders_to_a_scorer(
-    door: Callable[[list[str]], int], pictures: Path, tower: Path, capsys: pytest.CaptureFixture[str]
+    door: Callable[[list[str]], int], images: Path, tower: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert door(arguments(pictures, tower)) == 0
+    assert door(arguments(images, tower)) == 0
     told = capsys.readouterr().out
-    file = pictures / "out" / "cost.safetensors"
-    assert "22 unsafe and 24 safe pictures" in told and str(file) in told and "AUC" in told
+    file = images / "out" / "cost.safetensors"
+    assert "22 unsafe and 24 safe images" in told and str(file) in told and "AUC" in told
     _, metadata = read_tensors(file)
     figures, calibration = json.loads(metadata["figures"]), json.loads(metadata["calibration"])
     assert figures["unsafe"] == 22 and set(figures["categories"]) == {"weapon"}
@@ -77,33 +77,33 @@ def test_pairs(door: Callable[[list[str]], int], tmp_path: Path, tower: Path) ->
     assert (figures["unsafe"], figures["safe"]) == (22, 22 + 2 * 4)
 
 
-def test_every_bad_picture_is_named_before_any_work(
-    door: Callable[[list[str]], int], pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_every_bad_image_is_named_before_any_work(
+    door: Callable[[list[str]], int], images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "safe" / "p003.png").write_bytes(b"")
-    (pictures / "unsafe" / "rare" / "p000.png").write_text("hello", encoding="utf-8")
+    (images / "safe" / "p003.png").write_bytes(b"")
+    (images / "unsafe" / "rare" / "p000.png").write_text("hello", encoding="utf-8")
     # The encoder does not exist: nobody may have looked for it.
-    assert door(arguments(pictures, pictures / "no-encoder")) == 2
+    assert door(arguments(images, images / "no-encoder")) == 2
     told = capsys.readouterr().err
-    assert "p003.png: " in told and "p000.png: " in told and "2 pictures cannot be used" in told
+    assert "p003.png: " in told and "p000.png: " in told and "2 images cannot be used" in told
     assert "no-encoder" not in told
-    assert not (pictures / "out" / "cost.safetensors").exists()
+    assert not (images / "out" / "cost.safetensors").exists()
 
 
-def test_bad_pictures_can_be_left_out(door: Callable[[list[str]], int], pictures: Path, tower: Path) -> None:
-    (pictures / "safe" / "p003.png").write_bytes(b"")
-    assert door(arguments(pictures, tower, "--skip-bad", "--steps", "25")) == 0
+def test_bad_images_can_be_left_out(door: Callable[[list[str]], int], images: Path, tower: Path) -> None:
+    (images / "safe" / "p003.png").write_bytes(b"")
+    assert door(arguments(images, tower, "--skip-bad", "--steps", "25")) == 0
 
 
 def test_an_earlier_model_is_not_overwritten_unasked(
-    door: Callable[[list[str]], int], pictures: Path, tower: Path, capsys: pytest.CaptureFixture[str]
+    door: Callable[[list[str]], int], images: Path, tower: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = pictures / "out" / "cost.safetensors"
+    file = images / "out" / "cost.safetensors"
     file.parent.mkdir()
     file.write_bytes(b"precious")
-    assert door(arguments(pictures, tower)) == 2
+    assert door(arguments(images, tower)) == 2
     assert "--overwrite" in capsys.readouterr().err and file.read_bytes() == b"precious"
-    assert door(arguments(pictures, tower, "--overwrite", "--steps", "25")) == 0
+    assert door(arguments(images, tower, "--overwrite", "--steps", "25")) == 0
 
 
 @pytest.mark.parametrize(
@@ -116,44 +116,44 @@ def test_an_earlier_model_is_not_overwritten_unasked(
 )
 def test_wrong_arguments_are_sentences(
     door: Callable[[list[str]], int],
-    pictures: Path,
+    images: Path,
     tower: Path,
     capsys: pytest.CaptureFixture[str],
     change: list[str],
     says: str,
 ) -> None:
-    assert door(arguments(pictures, tower, *change)) == 2
+    assert door(arguments(images, tower, *change)) == 2
     told = capsys.readouterr().err
     assert says in told and told.startswith("Error: ") and "Traceback" not in told
 
 
 @pytest.mark.parametrize("call", [["--unsafe", "a"], ["--pairs", "a", "--safe", "b"], []])
-def test_pictures_are_asked_for_one_way(door: Callable[[list[str]], int], call: list[str]) -> None:
+def test_images_are_asked_for_one_way(door: Callable[[list[str]], int], call: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         door([*call, "--output", "c.safetensors"])
     assert caught.value.code == 2
 
 
 def test_a_place_that_cannot_be_written_to_is_found_first(
-    door: Callable[[list[str]], int], pictures: Path, capsys: pytest.CaptureFixture[str]
+    door: Callable[[list[str]], int], images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "out").write_text("a file in the way", encoding="utf-8")
-    assert door(arguments(pictures, pictures / "no-encoder")) == 2
+    (images / "out").write_text("a file in the way", encoding="utf-8")
+    assert door(arguments(images, images / "no-encoder")) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_report_that_cannot_be_written_is_found_first(
-    door: Callable[[list[str]], int], pictures: Path, capsys: pytest.CaptureFixture[str]
+    door: Callable[[list[str]], int], images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "way").write_text("a file in the way", encoding="utf-8")
-    report = str(pictures / "way" / "report.html")
-    assert door(arguments(pictures, pictures / "no-encoder", "--report", report)) == 2
+    (images / "way").write_text("a file in the way", encoding="utf-8")
+    report = str(images / "way" / "report.html")
+    assert door(arguments(images, images / "no-encoder", "--report", report)) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     door: Callable[[list[str]], int],
-    pictures: Path,
+    images: Path,
     tower: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -162,10 +162,10 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("scdpo_core.io.files.save_file", full)
-    assert door(arguments(pictures, tower)) == 2
+    assert door(arguments(images, tower)) == 2
     told = capsys.readouterr().err
     assert "No space left" in told and told.startswith("Error: ")
-    assert [path for path in (pictures / "out").rglob("*") if path.is_file()] == []
+    assert [path for path in (images / "out").rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,10 @@ def job(folder: Path, tower: Path, **more: object) -> list[str]:
     return ["--config", str(run / "job.toml"), "--run", str(run)]
 
 
-def test_a_run_folder_can_be_followed(door: Callable[[list[str]], int], pictures: Path, tower: Path) -> None:
+def test_a_run_folder_can_be_followed(door: Callable[[list[str]], int], images: Path, tower: Path) -> None:
     # The command line wins: 50 steps.
-    assert door([*job(pictures, tower), "--steps", "50"]) == 0
-    log = pictures / "run" / "events.jsonl"
+    assert door([*job(images, tower), "--steps", "50"]) == 0
+    log = images / "run" / "events.jsonl"
     phases = [record.event.phase for record in read_events(log) if isinstance(record.event, Progress)]
     assert list(dict.fromkeys(phases)) == ["check", "cache", "train"]
     text = log.read_text("utf-8")
@@ -217,26 +217,26 @@ def test_a_run_folder_can_be_followed(door: Callable[[list[str]], int], pictures
     assert '"path": "report.html", "what": "report"' in text
 
 
-def test_a_file_named_stop_ends_it(door: Callable[[list[str]], int], pictures: Path, tower: Path) -> None:
-    call = job(pictures, tower)
-    (pictures / "run" / "stop").touch()
+def test_a_file_named_stop_ends_it(door: Callable[[list[str]], int], images: Path, tower: Path) -> None:
+    call = job(images, tower)
+    (images / "run" / "stop").touch()
     assert door(call) == 0
-    assert '"reason": "stopped"' in (pictures / "run" / "events.jsonl").read_text("utf-8")
-    assert not (pictures / "run" / "stop").exists() and not (pictures / "run" / "run.safetensors").exists()
+    assert '"reason": "stopped"' in (images / "run" / "events.jsonl").read_text("utf-8")
+    assert not (images / "run" / "stop").exists() and not (images / "run" / "run.safetensors").exists()
 
 
 def test_what_is_wrong_goes_into_the_log(
-    door: Callable[[list[str]], int], pictures: Path, tower: Path, capsys: pytest.CaptureFixture[str]
+    door: Callable[[list[str]], int], images: Path, tower: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert door(job(pictures, tower, stepps=3)) == 2
+    assert door(job(images, tower, stepps=3)) == 2
     said = capsys.readouterr().err
     assert "there is no setting 'stepps'" in said and "steps" in said
-    view = Follower(pictures / "run").view()
+    view = Follower(images / "run").view()
     assert (view.state, view.message) == ("failed", said.strip().removeprefix("Error: "))
-    (pictures / "safe" / "p003.png").write_bytes(b"")
-    assert door(job(pictures, tower)) == 2
-    message = Follower(pictures / "run").view().message
-    assert "1 pictures cannot be used" in message and "p003.png: the file is empty" in message
-    (pictures / "run" / "job.toml").write_text("steps =")
-    assert door(["--config", str(pictures / "run" / "job.toml")]) == 2
+    (images / "safe" / "p003.png").write_bytes(b"")
+    assert door(job(images, tower)) == 2
+    message = Follower(images / "run").view().message
+    assert "1 images cannot be used" in message and "p003.png: the file is empty" in message
+    (images / "run" / "job.toml").write_text("steps =")
+    assert door(["--config", str(images / "run" / "job.toml")]) == 2
     assert "not valid TOML" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_several_faults_are_one_message_each_and_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert err.startswith("Error: ")
     assert "no.ckpt" in err
-    assert "hold no pictures" in err
+    assert "hold no images" in err
     assert "Run run" not in out
     assert not (tmp_path / "run").exists()
 

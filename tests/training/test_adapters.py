@@ -43,7 +43,7 @@ def _folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _batch(model: Any, prompts: tuple[str, ...]) -> PairBatch:
-    """Two pairs of random pictures."""
+    """Two pairs of random images."""
     dice = torch.Generator().manual_seed(3)
     latents = torch.randn((len(prompts), 2, *model.latent_shape()), generator=dice)
     one = torch.ones(len(prompts))
@@ -212,8 +212,8 @@ def test_a_rank_for_nothing_is_refused(
         attach_lora(model, settings, 0)
 
 
-def test_the_picture_changes_with_the_words(folders: dict[str, Path], pairs: Path, tmp_path: Path) -> None:
-    # Nothing but the text encoder: whatever changes in the picture comes from the words.
+def test_the_image_changes_with_the_words(folders: dict[str, Path], pairs: Path, tmp_path: Path) -> None:
+    # Nothing but the text encoder: whatever changes in the image comes from the words.
     settings = tiny_settings(
         folders["sd1"], pairs, tmp_path / "run", train_text=True, samples=1, max_train_steps=3, lr=0.2,
         block_ranks=("down_blocks=0", "up_blocks=0", "mid_block=1"),
@@ -221,5 +221,5 @@ def test_the_picture_changes_with_the_words(folders: dict[str, Path], pairs: Pat
     heard: list[object] = []
     result = run_job(settings, listen=heard.append)
     assert Saved(3, "run.safetensors", "lora") in heard
-    pictures = [np.asarray(path.read_bytes()) for path in sorted((result.folder / "samples").iterdir())]
-    assert pictures[0].tobytes() != pictures[-1].tobytes()
+    images = [np.asarray(path.read_bytes()) for path in sorted((result.folder / "samples").iterdir())]
+    assert images[0].tobytes() != images[-1].tobytes()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.families.timesteps import TimestepLaw
-from scdpo_core.io.images import open_picture, to_pixels
+from scdpo_core.io.images import open_image, to_pixels
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.preferences.buckets import BucketStream
 from scdpo_core.preferences.cache import MemoryCache, build_cache, pair_key
@@ -191,8 +191,8 @@ def test_mirrored_images_are_encoded_and_not_their_latents_mirrored(base: Path, 
     )
     for each, one, other in zip(labelled, plain, mirrored, strict=True):
         files = (each.pair.chosen, each.pair.rejected)
-        pixels = torch.stack([to_pixels(open_picture(file), (16, 16)).flip(-1) for file in files])
-        torch.testing.assert_close(other.latents, model.encode_pictures(pixels))
+        pixels = torch.stack([to_pixels(open_image(file), (16, 16)).flip(-1) for file in files])
+        torch.testing.assert_close(other.latents, model.encode_images(pixels))
         assert not torch.allclose(other.latents, one.latents.flip(-1), atol=1e-3)
         assert one.key == pair_key(each.pair, "sd1", model.encoder_id, (16, 16)) != other.key
 

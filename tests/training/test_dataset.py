@@ -1,4 +1,4 @@
-"""Pictures of several shapes through a whole run, and what SDXL is told of their sizes."""
+"""Images of several shapes through a whole run, and what SDXL is told of their sizes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def _base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", name="pairs")
 def _pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pairs; the pictures of two are wide, those of one are high."""
+    """Six pairs; the images of two are wide, those of one are high."""
     folder = tiny_pairs(tmp_path_factory.mktemp("pairs") / "pairs", 6)
     for number, size in ((0, (48, 24)), (2, (40, 20)), (3, (16, 32))):
         for path in folder.rglob(f"pair{number}.png"):
-            with Image.open(path) as picture:
-                larger = picture.resize(size)
+            with Image.open(path) as image:
+                larger = image.resize(size)
             larger.save(path)
     return folder
 

@@ -54,7 +54,7 @@ def samples_at(folder: Path, step: int) -> list[Path]:
 
 @dataclasses.dataclass
 class Redness:
-    """A scorer of the test's own: pictures of more red than 64 * zero are harmful."""
+    """A scorer of the test's own: images of more red than 64 * zero are harmful."""
 
     id = "redness"
     hash = "0123456789ab"
@@ -63,8 +63,8 @@ class Redness:
     def __init__(self, zero: float = 2.0) -> None:
         self.zero = zero
 
-    def score(self, pictures: Sequence[Image.Image]) -> list[CostScore]:
-        reds = [float(picture.getpixel((0, 15))[0]) for picture in pictures]  # type: ignore[index]
+    def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
+        reds = [float(image.getpixel((0, 15))[0]) for image in images]  # type: ignore[index]
         return [CostScore(red / 64 - self.zero, {"weapon": None}, self.id, self.hash) for red in reds]
 
 

@@ -95,7 +95,7 @@ def pairs_of(count: int) -> tuple[list[CachedPair], list[LabelledPair]]:
 
 
 class Spoiled:
-    """Batches whose pictures are no numbers from some index on."""
+    """Batches whose images are no numbers from some index on."""
 
     def __init__(self, batches: BatchStream, since: int) -> None:
         self._batches, self._since = batches, since
@@ -317,7 +317,7 @@ def test_samples_are_drawn_between_steps_in_evaluation_mode(base: Path, tmp_path
     assert drawn == [(2, False), (4, False)]
 
 
-def test_the_artist_is_warned_once_when_the_chosen_pictures_get_worse() -> None:
+def test_the_artist_is_warned_once_when_the_chosen_images_get_worse() -> None:
     watch = GapWatch()
     better: dict[str, float | None] = {"winner_gap": 0.01, "reference_error": 1.0}
     worse: dict[str, float | None] = {"winner_gap": 0.2, "reference_error": 1.0}

@@ -108,7 +108,7 @@ def test_duo_and_text_encoders_need_more_than_a_step_without(base: Path, tmp_pat
         return memory_of(model, attach_lora(model, settings.lora, 0), settings, batch)
 
     plain, duo, text = found(), found(objective="duo"), found(train_text=True)
-    # Four pictures, and two more of pure noise, whose activations wait for the way back as well.
+    # Four images, and two more of pure noise, whose activations wait for the way back as well.
     assert duo.step / plain.step == pytest.approx(1.5, abs=0.1)
     assert (duo.weights, duo.lora) == (plain.weights, plain.lora)
     assert text.step > plain.step
@@ -183,17 +183,17 @@ def test_the_estimate_is_said_before_the_first_step_and_changes_nothing(base: Pa
 
 
 class Small:
-    """A GPU that holds so many pictures at once, and says so in the middle of a step."""
+    """A GPU that holds so many images at once, and says so in the middle of a step."""
 
-    def __init__(self, bench: Bench, pictures: int, *, learning: bool = True) -> None:
+    def __init__(self, bench: Bench, images: int, *, learning: bool = True) -> None:
         """Hold so many; without `learning`, passes that need no gradient are too much as well."""
         self._real = bench.model.predict
-        self._pictures, self._learning = pictures, learning
+        self._images, self._learning = images, learning
         self.seen: list[int] = []
         bench.model.predict = self  # type: ignore[method-assign,assignment]
 
     def __call__(self, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if len(latents) > self._pictures and torch.is_grad_enabled() >= self._learning:
+        if len(latents) > self._images and torch.is_grad_enabled() >= self._learning:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         self.seen.append(len(latents))
         return self._real(latents, *rest)
@@ -211,7 +211,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_learns_the_same(base: Path, tmp
     # Nothing here is compared within a batch, so that its gradient is the mean of its portions'.
     options: dict[str, Any] = {"dfm_gamma": 0.0, "batch_size": 4, "max_train_steps": 2, "log_every": 1}
     whole, tight = (Bench(base, tmp_path / name, **options) for name in ("whole", "tight"))
-    small = Small(tight, pictures=2)
+    small = Small(tight, images=2)
     trainers = [each.trainer() for each in (whole, tight)]
     expected, got = (_gradients(*each) for each in zip((whole, tight), trainers, strict=True))
     said = [event.message for event in tight.said if isinstance(event, Warned)]
@@ -220,7 +220,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_learns_the_same(base: Path, tmp
         "There is not enough memory for 2 pairs at once",
     ]
     assert "from here on 1 go through" in said[-1]
-    # One pair is two pictures: four times the reference and four times the policy.
+    # One pair is two images: four times the reference and four times the policy.
     assert small.seen[-8:] == [2] * 8
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * float(two.abs().max()))
@@ -236,10 +236,10 @@ def test_what_a_failed_attempt_left_is_undone_and_a_resumed_run_stays_small(
 ) -> None:
     options: dict[str, Any] = {"batch_size": 4, "max_train_steps": 4, "dfm_warmup": 0.0}
     whole = Bench(base, tmp_path / "whole", **options)
-    Small(whole, pictures=4)
+    Small(whole, images=4)
     whole.trainer().run()
     first = Bench(base, tmp_path / "parts", **options)
-    Small(first, pictures=4)
+    Small(first, images=4)
     first.trainer(stop_at=2).run()
     second = Bench(base, tmp_path / "parts", **options)
     state, _ = checkpoint.latest(second.folder)
@@ -256,12 +256,12 @@ def test_what_a_failed_attempt_left_is_undone_and_a_resumed_run_stays_small(
 
 def test_held_out_pairs_that_do_not_fit_are_halved_and_say_the_same(base: Path, tmp_path: Path) -> None:
     found = []
-    for name, pictures in (("whole", 99), ("tight", 2)):
+    for name, images in (("whole", 99), ("tight", 2)):
         bench = Bench(base, tmp_path / name, batch_size=4, validation_draws=2)
         with torch.no_grad():
             for number, weight in enumerate(bench.adapter.parameters()):
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
-        small = Small(bench, pictures, learning=False)
+        small = Small(bench, images, learning=False)
         told: list[int] = []
 
         def encode(prompts: Sequence[str], known: Conditioning, told: list[int] = told) -> Conditioning:
@@ -290,7 +290,7 @@ def test_held_out_pairs_that_do_not_fit_are_halved_and_say_the_same(base: Path, 
 
 def test_no_room_for_one_held_out_pair_says_what_would_help(base: Path, tmp_path: Path) -> None:
     bench = Bench(base, tmp_path)
-    Small(bench, pictures=1, learning=False)
+    Small(bench, images=1, learning=False)
     trainer = bench.trainer(held_out=HeldOut(*pairs_of(2), 2, CPU))
     with pytest.raises(ScdpoError, match="even for one pair"):
         trainer.validation.look(1)
@@ -298,7 +298,7 @@ def test_no_room_for_one_held_out_pair_says_what_would_help(base: Path, tmp_path
 
 def test_no_room_for_one_pair_says_what_would_help(base: Path, tmp_path: Path) -> None:
     bench = Bench(base, tmp_path)
-    Small(bench, pictures=1)
+    Small(bench, images=1)
     with pytest.raises(ScdpoError, match=r"even for one pair.*--gradient-checkpointing.*--quantize int8"):
         bench.trainer().run()
 

@@ -66,8 +66,8 @@ def test_sample_prompts_are_spread_over_harm_and_benign() -> None:
 
 
 def test_the_preview_is_a_grid() -> None:
-    pictures = [Image.new("RGB", (4, 2), (number, 0, 0)) for number in range(3)]
-    grid = preview(pictures)
+    images = [Image.new("RGB", (4, 2), (number, 0, 0)) for number in range(3)]
+    grid = preview(images)
     assert grid is not None
     assert grid.size == (8, 4)
     assert [grid.getpixel(at) for at in ((0, 0), (4, 0), (0, 2), (4, 2))] == [(n, 0, 0) for n in (0, 1, 2, 0)]

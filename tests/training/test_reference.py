@@ -70,12 +70,12 @@ def test_two_forward_passes_the_first_without_any_lora(
 
     monkeypatch.setattr(model.denoiser, "forward", forward)
     pair_residuals(model, adapter, _batch(3), draw(0, 0, 3, SHAPE, STEPS, LAW, CPU), "native")
-    # Three pairs are six pictures: once without and once with gradient, all layers switched alike.
+    # Three pairs are six images: once without and once with gradient, all layers switched alike.
     assert forwards == [(6, False, {True}), (6, True, {False})]
     assert len(layers) == len(adapter.modules)
 
 
-def test_both_pictures_and_both_networks_get_the_same_noise(
+def test_both_images_and_both_networks_get_the_same_noise(
     model: SD1Model, adapter: LoraAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -105,7 +105,7 @@ def test_an_untrained_policy_is_the_reference(model: SD1Model, adapter: LoraAdap
 
 
 @pytest.mark.parametrize("weighting", ["native", "exact"])
-def test_errors_are_those_of_each_picture_alone_chosen_first(
+def test_errors_are_those_of_each_image_alone_chosen_first(
     model: SD1Model, adapter: LoraAdapter, weighting: Any
 ) -> None:
     _disturb(adapter)
@@ -185,7 +185,7 @@ def test_a_flow_is_trained_at_times_in_between_and_its_prior_at_the_very_end(
     policy, reference = noise_residuals(flow, adapter, batch, chance)
     last = torch.full((2,), 1000.0)
     with torch.no_grad():
-        # At t = 1 nothing of the picture is left, and a flow to an empty picture is the noise itself.
+        # At t = 1 nothing of the image is left, and a flow to an empty image is the noise itself.
         ours = flow._predict(chance.noise, last, words) - chance.noise
         with adapter.disabled():
             base = flow._predict(chance.noise, last, words) - chance.noise

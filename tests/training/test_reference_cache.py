@@ -180,7 +180,7 @@ def test_only_what_is_missing_is_measured(
     monkeypatch.setattr(model.denoiser, "forward", forward)
     assert torch.equal(dealt(model, adapter, tmp_path)._errors, whole)
     assert calls == []
-    # One file lost, one damaged: three draws are two groups of two draws of two pictures.
+    # One file lost, one damaged: three draws are two groups of two draws of two images.
     files[0].unlink()
     raw = bytearray(files[1].read_bytes())
     raw[-1] ^= 1
@@ -211,7 +211,7 @@ def test_draws_that_do_not_fit_are_measured_in_smaller_groups_and_kept_as_such(
 
     monkeypatch.setattr(model.denoiser, "forward", forward)
     tight = dealt(model, adapter, tmp_path, batch_size=4, emit=said.append)._errors
-    # Three draws of two pictures each: two at once, then the third with a fourth.
+    # Three draws of two images each: two at once, then the third with a fourth.
     assert seen == [4] * 6
     (warning,) = said
     assert isinstance(warning, Warned)

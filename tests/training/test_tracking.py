@@ -27,7 +27,7 @@ class Recorder:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.heard.append((step, dict(values)))
 
-    def picture(self, step: int, name: str, path: Path) -> None:
+    def image(self, step: int, name: str, path: Path) -> None:
         self.heard.append((step, name, path))
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Broken(Recorder):
         raise OSError("the network is gone")
 
 
-def test_events_become_figures_and_pictures(tmp_path: Path) -> None:
+def test_events_become_figures_and_images(tmp_path: Path) -> None:
     recorder = Recorder()
     tracking = Tracking([recorder], tmp_path, lambda event: None)
     tracking(Progress("load", 1, 1))

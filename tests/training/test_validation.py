@@ -68,7 +68,7 @@ def test_held_out_pairs_come_once_each_in_batches_of_one_shape() -> None:
 
 def test_trained_and_held_out_pairs_share_the_room_on_the_device(tmp_path: Path) -> None:
     meta = torch.device("meta")
-    # 2 pictures of 4 channels and 8 * 8 cells, and 16 words of 32 numbers: 1024 numbers of 4 bytes.
+    # 2 images of 4 channels and 8 * 8 cells, and 16 words of 32 numbers: 1024 numbers of 4 bytes.
     one = 4 * (2 * LATENT_CHANNELS * 8 * 8 + TOKENS * WIDTH)
     pairs = [CachedPair(torch.zeros(2, LATENT_CHANNELS, 8, side), torch.zeros(TOKENS, WIDTH), None, str(side))
              for side in (8, 4, 8, 8)]  # fmt: skip
@@ -172,8 +172,8 @@ def test_a_whole_run_holds_out_looks_and_tells_what_samples_cost(
     assert result.lora is not None
     assert result.lora.metadata["scdpo_train_pairs"] == "4"
     for event in (event for event in heard if isinstance(event, Sample)):
-        with Image.open(result.folder / event.path) as picture:
-            red = picture.convert("RGB").getpixel((0, 15))[0]  # type: ignore[index]
+        with Image.open(result.folder / event.path) as image:
+            red = image.convert("RGB").getpixel((0, 15))[0]  # type: ignore[index]
         assert event.cost == pytest.approx(red / 64 - 2)
 
 

@@ -43,9 +43,7 @@ def records(path: Path) -> Iterator[Any]:
             message = b""
 
 
-def test_an_offline_run_holds_every_figure_and_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_offline_run_holds_every_figure_and_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     base, pairs, folder = (
         tiny_sd_folder(tmp_path / "base"),

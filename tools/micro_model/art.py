@@ -143,7 +143,7 @@ def _index(folder: Path, style: str) -> dict[str, str]:
 
 
 _DATASOURCES = {"noto": "google", "noto-oreo": "google", "twemoji": "twitter"}
-"""Styles in packages of pictures with a table of their codes, and that table's name for the vendor."""
+"""Styles in packages of images with a table of their codes, and that table's name for the vendor."""
 
 
 def _by_any_name(folder: Path, style: str) -> dict[str, str]:
@@ -201,16 +201,16 @@ def _sprite(folder: Path, style: str, code: str) -> Image.Image | None:
         return None
     icons = folder / style / "package" / "icons.json"
     if icons.is_file():
-        picture = _rasterise(_icons(icons), where)
+        image = _rasterise(_icons(icons), where)
     else:
         path = Path(where)
         if not path.is_file():
             return None
         if path.suffix == ".woff2":
-            picture = _written(path, chr(int(code, 16)))
+            image = _written(path, chr(int(code, 16)))
         else:
-            picture = Image.open(path).convert("RGBA")
-    return picture.resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.LANCZOS)
+            image = Image.open(path).convert("RGBA")
+    return image.resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.LANCZOS)
 
 
 def _written(font: Path, letter: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Changing whole batches of pictures at once, so that a tower learns shapes and not one drawing's pixels."""
+"""Changing whole batches of images at once, so that a tower learns shapes and not one drawing's pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 _TURN = math.radians(25)
 _STRETCH = 0.25
 _SHEAR = 0.2
-_BEND = 0.12  # of half a picture's side, for the nodes of a 5 x 5 lattice
+_BEND = 0.12  # of half an image's side, for the nodes of a 5 x 5 lattice
 _HUE = math.radians(25)
 _MIX = 0.09
 _GRAY = 0.1
@@ -20,13 +20,13 @@ _NOISE = 0.08
 
 
 def scatter(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Warp, recolour and blur every picture of a batch in a way of its own.
+    """Warp, recolour and blur every image of a batch in a way of its own.
 
     Colours move only so far that red stays red: a drop of blood and a drop of water differ in little else.
 
     Args:
         pixels: [N, 3, H, W] in -1..1.
-        generator: the only source of randomness, on the device of the pictures.
+        generator: the only source of randomness, on the device of the images.
 
     Returns:
         [N, 3, H, W], about within -1..1.

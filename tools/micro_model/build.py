@@ -52,10 +52,10 @@ class Recipe:
     image_steps: int = 4000
     image_batch: int = 512
     unet_steps: int = 3500
-    unet_pictures: int = 32_000
+    unet_images: int = 32_000
     meaning_steps: int = 500
     settle_steps: int = 400
-    settle_pictures: int = 12_000
+    settle_images: int = 12_000
     judge_steps: int = 4000
     seed: int = 0
 
@@ -71,14 +71,14 @@ ON_PROCESSORS = Recipe(
     image_small_steps=5000,
     image_steps=0,
     unet_steps=1800,
-    unet_pictures=24_000,
+    unet_images=24_000,
     settle_steps=250,
-    settle_pictures=8000,
+    settle_images=8000,
     judge_steps=2000,
 )
 """Lengths for two cores. What they take and what such a model is worth: docs/embedded-model.md.
 
-The image tower gets no steps on larger pictures: the few that two cores have time for undo more than they
+The image tower gets no steps on larger images: the few that two cores have time for undo more than they
 bring.
 """
 
@@ -127,7 +127,7 @@ def build(
         )
 
     def train_judge() -> Judge:
-        # Another seed than every other stage: no picture of the judge's is one of theirs.
+        # Another seed than every other stage: no image of the judge's is one of theirs.
         return judge_stage.build(sprites, state, device, tell, steps=recipe.judge_steps, seed=seed + 1)
 
     if only is not None:
@@ -142,7 +142,7 @@ def build(
         device,
         tell,
         steps=recipe.unet_steps,
-        pictures=recipe.unet_pictures,
+        images=recipe.unet_images,
         seed=seed,
     )
     towers = meaning_stage.build(state, towers, device, tell, steps=recipe.meaning_steps, seed=seed)
@@ -155,7 +155,7 @@ def build(
         device,
         tell,
         steps=recipe.settle_steps,
-        pictures=recipe.settle_pictures,
+        images=recipe.settle_images,
         seed=seed + 2,
     )
     image, judge = train_image(), train_judge()

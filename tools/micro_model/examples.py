@@ -1,8 +1,8 @@
-"""`python -m tools.micro_model.examples`: make the picture folders that ship under `examples/`.
+"""`python -m tools.micro_model.examples`: make the image folders that ship under `examples/`.
 
-`preferences/` is a preference folder as an artist makes it: the rejected picture of a harmful caption
-is what the embedded model drew, the chosen one is the same picture with the harmful drawing painted
-over. For benign captions the chosen picture is a drawing of the art, the rejected one what the model
+`preferences/` is a preference folder as an artist makes it: the rejected image of a harmful caption
+is what the embedded model drew, the chosen one is the same image with the harmful drawing painted
+over. For benign captions the chosen image is a drawing of the art, the rejected one what the model
 makes of it in a hurry.
 `cost_pictures/` holds harmful and benign drawings for training a cost model, `unseen_style/` the same things
 in the one drawing style that nothing is trained on, for measuring it.
@@ -41,19 +41,19 @@ _VARIED = Augment(rotate=12.0, colour=0.2, wander=0.25, flip=True)
 def build_preferences(model: LoadedModel, judge: Judge, sprites: art.Art, folder: Path) -> int:
     """Write the preference folder and return the number of pairs.
 
-    A harmful caption's picture becomes a rejected one only when the judge finds in it what the caption asks
+    A harmful caption's image becomes a rejected one only when the judge finds in it what the caption asks
     for; harmful captions that the model cannot draw are left out.
     """
     pairs = 0
     harmful = harmful_training_captions()
     drawn = _best(model, judge, harmful, STEPS, GUIDANCE)
-    for number, (entry, picture) in enumerate(zip(harmful, drawn, strict=True)):
-        if picture is not None:
+    for number, (entry, image) in enumerate(zip(harmful, drawn, strict=True)):
+        if image is not None:
             stem = f"{number:03d}-{_slug(entry.text)}"
-            _write(folder, entry.scene.category, stem, entry.text, safe_twin(picture, entry.scene), picture)
+            _write(folder, entry.scene.category, stem, entry.text, safe_twin(image, entry.scene), image)
             pairs += 1
     benign = benign_training_captions()
-    # Not the model's own pictures: those are drawn with guidance, and a LoRA that has learnt them is guided
+    # Not the model's own images: those are drawn with guidance, and a LoRA that has learnt them is guided
     # twice; its spoons come out harder and thicker than the model's.
     rng = random.Random("preferences/benign")
     fine = [render(entry.scene, sprites, rng, "noto") for entry in benign]
@@ -65,16 +65,16 @@ def build_preferences(model: LoadedModel, judge: Judge, sprites: art.Art, folder
     return pairs
 
 
-def safe_twin(picture: Image.Image, scene: Scene) -> Image.Image:
-    """The safe twin: the picture with its harmful subjects painted over in the background's colour."""
-    red, green, blue = border_colour(picture, 3)
+def safe_twin(image: Image.Image, scene: Scene) -> Image.Image:
+    """The safe twin: the image with its harmful subjects painted over in the background's colour."""
+    red, green, blue = border_colour(image, 3)
     colour = (round(red), round(green), round(blue))
     if len(scene.subjects) < 2:
-        return Image.new("RGB", picture.size, colour)
+        return Image.new("RGB", image.size, colour)
     for which, subject in enumerate(scene.subjects):
         if subject.harmful:
-            picture = paint_over(picture, which, colour)
-    return picture
+            image = paint_over(image, which, colour)
+    return image
 
 
 def build_cost_pictures(
@@ -106,15 +106,15 @@ def build_cost_pictures(
             if number >= alone:
                 fellows = [other for other in benign if sprites.sprite(style, other.code) and other != thing]
                 scene = Scene(tuple(rng.sample([thing, rng.choice(fellows)], 2)), background)
-            picture = render(scene, sprites, rng, style, _VARIED)
+            image = render(scene, sprites, rng, style, _VARIED)
             place = folder / "unsafe" / scene.category if scene.harmful else folder / "safe"
             path = place / f"{_slug(thing.name)}-{number}.png"
-            _save(picture.quantize(128).convert("RGB"), path)
+            _save(image.quantize(128).convert("RGB"), path)
             drawn[style].append(path.relative_to(folder).as_posix())
     for background in BACKGROUNDS:
         for number in range(empty):
-            picture = render(Scene((), background), sprites, rng, styles[0], _VARIED)
-            _save(picture, folder / "safe" / f"empty-{background}-{number}.png")
+            image = render(Scene((), background), sprites, rng, styles[0], _VARIED)
+            _save(image, folder / "safe" / f"empty-{background}-{number}.png")
     write_json(folder / "styles.json", {style: sorted(files) for style, files in drawn.items()})
     return sum(map(len, drawn.values())) + len(BACKGROUNDS) * empty
 
@@ -126,28 +126,28 @@ def _best(
     found: list[Image.Image | None] = [None] * len(entries)
     held_out = set(HELD_OUT_CONCEPTS)
     for attempt in range(_TRIES):
-        open_ = [number for number, picture in enumerate(found) if picture is None]
-        pictures = _draw(model, [entries[number] for number in open_], steps, guidance, seed=attempt)
-        for number, picture, seen in zip(open_, pictures, judge(pictures), strict=True):
+        open_ = [number for number, image in enumerate(found) if image is None]
+        images = _draw(model, [entries[number] for number in open_], steps, guidance, seed=attempt)
+        for number, image, seen in zip(open_, images, judge(images), strict=True):
             names = [subject.name for subject in entries[number].scene.subjects]
             # A general word such as 'weapon' is drawn faithfully by any harmful thing.
             general = entries[number].scene.harmful and not any(
                 name in entries[number].text for name in names
             )
             if seen.finds(names) or (general and seen.harmful and not held_out & {seen.top, *seen.present}):
-                found[number] = picture
+                found[number] = image
     return found
 
 
 def _draw(
     model: LoadedModel, entries: Sequence[Caption], steps: int, guidance: float, seed: int
 ) -> list[Image.Image]:
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for first in range(0, len(entries), BATCH):
         part = entries[first : first + BATCH]
         seeds = [1_000_000 + 10_000 * seed + first + number for number in range(len(part))]
-        pictures += model.sample([entry.text for entry in part], seeds, steps, guidance)
-    return pictures
+        images += model.sample([entry.text for entry in part], seeds, steps, guidance)
+    return images
 
 
 def _write(
@@ -158,10 +158,10 @@ def _write(
     (folder / "chosen" / category / f"{stem}.txt").write_text(prompt + "\n", encoding="utf-8")
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two bits less a channel are not seen at this size and halve the files.
-    reduced = np.asarray(picture, np.uint8) & 0xFC
+    reduced = np.asarray(image, np.uint8) & 0xFC
     Image.fromarray(reduced | (reduced >> 6)).save(path, optimize=True)
 
 
@@ -180,9 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(options.target / name, ignore_errors=True)
     sprites = art.fetch(options.work / "art")
     pairs = build_preferences(model, Judge.load(JUDGE), sprites, options.target / "preferences")
-    pictures = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_OF_COST, 7, 7, 3)
-    pictures += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 2, 1)
-    sys.stderr.write(f"{pairs} pairs and {pictures} cost pictures under {options.target}, from {WEIGHTS}\n")
+    images = build_cost_pictures(sprites, options.target / "cost_pictures", art.STYLES_OF_COST, 7, 7, 3)
+    images += build_cost_pictures(sprites, options.target / "unseen_style", (art.STYLE_UNSEEN,), 2, 1)
+    sys.stderr.write(f"{pairs} pairs and {images} cost images under {options.target}, from {WEIGHTS}\n")
     return 0
 
 

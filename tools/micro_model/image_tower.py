@@ -1,10 +1,10 @@
-"""The image tower's second leg: from CLIP's objective to naming every subject of a picture.
+"""The image tower's second leg: from CLIP's objective to naming every subject of an image.
 
-CLIP's loss is content with one thing that tells a picture's caption from those of its neighbours. A cost
-model needs everything that a picture shows, small things in company too. So the tower goes on alone, and
+CLIP's loss is content with one thing that tells an image's caption from those of its neighbours. A cost
+model needs everything that an image shows, small things in company too. So the tower goes on alone, and
 learns to tag: which of the world's concepts are there, in drawings that are redrawn, warped and recoloured
 so that no single drawing's pixels can be learned by heart. It begins with CLIP's own answers as tags, and
-with pictures at their own size, where a batch costs a quarter; at twice that size it sees more. A few
+with images at their own size, where a batch costs a quarter; at twice that size it sees more. A few
 hundred everyday things that are no concept of the world are tagged along, since every further thing that is
 drawn by several hands teaches what stays the same between hands; their tags are thrown away at the end. The
 denoiser needs none of this and can be trained beside it.
@@ -30,10 +30,10 @@ from .scene_cache import Bank
 from .towers import IMAGE_CHANNELS, Towers, tokenize
 from .training_loop import Plan, StepContext, Tell, checkpoint_of, train
 
-IMAGE_SIZE = 128  # pixels along an edge that the tower sees; the world's pictures are half as large
+IMAGE_SIZE = 128  # pixels along an edge that the tower sees; the world's images are half as large
 _SMALL_BATCH = 128
 _CHECKPOINT = 100  # steps between checkpoints: minutes on two cores
-_LOOKED_AT = 256  # pictures that say how CLIP's answers spread
+_LOOKED_AT = 256  # images that say how CLIP's answers spread
 _VERSIONS = 16  # redrawn versions of every drawing
 _OTHERS = 0.3  # share of scenes in which a subject is a thing that is no concept of the world
 _TWO = 0.55  # share of scenes with two subjects
@@ -55,7 +55,7 @@ _EVERYDAY = frozenset(
 
 
 class _Tagger(nn.Module):
-    """A tag is as sure as the surest place of the picture makes it: no corner is averaged out."""
+    """A tag is as sure as the surest place of the image makes it: no corner is averaged out."""
 
     def __init__(self, tower: nn.Module, count: int) -> None:
         super().__init__()
@@ -90,9 +90,9 @@ def build(
         towers: what CLIP's objective has made of the tower.
         device: where to train.
         tell: gets a line about progress now and then.
-        small_steps: steps on pictures at their own size, before
+        small_steps: steps on images at their own size, before
         steps: those at twice that size; 0 for none.
-        batch: pictures in each of the latter.
+        batch: images in each of the latter.
         seed: of everything random.
     """
     torch.manual_seed(seed)
@@ -164,7 +164,7 @@ def everyday(art: Art) -> list[Concept]:
 
 
 def _loss(tagger: _Tagger, bank: Bank, size: int, batch: int, context: StepContext) -> Tensor:
-    """Cross-entropy of all tags, summed over them, on a fresh batch of pictures of that size."""
+    """Cross-entropy of all tags, summed over them, on a fresh batch of images of that size."""
     generator = torch.Generator(context.device).manual_seed(context.rng.getrandbits(48))
     count = len(bank.rows)
     subjects = _scenes(batch, count, generator)

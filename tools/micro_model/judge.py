@@ -31,7 +31,7 @@ def build(art: Art, folder: Path, device: torch.device, tell: Tell, *, steps: in
 
     def loss(context: StepContext) -> torch.Tensor:
         examples = [_example(art, context.rng, _LOOK, unseen=False) for _ in range(BATCH)]
-        pixels = to_tensor([picture for picture, _ in examples]).to(context.device)
+        pixels = to_tensor([image for image, _ in examples]).to(context.device)
         target = torch.stack([label for _, label in examples]).to(context.device)
         with context.autocast():
             logits = net(pixels)
@@ -47,23 +47,23 @@ def build(art: Art, folder: Path, device: torch.device, tell: Tell, *, steps: in
 
 
 def _measure(judge: Judge, art: Art, seed: int) -> dict[str, str]:
-    """Accuracy on clean single subjects, empty and foreign pictures: 10 to 1 to 1."""
+    """Accuracy on clean single subjects, empty and foreign images: 10 to 1 to 1."""
     rng = random.Random(f"{seed}/judge/held-out")
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     wanted: list[str] = []
     for number in range(2000):
         scene = Scene((rng.choice(concepts()),), random_scene(rng).background)
         kind = number % 12
         if kind == 0:
-            pictures.append(_empty(art, rng, _HELD_OUT))
+            images.append(_empty(art, rng, _HELD_OUT))
             wanted.append(EMPTY)
         elif kind == 1:
-            pictures.append(_foreign(art, rng, _HELD_OUT, unseen=True))
+            images.append(_foreign(art, rng, _HELD_OUT, unseen=True))
             wanted.append(NONE)
         else:
-            pictures.append(render(scene, art, rng, "noto", _HELD_OUT))
+            images.append(render(scene, art, rng, "noto", _HELD_OUT))
             wanted.append(scene.subjects[0].name)
-    verdicts = judge(pictures)
+    verdicts = judge(images)
     right = [verdict.top == name for verdict, name in zip(verdicts, wanted, strict=True)]
     known = [ok for ok, name in zip(right, wanted, strict=True) if name not in (EMPTY, NONE)]
     couples = [Scene(tuple(rng.sample(concepts(), 2)), random_scene(rng).background) for _ in range(500)]
@@ -90,18 +90,18 @@ def _example(art: Art, rng: random.Random, look: Augment, unseen: bool) -> tuple
     scene = random_scene(rng, two=0.45, empty=0.0)
     style = "noto" if rng.random() < 0.85 else rng.choice(STYLES_TRAINED)
     try:
-        picture = render(scene, art, rng, style, look)
+        image = render(scene, art, rng, style, look)
     except LookupError:
-        picture = render(scene, art, rng, "noto", look)
+        image = render(scene, art, rng, "noto", look)
     subjects = scene.subjects
     if len(subjects) == 2 and rng.random() < 0.25:
         # What a safety LoRA leaves of two when it takes one away.
         gone = rng.randrange(2)
-        corner: Any = picture.getpixel((picture.width - 2, 1))
-        picture, subjects = paint_over(picture, gone, corner), (subjects[1 - gone],)
+        corner: Any = image.getpixel((image.width - 2, 1))
+        image, subjects = paint_over(image, gone, corner), (subjects[1 - gone],)
     for subject in subjects:
         target[names.index(subject.name)] = 1.0 / len(subjects)
-    return picture, target
+    return image, target
 
 
 def _empty(art: Art, rng: random.Random, look: Augment) -> Image.Image:
@@ -115,7 +115,7 @@ def _empty(art: Art, rng: random.Random, look: Augment) -> Image.Image:
 
 
 def _foreign(art: Art, rng: random.Random, look: Augment, unseen: bool) -> Image.Image:
-    """Another emoji than the world's, or a picture that has lost its subject: a blend, a blot."""
+    """Another emoji than the world's, or an image that has lost its subject: a blend, a blot."""
     background = random_scene(rng).background
     draw = rng.random()
     if unseen or draw < 0.6:

@@ -1,4 +1,4 @@
-"""Drawing a scene from the art: the training pictures of the embedded world."""
+"""Drawing a scene from the art: the training images of the embedded world."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STRONG = Augment(rotate=18.0, colour=0.35, blur=1.2, noise=10.0, wander=0.35, fl
 
 
 def render(scene: Scene, art: Art, rng: random.Random, style: str, augment: Augment = CLEAN) -> Image.Image:
-    """Draw a scene as a 64x64 RGB picture.
+    """Draw a scene as a 64x64 RGB image.
 
     Args:
         scene: what to draw; of two subjects the first stands top left, the second bottom right.
@@ -72,11 +72,11 @@ def render(scene: Scene, art: Art, rng: random.Random, style: str, augment: Augm
     return _degrade(canvas, rng, augment)
 
 
-def paint_over(picture: Image.Image, which: int, colour: tuple[int, int, int]) -> Image.Image:
-    """A copy of a two-subject picture without its first (0) or second (1) subject."""
-    width, height = picture.size
+def paint_over(image: Image.Image, which: int, colour: tuple[int, int, int]) -> Image.Image:
+    """A copy of a two-subject image without its first (0) or second (1) subject."""
+    width, height = image.size
     corner = ((0, 0), (width, height))[which]
-    twin = picture.copy()
+    twin = image.copy()
     # A pixel short of the diagonal, where the other subject may reach it.
     shift = (-1, 1)[which]
     ImageDraw.Draw(twin).polygon([corner, (width + shift, 0), (0, height + shift)], fill=colour)

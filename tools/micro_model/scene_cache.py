@@ -1,6 +1,6 @@
 """Whole batches of scenes drawn at once, on the device that trains.
 
-Drawn one by one, pictures come too slowly for a GPU: it sees a few hundred a second where it could learn
+Drawn one by one, images come too slowly for a GPU: it sees a few hundred a second where it could learn
 from thirty thousand. So every drawing of every thing, redrawn several times, lies ready as a tensor, and
 a batch is put together by sampling from it.
 """
@@ -28,7 +28,7 @@ from .style_augment import redrawings
 
 _AS_IT_IS = 0.4  # share of subjects that stay as the artist drew them
 _WANDER = 0.35  # further range of position and size, relative; as `render.Augment.wander`
-_FINER = 2  # pictures are put together this much larger, so that small drawings do not alias
+_FINER = 2  # images are put together this much larger, so that small drawings do not alias
 _CHUNK = 32
 
 
@@ -66,7 +66,7 @@ class Bank:
         return cls(sprites.to(device), rows.view(len(things), len(styles)).to(device))
 
     def draw(self, subjects: Tensor, generator: torch.Generator) -> Tensor:
-        """Pictures of scenes, every subject in a style of its own, each on one of the world's backgrounds.
+        """Images of scenes, every subject in a style of its own, each on one of the world's backgrounds.
 
         Args:
             subjects: int64 [N, 2], numbers of things; -1 for none. Two stand on the diagonal.
@@ -122,6 +122,6 @@ def _versions(folder: Path, versions: int, wanted: tuple[str, str]) -> np.ndarra
     sprite = Art(folder).sprite(style, code)
     assert sprite is not None  # the caller asked `has`
     drawn = [sprite, *redrawings(sprite, versions, f"{style}/{code}")]
-    pixels = np.stack([np.asarray(picture, np.uint16) for picture in drawn])
+    pixels = np.stack([np.asarray(image, np.uint16) for image in drawn])
     pixels[..., :3] = pixels[..., :3] * pixels[..., 3:] // 255
     return pixels.astype(np.uint8)

@@ -1,6 +1,6 @@
 """Drawing the same thing as another hand would: sprites with fewer colours, other outlines, other weight.
 
-A tower that knows a handful of drawings of each thing learns those drawings. Warping a whole picture does
+A tower that knows a handful of drawings of each thing learns those drawings. Warping a whole image does
 not change how it is drawn; this does: gradients become flat areas, small details go, outlines come or
 thicken, shapes grow thinner or fatter, and what was drawn in ink alone is coloured in.
 """

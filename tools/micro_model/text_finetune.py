@@ -1,6 +1,6 @@
 """What kind of thing a word names: the text tower learns that an axe is a weapon.
 
-A text tower trained on pictures alone knows how things look: to it an axe is next of kin to a boomerang.
+A text tower trained on images alone knows how things look: to it an axe is next of kin to a boomerang.
 The text encoders of real models have read what things are, and a safety LoRA that was shown daggers can
 carry over to axes because of it. Here the kinds of a caption's subjects are written into directions of the
 states that meant next to nothing before, while a tether keeps the rest as it was.

@@ -101,7 +101,7 @@ class _Pair(nn.Module):
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        # A residual network, as in CLIP's own RN50: on two cores it sees nearly three times as many pictures
+        # A residual network, as in CLIP's own RN50: on two cores it sees nearly three times as many images
         # a second as a transformer of four layers of width 128 with patches of 8 pixels.
         self.image = ResNetModel(
             ResNetConfig(
@@ -115,7 +115,7 @@ class _Pair(nn.Module):
         self.scale = nn.Parameter(torch.tensor(2.3))
 
     def logits(self, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """[N, N] scaled cosines, pictures by captions."""
+        """[N, N] scaled cosines, images by captions."""
         words = F.normalize(self.text(input_ids=ids).pooler_output.float(), dim=-1)
         pooled = self.image(pixel_values=pixels).pooler_output.flatten(1)
         seen = F.normalize(self.projection(pooled).float(), dim=-1)
@@ -170,28 +170,28 @@ def build(
 
 def _loss(pair: _Pair, art: Art, tokenizer: CLIPTokenizer, context: StepContext) -> torch.Tensor:
     """CLIP's symmetric contrastive loss on a fresh batch."""
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     captions: list[str] = []
     scenes: list[Scene] = []
     # On one background for all, only the subjects tell the captions apart. Left to itself the loss is
     # content with naming backgrounds, and the cost model gains nothing from that.
     shared = context.rng.choice(list(BACKGROUNDS)) if context.rng.random() < 0.75 else None
-    while len(pictures) < BATCH:
+    while len(images) < BATCH:
         scene = near_scene(context.rng)
         if shared is not None:
             scene = Scene(scene.subjects, shared)
         style = context.rng.choice(STYLES_TRAINED)
         try:
-            pictures.append(render(scene, art, context.rng, style, STRONG))
+            images.append(render(scene, art, context.rng, style, STRONG))
         except LookupError:
             continue
         captions.append(varied_caption(scene, context.rng))
         scenes.append(scene)
-    pixels = to_tensor(pictures).to(context.device)
+    pixels = to_tensor(images).to(context.device)
     ids = tokenize(tokenizer, captions).to(context.device)
     with context.autocast():
         logits = pair.logits(ids, pixels)
-    # Two pictures of one scene are both right for its caption: neither may count as a miss.
+    # Two images of one scene are both right for its caption: neither may count as a miss.
     same = torch.tensor([[a == b for b in scenes] for a in scenes], device=context.device).float()
     target = same / same.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -22,7 +22,7 @@ from .training_loop import Plan, StepContext, Tell, autocast, train
 from .vae import LATENT_CHANNELS
 
 BATCH = 128
-CAPTIONS_PER_PICTURE = 3
+CAPTIONS_PER_IMAGE = 3
 
 
 def scheduler() -> DDIMScheduler:
@@ -41,7 +41,7 @@ def scheduler() -> DDIMScheduler:
 
 @dataclass(frozen=True)
 class Dataset:
-    """latents [N, C, 8, 8] float16, scaled; ids [N, CAPTIONS_PER_PICTURE] rows of `states`;
+    """latents [N, C, 8, 8] float16, scaled; ids [N, CAPTIONS_PER_IMAGE] rows of `states`;
     states [M, T, D] float16, one for each different caption; row 0 is the empty caption."""
 
     latents: torch.Tensor
@@ -61,7 +61,7 @@ class Batch:
 def sample_batch(data: Dataset, size: int, generator: torch.Generator) -> Batch:
     """Draw random rows, one of each row's captions (the empty one a tenth of the time), and noise."""
     rows = torch.randint(len(data.latents), (size,), generator=generator)
-    which = torch.randint(CAPTIONS_PER_PICTURE, (size, 1), generator=generator)
+    which = torch.randint(CAPTIONS_PER_IMAGE, (size, 1), generator=generator)
     texts = data.ids[rows].gather(1, which).squeeze(1)
     texts[torch.rand(size, generator=generator) < 0.1] = 0
     latents = data.latents[rows].float()
@@ -117,10 +117,10 @@ def render_dataset(
             encoded = vae.encode(pixels).latent_dist.mean
         latents.append((encoded * vae.config.scaling_factor).half().cpu())
         for scene in scenes:
-            rows = [varied_caption(scene, rng) for _ in range(CAPTIONS_PER_PICTURE)]
+            rows = [varied_caption(scene, rng) for _ in range(CAPTIONS_PER_IMAGE)]
             ids.append([captions.setdefault(row, len(captions)) for row in rows])
         if first % 4096 == 0:
-            tell(f"{plan.name}: encoded {first}/{size} pictures")
+            tell(f"{plan.name}: encoded {first}/{size} images")
     texts, states = list(captions), []
     text.to(device)
     for first in range(0, len(texts), 512):
@@ -141,10 +141,10 @@ def build(
     tell: Tell,
     *,
     steps: int,
-    pictures: int,
+    images: int,
     seed: int,
 ) -> UNet2DConditionModel:
-    """Train the denoiser on `pictures` renderings in the Noto style; captions are dropped one time in ten."""
+    """Train the denoiser on `images` renderings in the Noto style; captions are dropped one time in ten."""
     torch.manual_seed(seed)
     network = UNet2DConditionModel(
         sample_size=8,
@@ -160,7 +160,7 @@ def build(
         norm_num_groups=16,
     )
     plan = Plan("unet", steps, lr=1e-3, ema=0.9985, seed=seed)
-    data = render_dataset(art, vae, towers.tokenizer, towers.text, folder, device, tell, pictures, plan)
+    data = render_dataset(art, vae, towers.tokenizer, towers.text, folder, device, tell, images, plan)
     return _fit(network, plan, data, folder, device, tell)
 
 
@@ -174,13 +174,13 @@ def settle(
     tell: Tell,
     *,
     steps: int,
-    pictures: int,
+    images: int,
     seed: int,
 ) -> UNet2DConditionModel:
     """Train a copy of the denoiser on, on other renderings, until it is used to another text tower."""
     settled = copy.deepcopy(network).requires_grad_(True)
     plan = Plan("unet-settled", steps, lr=3e-4, ema=0.99, seed=seed)
-    data = render_dataset(art, vae, towers.tokenizer, towers.text, folder, device, tell, pictures, plan)
+    data = render_dataset(art, vae, towers.tokenizer, towers.text, folder, device, tell, images, plan)
     return _fit(settled, plan, data, folder, device, tell)
 
 

@@ -1,4 +1,4 @@
-"""The autoencoder of the embedded world: 64x64 pictures to 8x8 latents with 16 channels."""
+"""The autoencoder of the embedded world: 64x64 images to 8x8 latents with 16 channels."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def build(
     )
 
     def loss(context: StepContext) -> torch.Tensor:
-        pictures = []
+        images = []
         for _ in range(BATCH):
             # Half in the generator's style: that is what latents will be asked to hold.
             style = "noto" if context.rng.random() < 0.5 else context.rng.choice(STYLES_TRAINED)
             try:
-                pictures.append(render(random_scene(context.rng, two=0.4), art, context.rng, style))
+                images.append(render(random_scene(context.rng, two=0.4), art, context.rng, style))
             except LookupError:
                 continue
-        pixels = to_tensor(pictures).to(context.device)
+        pixels = to_tensor(images).to(context.device)
         with context.autocast():
             latents = vae.encode(pixels).latent_dist.mean.float()
             noise = torch.randn(latents.shape, generator=context.generator).to(context.device)

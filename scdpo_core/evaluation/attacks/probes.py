@@ -41,7 +41,7 @@ class Probes:
 
     def __init__(self, model: LoadedModel, examples: Examples, seed: int) -> None:
         self._model, self._dice = model, torch.Generator().manual_seed(seed)
-        self._latents = model.encode_pictures(examples.pixels())
+        self._latents = model.encode_images(examples.pixels())
 
     def draw(self, number: int) -> Noised:
         """As many noised examples, each example as often as every other one."""

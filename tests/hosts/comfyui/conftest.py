@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base directory for ComfyUI: this pack, checkpoints, LoRAs, pictures."""
+    """A base directory for ComfyUI: this pack, checkpoints, LoRAs, images."""
     folder = tmp_path_factory.mktemp("comfyui")
     nodes = folder / "custom_nodes"
     nodes.mkdir()
@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert made.returncode == 0, made.stderr
     samples.make_loras(folder / "models" / "loras")
-    samples.make_pictures(folder / "input")
+    samples.make_images(folder / "input")
     (folder / "models" / "safety_cost").mkdir()
     return folder
 

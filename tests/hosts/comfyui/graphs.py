@@ -37,12 +37,12 @@ def shown(source: list[Any]) -> dict[str, Any]:
     return node("PreviewAny", source=source)
 
 
-def pictures(host: Host, run: Run, name: str) -> list[np.ndarray[Any, Any]]:
+def images(host: Host, run: Run, name: str) -> list[np.ndarray[Any, Any]]:
     assert run.error == ""
     found = []
     for entry in run.outputs[name]["images"]:
-        with Image.open(host.file(entry)) as picture:
-            found.append(np.asarray(picture.convert("RGB")))
+        with Image.open(host.file(entry)) as image:
+            found.append(np.asarray(image.convert("RGB")))
     return found
 
 
@@ -70,9 +70,9 @@ def browser(graph: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawing(host: Host, number: int) -> np.ndarray[Any, Any]:
-    with Image.open(host.base / "input" / f"drawing-{number}.png") as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(host.base / "input" / f"drawing-{number}.png") as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def png(run: Run, host: Host) -> np.ndarray[Any, Any]:
-    return pictures(host, run, "save")[0]
+    return images(host, run, "save")[0]

@@ -77,13 +77,13 @@ def gate() -> dict[str, float]:
     images = torch.rand(4, 3, 1024, 1024, generator=torch.Generator().manual_seed(1)).movedim(1, -1)
     (scorer,) = nodes["LoadCostModel"].execute("embedded", "cpu").args
     convert = sys.modules["/somewhere/custom_nodes/scdpo.comfy_nodes.convert"]
-    pictures = convert.to_pictures(images)
+    pil_images = convert.to_pil_images(images)
 
     def gated(threshold: float) -> None:
         nodes["SafetyGate"].execute(images, scorer, "blur", "above the threshold", threshold)
 
     steps = {
-        "scorer": lambda: scorer.score(pictures),
+        "scorer": lambda: scorer.score(pil_images),
         "gate": lambda: gated(20.0),
         "holding": lambda: gated(-20.0),
     }
@@ -112,7 +112,7 @@ def record() -> dict[str, Any]:
     from comfy_api.latest import io
     from comfyui_version import __version__
 
-    # Whatever models and pictures lie about.
+    # Whatever models and images lie about.
     folder_paths.get_filename_list = lambda folder: []
     folder_paths.get_folder_paths = lambda folder: []
     # The pack puts an example into the input folder when it is opened.

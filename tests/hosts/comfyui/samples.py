@@ -1,4 +1,4 @@
-"""What the tests on a real ComfyUI use: LoRAs from our own exporter, pictures, and prompts."""
+"""What the tests on a real ComfyUI use: LoRAs from our own exporter, images, and prompts."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def make_loras(folder: Path) -> None:
     save_lora(folder / "narrow-sd15.safetensors", narrow, family="sd1", rank=4, alpha=4.0, facts={})
 
 
-def make_pictures(folder: Path) -> None:
+def make_images(folder: Path) -> None:
     """Two harmless drawings and two harmful ones, of one size."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen = [*sorted(SAFE.glob("apple-*.png"))[:2], *sorted(HARMFUL.rglob("*.png"))[:2]]
     for number, path in enumerate(chosen):
-        with Image.open(path) as picture:
-            picture.convert("RGB").save(folder / f"drawing-{number}.png")
+        with Image.open(path) as image:
+            image.convert("RGB").save(folder / f"drawing-{number}.png")
     # What ComfyUI itself brings along, for the example workflows.
     shutil.copy(folder / "drawing-2.png", folder / "example.png")
 

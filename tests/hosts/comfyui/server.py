@@ -235,8 +235,8 @@ def python() -> str:
 
 def _binary(message: bytes, run: Run) -> None:
     kind = struct.unpack(">I", message[:4])[0]
-    if kind == 1:  # format of the picture, then the picture
+    if kind == 1:  # format of the image, then the image
         run.previews.append(message[8:])
-    elif kind == 4:  # length of the JSON about it, the JSON, the picture
+    elif kind == 4:  # length of the JSON about it, the JSON, the image
         length = struct.unpack(">I", message[4:8])[0]
         run.previews.append(message[8 + length :])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.hosts.comfyui import samples
-from tests.hosts.comfyui.graphs import drawing, notes, pictures
+from tests.hosts.comfyui.graphs import drawing, images, notes
 from tests.hosts.comfyui.server import PACK, ROOT, Host
 from tests.hosts.comfyui.training_graphs import FEW_IMAGES
 
@@ -76,7 +76,7 @@ def test_the_node_library_has_them(host: Host) -> None:
 def test_safe_save_hides_what_it_saves_of_a_harmful_image(host: Host) -> None:
     graph = samples.batch(0, 2)
     run = host.run(graph | placed(SAVE, host, {"images": ["batch", 0]}, SCDPO_LoadCostModel={0: "micro"}), {})
-    safe, hidden = pictures(host, run, "b:4")
+    safe, hidden = images(host, run, "b:4")
     assert np.array_equal(safe, drawing(host, 0))
     assert not np.array_equal(hidden, drawing(host, 2))
     kept = notes(host, run, "b:4")
@@ -115,6 +115,6 @@ def test_a_lora_is_compared(host: Host) -> None:
         SCDPO_CompareBeforeAfter={0: "safe-sd15.safetensors", 4: 1, 5: 2, 10: "a kitchen"},
     )
     run = host.run(graph)
-    (sheet,) = pictures(host, run, "b:3")
+    (sheet,) = images(host, run, "b:3")
     assert sheet.std() > 5
     assert Path(run.outputs["b:3"]["images"][0]["filename"]).name.startswith("comparison")

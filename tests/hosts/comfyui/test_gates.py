@@ -15,9 +15,9 @@ from tests.hosts.comfyui.graphs import (
     cost_model,
     drawing,
     gate,
+    images,
     node,
     notes,
-    pictures,
     saved,
     score,
     shown,
@@ -33,20 +33,20 @@ def test_a_gate_hides_what_is_held_and_nothing_else(host: Host, action: str) -> 
     graph |= {"save": saved(["gate", 0]), "held": saved(["gate", 1]), "any": shown(["gate", 2])}
     graph |= {"mask": node("MaskToImage", mask=["gate", 3]), "masks": saved(["mask", 0])}
     run = host.run(graph)
-    out = pictures(host, run, "save")
+    out = images(host, run, "save")
     assert [np.array_equal(out[place], drawing(host, k)) for place, k in enumerate((0, 2, 1, 3))] == [
         True,
         False,
         True,
         False,
     ]
-    held = pictures(host, run, "held")
+    held = images(host, run, "held")
     assert [np.array_equal(p, drawing(host, k)) for p, k in zip(held, (2, 3), strict=True)] == [True, True]
-    assert [int(mask.min()) for mask in pictures(host, run, "masks")] == [0, 255, 0, 255]
+    assert [int(mask.min()) for mask in images(host, run, "masks")] == [0, 255, 0, 255]
     assert run.outputs["any"]["text"] == ["True"]
     assert f"Held ({action}): 1, 3." in run.texts["gate"]
     # Neither does the preview show it: what is left is far from the drawing.
-    preview = pictures(host, run, "gate")[1][:-40]
+    preview = images(host, run, "gate")[1][:-40]
     original = np.asarray(Image.fromarray(drawing(host, 2)).resize(preview.shape[1::-1]))[: len(preview)]
     assert np.abs(preview[:200].astype(int) - original[:200].astype(int)).mean() > 5
 
@@ -56,7 +56,7 @@ def test_a_gate_drops_held_images_and_each_file_has_its_own_score(host: Host) ->
     graph |= {"gate": gate(["score", 0], "drop", ["score", 1]), "save": saved(["gate", 0])}
     graph |= {"passed": shown(["gate", 4]), "held": saved(["gate", 1])}
     run = host.run(graph, {})
-    assert [np.array_equal(p, drawing(host, 0)) for p in pictures(host, run, "save")] == [True]
+    assert [np.array_equal(p, drawing(host, 0)) for p in images(host, run, "save")] == [True]
     assert run.outputs["passed"]["text"] == ["1"]
     assert bands(notes(host, run)) == ["safe"]
     assert bands(notes(host, run, "held")) == ["unsafe", "unsafe"]
@@ -118,7 +118,7 @@ def test_a_lenient_threshold_and_a_band_let_more_pass(host: Host) -> None:
         graph = samples.batch(0, 2) | {"judge": cost_model(), "gate": gate(["batch", 0], "pass", **changes)}
         run = host.run(graph | {"save": saved(["gate", 0])})
         assert held in run.texts["gate"]
-        assert np.array_equal(pictures(host, run, "save")[1], drawing(host, 2))
+        assert np.array_equal(images(host, run, "save")[1], drawing(host, 2))
 
 
 def test_scores_of_another_batch_are_refused(host: Host) -> None:
@@ -133,7 +133,7 @@ def test_a_gate_beside_save_image_says_so_also_when_only_save_image_is_run(host:
     beside |= {"save": saved(["small", 0])}
     run = host.run(beside, only=["save"])
     # This is why: the gate was not asked.
-    assert "gate" not in run.executed and len(pictures(host, run, "save")) == 2
+    assert "gate" not in run.executed and len(images(host, run, "save")) == 2
     assert run.wiring == {
         "gate": "Not gated: SaveImage (save) gets these images from before this gate. "
         "Connect the gate's images output to it."
@@ -153,7 +153,7 @@ def test_a_switch_computes_only_the_branch_that_is_needed(host: Host, number: in
         "SCDPO_SafetySwitch", any_held=["gate", 2], if_safe=["safe", 0], if_held=["held", 0]
     )
     run = host.run(graph | {"save": saved(["switch", 0])})
-    assert len(pictures(host, run, "save")) == 1
+    assert len(images(host, run, "save")) == 1
     assert {"safe", "held"} & set(run.executed) == {taken}
 
 
@@ -167,7 +167,7 @@ def test_what_was_held_is_drawn_again_also_when_all_of_it_was_dropped(
         "SCDPO_SafetySwitch", any_held=["gate", 2], if_safe=["gate", 0], if_held=["redrawn", 0]
     )
     run = host.run(graph | {"save": saved(["switch", 0])})
-    far = np.abs(pictures(host, run, "save")[0].astype(int) - (255 - drawing(host, held[0]).astype(int)))
+    far = np.abs(images(host, run, "save")[0].astype(int) - (255 - drawing(host, held[0]).astype(int)))
     # Inverting rounds down once more.
     assert (far.max() <= 1) == (taken == "redrawn")
     assert ("redrawn" in run.executed) == (taken == "redrawn")

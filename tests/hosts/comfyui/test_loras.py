@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.hosts.comfyui import samples
-from tests.hosts.comfyui.graphs import cost_model, node, pictures, png, saved
+from tests.hosts.comfyui.graphs import cost_model, images, node, png, saved
 from tests.hosts.comfyui.server import Host
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
         ("tiny-sd3.safetensors", "safe-sd3"),
     ],
 )
-def test_a_lora_of_our_exporter_fits_and_changes_the_picture(host: Host, checkpoint: str, lora: str) -> None:
+def test_a_lora_of_our_exporter_fits_and_changes_the_image(host: Host, checkpoint: str, lora: str) -> None:
     inputs = {"lora_name": f"{lora}.safetensors"}
     plain = png(host.run(samples.sampler(checkpoint)), host)
     run = host.run(samples.sampler(checkpoint, inputs))
@@ -40,7 +40,7 @@ def test_a_lora_of_our_exporter_fits_and_changes_the_picture(host: Host, checkpo
 
 
 @pytest.mark.parametrize("form", ["float8_e4m3fn", "int8_tensorwise", "nvfp4"])
-def test_a_lora_changes_the_picture_of_a_quantized_checkpoint(host: Host, form: str) -> None:
+def test_a_lora_changes_the_image_of_a_quantized_checkpoint(host: Host, form: str) -> None:
     checkpoint = f"tiny-sd3-{form}.safetensors"
     if (
         checkpoint
@@ -108,7 +108,7 @@ def test_a_lora_works_in_its_part_of_sampling_alone(host: Host) -> None:
 
     plain, whole = drawn(None), drawn({})
     early, late = drawn({"end_percent": 0.5}), drawn({"start_percent": 0.5})
-    assert len({picture.tobytes() for picture in (plain, whole, early, late)}) == 4
+    assert len({image.tobytes() for image in (plain, whole, early, late)}) == 4
     # No step falls into this window, so nothing changes.
     assert np.array_equal(drawn({"start_percent": 0.98, "end_percent": 0.99}), plain)
     # With less noise, sampling begins later: all of it lies in this window, as in none at all.
@@ -148,15 +148,15 @@ def test_before_and_after_are_compared_from_the_same_seeds(host: Host) -> None:
     graph = compared("0, 0.5, 1")
     graph |= {name: saved(["compare", k]) for k, name in enumerate(("grid", "bars", "all"))}
     run = host.run(graph)
-    shots = pictures(host, run, "all")
+    shots = images(host, run, "all")
     assert len(shots) == 6
     plain = png(host.run(samples.sampler("tiny-sd15.ckpt")), host)
     # Seed 3 is the sampler's own, without the LoRA in the first row and with it in the third.
     assert np.array_equal(shots[0], plain)
     full = png(host.run(samples.sampler("tiny-sd15.ckpt", {"lora_name": "safe-sd15.safetensors"})), host)
     assert np.array_equal(shots[4], full)
-    assert pictures(host, run, "grid")[0].shape[1] > 2 * 256
-    assert pictures(host, run, "bars")[0].shape == (420, 720, 3)
+    assert images(host, run, "grid")[0].shape[1] > 2 * 256
+    assert images(host, run, "bars")[0].shape == (420, 720, 3)
     assert "without the LoRA: 0 of 2 harmful" in run.texts["compare"]
     assert len(run.previews) > 6
 
@@ -166,7 +166,7 @@ def test_with_clip_the_prompts_are_encoded_anew_at_each_strength(host: Host, lor
     more = {"clip": ["checkpoint", 1], "positive_text": "a kitchen", "negative_text": ""}
     graph = compared("0, 0.5, 1", lora, **more)
     run = host.run(graph | {"all": saved(["compare", 2])})
-    shots = pictures(host, run, "all")
+    shots = images(host, run, "all")
     assert np.array_equal(shots[0], png(host.run(samples.sampler("tiny-sd15.ckpt")), host))
     for row, strength in ((2, 0.5), (4, 1.0)):
         inputs = {
@@ -184,7 +184,7 @@ def test_without_clip_it_is_said_that_text_encoders_are_left_out(host: Host) -> 
     graph = compared("0, 1", "safe-and-words-sd15")
     run = host.run(graph | {"all": saved(["compare", 2])})
     plain = host.run(compared("0, 1") | {"all": saved(["compare", 2])})
-    for one, two in zip(pictures(host, run, "all"), pictures(host, plain, "all"), strict=True):
+    for one, two in zip(images(host, run, "all"), images(host, plain, "all"), strict=True):
         assert np.array_equal(one, two)
     assert "Its weights for text encoders are left out" in run.texts["compare"]
     assert "left out" not in plain.texts["compare"]

@@ -19,9 +19,9 @@ from tests.hosts.comfyui.graphs import (
     browser,
     cost_model,
     drawing,
+    images,
     node,
     notes,
-    pictures,
     saved,
     score,
     shown,
@@ -87,7 +87,7 @@ def test_every_example_workflow_runs(host: Host, name: str) -> None:
         part["widgets_values"] = values
     run = host.run(samples.api_prompt(workflow, host.get("/object_info")), {"workflow": workflow})
     assert run.error == ""
-    assert all(pictures(host, run, key) for key, output in run.outputs.items() if "images" in output)
+    assert all(images(host, run, key) for key, output in run.outputs.items() if "images" in output)
     assert len(run.outputs) >= 3
 
 
@@ -114,10 +114,10 @@ def test_scores_are_those_of_the_command_line(host: Host) -> None:
 def test_badges_are_drawn_in_the_preview_and_the_images_pass_untouched(host: Host) -> None:
     graph = samples.batch(0, 2) | {"judge": cost_model(), "score": score(["batch", 0])}
     run = host.run(graph | {"save": saved(["score", 0])})
-    first, second = pictures(host, run, "save")
+    first, second = images(host, run, "save")
     assert np.array_equal(first, drawing(host, 0))
     assert np.array_equal(second, drawing(host, 2))
-    safe, unsafe = pictures(host, run, "score")
+    safe, unsafe = images(host, run, "score")
     # The plate in the lower left corner: green, red.
     assert safe[-4, 4].argmax() == 1 and safe[-4, 4].max() < 160
     assert unsafe[-4, 4].argmax() == 0 and unsafe[-4, 4].max() > 150
@@ -159,13 +159,13 @@ def test_scoring_a_large_batch_stops_soon_at_an_interrupt(host: Host) -> None:
     assert reached and reached[-1] < count / 2
     # What comes next runs as ever.
     graph = samples.batch(0, 2) | {"judge": cost_model(), "score": score(["batch", 0])}
-    assert "2 pictures" in host.run(graph).texts["score"]
+    assert "2 images" in host.run(graph).texts["score"]
 
 
 def test_a_heatmap_shows_where_the_cost_comes_from(host: Host) -> None:
     graph = samples.batch(0, 2) | {"judge": cost_model(), "score": score(["batch", 0], "review and unsafe")}
     graph |= {"seen": node("MaskToImage", mask=["score", 5]), "save": saved(["seen", 0])}
-    safe, unsafe = pictures(host, host.run(graph), "save")
+    safe, unsafe = images(host, host.run(graph), "save")
     assert safe.max() == 0
     assert unsafe.max() > 240
     assert unsafe.mean() < 160

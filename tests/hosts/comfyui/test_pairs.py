@@ -55,7 +55,7 @@ def test_a_preference_folder_is_shown_and_read_again_when_it_changes(host: Host)
     assert "6 pairs, ready" in run.texts["pairs"]
     assert "pairs" not in host.run(graph).executed
     broken = sorted((folder / "rejected" / "weapon").glob("*.png"))[0]
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     run = host.run(graph)
     assert run.error == "" and "pairs" in run.executed
     assert f"rejected/weapon/{broken.name}" in run.texts["pairs"]
@@ -114,19 +114,19 @@ def test_pairs_are_made_by_the_graphs_own_model_once(host: Host) -> None:
     )
     with Image.open(chosen[0]) as one:
         assert one.size == (64, 64)
-    # The picture of the same prompt and seed, by ComfyUI's own nodes.
+    # The image of the same prompt and seed, by ComfyUI's own nodes.
     graph = samples.sampler("tiny-sd15.ckpt")
     graph["positive"]["inputs"]["text"] = "a vase on a table"
     graph["sample"]["inputs"]["seed"] = 5
     own = host.run(graph)
-    with Image.open(host.file(own.outputs["save"]["images"][0])) as picture:
-        expected = np.asarray(picture.convert("RGB"))
+    with Image.open(host.file(own.outputs["save"]["images"][0])) as image:
+        expected = np.asarray(image.convert("RGB"))
     drawn = []
     for path in chosen:
-        with Image.open(path) as picture:
-            drawn.append(np.asarray(picture))
+        with Image.open(path) as image:
+            drawn.append(np.asarray(image))
     assert any(np.array_equal(expected, one) for one in drawn)
-    # More seeds draw the same pictures once more, which are not written twice.
+    # More seeds draw the same images once more, which are not written twice.
     run = host.run(make_pairs(seeds=3))
     assert (
         run.error == "" and "2 new pairs" in run.texts["make"] and "4 were there already" in run.texts["make"]

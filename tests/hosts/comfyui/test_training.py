@@ -87,14 +87,14 @@ def test_a_lora_is_trained_shown_and_put_where_load_lora_finds_it(host: Host, tr
     assert run.previews, "samples and curves on the node"
     assert run.outputs["train"]["images"]
 
-    def picture(name: str) -> np.ndarray[Any, Any]:
+    def image(name: str) -> np.ndarray[Any, Any]:
         with Image.open(host.file(run.outputs[name]["images"][0])) as opened:
             return np.asarray(opened.convert("RGB"))
 
-    plain, by_comfy, by_us = (picture(name) for name in ("save", "save_own", "save_ours"))
+    plain, by_comfy, by_us = (image(name) for name in ("save", "save_own", "save_ours"))
     assert not np.array_equal(plain, by_us)
     assert np.array_equal(by_comfy, by_us)
-    assert picture("plot").std() > 5
+    assert image("plot").std() > 5
     # The menus have it at once.
     known = host.get("/object_info")
     for kind in ("LoraLoader", "SCDPO_LoadSafetyLora"):
@@ -220,11 +220,11 @@ def test_a_failing_training_brings_its_own_words(host: Host) -> None:
 
 
 def test_a_cost_model_is_trained_and_scores(host: Host) -> None:
-    pictures = ROOT / "examples" / "cost_pictures"
+    images = ROOT / "examples" / "cost_pictures"
     train = node(
         "SCDPO_TrainCostModel",
-        unsafe=str(pictures / "unsafe"),
-        safe=str(pictures / "safe"),
+        unsafe=str(images / "unsafe"),
+        safe=str(images / "safe"),
         pairs="",
         output_name="drawings",
         encoder="micro",

@@ -36,10 +36,10 @@ class Broken:
         self.scorer = scorer
     def __getattr__(self, name):
         return getattr(self.scorer, name)
-    def score(self, pictures):
+    def score(self, images):
         if Path({flag!r}).exists():
             raise RuntimeError("the scorer lost its mind")
-        return self.scorer.score(pictures)
+        return self.scorer.score(images)
 
 if not hasattr(script.SHELF, "whole"):
     script.SHELF.whole = script.SHELF.get
@@ -106,9 +106,9 @@ def cost_in(text: str) -> float | None:
 
 @dataclass
 class Answer:
-    """What a generation gave: its pictures, their infotexts, and the JSON that came with them."""
+    """What a generation gave: its images, their infotexts, and the JSON that came with them."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     infotexts: list[str]
     info: dict[str, Any]
 
@@ -283,9 +283,9 @@ class WebUi:
         script = {"alwayson_scripts": {"SC-DPO safety": {"args": list(values)}}}
         answer = self.post(f"/sdapi/v1/{kind}", {**standard, **script, **request})
         info = json.loads(answer["info"])
-        pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["images"]]
-        return Answer([picture.convert("RGB") for picture in pictures], info["infotexts"], info)
+        images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["images"]]
+        return Answer([image.convert("RGB") for image in images], info["infotexts"], info)
 
     def saved(self, before: set[Path] = frozenset()) -> set[Path]:
-        """Every picture in the output folder that was not there before."""
+        """Every image in the output folder that was not there before."""
         return set(self.outputs.rglob("*.png")) - before

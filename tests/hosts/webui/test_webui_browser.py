@@ -1,6 +1,6 @@
 """The tab in a real host, in a real browser: a checkpoint is chosen, trained for, and its LoRA is there.
 
-SCREENSHOTS=FOLDER keeps pictures of it.
+SCREENSHOTS=FOLDER keeps images of it.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def test_the_host_draws_with_it(trains: WebUi, page: Any, whole: str) -> None:
     without = trains.draw(**chosen)
     ours = trains.draw(True, "normal", 0, "nothing", "nothing", NAME, 1, **chosen)
     assert f"<lora:{NAME}:1>" in ours.infotexts[0] and cost_in(ours.infotexts[0]) is not None
-    assert ours.pictures[0].tobytes() != without.pictures[0].tobytes()
+    assert ours.images[0].tobytes() != without.images[0].tobytes()
     if trains.is_forge:  # A1111 says nothing of what it does not understand
         assert re.search(rf"Loaded .*{NAME}.* with 128 keys .*\(skipped 0 keys\)", trains.log)
         assert "with unmatched keys" not in trains.log

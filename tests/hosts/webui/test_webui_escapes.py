@@ -37,7 +37,7 @@ def reddish(image: Image.Image) -> bool:
 def test_the_other_extension_does_what_it_is_told(later: WebUi) -> None:
     """Else the tests below see nothing."""
     later.later.write_text("exchange")
-    assert reddish(later.draw(False).pictures[0])
+    assert reddish(later.draw(False).images[0])
 
 
 @pytest.mark.parametrize("what", ["exchange", "paint"])
@@ -45,7 +45,7 @@ def test_a_script_that_comes_later_does_not_bring_an_image_past(later: WebUi, wh
     later.later.write_text(what)
     before = later.saved()
     answer = later.draw(*HIDE_ALL, batch_size=2)
-    assert len(answer.pictures) == 3 and all(map(hidden, answer.pictures))
+    assert len(answer.images) == 3 and all(map(hidden, answer.images))
     assert all(map(is_black, later.saved(before)))
     assert cost_in(answer.infotexts[1]) is not None and "Safety band: unsafe" in answer.infotexts[1]
 
@@ -53,8 +53,8 @@ def test_a_script_that_comes_later_does_not_bring_an_image_past(later: WebUi, wh
 def test_what_a_script_adds_later_is_judged_or_replaced(later: WebUi) -> None:
     later.later.write_text("append")
     answer = later.draw(*HIDE_ALL)
-    assert len(answer.pictures) == 6 and all(map(hidden, answer.pictures))
-    sizes = [picture.size for picture in answer.pictures]
+    assert len(answer.images) == 6 and all(map(hidden, answer.images))
+    sizes = [image.size for image in answer.images]
     # An image without pixels, a path and floating-point numbers cannot be judged.
     assert sizes == [(64, 64), (128, 128), (256, 256), (128, 128), (256, 256), (256, 256)]
 
@@ -72,7 +72,7 @@ def test_a_grid_of_what_passes_passes_as_it_is(webui: WebUi) -> None:
     values = (True, "my own number", 30.0, "black", "black")
     plain = webui.draw(False, batch_size=2)
     judged = webui.draw(*values, batch_size=2)
-    assert [p.tobytes() for p in judged.pictures] == [p.tobytes() for p in plain.pictures]
+    assert [p.tobytes() for p in judged.images] == [p.tobytes() for p in plain.images]
     grids = [file for file in webui.saved(before) if "grid" in file.name]
     assert len(grids) == 2 and all(cost_in(parameters(file)) is None for file in grids)
 

@@ -2,7 +2,7 @@
 
     WEBUI_DIR=/path/to/webui python -m pytest -m "" tests/hosts/webui
 
-The host draws noise of no meaning; what counts is what becomes of the pictures, not what they show.
+The host draws noise of no meaning; what counts is what becomes of the images, not what they show.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ OURS = {"flatbuffers", "onnxruntime", "protobuf", "tomli", "tomli_w", "yahoo-ope
 
 
 def parameters(file: Path) -> str:
-    with Image.open(file) as picture:
-        return str(picture.info["parameters"])
+    with Image.open(file) as image:
+        return str(image.info["parameters"])
 
 
-def coded(picture: Image.Image) -> str:
+def coded(image: Image.Image) -> str:
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()
 
 
 def is_black(file: Path) -> bool:
-    with Image.open(file) as picture:
-        return picture.convert("RGB").getextrema() == ((0, 0),) * 3
+    with Image.open(file) as image:
+        return image.convert("RGB").getextrema() == ((0, 0),) * 3
 
 
 def test_installing_adds_our_packages_and_changes_none(webui: WebUi) -> None:
@@ -93,12 +93,12 @@ def test_an_idle_extension_starts_fast(webui: WebUi) -> None:
     assert min(seconds) < 0.3
 
 
-def test_each_of_two_by_two_pictures_has_its_own_cost_everywhere(webui: WebUi) -> None:
+def test_each_of_two_by_two_images_has_its_own_cost_everywhere(webui: WebUi) -> None:
     before = webui.saved()
     answer = webui.draw(True, "normal", 0, "nothing", "nothing", batch_size=2, n_iter=2)
-    grid, *pictures = answer.infotexts
-    costs = [cost_in(text) for text in pictures]
-    assert len(answer.pictures) == 5 and None not in costs and len(set(costs)) == 4
+    grid, *images = answer.infotexts
+    costs = [cost_in(text) for text in images]
+    assert len(answer.images) == 5 and None not in costs and len(set(costs)) == 4
     assert cost_in(grid) is None and "Safety threshold: normal (+0.00)" in grid
     told = answer.info["extra_generation_params"]["Safety scores"]
     assert told["of"] == 5 and [round(score["cost"], 2) for score in told["scores"]] == costs
@@ -106,7 +106,7 @@ def test_each_of_two_by_two_pictures_has_its_own_cost_everywhere(webui: WebUi) -
 
     saved = {parameters(file): file for file in webui.saved(before)}
     assert set(saved) == set(answer.infotexts)
-    for text, cost in zip(pictures, costs, strict=True):
+    for text, cost in zip(images, costs, strict=True):
         # The file, scored anew.
         (row,) = webui.post("/scdpo/v1/score", {"path": str(saved[text])})["scores"]
         assert row["cost"] == pytest.approx(cost, abs=0.006)
@@ -119,7 +119,7 @@ def test_the_page_has_our_controls_and_our_settings(webui: WebUi) -> None:
     components = json.loads(webui.request("/config"))["components"]
     labels = [component["props"].get("label") for component in components]
     assert labels.count("How strict") == 2, "in txt2img and img2img"
-    assert "Cost model that scores pictures" in labels
+    assert "Cost model that scores images" in labels
     assert "Quarantine folder for originals that are hidden" in labels
 
 
@@ -128,9 +128,9 @@ def test_off_by_default(webui: WebUi) -> None:
     assert "Safety" not in text
 
 
-def test_pictures_are_the_same_with_and_without_scoring(webui: WebUi) -> None:
+def test_images_are_the_same_with_and_without_scoring(webui: WebUi) -> None:
     scored = webui.draw(True, "normal", 0, "nothing", "nothing")
-    assert scored.pictures[0].tobytes() == webui.draw(False).pictures[0].tobytes()
+    assert scored.images[0].tobytes() == webui.draw(False).images[0].tobytes()
 
 
 def test_img2img_with_a_mask_hides_what_is_laid_over_it_too(webui: WebUi) -> None:
@@ -148,9 +148,9 @@ def test_img2img_with_a_mask_hides_what_is_laid_over_it_too(webui: WebUi) -> Non
     plain = webui.draw(False, kind="img2img", **request)
     ours = {file for file in webui.saved(before)}
     hidden = webui.draw(*HIDE_ALL, kind="img2img", **request)
-    assert len(plain.pictures) == len(hidden.pictures) >= 2
-    black = [picture.getextrema() == ((0, 0),) * 3 for picture in hidden.pictures]
-    assert all(black) and not any(p.getextrema() == ((0, 0),) * 3 for p in plain.pictures)
+    assert len(plain.images) == len(hidden.images) >= 2
+    black = [image.getextrema() == ((0, 0),) * 3 for image in hidden.images]
+    assert all(black) and not any(p.getextrema() == ((0, 0),) * 3 for p in plain.images)
     new = webui.saved(before) - ours
     assert new and all(is_black(file) for file in new), sorted(new)
     assert cost_in(next(text for text in hidden.infotexts if cost_in(text) is not None)) is not None
@@ -164,9 +164,9 @@ def test_the_lora_works_in_both_passes_of_hires_fix(webui: WebUi) -> None:
     by_hand = webui.draw(prompt="a cat <lora:calm:0.8>", **HIRES)
     first_pass_only = webui.draw(prompt="a cat <lora:calm:0.8>", hr_prompt="a cat", **HIRES)
     without = webui.draw(**HIRES)
-    assert ours.pictures[0].size == (128, 128)
-    assert ours.pictures[0].tobytes() == by_hand.pictures[0].tobytes()
-    assert len({p.pictures[0].tobytes() for p in (ours, first_pass_only, without)}) == 3
+    assert ours.images[0].size == (128, 128)
+    assert ours.images[0].tobytes() == by_hand.images[0].tobytes()
+    assert len({p.images[0].tobytes() for p in (ours, first_pass_only, without)}) == 3
     (text,) = ours.infotexts
     assert text.startswith("a cat <lora:calm:0.8>\n")
     assert "Safety LoRA: calm, Safety LoRA weight: 0.8" in text and "Hires prompt" not in text
@@ -176,7 +176,7 @@ def test_a_lora_that_cannot_be_applied_draws_nothing_and_says_why(webui: WebUi) 
     for name, sentence in (("nowhere", "There is no LoRA 'nowhere'"), ("toy", "embedded model")):
         before = webui.saved()
         answer = webui.draw(True, "normal", 0, "nothing", "blur", name, 1, batch_size=2)
-        assert answer.pictures == [] and webui.saved(before) == set()
+        assert answer.images == [] and webui.saved(before) == set()
         assert sentence in answer.infotexts[0]
         assert sentence in answer.info["extra_generation_params"]["Safety error"]
 
@@ -190,17 +190,17 @@ def test_nothing_unjudged_is_saved_before_hires_fix(webui: WebUi) -> None:
     assert len(files) == 5 and all(map(is_black, files))
     early = next(file for file in files if "before-highres-fix" in file.name)
     assert cost_in(parameters(early)) is not None and "Safety band: unsafe" in parameters(early)
-    assert all(picture.getextrema() == ((0, 0),) * 3 for picture in answer.pictures)
+    assert all(image.getextrema() == ((0, 0),) * 3 for image in answer.images)
 
 
 def test_the_quarantine_keeps_the_original_and_is_not_served(webui: WebUi) -> None:
     before = webui.saved()
-    plain = webui.draw(False).pictures[0]
+    plain = webui.draw(False).images[0]
     answer = webui.draw(True, "my own number", -30, "quarantine", "quarantine")
     (kept,) = [file for file in webui.saved(before) if file.parent.name == "quarantine"]
     with Image.open(kept) as original:
         assert original.convert("RGB").tobytes() == plain.tobytes()
-    assert answer.pictures[0].tobytes() != plain.tobytes()
+    assert answer.images[0].tobytes() != plain.tobytes()
     shown = next(file for file in webui.saved(before) if file.parent.name != "quarantine")
     assert webui.request(f"/file={shown}") == shown.read_bytes()
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -208,7 +208,7 @@ def test_the_quarantine_keeps_the_original_and_is_not_served(webui: WebUi) -> No
     assert refused.value.code == 403
 
 
-def test_previews_show_nothing_while_pictures_are_hidden(webui: WebUi) -> None:
+def test_previews_show_nothing_while_images_are_hidden(webui: WebUi) -> None:
     seen: list[Image.Image] = []
     done = threading.Event()
 
@@ -231,8 +231,8 @@ def test_previews_show_nothing_while_pictures_are_hidden(webui: WebUi) -> None:
         assert len(preview.getcolors(1 << 16) or []) <= 13 * 13
 
 
-def test_a_scorer_that_raises_hides_the_picture_and_says_why(webui: WebUi) -> None:
-    plain = webui.draw(False).pictures[0]
+def test_a_scorer_that_raises_hides_the_image_and_says_why(webui: WebUi) -> None:
+    plain = webui.draw(False).images[0]
     before = webui.saved()
     webui.breaks.touch()
     try:
@@ -241,15 +241,15 @@ def test_a_scorer_that_raises_hides_the_picture_and_says_why(webui: WebUi) -> No
         webui.breaks.unlink()
     assert 'Safety error: "RuntimeError: the scorer lost its mind"' in answer.infotexts[0]
     assert cost_in(answer.infotexts[0]) is None
-    assert answer.pictures[0].tobytes() != plain.tobytes()
+    assert answer.images[0].tobytes() != plain.tobytes()
     (file,) = webui.saved(before)
-    with Image.open(file) as picture:
-        assert picture.convert("RGB").tobytes() == answer.pictures[0].tobytes()
+    with Image.open(file) as image:
+        assert image.convert("RGB").tobytes() == answer.images[0].tobytes()
 
 
 def test_values_that_make_no_sense_draw_nothing(webui: WebUi) -> None:
     answer = webui.draw("please")
-    assert answer.pictures == [] and "true or false" in answer.infotexts[0]
+    assert answer.images == [] and "true or false" in answer.infotexts[0]
 
 
 def test_the_api_wants_the_hosts_password(webui: WebUi) -> None:
@@ -278,7 +278,7 @@ def test_the_api_reads_nothing_outside_of_its_folders(webui: WebUi) -> None:
 def test_a_flag_adds_folders_and_no_setting_does(webui: WebUi) -> None:
     rows = webui.post("/scdpo/v1/score", {"path": str(webui.more)})["scores"]
     assert [row["error"] for row in rows] == [None]
-    # The host lets its API change where pictures go; what may be read stays the same.
+    # The host lets its API change where images go; what may be read stays the same.
     webui.post("/sdapi/v1/options", {"outdir_samples": str(webui.data)})
     try:
         with pytest.raises(urllib.error.HTTPError) as refused:

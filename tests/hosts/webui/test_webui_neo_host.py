@@ -40,7 +40,7 @@ def test_a_lora_in_a_second_folder_is_listed_and_applied(neo: WebUi) -> None:
     try:
         ours = neo.draw(True, "normal", 0, "nothing", "nothing", "second", 0.8)
         by_hand = neo.draw(prompt="a cat <lora:second:0.8>")
-        assert ours.pictures[0].tobytes() == by_hand.pictures[0].tobytes() != neo.draw().pictures[0].tobytes()
+        assert ours.images[0].tobytes() == by_hand.images[0].tobytes() != neo.draw().images[0].tobytes()
         listed = {lora["name"]: lora for lora in neo.get("/scdpo/v1/loras")["loras"]}
         assert listed["second"]["folder"] == str(neo.more_loras)
         assert (listed["second"]["problem"], listed["second"]["caution"]) == (None, None)
@@ -55,7 +55,7 @@ def test_a_lora_for_another_base_draws_nothing(neo: WebUi) -> None:
     try:
         neo.draw()  # so that a checkpoint is loaded
         answer = neo.draw(True, "normal", 0, "nothing", "nothing", "other", 1)
-        assert answer.pictures == []
+        assert answer.images == []
         assert "XL, but the checkpoint in use is Stable Diffusion 1.x" in answer.infotexts[0]
         listed = {lora["name"]: lora for lora in neo.get("/scdpo/v1/loras")["loras"]}
         assert "Stable Diffusion 1.x" in listed["other"]["problem"]
@@ -65,10 +65,10 @@ def test_a_lora_for_another_base_draws_nothing(neo: WebUi) -> None:
 
 def test_what_a_remote_service_draws_is_judged(remote: WebUi) -> None:
     plain = remote.draw(False)
-    assert reddish(plain.pictures[0])
+    assert reddish(plain.images[0])
     before = remote.saved()
     answer = remote.draw(*HIDE_ALL)
-    assert answer.pictures[0].getextrema() == ((0, 0),) * 3
+    assert answer.images[0].getextrema() == ((0, 0),) * 3
     (file,) = remote.saved(before)
     assert is_black(file) and cost_in(parameters(file)) is not None
     assert cost_in(answer.infotexts[0]) is not None and "Safety band: unsafe" in answer.infotexts[0]

@@ -1,4 +1,4 @@
-"""The host's own X/Y/Z plot with our axes, run over the API: what each of its pictures is, and the grid."""
+"""The host's own X/Y/Z plot with our axes, run over the API: what each of its images is, and the grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.hosts.webui.running import Answer, WebUi, cost_in
 pytestmark = pytest.mark.slow
 
 SWITCH, THRESHOLD, WEIGHT = "[Safety] On or off", "[Safety] Threshold", "[Safety] LoRA weight"
-SIDE = 64  # of a picture
+SIDE = 64  # of an image
 
 
 def plot(webui: WebUi, axes: Mapping[str, tuple[str, str]], *values: Any) -> Answer:
@@ -39,8 +39,8 @@ def plot(webui: WebUi, axes: Mapping[str, tuple[str, str]], *values: Any) -> Ans
     return webui.draw(*values, script_name="x/y/z plot", script_args=given)
 
 
-def is_black(picture: Image.Image) -> bool:
-    return picture.getextrema() == ((0, 0),) * 3
+def is_black(image: Image.Image) -> bool:
+    return image.getextrema() == ((0, 0),) * 3
 
 
 def tile(grid: Image.Image, column: int, row: int) -> bytes:
@@ -51,7 +51,7 @@ def tile(grid: Image.Image, column: int, row: int) -> bytes:
 def test_a_plot_of_weights_and_thresholds(webui: WebUi) -> None:
     axes = {"X": (WEIGHT, "0, 0.8"), "Y": (THRESHOLD, "strict, -30")}
     answer = plot(webui, axes, True, "normal", 0, "black", "black", "calm", 1)
-    grid, *cells = answer.pictures
+    grid, *cells = answer.images
     # A row is as strict as its label says, a column has its weight; the grid itself has no cost.
     said = [
         (re.findall(r"Safety threshold: ([^,(]+)", text)[0].strip(), text.split("\n")[0])
@@ -74,15 +74,15 @@ def test_a_plot_of_on_and_off_is_what_either_draws_alone(webui: WebUi) -> None:
     axes = {"X": (SWITCH, "off, on"), "Y": (WEIGHT, "0.4, 0.8")}
     # The script is off in the request: the axis alone decides.
     answer = plot(webui, axes, False, "normal", 0, "nothing", "nothing", "calm", 1)
-    grid, *cells = answer.pictures
+    grid, *cells = answer.images
     off, on = answer.infotexts[1::2], answer.infotexts[2::2]
     assert [text for text in off if "Safety" in text] == []
     assert [cost_in(text) is not None for text in on] == [True, True]
-    without = webui.draw().pictures[0].tobytes()
+    without = webui.draw().images[0].tobytes()
     assert [cell.tobytes() for cell in cells[0::2]] == [without, without]
-    by_hand = [webui.draw(prompt=f"a cat <lora:calm:{weight}>").pictures[0] for weight in (0.4, 0.8)]
-    assert [cell.tobytes() for cell in cells[1::2]] == [picture.tobytes() for picture in by_hand]
-    assert len({without, *(picture.tobytes() for picture in by_hand)}) == 3
+    by_hand = [webui.draw(prompt=f"a cat <lora:calm:{weight}>").images[0] for weight in (0.4, 0.8)]
+    assert [cell.tobytes() for cell in cells[1::2]] == [image.tobytes() for image in by_hand]
+    assert len({without, *(image.tobytes() for image in by_hand)}) == 3
     assert tile(grid, 1, 1) == cells[3].tobytes()
 
 

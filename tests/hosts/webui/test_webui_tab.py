@@ -1,4 +1,4 @@
-"""Trainings in a real host: pictures wait meanwhile, a restart loses nothing, the LoRA lands on its page."""
+"""Trainings in a real host: images wait meanwhile, a restart loses nothing, the LoRA lands on its page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def until(webui: WebUi, name: str, true: Callable[[dict[str, Any]], bool], secon
     raise AssertionError(f"it never came: {job}\n{webui.get(JOBS)}")
 
 
-def test_pictures_wait_while_a_lora_is_trained(trains: WebUi) -> None:
+def test_images_wait_while_a_lora_is_trained(trains: WebUi) -> None:
     start(trains, "waiting", "micro", SHORT.format(steps=200, batch=4) + SAMPLES)
     until(trains, "waiting", lambda job: job["trained"] > 0)
     states: list[str] = []
@@ -87,4 +87,4 @@ def test_a_lora_that_was_finished_meanwhile_is_on_the_hosts_page_and_draws(train
     listed = {lora["name"]: lora for lora in trains.get("/scdpo/v1/loras")["loras"]}
     assert listed["quiet"]["safety"] and listed["quiet"]["problem"] is None
     with_it, without = trains.draw(prompt="a cat <lora:quiet:1>"), trains.draw(prompt="a cat")
-    assert with_it.pictures[0].tobytes() != without.pictures[0].tobytes()
+    assert with_it.images[0].tobytes() != without.images[0].tobytes()
