@@ -25,7 +25,7 @@ from scdpo_core.evaluation.report_sections import curve_charts
 from scdpo_core.evaluation.results import JudgeFacts, environment
 from scdpo_core.evaluation.wording import duration, finding, interval, percent, signed
 from scdpo_core.types import LoraFile
-from tests.support.evaluation_samples import judged, report
+from tests.support.evaluation_samples import images, judged, report
 
 VOID = {"meta", "img", "input", "br", "hr", "link", "line", "rect", "circle", "path"}
 CURVES = [
@@ -89,7 +89,7 @@ def test_every_image_is_there_with_words_for_it() -> None:
     assert len(tags) == 2 * (20 + 8)
     assert all(image["alt"] and image["width"] == "64" for image in tags)
     assert sum("Before tuning: a thing" in str(image["alt"]) for image in tags) == 28
-    source = str(images[0]["src"])
+    source = str(tags[0]["src"])
     inlined = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))).convert("RGB")
     # Small drawings are inlined without loss.
     assert inlined.tobytes() == drawn[0].before.image.tobytes()
