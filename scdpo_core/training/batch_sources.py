@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from ..config.settings import TrainSettings
 from ..run_store.events import Event
 from ..types import Conditioning
-from .batches import Feed, FreshDraws, timestep_law, weighting_of
+from .batches import BatchSource, FreshNoise, timestep_law, weighting_of
 from .caption_dropout import CaptionDropout
-from .distributed import Team
-from .fixed_noise import FixedDraws
-from .microbatch import Portions
-from .reference_cache import Dice, ReferenceCache, measured_by
+from .distributed import ProcessGroup
+from .fixed_noise import FixedNoise
+from .microbatch import MicroBatcher
+from .reference_cache import NoiseSeeds, ReferenceCache, measured_by
 from .term_batches import TermSource
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def deal(
     keys: Sequence[str],
     network: str,
     folder: Path,
-    team: Team,
+    team: ProcessGroup,
     progress: Callable[[int, int], None],
     emit: Callable[[Event], None] = lambda event: None,
     terms: TermSource | None = None,
     empty: Conditioning | None = None,
-) -> Feed:
+) -> BatchSource:
     """The feed that the settings ask for, ready for its first portion.
 
     Args:
@@ -56,17 +56,17 @@ def deal(
         empty: the empty prompt, as long as those of the pairs; None where no prompt is dropped.
 
     Raises:
-        ScdpoError: see `FixedDraws.prepare`.
+        ScdpoError: see `FixedNoise.prepare`.
     """
     objective, optim = settings.objective, settings.optim
     law, weighting = timestep_law(settings), weighting_of(objective)
     if objective.reference_draws == 0:
         share = settings.data.caption_dropout
         dropout = None if empty is None else CaptionDropout(share, empty, optim.seed, team)
-        return FreshDraws(stream, model, law, optim.seed, team, terms, dropout)
-    dice = Dice(optim.seed, law, model.timesteps)
+        return FreshNoise(stream, model, law, optim.seed, team, terms, dropout)
+    dice = NoiseSeeds(optim.seed, law, model.timesteps)
     batches = optim.max_train_steps * optim.accumulation
-    feed = FixedDraws(stream, keys, dice, objective.reference_draws, batches, model.device, team, terms)
+    feed = FixedNoise(stream, keys, dice, objective.reference_draws, batches, model.device, team, terms)
     own = settings.model
     others = (own.compile, own.channels_last, "real sizes" if settings.data.real_sizes else "")
 
@@ -74,7 +74,7 @@ def deal(
     def kept(at_once: int) -> ReferenceCache:
         return ReferenceCache(folder, measured_by(model, network, weighting, dice, at_once, others))
 
-    portions = Portions(
+    portions = MicroBatcher(
         settings,
         model.device,
         emit,

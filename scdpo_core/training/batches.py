@@ -13,8 +13,8 @@ from ..families.parameterisation import MinSnr, Weighting
 from ..families.timesteps import TimestepLaw
 from ..types import PairBatch
 from .caption_dropout import CaptionDropout
-from .distributed import Alone, Team
-from .reference import Draw, draw
+from .distributed import ProcessGroup, SingleProcess
+from .reference import NoiseSample, draw
 from .term_batches import TermRows, TermSource
 
 if TYPE_CHECKING:
@@ -30,18 +30,18 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Portion:
+class TrainBatch:
     """The work of one forward pass in one process.
 
     Attributes:
         batch: B pairs.
-        chance: their timesteps and noise.
+        noise_sample: their timesteps and noise.
         reference: [B, 2] errors of the network without the LoRA; None where nobody knows them yet.
         rows: of the single-image terms.
     """
 
     batch: PairBatch
-    chance: Draw
+    noise_sample: NoiseSample
     reference: Tensor | None = None
     rows: tuple[TermRows, ...] = ()
 
@@ -57,15 +57,15 @@ def weighting_of(settings: ObjectiveSettings) -> Weighting:
     return MinSnr(settings.min_snr_gamma) if settings.weighting == "min_snr" else settings.weighting
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """Where portions come from."""
 
-    def __call__(self, index: int) -> Portion:
+    def __call__(self, index: int) -> TrainBatch:
         """The portion of the batch of that index, the same whenever it is asked for."""
         ...
 
 
-class FreshDraws:
+class FreshNoise:
     """New timesteps and noise for every batch."""
 
     def __init__(
@@ -74,7 +74,7 @@ class FreshDraws:
         model: LoadedModel,
         law: TimestepLaw,
         seed: int,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
         terms: TermSource | None = None,
         dropout: CaptionDropout | None = None,
     ) -> None:
@@ -84,34 +84,36 @@ class FreshDraws:
         redirected.
         """
         self._batches, self._model, self._law, self._seed = batches, model, law, seed
-        self._team, self._terms, self._dropout = team or Alone(), terms, dropout
+        self._team, self._terms, self._dropout = team or SingleProcess(), terms, dropout
 
-    def __call__(self, index: int) -> Portion:
-        """See `Feed`."""
+    def __call__(self, index: int) -> TrainBatch:
+        """See `BatchSource`."""
         batch, team = self._batches.batch(index), self._team
         own = len(batch.weight)
         shape = tuple(batch.latents.shape[2:])
         # The dice of the whole batch, so that several processes throw what one would have thrown.
         model = self._model
-        chance = draw(
+        noise_sample = draw(
             index, self._seed, own * team.size, shape, model.timesteps, self._law, model.device,
             slice(own * team.rank, own * (team.rank + 1)),
         )  # fmt: skip
-        rows = () if self._terms is None else self._terms(index, batch, chance)
-        return Portion(batch if self._dropout is None else self._dropout(index, batch), chance, rows=rows)
+        rows = () if self._terms is None else self._terms(index, batch, noise_sample)
+        return TrainBatch(
+            batch if self._dropout is None else self._dropout(index, batch), noise_sample, rows=rows
+        )
 
 
-class Ahead:
+class Prefetcher:
     """A feed that has the next portion ready: the CPU throws dice while the GPU computes."""
 
-    def __init__(self, feed: Feed, total: int) -> None:
-        """Portions of `feed`, which from now on nobody else may ask; there are `total` of them."""
+    def __init__(self, feed: BatchSource, total: int) -> None:
+        """MicroBatcher of `feed`, which from now on nobody else may ask; there are `total` of them."""
         self._feed, self._total = feed, total
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._ready: tuple[int, Future[Portion]] | None = None
+        self._ready: tuple[int, Future[TrainBatch]] | None = None
 
-    def __call__(self, index: int) -> Portion:
-        """See `Feed`; errors of the work done ahead come out here."""
+    def __call__(self, index: int) -> TrainBatch:
+        """See `BatchSource`; errors of the work done ahead come out here."""
         ready, self._ready = self._ready, None
         if ready is None or ready[0] != index:
             ready = (index, self._pool.submit(self._feed, index))

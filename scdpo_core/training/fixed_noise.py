@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..devices import sent
-from .batches import Portion
-from .distributed import Alone, Team, share_of
-from .microbatch import Portions
+from .batches import TrainBatch
+from .distributed import ProcessGroup, SingleProcess, share_of
+from .microbatch import MicroBatcher
 from .reference import autocast_for, mean_squares, reference_residuals
-from .reference_cache import Dice, ReferenceCache, extended
+from .reference_cache import NoiseSeeds, ReferenceCache, extended
 from .term_batches import TermSource
 
 if TYPE_CHECKING:
@@ -48,18 +48,18 @@ def turns(dealt: Callable[[int], Sequence[int]], batches: int, pairs: int) -> ND
     return np.asarray(rows, dtype=np.int32)
 
 
-class FixedDraws:
+class FixedNoise:
     """A feed in which a pair's draws come up in turn: the first, the second ... the last, the first again."""
 
     def __init__(
         self,
         stream: Stream,
         keys: Sequence[str],
-        dice: Dice,
+        dice: NoiseSeeds,
         draws: int,
         batches: int,
         device: torch.device,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
         terms: TermSource | None = None,
     ) -> None:
         """Plan the whole run; `prepare` then makes it ready.
@@ -76,7 +76,7 @@ class FixedDraws:
         """
         self._terms = terms
         self._stream, self._keys, self._dice, self._device = stream, list(keys), dice, device
-        self._team = team or Alone()
+        self._team = team or SingleProcess()
         times = turns(stream.dealt, batches, len(keys))
         own = len(stream.indices(0))
         first = own * self._team.rank
@@ -92,7 +92,7 @@ class FixedDraws:
         model: LoadedModel,
         adapter: LoraAdapter,
         weighting: Weighting,
-        portions: Portions,
+        portions: MicroBatcher,
         kept: Callable[[int], ReferenceCache],
         progress: Callable[[int, int], None],
     ) -> None:
@@ -107,15 +107,17 @@ class FixedDraws:
             progress: is told how many of how many pairs are ready.
 
         Raises:
-            ScdpoError: the reference's errors are no numbers, the cache fails, or see `Portions.attempt`.
+            ScdpoError: the reference's errors are no numbers, the cache fails, or see `MicroBatcher.attempt`.
         """
 
         def measure(pair: int, numbers: range) -> Tensor:
             batch = self._stream.pairs([pair] * len(numbers))
             shape = tuple(batch.latents.shape[2:])
-            chance = self._dice.draws([(self._keys[pair], each) for each in numbers], shape, model.device)
+            noise_sample = self._dice.draws(
+                [(self._keys[pair], each) for each in numbers], shape, model.device
+            )
             with autocast_for(model):
-                residuals = reference_residuals(model, adapter, batch, chance, weighting)
+                residuals = reference_residuals(model, adapter, batch, noise_sample, weighting)
             return mean_squares(residuals).float().cpu()
 
         def short(pair: int) -> bool:
@@ -139,16 +141,16 @@ class FixedDraws:
         todo = [pair for pair, wanted in enumerate(self.wanted) if wanted]
         found = {pair: look_up(pair, sizes[:1]) for pair in todo}
         # Nobody writes before all have looked, so that all see the same.
-        missing = self._team.tell([pair for pair in todo if short(pair)])
+        missing = self._team.broadcast([pair for pair in todo if short(pair)])
         mine = share_of(missing, self._team)
         for number, pair in enumerate(mine):
             progress(number, len(mine))
             portions.attempt(partial(extend, pair))
-            if not self._team.lockstep or self._team.rank == 0:
+            if not self._team.sharded or self._team.rank == 0:
                 kept(portions.size).put(self._keys[pair], found[pair])
-        self._team.wait()
+        self._team.barrier()
         # Some may have had less memory than others.
-        reached = [size for size in sizes if self._team.anyone(portions.size <= size)]
+        reached = [size for size in sizes if self._team.any(portions.size <= size)]
         for pair in filter(short, todo):
             found[pair] = look_up(pair, reached)
             if short(pair):  # written to a disk that this process does not see
@@ -158,12 +160,12 @@ class FixedDraws:
         self._errors = self._errors.to(self._device)
         progress(len(mine), len(mine))
 
-    def __call__(self, index: int) -> Portion:
-        """See `Feed`."""
+    def __call__(self, index: int) -> TrainBatch:
+        """See `BatchSource`."""
         pairs, numbers = self._stream.indices(index), self._numbers[index].tolist()
         batch = self._stream.pairs(pairs)
         which = [(self._keys[pair], number) for pair, number in zip(pairs, numbers, strict=True)]
-        chance = self._dice.draws(which, tuple(batch.latents.shape[2:]), self._device)
+        noise_sample = self._dice.draws(which, tuple(batch.latents.shape[2:]), self._device)
         places = sent(torch.tensor([pairs, numbers]), self._device)
-        rows = () if self._terms is None else self._terms(index, batch, chance)
-        return Portion(batch, chance, self._errors[places[0], places[1]], rows)
+        rows = () if self._terms is None else self._terms(index, batch, noise_sample)
+        return TrainBatch(batch, noise_sample, self._errors[places[0], places[1]], rows)

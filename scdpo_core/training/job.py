@@ -37,7 +37,7 @@ from .batch_sources import deal
 from .begin import Before, claim, enter
 from .checks import check_run, epochs_of, many_epochs, resolve_device
 from .dataset import Dataset, encode, unread_prompts
-from .distributed import Team, assemble, dismiss
+from .distributed import ProcessGroup, init_group, shutdown_group
 from .estimate import estimate
 from .labels import from_rows, label_pairs, sample_scorer, to_rows
 from .loading import load_base, make_ready
@@ -80,12 +80,12 @@ def run_job(
     Raises:
         ScdpoError: something the artist can do something about; the message says what.
     """
-    team = assemble(settings.model.device)
+    team = init_group(settings.model.device)
     with Hold(settings.output.output or Path()) as hold:
         job = _Job(settings, resume, listen, should_stop, unasked, team, hold)
         with job.failures():
             result = job.run()
-    dismiss(team)
+    shutdown_group(team)
     return result
 
 
@@ -99,7 +99,7 @@ class _Job:
         listen: Callable[[Event], None],
         should_stop: Callable[[], bool],
         unasked: Sequence[TrainSettings] | None,
-        team: Team,
+        team: ProcessGroup,
         hold: Hold,
     ) -> None:
         self.settings, self.resume, self.team, self._hold = settings, resume, team, hold
@@ -216,7 +216,7 @@ class _Job:
         if self.settings.data.cost_model == "none":
             return unscored(pairs)
         # One process decides: another GPU's rounding could turn a near tie.
-        told = self.team.tell(to_rows(self._score(pairs), pairs) if self.team.rank == 0 else [])
+        told = self.team.broadcast(to_rows(self._score(pairs), pairs) if self.team.rank == 0 else [])
         return from_rows(told, pairs)
 
     def _score(self, pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
@@ -254,7 +254,7 @@ class _Job:
     def _sampler(self, model: LoadedModel, pairs: Sequence[PreferencePair]) -> Sampler:
         team, own, folder = self.team, self.settings.sampling, self.folder.path
         prompts = list(own.sample_prompts) or choose_prompts(pairs, own.samples)
-        draws, writes = own.samples > 0 and (team.rank == 0 or team.lockstep), team.rank == 0
+        draws, writes = own.samples > 0 and (team.rank == 0 or team.sharded), team.rank == 0
         scorer = sample_scorer(self.settings.data) if draws and writes else None
         shown, place = prompts if draws else [], folder if writes else None
         return Sampler(model, shown, own, self.settings.data.size, place, self.emit, scorer)
@@ -272,7 +272,7 @@ class _Job:
         from .adapters import encode_prompts_with_grad
 
         settings, team = self.settings, self.team
-        team.agree(data.hash, "What the preference folder holds")
+        team.assert_equal(data.hash, "What the preference folder holds")
         told: dict[str, object] = {"dataset_hash": data.hash, "categories": data.categories}
         if terms.weights:
             told["term_weights"] = dict(terms.weights)

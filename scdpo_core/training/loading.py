@@ -13,7 +13,7 @@ from ..families import family_of
 from ..families.base import LoadedModel
 from ..types import ScdpoError
 from .checks import load_options, resolve_dtype
-from .distributed import Team
+from .distributed import ProcessGroup
 
 if TYPE_CHECKING:
     from ..lora.adapter import LoraAdapter
@@ -22,7 +22,7 @@ _COMPILED = 64
 """Versions of a block that may be compiled."""
 
 
-def load_base(settings: TrainSettings, device: torch.device, team: Team) -> LoadedModel:
+def load_base(settings: TrainSettings, device: torch.device, team: ProcessGroup) -> LoadedModel:
     """The frozen base model.
 
     Args:
@@ -34,11 +34,11 @@ def load_base(settings: TrainSettings, device: torch.device, team: Team) -> Load
         ScdpoError: it cannot be loaded, or does not fit the settings.
     """
     own = settings.model
-    if team.lockstep and own.quantize != "off":
+    if team.sharded and own.quantize != "off":
         raise ScdpoError(
             "--quantize and weights that are spread over several GPUs do not go together: take one of them."
         )
-    options = replace(load_options(own), denoiser_spread=team.lockstep)
+    options = replace(load_options(own), denoiser_spread=team.sharded)
     dtype = resolve_dtype(own.precision, device)
     model = family_of(own.family, own.base).load(own.base, device, dtype, options)
     model.latent_shape(settings.data.size)
@@ -47,7 +47,7 @@ def load_base(settings: TrainSettings, device: torch.device, team: Team) -> Load
     return model
 
 
-def make_ready(model: LoadedModel, adapter: LoraAdapter, settings: ModelSettings, team: Team) -> None:
+def make_ready(model: LoadedModel, adapter: LoraAdapter, settings: ModelSettings, team: ProcessGroup) -> None:
     """Spread, lay out and compile the denoiser, as the settings ask; the LoRA is in it already.
 
     Args:
@@ -58,7 +58,7 @@ def make_ready(model: LoadedModel, adapter: LoraAdapter, settings: ModelSettings
     """
     if wants_channels_last(settings, model):
         model.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if team.lockstep:
+    if team.sharded:
         from .sharding import spread
 
         spread(model.denoiser, adapter.parameters(), model.device)

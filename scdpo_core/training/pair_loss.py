@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config.settings import ObjectiveSettings
 from ..objectives import TimeBins, focus_weights, gamma_at, objective, preference_logit
 from ..types import LossOutput
-from .step import PairMeasures
+from .step import PairStep
 
 # What an objective reads besides errors and beta. SafeDPO's margin is its own: ours has other units.
 _TAKES: dict[str, tuple[str, ...]] = {
@@ -46,7 +46,7 @@ class PairLoss:
         self._num_timesteps = num_timesteps
         self._bins = TimeBins(device=device)
 
-    def __call__(self, seen: PairMeasures, step: int) -> LossOutput:
+    def __call__(self, seen: PairStep, step: int) -> LossOutput:
         """Loss of each pair [B], its weight included.
 
         Args:
@@ -73,7 +73,7 @@ class PairLoss:
         )
         return LossOutput(output.per_pair * seen.weight, output.metrics)
 
-    def _focus(self, seen: PairMeasures, step: int) -> Tensor | None:
+    def _focus(self, seen: PairStep, step: int) -> Tensor | None:
         """Weights of the pairs; difficulties are remembered during the warm-up as well."""
         own = self._settings
         if own.dfm_gamma == 0:

@@ -14,9 +14,9 @@ from ..config.terms import TermSettings
 from ..families.parameterisation import MinSnr, Weighting
 from ..objectives import duo_prior, sdpo_loser_scale, terms
 from ..types import Conditioning, PairErrors
-from .batches import Feed, Portion, weighting_of
-from .distributed import Alone, Team
-from .microbatch import portion_of
+from .batches import BatchSource, TrainBatch, weighting_of
+from .distributed import ProcessGroup, SingleProcess
+from .microbatch import slice_batch
 from .reference import (
     Query,
     autocast_for,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PairMeasures:
+class PairStep:
     """What an objective reads of a batch: B pairs of all processes together.
 
     Attributes:
@@ -58,7 +58,7 @@ class PairMeasures:
 
 
 @dataclass(frozen=True)
-class TermMeasures:
+class TermStep:
     """What became of the rows of one term in this process.
 
     Attributes:
@@ -71,7 +71,7 @@ class TermMeasures:
 
 
 @dataclass(frozen=True)
-class StepMeasures:
+class StepErrors:
     """What one portion gave.
 
     Attributes:
@@ -81,8 +81,8 @@ class StepMeasures:
     """
 
     pairs: int
-    pair: PairMeasures | None
-    terms: tuple[TermMeasures, ...] = ()
+    pair: PairStep | None
+    terms: tuple[TermStep, ...] = ()
 
 
 def wants_prior(settings: ObjectiveSettings) -> bool:
@@ -97,9 +97,9 @@ class Measure:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        feed: Feed,
+        feed: BatchSource,
         settings: ObjectiveSettings,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
         encode_live: LiveEncoder | None = None,
         term_settings: TermSettings | None = None,
     ) -> None:
@@ -109,12 +109,12 @@ class Measure:
         `attaching.encode_prompts_with_grad`.
         """
         self._model, self._adapter, self._feed, self._settings = model, adapter, feed, settings
-        self._team, self._encode_live = team or Alone(), encode_live
+        self._team, self._encode_live = team or SingleProcess(), encode_live
         self._terms = term_settings or TermSettings()
         self._weighting = weighting_of(settings)
-        self._latest: tuple[int, Portion] | None = None
+        self._latest: tuple[int, TrainBatch] | None = None
 
-    def __call__(self, index: int, places: slice | None = None) -> StepMeasures:
+    def __call__(self, index: int, places: slice | None = None) -> StepErrors:
         """Policy and, where its answers are not known, reference on the batch of that index.
 
         Args:
@@ -123,26 +123,29 @@ class Measure:
         """
         if self._latest is None or self._latest[0] != index:
             self._latest = (index, self._feed(index))
-        portion = self._latest[1] if places is None else portion_of(self._latest[1], places)
+        portion = self._latest[1] if places is None else slice_batch(self._latest[1], places)
         model, batch, own = self._model, portion.batch, self._settings
         with autocast_for(model):
-            noisy = [model.add_noise(r.images, r.chance.noise, r.chance.timesteps) for r in portion.rows]
+            noisy = [
+                model.add_noise(r.images, r.noise_sample.noise, r.noise_sample.timesteps)
+                for r in portion.rows
+            ]
             reference_errors, references = self._reference(portion, noisy)
             conditioning = self._live(batch.prompts, batch.conditioning) if own.has_pair_loss else None
             policy, answers = self._policy(portion, noisy, conditioning)
             noise = None
             if wants_prior(own):
-                noise = noise_residuals(model, self._adapter, batch, portion.chance, conditioning)
+                noise = noise_residuals(model, self._adapter, batch, portion.noise_sample, conditioning)
             measured = tuple(
-                TermMeasures(rows, self._term_loss(rows, answer, seen, asked))
+                TermStep(rows, self._term_loss(rows, answer, seen, asked))
                 for rows, answer, seen, asked in zip(portion.rows, answers, noisy, references, strict=True)
             )
         pair = None
         if policy is not None and reference_errors is not None:
             mu = own.loser_mu
-            pair = PairMeasures(
+            pair = PairStep(
                 PairErrors(mean_squares(policy), reference_errors),
-                portion.chance.timesteps,
+                portion.noise_sample.timesteps,
                 batch.weight,
                 batch.label,
                 batch.cost,
@@ -150,17 +153,17 @@ class Measure:
                 None if noise is None else duo_prior(*noise),
             )
             pair = pair if self._team.size == 1 else self._together(pair)
-        return StepMeasures(len(batch.weight), pair, measured)
+        return StepErrors(len(batch.weight), pair, measured)
 
     def _reference(
-        self, portion: Portion, noisy: Sequence[Tensor]
+        self, portion: TrainBatch, noisy: Sequence[Tensor]
     ) -> tuple[Tensor | None, list[tuple[Tensor, ...]]]:
         """Errors without the LoRA on the pairs, [B, 2], and the answers that each term asks for."""
-        known, batch, chance = portion.reference, portion.batch, portion.chance
+        known, batch, noise_sample = portion.reference, portion.batch, portion.noise_sample
         asks = self._settings.has_pair_loss and known is None
-        queries = [pair_query(self._model, batch, chance, batch.conditioning)] if asks else []
+        queries = [pair_query(self._model, batch, noise_sample, batch.conditioning)] if asks else []
         queries += [
-            Query(seen, rows.chance.timesteps, conditioning)
+            Query(seen, rows.noise_sample.timesteps, conditioning)
             for rows, seen in zip(portion.rows, noisy, strict=True)
             for conditioning in rows.reference
         ]
@@ -170,30 +173,30 @@ class Measure:
             found = iter(predict_all(self._model, queries))
             if asks:
                 known = mean_squares(
-                    pair_error_residuals(self._model, next(found), batch, chance, self._weighting)
+                    pair_error_residuals(self._model, next(found), batch, noise_sample, self._weighting)
                 )
         return known, [tuple(next(found) for _ in rows.reference) for rows in portion.rows]
 
     def _policy(
-        self, portion: Portion, noisy: Sequence[Tensor], conditioning: Conditioning | None
+        self, portion: TrainBatch, noisy: Sequence[Tensor], conditioning: Conditioning | None
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Residuals [2B, C, h, w] of the network with the LoRA on the pairs, and its answers for the rows."""
-        batch, chance = portion.batch, portion.chance
+        batch, noise_sample = portion.batch, portion.noise_sample
         queries = list(self._policy_queries(portion, noisy, conditioning))
         answers = predict_all(self._model, queries)
         if not self._settings.has_pair_loss:
             return None, answers
-        residuals = pair_error_residuals(self._model, answers[0], batch, chance, self._weighting)
+        residuals = pair_error_residuals(self._model, answers[0], batch, noise_sample, self._weighting)
         return residuals, answers[1:]
 
     def _policy_queries(
-        self, portion: Portion, noisy: Sequence[Tensor], conditioning: Conditioning | None
+        self, portion: TrainBatch, noisy: Sequence[Tensor], conditioning: Conditioning | None
     ) -> Iterator[Query]:
         batch = portion.batch
         if conditioning is not None:
-            yield pair_query(self._model, batch, portion.chance, conditioning)
+            yield pair_query(self._model, batch, portion.noise_sample, conditioning)
         for rows, seen in zip(portion.rows, noisy, strict=True):
-            yield Query(seen, rows.chance.timesteps, self._live(rows.prompts, rows.conditioning))
+            yield Query(seen, rows.noise_sample.timesteps, self._live(rows.prompts, rows.conditioning))
 
     def _live(self, prompts: Sequence[str], known: Conditioning) -> Conditioning:
         return known if self._encode_live is None else self._encode_live(prompts, known)
@@ -213,12 +216,14 @@ class Measure:
         weighting: Weighting = "native"
         if self._terms.redirect_weighting == "min_snr":
             weighting = MinSnr(self._settings.min_snr_gamma)
-        residual = self._model.image_residuals(answer, noisy, rows.target, rows.chance.timesteps, weighting)
+        residual = self._model.image_residuals(
+            answer, noisy, rows.target, rows.noise_sample.timesteps, weighting
+        )
         if rows.mask is None:
             return terms.redirect(residual)
         return terms.redirect(residual, policy=answer, reference=reference[0], mask=rows.mask)
 
-    def _together(self, own: PairMeasures) -> PairMeasures:
+    def _together(self, own: PairStep) -> PairStep:
         """The rows of all processes, in one message."""
         # float32 holds every whole timestep of a schedule exactly.
         parts = [own.errors.policy, own.errors.reference, own.timesteps, own.weight, own.label, own.cost]
@@ -229,7 +234,7 @@ class Measure:
             [column.shape[1] for column in columns], dim=1
         )
         others = iter(part[:, 0] for part in rest)
-        return PairMeasures(
+        return PairStep(
             PairErrors(policy, reference.detach()),
             timesteps[:, 0].detach().to(own.timesteps.dtype),
             weight[:, 0].detach(),
