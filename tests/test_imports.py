@@ -161,7 +161,7 @@ def imports(root: Path, path: Path) -> list[Import]:
     return found
 
 
-def slice_pairs(file: str) -> str:
+def part_of(file: str) -> str:
     top = file.split("/")[0]
     return PART.get(top, top)
 
@@ -207,7 +207,7 @@ def broken_arrows(root: Path) -> list[str]:
         if (lines := path.read_text("utf-8").count("\n")) > most:
             breaches.append(f"{path.relative_to(root)} has {lines} lines")
         for item in imports(root, path):
-            part, top = slice_pairs(item.file), item.name.split(".")[0]
+            part, top = part_of(item.file), item.name.split(".")[0]
             objectives = item.file.startswith("scdpo_core/objectives/")
             if top in OURS and top not in MAY_IMPORT.get(part, OURS - {"trainer"}):
                 breaches.append(f"{item}: {part} may not")
@@ -315,7 +315,7 @@ def test_what_loads_later_or_for_types_only_may_be_missing_in_hosts(tmp_path: Pa
 CORE = [
     ".".join(p.relative_to(ROOT).with_suffix("").parts)
     for p in sources(ROOT)
-    if slice_pairs(p.relative_to(ROOT).as_posix()) == "scdpo_core"
+    if part_of(p.relative_to(ROOT).as_posix()) == "scdpo_core"
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -44,6 +45,29 @@ class TrainBatch:
     noise_sample: NoiseSample
     reference: Tensor | None = None
     rows: tuple[TermRows, ...] = ()
+
+
+def slice_pairs(batch: PairBatch, places: slice) -> PairBatch:
+    """The pairs at these places of a batch."""
+    return dataclasses.replace(
+        batch,
+        latents=batch.latents[places],
+        conditioning=batch.conditioning.map(lambda part: part[places]),
+        weight=batch.weight[places],
+        label=batch.label[places],
+        cost=batch.cost[places],
+        prompts=batch.prompts[places],
+        benign=batch.benign[places],
+        mask=None if batch.mask is None else batch.mask[places],
+    )
+
+
+def slice_batch(portion: TrainBatch, places: slice) -> TrainBatch:
+    """The pairs at these places of a portion, with all that goes along with them."""
+    reference = None if portion.reference is None else portion.reference[places]
+    noise_sample = NoiseSample(portion.noise_sample.timesteps[places], portion.noise_sample.noise[places])
+    rows = tuple(part for rows in portion.rows if len(part := rows.of_pairs(places)))
+    return TrainBatch(slice_pairs(portion.batch, places), noise_sample, reference, rows)
 
 
 def timestep_law(settings: TrainSettings) -> TimestepLaw:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -11,10 +10,8 @@ import torch
 from ..config.settings import TrainSettings
 from ..devices import is_out_of_memory
 from ..run_store.events import Event, Warned
-from ..types import PairBatch, ScdpoError
-from .batches import TrainBatch
+from ..types import ScdpoError
 from .distributed import PeerOutOfMemoryError, ProcessGroup, SingleProcess
-from .reference import NoiseSample
 
 T = TypeVar("T")
 
@@ -126,29 +123,6 @@ class MicroBatcher:
 
 def _half(size: int) -> int:
     return (size + 1) // 2
-
-
-def slice_pairs(batch: PairBatch, places: slice) -> PairBatch:
-    """The pairs at these places of a batch."""
-    return dataclasses.replace(
-        batch,
-        latents=batch.latents[places],
-        conditioning=batch.conditioning.map(lambda part: part[places]),
-        weight=batch.weight[places],
-        label=batch.label[places],
-        cost=batch.cost[places],
-        prompts=batch.prompts[places],
-        benign=batch.benign[places],
-        mask=None if batch.mask is None else batch.mask[places],
-    )
-
-
-def slice_batch(portion: TrainBatch, places: slice) -> TrainBatch:
-    """The pairs at these places of a portion, with all that goes along with them."""
-    reference = None if portion.reference is None else portion.reference[places]
-    noise_sample = NoiseSample(portion.noise_sample.timesteps[places], portion.noise_sample.noise[places])
-    rows = tuple(part for rows in portion.rows if len(part := rows.of_pairs(places)))
-    return TrainBatch(slice_pairs(portion.batch, places), noise_sample, reference, rows)
 
 
 def advice(settings: TrainSettings) -> str:

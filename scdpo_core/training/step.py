@@ -16,7 +16,7 @@ from ..objectives import duo_prior, sdpo_loser_scale, terms
 from ..types import Conditioning, PairErrors
 from .batches import BatchSource, TrainBatch, weighting_of
 from .distributed import ProcessGroup, SingleProcess
-from .microbatch import slice_batch
+from .batches import slice_batch
 from .reference import (
     Query,
     autocast_for,

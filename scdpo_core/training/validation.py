@@ -21,7 +21,8 @@ from ..run_store.events import Event, Validated, Warned
 from ..types import CachedPair, LabelledPair, PairBatch, PairErrors
 from .batches import timestep_law, weighting_of
 from .distributed import ProcessGroup
-from .microbatch import MicroBatcher, slice_pairs
+from .batches import slice_pairs
+from .microbatch import MicroBatcher
 from .reference import autocast_for, draw, pair_residuals
 
 if TYPE_CHECKING:

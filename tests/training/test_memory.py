@@ -25,7 +25,8 @@ from scdpo_core.training.batches import FreshNoise, TrainBatch, timestep_law
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.memory import Alive, Memory, memory_of, peak_of_step
-from scdpo_core.training.microbatch import advice, slice_batch
+from scdpo_core.training.batches import slice_batch
+from scdpo_core.training.microbatch import advice
 from scdpo_core.training.reference import draw
 from scdpo_core.training.validation import HeldOut
 from scdpo_core.types import Conditioning, PairBatch, ScdpoError
