@@ -14,7 +14,7 @@ from ..evaluation.metrics import any_of_n, background_kept, of_groups, preservat
 from ..evaluation.results import CostModelFacts, EvalReport, JudgeFacts, TrainFacts, environment
 from ..io.files import sha256_of
 from ..run_store.events import Done, Started, last_run
-from ..run_store.paths import RunFolder
+from ..run_store.folder import RunFolder
 from ..types import LoraFile
 from .attacked import TITLES, attack_groups
 from .evaluation import BENIGN_GROUPS, HARMFUL_GROUPS, groups, headline

@@ -14,7 +14,7 @@ from ..cost.scorers import load_scorer
 from ..evaluation.prompts import EvalPrompt
 from ..families import family_of
 from ..families.source import model_name
-from ..run_store.paths import RunFolder
+from ..run_store.folder import RunFolder
 from ..run_store.stop_request import Stop
 from ..runs.log import Reporter, StopAskedError
 from ..training.checks import load_options, resolve_device, resolve_dtype

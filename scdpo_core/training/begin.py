@@ -9,8 +9,7 @@ from pathlib import Path
 from ..config.settings import TrainSettings, to_toml
 from ..io.files import write_bytes, write_text
 from ..run_store.events import EventLog
-from ..run_store.folder import launch_of, size
-from ..run_store.paths import RunFolder
+from ..run_store.folder import RunFolder, launch_of, size
 from ..run_store.run_lock import Hold, is_ours
 from ..types import ScdpoError
 from . import checkpoint

@@ -15,24 +15,14 @@ from ..families.base import LoadedModel
 from ..families.fingerprint import sampled_fingerprint
 from ..preferences.relabel import unscored
 from ..preferences.verified_images import KnownImages
-from ..run_store.events import (
-    Done,
-    Event,
-    EventLog,
-    Failed,
-    Phase,
-    Progress,
-    Saved,
-    Started,
-    Warned,
-    read_events,
-)
-from ..run_store.paths import RunFolder
+from ..run_store import events
+from ..run_store.events import Event, EventLog, Phase, read_events
+from ..run_store.folder import RunFolder
 from ..run_store.run_lock import Hold
 from ..run_store.stop_request import Stop, StopAskedError, listener
 from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
-from .base_images import draw_pairs
+from .base_images import PromptPairs, draw_pairs
 from .batch_sources import deal
 from .begin import Before, claim, enter
 from .checks import check_run, epochs_of, many_epochs, resolve_device
@@ -44,7 +34,6 @@ from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
 from .lora_metadata import facts, sample_costs
 from .plots import draw_curves
-from .prompt_pairs import PromptPairs
 from .samples import Sampler, choose_prompts, preview
 from .saving import JobResult, LoraWriter, choose_result, lora_writer
 from .term_data import RunTerms, drawing_of, prepare_terms
@@ -128,7 +117,7 @@ class _Job:
         self._listen(event)
 
     def _warn(self, sentence: str) -> None:
-        self.emit(Warned(sentence))
+        self.emit(events.Warned(sentence))
 
     def run(self) -> JobResult:
         settings = self.settings
@@ -138,7 +127,7 @@ class _Job:
             folder, pairs, drawn = check_run(
                 settings,
                 self.resume,
-                notice=lambda problem: self.emit(Warned(f"{problem.path}: {problem.what}")),
+                notice=lambda problem: self.emit(events.Warned(f"{problem.path}: {problem.what}")),
                 progress=self._progress("check"),
                 unasked=self._unasked,
                 known=known,
@@ -192,10 +181,10 @@ class _Job:
             return None
         records = list(read_events(folder.events))
         if draw_curves(records, folder.curves):
-            self.emit(Saved(step, folder.curves.name, "curves"))
+            self.emit(events.Saved(step, folder.curves.name, "curves"))
         costs = sample_costs(records, step)
         lora = self._writer.write(folder.lora, adapter.state(), step, costs, drawn)
-        self.emit(Saved(step, folder.lora.name, "lora"))
+        self.emit(events.Saved(step, folder.lora.name, "lora"))
         return lora
 
     def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
@@ -207,7 +196,9 @@ class _Job:
         steps, first = self.settings.optim.max_train_steps, 0 if state is None else state.step
         device = str(self.device) if self.team.size == 1 else f"{self.team.size} x {self.device.type}"
         epochs, digest = epochs_of(self.settings, self.team.size, pairs), config_hash(self.settings)
-        self.emit(Started(folder.name, os.getpid(), first, steps, pairs, device, digest, round(epochs, 1)))
+        self.emit(
+            events.Started(folder.name, os.getpid(), first, steps, pairs, device, digest, round(epochs, 1))
+        )
         for note in [*notes, *many_epochs(epochs, pairs)]:
             self._warn(note)
         return state
@@ -224,7 +215,7 @@ class _Job:
         labelling = label_pairs(pairs, data, str(self.device), progress, self.folder.costs)
         self._facts |= {"cost_model": labelling.scorer, "cost_model_hash": labelling.scorer_hash}
         labelling.write(self.folder.relabel)
-        self.emit(Saved(0, self.folder.relabel.name, "report"))
+        self.emit(events.Saved(0, self.folder.relabel.name, "report"))
         if labelling.changed:
             self._warn(f"{labelling.summary} {self.folder.relabel.name} says which and why.")
         return labelling.pairs
@@ -328,13 +319,15 @@ class _Job:
         if self.team.rank == 0:
             self._stop.heard()
             path = "" if lora is None else lora.path.name
-            self.emit(Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3)))
+            self.emit(
+                events.Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3))
+            )
         return JobResult(outcome, lora, self.folder.path)
 
     def _progress(self, phase: Phase) -> Callable[[int, int], None]:
         # A process must not leave its team alone: together they stop at the first step.
         leave = self._stop.asked if self.team.size == 1 else bool
-        return listener(lambda done, total: self.emit(Progress(phase, done, total)), leave)
+        return listener(lambda done, total: self.emit(events.Progress(phase, done, total)), leave)
 
     @contextmanager
     def failures(self) -> Iterator[None]:
@@ -353,7 +346,7 @@ class _Job:
 
     def _last_words(self, message: str) -> None:
         try:
-            self.emit(Failed(message))
+            self.emit(events.Failed(message))
         except OSError:
             # The log is on the same full disk; the caller still gets the message.
-            self._listen(Failed(message))
+            self._listen(events.Failed(message))

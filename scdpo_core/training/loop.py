@@ -22,11 +22,9 @@ from .batches import BatchSource, Prefetcher
 from .distributed import ProcessGroup, SingleProcess, identity_of
 from .ema import Ema
 from .microbatch import MicroBatcher
-from .optimizers import build_optimizer, set_rate
-from .pair_loss import PairLoss
+from .optimizers import build_optimizer, learning_rate, set_rate
 from .running_metrics import GapWatch, Meter
-from .schedules import learning_rate
-from .step import Measure, PairStep
+from .step import Measure, PairLoss, PairStep
 from .validation import Validation
 
 if TYPE_CHECKING:

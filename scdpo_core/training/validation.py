@@ -19,9 +19,8 @@ from ..objectives.sc_dpo import preference_metrics
 from ..preferences.batches import PairStore, Room
 from ..run_store.events import Event, Validated, Warned
 from ..types import CachedPair, LabelledPair, PairBatch, PairErrors
-from .batches import timestep_law, weighting_of
+from .batches import slice_pairs, timestep_law, weighting_of
 from .distributed import ProcessGroup
-from .batches import slice_pairs
 from .microbatch import MicroBatcher
 from .reference import autocast_for, draw, pair_residuals
 

@@ -20,7 +20,7 @@ from scdpo_core.lora.file import load_lora
 from scdpo_core.training.batches import timestep_law
 from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.loading import load_base
-from scdpo_core.training.schedules import learning_rate
+from scdpo_core.training.optimizers import learning_rate
 from tests.support.tiny import tiny_pairs
 from tests.support.tiny_families import T5_TOKENS, tiny_folder
 from tests.trainer.test_train_lora import PROGRAM, run

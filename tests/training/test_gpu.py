@@ -14,7 +14,7 @@ import torch
 
 from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.preferences.batches import Room
-from scdpo_core.training.fixed_noise import FixedNoise
+from scdpo_core.training.batch_sources import FixedNoise
 from scdpo_core.training.reference_cache import NoiseSeeds
 from tests.support.tiny import tiny_sd_folder
 from tests.training.test_loop import Bench, stream

@@ -21,11 +21,10 @@ from scdpo_core.lora.adapter import LoraAdapter
 from scdpo_core.run_store.events import Estimated, Validated, Warned
 from scdpo_core.training import checkpoint
 from scdpo_core.training.adapters import attach_lora, encode_prompts_with_grad
-from scdpo_core.training.batches import FreshNoise, TrainBatch, timestep_law
+from scdpo_core.training.batches import FreshNoise, TrainBatch, slice_batch, timestep_law
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.memory import Alive, Memory, memory_of, peak_of_step
-from scdpo_core.training.batches import slice_batch
 from scdpo_core.training.microbatch import advice
 from scdpo_core.training.reference import draw
 from scdpo_core.training.validation import HeldOut

@@ -9,9 +9,8 @@ import torch
 
 from scdpo_core.config.settings import DEFAULT_BETAS, ObjectiveSettings
 from scdpo_core.objectives import diffusion_dpo, duo_prior, safedpo, sc_dpo_loss, sdpo_loser_scale
-from scdpo_core.training.pair_loss import PairLoss
 from scdpo_core.training.reference import PairResiduals
-from scdpo_core.training.step import PairStep, wants_prior
+from scdpo_core.training.step import PairLoss, PairStep, wants_prior
 from scdpo_core.types import LossOutput
 
 CPU = torch.device("cpu")

@@ -22,10 +22,9 @@ from scdpo_core.families.timesteps import DiscreteTimesteps, TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.run_store.events import Event, Warned
-from scdpo_core.training.batch_sources import deal
+from scdpo_core.training.batch_sources import FixedNoise, deal, turns
 from scdpo_core.training.batches import Prefetcher, TrainBatch
 from scdpo_core.training.distributed import SingleProcess
-from scdpo_core.training.fixed_noise import FixedNoise, turns
 from scdpo_core.training.job import run_job
 from scdpo_core.training.reference import mean_squares, reference_residuals
 from scdpo_core.training.reference_cache import NoiseSeeds, ReferenceCache, extended, measured_by

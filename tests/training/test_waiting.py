@@ -18,8 +18,8 @@ from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.families.unet import uncropped
 from scdpo_core.objectives import dfm
 from scdpo_core.preferences.batches import Room
+from scdpo_core.training.batch_sources import FixedNoise
 from scdpo_core.training.batches import Prefetcher
-from scdpo_core.training.fixed_noise import FixedNoise
 from scdpo_core.training.reference_cache import NoiseSeeds
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import tiny_sd_folder
