@@ -121,7 +121,7 @@ def _problems(job: ImportJob) -> Iterator[str]:
     if job.source is not None and job.output.absolute() == job.source.absolute():
         yield "--output is the source itself. Give another folder."
     elif job.source is not None and job.source.is_dir() and _lies_in(job.output, job.source):
-        yield "--output lies inside the source, which would then be read as a part of it. Give another folder."
+        yield "--output lies inside the source, and would be read as a part of it. Give another folder."
     if job.limit < 0:
         yield f"--limit must be 0 or more, not {job.limit}."
     try:

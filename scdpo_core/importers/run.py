@@ -96,8 +96,8 @@ def _check_settings(known: State, wanted: State, job: ImportJob, record: ImportR
     if changed:
         raise ScdpoError(
             f"{job.title} was imported into {job.output} with other settings ({'; '.join(changed)}). Give "
-            f"the same ones to go on, or another --output. To import it again, remove {record.home}; the pairs "
-            "stay."
+            f"the same ones to go on, or another --output. To import it again, remove {record.home}; the "
+            "pairs stay."
         )
 
 

@@ -1,0 +1,157 @@
+"""An import as a whole: kills at any moment, resuming, the command line, training on what came of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from scdpo_core.importers.job import ImportJob
+from scdpo_core.importers.run import run_import
+from scdpo_core.preferences.folder import check_folder, read_folder
+from scdpo_core.preferences.relabel import unscored
+from scdpo_core.types import ScdpoError
+from tests.import_sources import imported, pairs_in, pickapic_row, write_image, write_jsonl, write_parquet
+from tests.test_preferences_session_kills import killed_at
+from trainer.import_pairs import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def table(folder: Path, pairs: int) -> Path:
+    rows = []
+    for number in range(pairs):
+        write_image(folder / f"{number}-a.png", 2 * number)
+        write_image(folder / f"{number}-b.png", 2 * number + 1)
+        row = {"prompt": f"p{number}", "chosen": f"{number}-a.png", "rejected": f"{number}-b.png"}
+        rows.append(row | {"weight": 1 + number, "category": "weapon", "safe_prompt": "a spoon"})
+    # A row twice, a missing file and a tie of an image with itself.
+    rows += [rows[0], rows[0] | {"chosen": "missing.png"}, rows[0] | {"chosen": "0-b.png"}]
+    return write_jsonl(folder / "pairs.jsonl", rows)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file that is not the record of the work."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] != "importing"
+    }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks")
+@pytest.mark.parametrize("by", ["copy", "link"])
+def test_a_kill_at_any_moment_loses_nothing_and_imports_nothing_twice(
+    tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scdpo_core.importers.run.BATCH", 2)
+    source = table(tmp_path / "set", 3)
+    whole = imported(source, tmp_path / "whole", by=by)
+    assert whole.state.imported == 3 and whole.state.repeated == 1
+    log = next((tmp_path / "whole/importing").glob("*/rows.jsonl")).read_bytes()
+    moments = 0
+    while True:
+        output = tmp_path / f"pairs{moments}"
+        job = ImportJob(output, source, by=by)  # type: ignore[arg-type]
+        if not killed_at(moments, partial(run_import, job)):
+            break
+        again = run_import(job)
+        assert content(output) == content(tmp_path / "whole"), moments
+        assert again.state.imported == 3 and again.state.repeated == 1, moments
+        assert again.state.skipped == whole.state.skipped
+        assert next((output / "importing").glob("*/rows.jsonl")).read_bytes() == log
+        moments += 1
+    assert moments > 20
+
+
+def test_parquet_goes_on_in_the_middle_of_a_shard(tmp_path: Path) -> None:
+    rows = [pickapic_row(number, 1) for number in range(40)]
+    for shard in range(2):
+        write_parquet(tmp_path / f"set/{shard}.parquet", rows[20 * shard : 20 * shard + 20], 7)
+    job = ImportJob(tmp_path / "pairs", tmp_path / "set")
+    asked = [0]
+
+    def stop() -> bool:
+        asked[0] += 1
+        return asked[0] > 1
+
+    first = run_import(job, should_stop=stop)
+    assert first.stopped and 0 < first.state.imported < 40 and not first.state.finished
+    second = run_import(job)
+    assert second.state.imported == 40 and len(pairs_in(tmp_path / "pairs")) == 40
+    # Nothing is left to do, and what was taken away by hand does not come back.
+    pair = check_folder(tmp_path / "pairs")[0]
+    pair.chosen.unlink()
+    pair.rejected.unlink()
+    assert run_import(job).state.finished and len(check_folder(tmp_path / "pairs")) == 39
+
+
+def test_a_limit_is_gone_on_from(tmp_path: Path) -> None:
+    source = table(tmp_path / "set", 5)
+    first = imported(source, tmp_path / "pairs", limit=2)
+    assert first.limited and first.state.imported == 2
+    assert imported(source, tmp_path / "pairs").state.imported == 5
+
+
+def test_other_settings_are_refused_and_a_changed_source_is_read_anew(tmp_path: Path) -> None:
+    source = table(tmp_path / "set", 2)
+    imported(source, tmp_path / "pairs")
+    with pytest.raises(ScdpoError, match=r"with other settings \(category: none -> gore\)"):
+        imported(source, tmp_path / "pairs", category="gore")
+    table(tmp_path / "set", 4)
+    outcome = imported(source, tmp_path / "pairs")
+    # The two that are there are not written twice; a row stands twice in the table.
+    assert outcome.anew and outcome.state.imported == 2 and outcome.state.repeated == 3
+    assert len(pairs_in(tmp_path / "pairs")) == 4
+
+
+def test_several_sources_share_a_folder_and_its_weights(tmp_path: Path) -> None:
+    imported(table(tmp_path / "one", 2), tmp_path / "pairs")
+    write_image(tmp_path / "two/a.png", 100)
+    write_image(tmp_path / "two/b.png", 101)
+    row = {"prompt": "q", "chosen": "a.png", "rejected": "b.png", "weight": 0.25}
+    imported(write_jsonl(tmp_path / "two/a.jsonl", [row]), tmp_path / "pairs")
+    weights = {pair.prompt: pair.weight for pair in pairs_in(tmp_path / "pairs")}
+    assert weights == {"p0": 1, "p1": 2, "q": 0.25}
+    labelled = unscored(pairs_in(tmp_path / "pairs"))
+    assert {each.pair.prompt: each.weight for each in labelled} == weights
+
+
+def test_a_table_of_weights_is_checked(tmp_path: Path) -> None:
+    imported(table(tmp_path / "one", 2), tmp_path / "pairs")
+    file = tmp_path / "pairs/weights.csv"
+    good = file.read_text()
+    file.write_text(good + "nobody,3\n")
+    pairs, problems = read_folder(tmp_path / "pairs")
+    assert len(pairs) == 2 and ["1 of its lines name no pair" in each.what for each in problems] == [True]
+    for bad in ("name,weight\n", "pair,weight\nx,-1\n", "pair,weight\nx,nan\n", "pair,weight\nx\n", "\0"):
+        file.write_text(bad)
+        assert [each.path for each in read_folder(tmp_path / "pairs")[1] if each.fatal] == [file], bad
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = table(tmp_path / "set", 2)
+    common = [str(source), "--output", str(tmp_path / "my pairs")]
+    assert main([*common, "--dry-run"]) == 0 and not (tmp_path / "my pairs").exists()
+    assert "would be imported" in capsys.readouterr().out
+    assert main(common) == 0
+    printed = capsys.readouterr().out
+    assert "2  pairs imported" in printed and "Report: " in printed
+    assert f"--pairs '{tmp_path / 'my pairs'}'" in printed and "an image is missing" in printed
+    assert main([*common, "--format", "hpd"]) == 2
+    assert "Error: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_embedded_model_trains_on_what_was_imported(tmp_path: Path) -> None:
+    source = table(tmp_path / "set", 2)
+    imported(source, tmp_path / "pairs")
+    command = [sys.executable, "trainer/train_lora.py", "--pairs", str(tmp_path / "pairs"), "--base", "micro"]
+    command += ["--output", str(tmp_path / "run"), "--steps", "2", "--validation", "0", "--samples", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/run.safetensors").is_file()
