@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.importers.job import ImportJob
+from scdpo_core.importers.job import ALIASES, FORMATS, ImportJob
 from scdpo_core.importers.run import run_import
 from scdpo_core.preferences.folder import check_folder, read_folder
 from scdpo_core.preferences.relabel import unscored
 from scdpo_core.types import ScdpoError
 from tests.import_sources import imported, pairs_in, pickapic_row, write_image, write_jsonl, write_parquet
 from tests.test_preferences_session_kills import killed_at
-from trainer.import_pairs import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,9 +48,9 @@ def test_a_kill_at_any_moment_loses_nothing_and_imports_nothing_twice(
     tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scdpo_core.importers.run.BATCH", 2)
-    source = table(tmp_path / "set", 3)
+    source = table(tmp_path / "set", 2)
     whole = imported(source, tmp_path / "whole", by=by)
-    assert whole.state.imported == 3 and whole.state.repeated == 1
+    assert whole.state.imported == 2 and whole.state.repeated == 1
     log = next((tmp_path / "whole/importing").glob("*/rows.jsonl")).read_bytes()
     moments = 0
     while True:
@@ -61,7 +60,7 @@ def test_a_kill_at_any_moment_loses_nothing_and_imports_nothing_twice(
             break
         again = run_import(job)
         assert content(output) == content(tmp_path / "whole"), moments
-        assert again.state.imported == 3 and again.state.repeated == 1, moments
+        assert again.state.imported == 2 and again.state.repeated == 1, moments
         assert again.state.skipped == whole.state.skipped
         assert next((output / "importing").glob("*/rows.jsonl")).read_bytes() == log
         moments += 1
@@ -133,17 +132,24 @@ def test_a_table_of_weights_is_checked(tmp_path: Path) -> None:
         assert [each.path for each in read_folder(tmp_path / "pairs")[1] if each.fatal] == [file], bad
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def run_door(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "trainer/import_pairs.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
     source = table(tmp_path / "set", 2)
     common = [str(source), "--output", str(tmp_path / "my pairs")]
-    assert main([*common, "--dry-run"]) == 0 and not (tmp_path / "my pairs").exists()
-    assert "would be imported" in capsys.readouterr().out
-    assert main(common) == 0
-    printed = capsys.readouterr().out
-    assert "2  pairs imported" in printed and "Report: " in printed
-    assert f"--pairs '{tmp_path / 'my pairs'}'" in printed and "an image is missing" in printed
-    assert main([*common, "--format", "hpd"]) == 2
-    assert "Error: " in capsys.readouterr().err
+    looked = run_door(*common, "--dry-run")
+    assert looked.returncode == 0 and "would be imported" in looked.stdout, looked.stderr
+    assert not (tmp_path / "my pairs").exists()
+    done = run_door(*common)
+    assert done.returncode == 0 and "2  pairs imported" in done.stdout and "Report: " in done.stdout
+    assert f"--pairs '{tmp_path / 'my pairs'}'" in done.stdout and "an image is missing" in done.stdout
+    refused = run_door(*common, "--format", "hpd")
+    assert refused.returncode == 2 and refused.stderr.startswith("Error: ")
+    written = run_door("--help").stdout
+    assert all(name in written for name in (*FORMATS, *ALIASES))
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ class ImageFinder:
         self._real = [Path(os.path.realpath(root)) for root in self._roots]
         self._staging = staging
         self._numbers = itertools.count()
+        self._allowed: dict[Path, bool] = {}
 
     def find(self, ref: ImageRef, near: Sequence[Path] = ()) -> FoundImage:
         """Find or write the file of an image.
@@ -128,7 +129,7 @@ class ImageFinder:
         if _ADDRESS.match(name):
             raise RowError(ON_THE_NETWORK, name[:200])
         outside = False
-        roots = [*(folder for folder in near if self.allows(folder)), *self._roots]
+        roots = [*(folder for folder in near if self._allows_folder(folder)), *self._roots]
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
             if os.path.isabs(spelling):
                 if self.allows(Path(spelling)):
@@ -141,6 +142,12 @@ class ImageFinder:
                 if path is not None and os.path.isfile(path):
                     return path
         raise RowError(OUTSIDE if outside else MISSING, name[:200])
+
+    def _allows_folder(self, folder: Path) -> bool:
+        """As `allows`; the folders of a source's tables are asked for again with every image."""
+        if folder not in self._allowed:
+            self._allowed[folder] = self.allows(folder)
+        return self._allowed[folder]
 
     def _checked(self, path: Path) -> FoundImage:
         if not self.allows(path):

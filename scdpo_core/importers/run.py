@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..pairs.run import write_benign_prompts
-from ..preferences.build import prompts_of
+from ..preferences.build import prompts_of, write_benign_prompts
 from ..preferences.folder import BENIGN_PROMPTS
 from ..preferences.weights import read_weights, write_weights
 from ..types import Problem, ScdpoError

@@ -7,6 +7,7 @@ rows at a time. Nothing is unpickled and nothing is downloaded.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ MAX_RECORD = 128 << 20
 """Characters of one record of a text table, images in it included."""
 _BATCH = 16  # rows of Parquet that are in memory together
 _CHUNK = 1 << 20
+_LOOKED_AT = 100  # records whose keys count as columns
 _WHITE = " \t\r\n"
 
 
@@ -34,7 +36,7 @@ class TableError(ScdpoError):
 
 
 def columns_of(path: Path) -> list[str]:
-    """Return the column names of a table: its header, or the keys of its first record.
+    """Return the column names of a table: its header, or the keys of its first records, which may differ.
 
     Raises:
         TableError: it cannot be read, or Parquet is not installed.
@@ -47,12 +49,13 @@ def columns_of(path: Path) -> list[str]:
                 return [name.strip() for name in next(_csv_rows(path, stream), (0, []))[1]]
             except (csv.Error, _TooLongError) as error:
                 raise TableError(f"{path} is no table: {error}.") from None
-    for _, record in records_of(path):
+    names: dict[str, None] = {}
+    for number, record in itertools.islice(records_of(path), _LOOKED_AT):
         if not isinstance(record, Skipped):
-            return [str(name) for name in record]
-        if path.suffix.lower() == ".json":
+            names.update(dict.fromkeys(map(str, record)))
+        elif path.suffix.lower() == ".json" and number == 0:
             raise TableError(f"{path} is no JSON array of records ({record.detail}).")
-    return []
+    return list(names)
 
 
 def count_records(path: Path) -> int:

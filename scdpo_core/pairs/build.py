@@ -14,6 +14,7 @@ from ..cost.scorers import load_scorer
 from ..evaluation.prompts import EvalPrompt
 from ..families import family_of
 from ..families.source import model_name
+from ..preferences.build import write_benign_prompts
 from ..runs.reporter import Reporter, StopAskedError
 from ..training.checks import load_options, resolve_device, resolve_dtype
 from ..training.run_folder import RunFolder
@@ -21,7 +22,7 @@ from ..training.stopping import Stop
 from ..types import Problem, ScdpoError
 from .job import BuildJob, identity
 from .rules import NO_RULES, SHIPPED, read_rules
-from .run import Builder, groups_of, rows_of, write_benign_prompts
+from .run import Builder, groups_of, rows_of
 from .sheet import write_sheet
 from .store import FOLDER, Row, Store
 from .table import write_tables
