@@ -157,7 +157,7 @@ def test_the_embedded_model_trains_on_what_was_imported(tmp_path: Path) -> None:
     source = table(tmp_path / "set", 2)
     imported(source, tmp_path / "pairs")
     command = [sys.executable, "trainer/train_lora.py", "--pairs", str(tmp_path / "pairs"), "--base", "micro"]
-    command += ["--output", str(tmp_path / "run"), "--steps", "2", "--validation", "0", "--samples", "0"]
+    command += ["--output", str(tmp_path / "run"), "--max-train-steps", "2", "--samples", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/run.safetensors").is_file()
