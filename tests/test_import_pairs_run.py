@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scdpo_core.importers.job import ALIASES, FORMATS, ImportJob
 from scdpo_core.importers.run import run_import
 from scdpo_core.preferences.folder import check_folder, read_folder
-from scdpo_core.preferences.relabel import unscored
-from scdpo_core.types import ScdpoError
+from scdpo_core.preferences.relabel import relabel, unscored
+from scdpo_core.types import CostScore, ScdpoError, ScoredPair
 from tests.import_sources import imported, pairs_in, pickapic_row, write_image, write_jsonl, write_parquet
 from tests.test_preferences_session_kills import killed_at
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def table(folder: Path, pairs: int) -> Path:
-    rows = []
+def table(folder: Path, pairs: int, stored: bool = False) -> Path:
+    rows: list[dict[str, Any]] = []
     for number in range(pairs):
         write_image(folder / f"{number}-a.png", 2 * number)
         write_image(folder / f"{number}-b.png", 2 * number + 1)
         row = {"prompt": f"p{number}", "chosen": f"{number}-a.png", "rejected": f"{number}-b.png"}
         rows.append(row | {"weight": 1 + number, "category": "weapon", "safe_prompt": "a spoon"})
-    # A row twice, a missing file and a tie of an image with itself.
-    rows += [rows[0], rows[0] | {"chosen": "missing.png"}, rows[0] | {"chosen": "0-b.png"}]
+    # A row twice, a missing file, a damaged one and a tie of an image with itself.
+    (folder / "damaged.png").write_bytes((folder / "0-a.png").read_bytes()[:300])
+    rows += [rows[0], *(rows[0] | {"chosen": name} for name in ("missing.png", "damaged.png", "0-b.png"))]
+    for row in rows if stored else []:
+        for side in ("chosen", "rejected"):
+            if (file := folder / row[side]).is_file():
+                row[side] = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
     return write_jsonl(folder / "pairs.jsonl", rows)
 
 
@@ -43,12 +50,12 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks")
-@pytest.mark.parametrize("by", ["copy", "link"])
+@pytest.mark.parametrize(("by", "stored"), [("copy", False), ("link", False), ("copy", True)])
 def test_a_kill_at_any_moment_loses_nothing_and_imports_nothing_twice(
-    tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, by: str, stored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scdpo_core.importers.run.BATCH", 2)
-    source = table(tmp_path / "set", 2)
+    source = table(tmp_path / "set", 2, stored)
     whole = imported(source, tmp_path / "whole", by=by)
     assert whole.state.imported == 2 and whole.state.repeated == 1
     log = next((tmp_path / "whole/importing").glob("*/rows.jsonl")).read_bytes()
@@ -116,8 +123,12 @@ def test_several_sources_share_a_folder_and_its_weights(tmp_path: Path) -> None:
     imported(write_jsonl(tmp_path / "two/a.jsonl", [row]), tmp_path / "pairs")
     weights = {pair.prompt: pair.weight for pair in pairs_in(tmp_path / "pairs")}
     assert weights == {"p0": 1, "p1": 2, "q": 0.25}
-    labelled = unscored(pairs_in(tmp_path / "pairs"))
-    assert {each.pair.prompt: each.weight for each in labelled} == weights
+    pairs = pairs_in(tmp_path / "pairs")
+    assert {each.pair.prompt: each.weight for each in unscored(pairs)} == weights
+    # Also where the costs turn the order of a pair.
+    costs = CostScore(9.0, {}, "s", "h"), CostScore(-9.0, {}, "s", "h")
+    relabelled, report = relabel([ScoredPair(pair, *costs) for pair in pairs])
+    assert {each.pair.prompt: each.weight for each in relabelled} == weights and len(report.swapped) == 3
 
 
 def test_a_table_of_weights_is_checked(tmp_path: Path) -> None:

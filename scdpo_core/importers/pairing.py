@@ -24,6 +24,8 @@ BAD_SAFE_PROMPT = "its safe prompt is not valid UTF-8 text or too long, and is l
 COPIED = "its images are stored inside the table, so they are copied although links were asked for"
 
 _LONGEST_CATEGORY = 100  # bytes
+# What spreadsheets take for a formula: weights.csv names categories.
+_FORMULA = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def usable_category(name: str) -> tuple[str, bool]:
     """The subfolder for a category that a source names, and whether it can be one; '' for none."""
     with suppress(ScdpoError, UnicodeEncodeError):
         found = check_category(name.replace("/", "-"))
-        if len(found.encode("utf-8")) <= _LONGEST_CATEGORY and passed_over(Path(found)) is None:
+        fits = len(found.encode("utf-8")) <= _LONGEST_CATEGORY and not found.startswith(_FORMULA)
+        if fits and passed_over(Path(found)) is None:
             return found, True
     return "", False
 
@@ -96,13 +99,14 @@ def look_at(pairs: Sequence[ReadyPair]) -> list[RowError | None]:
     """Decode the images of pairs; returns what is wrong with each, None for nothing."""
     files = list(dict.fromkeys(path for pair in pairs for path in pair.images))
     looks = look_at_all(files)
-    return [_verdict(*(looks[path] for path in pair.images)) for pair in pairs]
+    return [_verdict(pair, *(looks[path] for path in pair.images)) for pair in pairs]
 
 
-def _verdict(chosen: Look | PictureError, rejected: Look | PictureError) -> RowError | None:
-    for look in (chosen, rejected):
+def _verdict(pair: ReadyPair, chosen: Look | PictureError, rejected: Look | PictureError) -> RowError | None:
+    for image, look in ((pair.chosen, chosen), (pair.rejected, rejected)):
         if isinstance(look, PictureError):
-            return RowError(NO_IMAGE, str(look))
+            # Nobody knows the file that a stored image was put into.
+            return RowError(NO_IMAGE, f"in the table: {look.what}" if image.staged else str(look))
     return RowError(SAME_IMAGE) if chosen == rejected else None
 
 
