@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scdpo_core.importers.tables import Tables, records_of
@@ -70,6 +71,18 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, kind: str) -> None:
     # Ten times the rows, which alone would be more.
     assert large < small + 500_000 and look(many) == 1500
     assert not (tmp_path / "pairs").exists()
+
+
+def test_a_row_group_of_parquet_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    import pyarrow
+
+    noise = np.random.default_rng(0)
+    rows = [{"number": number, "image": noise.bytes(20_000)} for number in range(1500)]
+    file = write_parquet(tmp_path / "a.parquet", rows, row_group_size=1500)
+    before = pyarrow.total_allocated_bytes()
+    peak = max(pyarrow.total_allocated_bytes() - before for _ in records_of(file))
+    # 30 MB in one group.
+    assert peak < 10_000_000
 
 
 _MEASURED = """

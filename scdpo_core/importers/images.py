@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import inside, write_bytes
+from ..files import inside
 from ..preferences.infotext import MAX_PROMPT
 from ..preferences.kinds import describe, suffix_of
 from ..preferences.metadata import files_beside, prompt_of
@@ -90,7 +90,8 @@ class ImageFinder:
         path = Path()
         if self._staging is not None:
             path = self._staging / f"{next(self._numbers)}{suffix}"
-            write_bytes(path, content)
+            # As good as it is: a killed process leaves nothing here that the next one reads.
+            path.write_bytes(content)
         return FoundImage(path, suffix, staged=True)
 
     def allows(self, path: Path) -> bool:

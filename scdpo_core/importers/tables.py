@@ -219,8 +219,8 @@ def _parquet(path: Path) -> Any:
             "'pip install pyarrow'; CSV, JSONL and folders need nothing."
         ) from error
     try:
-        # A buffer of its own: else whole row groups, images included, are read at once.
-        return pyarrow.parquet.ParquetFile(_opened(path), buffer_size=_CHUNK)
+        # Buffers of its own: else whole row groups, images included, are in memory at once.
+        return pyarrow.parquet.ParquetFile(_opened(path), buffer_size=_CHUNK, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise TableError(f"{path} is damaged or no Parquet file ({str(error)[:120]}).") from error
 
