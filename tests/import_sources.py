@@ -46,13 +46,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], row_group_size: int = 100) -> Path:
+def write_parquet(
+    path: Path, rows: Sequence[Mapping[str, Any]], row_group_size: int = 100, **more: Any
+) -> Path:
     import pyarrow
     import pyarrow.parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist(list(rows))
-    pyarrow.parquet.write_table(table, str(path), row_group_size=row_group_size)
+    pyarrow.parquet.write_table(table, str(path), row_group_size=row_group_size, **more)
     return path
 
 

@@ -1,7 +1,7 @@
 """Tables of anybody's making, read record by record: CSV, TSV, JSONL, JSON arrays and Parquet.
 
-Memory does not grow with a table: text is read line by line, JSON arrays element by element, Parquet a few
-rows at a time. Nothing is unpickled and nothing is downloaded.
+Memory does not grow with a table: text is read line by line, JSON arrays element by element, Parquet page by
+page, as large as its writer made them. Nothing is unpickled and nothing is downloaded.
 """
 
 from __future__ import annotations
