@@ -160,7 +160,8 @@ def test_unpaired_images_are_matched_by_prompt_and_the_rest_is_listed(tmp_path: 
     assert pair.prompt == "a fox" and holds(pair, image_bytes(0), image_bytes(2))
     assert outcome.state.skipped[NO_PARTNER].count == 2
     assert (tmp_path / "pairs/benign_prompts.txt").read_text() == "a boat\n"
-    assert outcome.report is not None and "train_cost.py --unsafe" in outcome.report.read_text()
+    assert outcome.report is not None
+    assert f"train_cost.py --unsafe {tmp_path}/mine/unsafe --safe" in outcome.report.read_text()
 
 
 def test_unpaired_images_are_matched_by_chance_only_when_asked(tmp_path: Path) -> None:

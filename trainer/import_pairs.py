@@ -76,7 +76,7 @@ def _report(job: ImportJob, outcome: ImportOutcome) -> None:
     if outcome.limited:
         print("Ended at --limit; the same command without it goes on.")
     if outcome.left_over:
-        print(f"{outcome.left_over:,} prompts of harmless images without a partner: benign_prompts.txt")
+        print(f"Prompts of harmless images without a partner, in benign_prompts.txt: {outcome.left_over:,}")
     if outcome.report is not None:
         print(printable(f"Report: {outcome.report}"))
     print()

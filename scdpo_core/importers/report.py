@@ -10,6 +10,7 @@ from pathlib import Path
 from ..files import write_json, write_text
 from ..preferences.listing import BENIGN
 from ..text import printable
+from .folders import find_sides
 from .job import FORMATS, ImportJob
 from .record import ImportRecord, State, Tally
 
@@ -56,8 +57,8 @@ def _lines(job: ImportJob, state: State) -> Iterator[str]:
             yield f"          and {len(most) - _MOST_CATEGORIES} more"
     if state.categories.get(""):
         yield (
-            f"{state.categories['']:,} pairs have no category: training takes their prompts as harmful. For "
-            "pairs about quality, whose prompts are harmless, import with --category benign."
+            f"Pairs without a category: {state.categories['']:,}. Training takes their prompts as harmful; "
+            "pairs about quality, whose prompts are harmless, need --category benign."
         )
     elif set(state.categories) == {BENIGN} and not job.category:
         yield (
@@ -85,14 +86,22 @@ def next_step(job: ImportJob, state: State) -> str:
     if job.dry_run:
         return "Run the same command without --dry-run to import them."
     train = f"Train on them: python trainer/train_lora.py --pairs {output} --base MODEL --output runs/my_lora"
-    if state.format == "unpaired" and job.source is not None:
-        lone = (
-            "Images without a partner train a cost model, or give prompts for pairs that your model draws:\n"
-            "  python trainer/train_cost.py --unsafe UNSAFE_FOLDER --safe SAFE_FOLDER --output my_cost\n"
-            "  python trainer/build_pairs.py --base MODEL --prompts UNSAFE_FOLDER --benign SAFE_FOLDER "
-            "--output built_pairs"
-        )
+    if state.format == "unpaired":
+        lone = _for_lone_images(job)
         return printable(f"{train}\n{lone}" if state.imported else lone, lines=True)
     if not state.imported and not state.repeated:
         return "No pair came of it. The reasons above say what to change."
     return printable(train)
+
+
+def _for_lone_images(job: ImportJob) -> str:
+    """What images without a partner are good for."""
+    sides = find_sides(job.source) if job.source is not None else []
+    found = (sides[0].chosen, sides[0].rejected) if sides else (job.chosen, job.rejected)
+    safe, unsafe = (shlex.quote(str(folder)) for folder in found)
+    return (
+        "Images without a partner train a cost model, or give prompts for pairs that your model draws:\n"
+        f"  python trainer/train_cost.py --unsafe {unsafe} --safe {safe} --output my_cost.safetensors\n"
+        f"  python trainer/build_pairs.py --base MODEL --prompts {unsafe} --benign {safe} "
+        "--output built_pairs"
+    )

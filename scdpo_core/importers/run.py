@@ -128,7 +128,8 @@ class _Run:
                 break
         else:
             state = replace(state, finished=True)
-            self._progress(TITLE, state.next_record, state.next_record)
+            if state.next_record != self._source.total:  # which was an estimate
+                self._progress(TITLE, state.next_record, state.next_record)
         return self._end(state, stopped, limited)
 
     def _batches(self, start: int) -> Iterator[list[Entry]]:
