@@ -19,6 +19,15 @@ FOREIGN_SUFFIXES = frozenset(
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\xff\x0a")
 # Of files that are meant to be read but were damaged, the beginning is whole.
 _STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+_SUFFIX_OF_START = (
+    (b"\x89PNG\r\n\x1a\n", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"GIF87a", ".gif"),
+    (b"GIF89a", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+)
 _BRANDS = (b"heic", b"heix", b"mif1", b"avif", b"avis", b"jxl ")
 
 
@@ -43,6 +52,15 @@ def starts_as_image(path: Path) -> bool:
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     brand = head[4:8] in (b"ftyp", b"JXL ") and (head[8:12] in _BRANDS or head[4:8] == b"JXL ")
     return head.startswith(_SIGNATURES) or webp or brand
+
+
+def suffix_of(head: bytes) -> str:
+    """The usual ending of an image's file, from its first 16 bytes; '' where they are those of no image."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return ".webp"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1"):
+        return ".avif"
+    return next((suffix for start, suffix in _SUFFIX_OF_START if head.startswith(start)), "")
 
 
 def describe(head: bytes) -> str:
