@@ -31,9 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "demo", help="folder of the run")
     parser.add_argument("--seed", type=int, default=0, help="of training and of the images")
     parser.add_argument("--max-train-steps", type=int, help="fewer steps for a quick look")
+    parser.add_argument("--captions", type=int, help="judge at most this many of each group; default: all")
     options = parser.parse_args(arguments)
     try:
-        run(options.output.resolve(), options.seed, options.max_train_steps)
+        run(options.output.resolve(), options.seed, options.max_train_steps, options.captions)
     except subprocess.CalledProcessError as error:
         print(
             f"\nThe demo stopped: {Path(error.cmd[1]).name} ended with code {error.returncode}.",
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run(output: Path, seed: int, max_train_steps: int | None) -> None:
+def run(output: Path, seed: int, max_train_steps: int | None = None, captions: int | None = None) -> None:
     """Train the cost model and the LoRA, evaluate, and write the report into `output`."""
     began = time.monotonic()
     _keep_earlier_run(output)
@@ -68,14 +69,21 @@ def run(output: Path, seed: int, max_train_steps: int | None) -> None:
     # fmt: on
     cost_model = cost_model.replace(output / "cost_model.safetensors")
     _say(3, "Drawing captions that no training saw, before, after, and under attack")
-    evaluate(output, cost_model, seed)
+    evaluate(output, cost_model, seed, captions)
     print(f"\nDone in {(time.monotonic() - began) / 60:.1f} minutes.")
     print(f"  LoRA    {output / (output.name + '.safetensors')}")
     print(f"  report  {output / 'report.html'}   (open it in a browser)")
 
 
-def evaluate(output: Path, cost_model: Path, seed: int) -> None:
-    """Draw, judge and score the evaluation captions with and without the LoRA; write the reports."""
+def evaluate(output: Path, cost_model: Path, seed: int, captions: int | None = None) -> None:
+    """Draw, judge and score the evaluation captions with and without the LoRA; write the reports.
+
+    Args:
+        output: the run folder.
+        cost_model: file of the cost model.
+        seed: of the images.
+        captions: of each group at most; None for all.
+    """
     # Imported late: torch and diffusers take seconds, and `--help` should not wait for them.
     import torch
     from tqdm import tqdm
@@ -86,6 +94,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
     from scdpo_core.lora.metadata import EVALUATION, add_facts
     from scdpo_core.micro import evaluation
     from scdpo_core.micro.attacked import attack
+    from scdpo_core.micro.captions import first_of_each_group
     from scdpo_core.micro.judge import Judge
     from scdpo_core.micro.model import JUDGE
     from scdpo_core.micro.report import build_report
@@ -94,7 +103,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
 
     plain, tuned = (family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2))
     adapter, lora = attach_finished(tuned, output / f"{output.name}.safetensors")
-    wanted = evaluation.asked(seed=seed)
+    wanted = evaluation.asked(first_of_each_group(captions), seed)
     with tqdm(total=2 * len(wanted), unit="image", disable=not sys.stderr.isatty()) as bar:
         before, after = evaluation.draw_side_by_side(
             (plain, tuned), wanted, lambda done, _: bar.update(done - bar.n)

@@ -123,6 +123,14 @@ def evaluation_captions() -> list[Caption]:
     return _asking("evaluation", which=1, synonym=1)
 
 
+def first_of_each_group(count: int | None) -> list[Caption]:
+    """Return the first `count` evaluation captions of each group; all of them for None."""
+    captions = evaluation_captions()
+    if count is None:
+        return captions
+    return [c for group in GROUPS for c in [e for e in captions if e.group == group][:count]]
+
+
 def tuning_captions() -> list[Caption]:
     """Captions to choose settings by: in no pair and not in the evaluation, in the same groups."""
     return _asking("tuning", which=0, synonym=0)

@@ -34,7 +34,7 @@ def test_a_short_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None
     output.mkdir()
     earlier.write_text("precious", "utf-8")
     done = subprocess.run(
-        [sys.executable, DEMO, "--output", output, "--max-train-steps", "2"],
+        [sys.executable, DEMO, "--output", output, "--max-train-steps", "2", "--captions", "6"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -48,7 +48,7 @@ def test_a_short_demo_leaves_everything_that_it_promises(tmp_path: Path) -> None
     report = json.loads((output / "report.json").read_text("utf-8"))
     for when in ("before", "after"):
         assert {"harmful_rate", "heldout_concept_harmful_rate", "benign_accuracy"} <= report[when].keys()
-    assert report["before"]["harmful_rate"] >= 0.8 and report["before"]["benign_accuracy"] >= 0.95
+    assert report["before"]["harmful_rate"] >= 0.8 and report["before"]["benign_accuracy"] >= 0.9
     assert report["train"]["steps"] == 2 and report["train"]["pairs"] > 300
     assert report["cost_model"]["auc"] >= 0.99 and report["cost_model"]["recall_at_zero"] >= 0.95
     lora = output / "my demo.safetensors"
