@@ -113,9 +113,14 @@ class CostScore:
     @property
     def band(self) -> Band:
         """'safe', 'review' or 'unsafe'. A cost that is not finite is never safe."""
-        if self.value >= UNSAFE_FROM or not self.finite:
-            return "unsafe"
-        return "review" if self.value >= REVIEW_FROM else "safe"
+        return band_of(self.value) if self.finite else "unsafe"
+
+
+def band_of(cost: float) -> Band:
+    """Return the band of a finite cost."""
+    if cost >= UNSAFE_FROM:
+        return "unsafe"
+    return "review" if cost >= REVIEW_FROM else "safe"
 
 
 def objection(details: Mapping[str, float]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""The name and shape of every tensor of a file."""
+from ..io.safetensors_header import Shapes
 
 DENOISER_PREFIX = "model.diffusion_model."
 """How the denoiser's tensors begin in a single file; files with a transformer alone may lack it."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..io.safetensors_header import block_count
+from ..io.safetensors_header import Shapes, block_count
 from ..types import Conditioning
-from .component_layout import Layout, Shapes, TextPart
+from .component_layout import Layout, TextPart
 from .components import Encoders, Reader
 from .detect import TITLES
 from .diffusers_family import LayoutFamily

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..io.safetensors_header import block_count, numbers
+from ..io.safetensors_header import Shapes, block_count, numbers
 from ..types import Conditioning, ScdpoError
-from .component_layout import Layout, Shapes, TextPart
+from .component_layout import Layout, TextPart
 from .components import Encoders
 from .detect import TITLES
 from .diffusers_family import LayoutFamily

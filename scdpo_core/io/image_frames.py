@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from ..scoring.alpha_views import views
+from .alpha_views import views
 from .decode_budget import BUDGET
 from .image_types import describe
 from .images import ImageError, orientation, upright
@@ -73,6 +73,24 @@ def open_frames(path: Path, stream: BinaryIO, every: int = 0) -> Generator[tuple
         raise ImageError(
             path, f"the image is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
         ) from error
+
+
+def open_frame(path: Path, number: int = 0) -> Image.Image:
+    """Decode one frame of an image file as upright RGB on white.
+
+    Args:
+        path: of the file.
+        number: index of an animation's frame.
+
+    Raises:
+        ImageError: as `open_frames`, or there is no such frame.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        for index, image in open_frames(path, stream, number):
+            if index == number:
+                return image
+    raise ImageError(path, f"it has no frame {number}.")
 
 
 def _frames(path: Path, image: Image.Image, every: int) -> Iterator[tuple[int, Image.Image]]:

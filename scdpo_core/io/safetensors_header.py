@@ -11,9 +11,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..families.component_layout import Shapes
 from ..types import ScdpoError
 from .files import is_lfs_pointer, is_pickle, name_for_safetensors
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The name and shape of every tensor of a file."""
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 _PREDICTIONS = {

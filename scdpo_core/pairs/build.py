@@ -11,9 +11,9 @@ import torch
 
 from ..cost.protocol import provenance
 from ..cost.scorers import load_scorer
-from ..evaluation.prompts import EvalPrompt
 from ..families import family_of
 from ..families.source import model_name
+from ..io.prompt_files import EvalPrompt
 from ..run_store.paths import RunFolder
 from ..run_store.stop_request import Stop
 from ..runs.log import Reporter, StopAskedError

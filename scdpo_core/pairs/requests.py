@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.prompts import EvalPrompt, check_prompts
 from ..io.image_metadata import prompt_of
 from ..io.infotext import plain
+from ..io.prompt_files import EvalPrompt, check_prompts
 from ..preferences.labelling_session import images_in
 from ..preferences.listing import BENIGN
 from ..preferences.writer import category_folder

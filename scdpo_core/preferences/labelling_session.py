@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..io.discover import files_below
 from ..io.files import inside, sweep, write_json
 from ..io.image_metadata import prompt_of
 from ..io.image_types import IMAGE_SUFFIXES, starts_as_image
 from ..types import Problem, ScdpoError
-from .listing import files_below
 from .writer import pair_files, write_files
 
 STATE = "labelling.json"

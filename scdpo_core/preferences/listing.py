@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from ..io.discover import files_below, unreadable_folder
 from ..io.image_metadata import PROMPT_SUFFIXES
-from ..io.image_types import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, starts_as_image
+from ..io.image_types import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, is_image
 from ..io.infotext import prompt_in
 from ..types import Problem
 
@@ -27,24 +28,6 @@ _OTHER_NAMES = {
     "rejected": ("bad", "lose", "loser", "losers", "reject", "unsafe", "negative", "worse"),
 }
 _REPEATS = re.compile(r"\d+_(?=.)")
-_IGNORED = frozenset({"thumbs.db", "desktop.ini"})
-# What network storage, desktops and archives make: thumbnails and deleted files, not the artist's images.
-_OF_SYSTEMS = frozenset(
-    {
-        "@eadir",
-        "#recycle",
-        "@recycle",
-        ".@__thumb",
-        "#snapshot",
-        ".appledouble",
-        "__macosx",
-        ".thumbnails",
-        ".trashes",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-    }
-)
 
 
 @dataclass
@@ -115,7 +98,7 @@ def list_side(root: Path, problems: list[Problem]) -> Side:
             stem = f"{known}/{rest}"
         if suffix in PROMPT_SUFFIXES:
             (side.prompts if suffix == ".txt" else captions).setdefault(stem, []).append(path)
-        elif suffix in IMAGE_SUFFIXES or suffix in FOREIGN_SUFFIXES or (not suffix and starts_as_image(path)):
+        elif is_image(path):
             side.images.setdefault(stem, []).append(path)
         else:
             side.others.append(path)
@@ -140,14 +123,6 @@ def _stem(path: Path, root: Path) -> str:
 def read_as(folder: Path, known: str) -> Problem:
     """The note that a folder's name counts as a reserved one in other capitals."""
     return Problem(folder, f"this folder counts as '{known}'.", fatal=False)
-
-
-def passed_over(folder: Path) -> Problem | None:
-    """The note that a folder is left out, if it is one that a system made for itself; None for others."""
-    if folder.name.casefold() not in _OF_SYSTEMS:
-        return None
-    what = "this folder is the system's own (thumbnails, deleted files) and is passed over."
-    return Problem(folder, what, fatal=False)
 
 
 def some_prompts(folder: Path, count: int) -> list[str]:
@@ -180,42 +155,7 @@ def layout_problem(folder: Path) -> Problem | None:
         hints = _hints(folder, names, missing)
         return Problem(folder, " ".join([f"it has no folder {lacks}. {LAYOUT}", *hints]))
     except OSError as error:
-        return _unreadable(folder, error)
-
-
-def _unreadable(folder: Path, error: OSError) -> Problem:
-    what = f"this folder cannot be read ({error.strerror}). Give your user permission to read it."
-    return Problem(folder, what)
-
-
-def files_below(folder: Path, problems: list[Problem]) -> Iterator[Path]:
-    """Every file below a folder that is not hidden, sorted; links are followed, but never in a circle.
-
-    Folders that cannot be read are added to `problems`, and as notes those that a system made for itself.
-    """
-    yield from _files(folder, problems, set())
-
-
-def _files(folder: Path, problems: list[Problem], seen: set[Path]) -> Iterator[Path]:
-    try:
-        real = folder.resolve()
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        problems.append(_unreadable(folder, error))
-        return
-    if real in seen:
-        return
-    seen.add(real)
-    for entry in entries:
-        if (note := passed_over(entry)) is not None and entry.is_dir():
-            problems.append(note)
-            continue
-        if entry.name.startswith(".") or entry.name.lower() in _IGNORED:
-            continue
-        if entry.is_dir():
-            yield from _files(entry, problems, seen)
-        else:
-            yield entry
+        return unreadable_folder(folder, error)
 
 
 def _hints(folder: Path, names: Sequence[str], missing: Sequence[str]) -> Iterator[str]:

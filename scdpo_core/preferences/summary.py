@@ -14,20 +14,12 @@ from typing import TypeVar
 from PIL import Image
 
 from ..io.images import ImageError, open_image
-from ..scoring.text_image import lettered
+from ..reports.raster import FAINT, pair_card
 from ..types import PreferencePair, Problem
 from .folder import read_folder
 from .problems import in_words
 
 T = TypeVar("T")
-
-_PAPER, _INK, _GOOD, _BAD, _FAINT = (
-    (250, 250, 248),
-    (30, 34, 40),
-    (27, 120, 55),
-    (183, 28, 28),
-    (205, 208, 212),
-)
 
 
 @dataclass(frozen=True)
@@ -124,47 +116,7 @@ def card(pair: PreferencePair, side: int = 256) -> Image.Image:
         pair: of a folder.
         side: of each image, pixels.
     """
-    return twins(_opened(pair.chosen, side), _opened(pair.rejected, side), pair.prompt, side)
-
-
-def twins(
-    chosen: Image.Image, rejected: Image.Image, prompt: str, side: int = 256, titles: Sequence[str] = ()
-) -> Image.Image:
-    """Two images side by side with a line of words below.
-
-    Args:
-        chosen: RGB.
-        rejected: RGB.
-        prompt: the words.
-        side: of each image, pixels.
-        titles: what stands over them, if not 'chosen' and 'rejected'.
-    """
-    head = max(14, side // 12)
-    sheet = Image.new("RGB", (2 * side + 2, side + 2 * head), _PAPER)
-    for number, (image, name, colour) in enumerate(
-        zip((chosen, rejected), titles or ("chosen", "rejected"), (_GOOD, _BAD), strict=True)
-    ):
-        fitted = _fitted(image, side)
-        left = number * (side + 2)
-        sheet.paste(fitted, (left + (side - fitted.width) // 2, head + (side - fitted.height) // 2))
-        sheet.paste(colour, (left + 4, head // 4), lettered(name, head // 2))
-    sheet.paste(_INK, (4, head + side + head // 4), lettered(prompt[:120], head // 2))
-    return sheet
-
-
-def grid(cards: Sequence[Image.Image], columns: int = 2) -> Image.Image:
-    """Cards of one size in rows.
-
-    Args:
-        cards: at least one.
-        columns: at most.
-    """
-    columns, (width, height) = min(columns, len(cards)), cards[0].size
-    rows = -(-len(cards) // columns)
-    sheet = Image.new("RGB", (columns * (width + 8) - 8, rows * (height + 8) - 8), _PAPER)
-    for number, one in enumerate(cards):
-        sheet.paste(one, (number % columns * (width + 8), number // columns * (height + 8)))
-    return sheet
+    return pair_card(_opened(pair.chosen, side), _opened(pair.rejected, side), pair.prompt, side)
 
 
 def _folders(places: Iterable[Path]) -> list[Path]:
@@ -185,10 +137,4 @@ def _opened(path: Path, side: int) -> Image.Image:
     try:
         return open_image(path)
     except ImageError:  # it was there a moment ago
-        return Image.new("RGB", (side, side), _FAINT)
-
-
-def _fitted(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+        return Image.new("RGB", (side, side), FAINT)

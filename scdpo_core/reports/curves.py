@@ -47,11 +47,13 @@ def ends(points: Points) -> tuple[float, float] | None:
     return sum(known[:part]) / part, sum(known[-part:]) / part
 
 
-def tells(name: str, points: Points | None) -> bool:
-    """Whether a curve is worth a chart: it has points, and is no part that this run does not have."""
-    return bool(points) and not (name in OPTIONAL_METRICS and not any(value for _, value in points or ()))
-
-
 def known_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
-    """Those curves of a run that are worth a chart."""
-    return {name: points for name, points in curves.items() if tells(name, points)}
+    """Return the curves that are worth a chart.
+
+    Leave out those without a finite value, and optional metrics that stay 0 in runs without that part.
+    """
+    return {
+        name: points
+        for name, points in curves.items()
+        if any(math.isfinite(value) and (value or name not in OPTIONAL_METRICS) for _, value in points)
+    }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .summary import spell
+from ..reports.wording import duration
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -71,7 +71,7 @@ def lines(say: Callable[[str], None], unit: str, every: float = 15.0) -> Callabl
         told[what] = now
         # What an earlier process did says nothing of this one's speed.
         new = done - first
-        left = f", {spell((total - done) * (now - start) / new)} left" if new > 0 and done < total else ""
+        left = f", {duration((total - done) * (now - start) / new)} left" if new > 0 and done < total else ""
         say(f"{what} {done:,} of {total:,}{unit}{left}")
 
     return update

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cost.protocol import Scorer, SideBySide, provenance
+from ..io.alpha_views import worst
 from ..io.image_frames import open_frames
 from ..io.images import ImageError
 from ..types import CostScore, ScdpoError
-from .alpha_views import worst
 from .table import Row
 
 BATCH = 16

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..evaluation.contact_sheet import CRISP_UP_TO, encode
-from ..evaluation.wording import count
 from ..io.images import open_image
-from ..io.printable import printable
-from ..types import CostScore
+from ..reports.images import CRISP_UP_TO, encode
+from ..reports.wording import count
 from .attack_names import ATTACKS, split_spec
 from .attacks import spread, trial_version
 from .figures import Opinions
@@ -38,7 +36,6 @@ class Shot:
     covered: bool
     label: str
     cost: float | None
-    band: str
     verdict: str
     tone: str
 
@@ -116,7 +113,7 @@ def sheets_of(evaluation: Evaluation, opinions: Opinions) -> list[Sheet]:
             len(each.columns),
             tuple(
                 SheetRow(
-                    printable(item.prompt.prompt),
+                    item.prompt.prompt,
                     item.seed,
                     tuple(
                         _shot(
@@ -178,8 +175,6 @@ def _shot(column: _Column, uri: str, size: tuple[int, int], said: Opinion | None
     verdict, tone = ("harmful", "bad") if harmful else ("harmless", "good")
     if not harmful and said is not None and said.found is not None and not covered:
         verdict, tone = ("as asked", "good") if said.found else ("not as asked", "bad")
-    cost = said.cost if said is not None else None
-    band = "" if cost is None else CostScore(cost, {}, "", "").band
     return Shot(
         column.label,
         column.style,
@@ -187,8 +182,7 @@ def _shot(column: _Column, uri: str, size: tuple[int, int], said: Opinion | None
         *size,
         covered or harmful or not known,
         said.label if said is not None else "",
-        cost,
-        band,
+        None if said is None else said.cost,
         verdict if known else "not judged",
         tone if known else "",
     )

@@ -34,7 +34,7 @@ class EvalJob:
         prompts: prompt files that ask for harm.
         attack_prompts: prompt files that were searched for by attacks on other models.
         benign: prompt files that ask for nothing harmful.
-        column: the column of the prompts; '' for those that `evaluation.prompts` knows.
+        column: the column of the prompts; '' for those that `io.prompt_files` knows.
         weights: of each LoRA; the first one is the one that counts in the headline.
         seeds: images of each prompt.
         seed: of the first prompt that has none of its own.

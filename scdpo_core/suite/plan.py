@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..evaluation.judges import Asked
-from ..evaluation.prompts import EvalPrompt, PromptFileError, holds_attacks, read_prompts
 from ..io.files import sha256_of
+from ..io.prompt_files import EvalPrompt, PromptFileError, holds_attacks, read_prompts
 from ..types import Problem, ScdpoError
 from .job import EvalJob
 

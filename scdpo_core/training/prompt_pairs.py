@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.prompts import EvalPrompt, check_prompts
 from ..io.infotext import plain
+from ..io.prompt_files import EvalPrompt, check_prompts
 from ..preferences.writer import category_folder
 from ..types import PreferencePair, Problem, ScdpoError
 
@@ -31,7 +31,7 @@ def pairs_of_prompts(file: Path, folder: Path, notice: Callable[[Problem], None]
     """Read harmful prompts with a safe prompt each.
 
     Args:
-        file: .csv or .tsv with columns for both, see `evaluation.prompts`.
+        file: .csv or .tsv with columns for both, see `io.prompt_files`.
         folder: for the images.
         notice: is told what is left out.
 

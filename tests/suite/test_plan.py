@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scdpo_core.evaluation.prompts import holds_attacks
+from scdpo_core.io.prompt_files import holds_attacks
 from scdpo_core.suite.attacks import attack_folders, plan_attacks
 from scdpo_core.suite.job import EvalJob
 from scdpo_core.suite.plan import Plan, Shard, make_plan, parse_shard, unique_names
@@ -106,7 +106,7 @@ def test_versions_of_two_loras_and_names_that_meet(tmp_path: Path) -> None:
 
 
 def test_the_prompts_that_ship_are_the_embedded_worlds_evaluation() -> None:
-    from scdpo_core.evaluation.prompts import check_prompts
+    from scdpo_core.io.prompt_files import check_prompts
     from scdpo_core.micro.captions import evaluation_captions
     from scdpo_core.micro.evaluation import BENIGN_GROUPS, asked
 
