@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..types import Problem
-from .image_frames import suffixes
-from .image_types import is_image
+from .image_types import is_image, suffixes
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 # Made by network storage, desktops and archives: thumbnails and deleted files, not the artist's images.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -19,20 +18,16 @@ from torch import Tensor
 
 from ..types import ScdpoError
 from .decode_budget import BUDGET
-from .image_types import describe
+from .image_types import describe, formats
 from .png import decodable
 
 Value = TypeVar("Value")
 
-MAX_SIDE = 16384
-"""Longest side of an image that is opened, pixels."""
-MAX_PIXELS = 100_000_000
-"""Most pixels of an image that is opened."""
+MAX_PIXELS = 150_000_000
+"""Most pixels of an image that is opened; a 30,000 x 5,000 panorama is."""
 MANY = 1000
 """Pages of a file from which on they are no longer counted."""
 
-# Pillow knows dozens more; some of those start other programs (EPS) or are seldom tested against bad files.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 _OPAQUE = 254  # Forge hides a text in the lowest bit of an opaque image's alpha
 _UPRIGHT = {
@@ -44,10 +39,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LIMIT = (
-    f"Images of up to {MAX_SIDE} pixels a side and {MAX_PIXELS // 1_000_000} megapixels can be read; "
-    "make it smaller, training uses far fewer pixels anyway."
-)
 _DEEP = "its values lie outside the range of the format; save it as an 8-bit PNG"
 _STRIP = 256  # rows
 
@@ -92,8 +83,8 @@ def open_image(path: Path) -> Image.Image:
     decides, not the file's ending.
 
     Raises:
-        ImageError: no such file, not readable, empty, not an image, damaged or cut off, or longer than
-            `MAX_SIDE` or of more than `MAX_PIXELS` (refused before anything is decoded).
+        ImageError: no such file, not readable, empty, not an image, damaged or cut off, or of more than
+            `MAX_PIXELS` (refused before anything is decoded).
     """
     return read_image(path, lambda image: image)
 
@@ -118,8 +109,6 @@ def _opened(path: Path, held: ExitStack) -> Image.Image:
             raise ImageError(path, "this is not a file. Put an image in its place.")
         with path.open("rb") as stream:
             head = stream.read(512)
-            if not head:
-                raise ImageError(path, "the file is empty (0 bytes). Save or copy the image again.")
             return _decode(path, decodable(stream), head, held)
     except FileNotFoundError as error:
         raise ImageError(path, "there is no such file. Check its name, or put it there.") from error
@@ -175,7 +164,7 @@ def upright_size(path: Path) -> tuple[int, int]:
         ImageError: it cannot be read, or is no image.
     """
     try:
-        with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
+        with path.open("rb") as stream, Image.open(decodable(stream), formats=formats()) as image:
             width, height = image.size
             turned = orientation(image) >= 5
     # As in `_decode`: AVIF's decoder raises RuntimeError, others whatever they stumble over.
@@ -223,7 +212,7 @@ def _digest(image: Image.Image) -> bytes:
 def _frames(path: Path) -> int:
     """How many images a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
     try:
-        with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
+        with path.open("rb") as stream, Image.open(decodable(stream), formats=formats()) as image:
             # What phones keep behind a photograph is no second image.
             if image.format == "MPO":
                 return 1
@@ -245,35 +234,58 @@ def _pages(image: Image.Image) -> int:
     return MANY
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
 def _decode(path: Path, stream: BinaryIO, head: bytes, held: ExitStack) -> Image.Image:
+    with decode_errors(path, head), Image.open(stream, formats=formats()) as image:
+        require_size(path, image.size)
+        held.enter_context(BUDGET.take(BUDGET.for_image(*image.size)))
+        image.load()
+        # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
+        return upright(to_rgb(image), orientation(image))
+
+
+def require_size(path: Path, size: tuple[int, int]) -> None:
+    """Refuse an image of more than `MAX_PIXELS`, before anything is decoded.
+
+    Raises:
+        ImageError: it is too large.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        what = (
+            f"the image is {width} x {height} pixels; up to {MAX_PIXELS // 1_000_000} megapixels can be "
+            "read. Make it smaller."
+        )
+        raise ImageError(path, what)
+
+
+@contextmanager
+def decode_errors(path: Path, head: bytes) -> Iterator[None]:
+    """Turn what decoders raise on malformed files, which is nearly any exception, into an `ImageError`.
+
+    Args:
+        path: of the file.
+        head: its first bytes.
+
+    Raises:
+        ImageError: what is wrong with the image, and what to do.
+    """
+    if not head:
+        raise ImageError(path, "the file is empty (0 bytes). Save or copy the image again.")
     try:
-        with Image.open(stream, formats=_formats()) as image:
-            width, height = image.size
-            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-                raise ImageError(path, f"the image is {width} x {height} pixels. {_LIMIT}")
-            if min(width, height) < 1:
-                raise ValueError("no pixels")
-            held.enter_context(BUDGET.take(BUDGET.for_image(width, height)))
-            image.load()
-            # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
-            return upright(to_rgb(image), orientation(image))
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(path, f"the image has more than 100 megapixels. {_LIMIT}") from error
+        megapixels = MAX_PIXELS // 1_000_000
+        raise ImageError(
+            path, f"the image has more than {megapixels} megapixels. Make it smaller."
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageError(path, describe(head)) from error
     except MemoryError as error:
         raise ImageError(path, "there is not enough memory to open the image. Make it smaller.") from error
-    # Pillow's decoders raise nearly any kind of exception on malformed files.
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(
             path, f"the image is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
         ) from error

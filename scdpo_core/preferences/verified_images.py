@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..io.files import write_json
-from ..io.images import MAX_SIDE, Look
+from ..io.images import MAX_PIXELS, Look
 from ..io.json_schema import SchemaError, read_json
 
 
@@ -26,7 +26,7 @@ class _Entry:
 
     def look(self) -> Look | None:
         """What was seen; None where no image looks like that."""
-        if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE and self.frames >= 1):
+        if min(self.width, self.height, self.frames) < 1 or self.width * self.height > MAX_PIXELS:
             return None
         try:
             return Look((self.width, self.height), bytes.fromhex(self.digest), self.frames)

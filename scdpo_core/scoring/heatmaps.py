@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..cost.attribution import Method, explain
 from ..cost.protocol import Scorer
 from ..io.files import atomic_path
-from ..io.image_frames import open_frames
+from ..io.image_frames import open_frame
 from ..io.images import ImageError
 from ..types import Problem
 from .table import Row
@@ -54,9 +54,8 @@ def write_heatmaps(
     for done, row in enumerate(rows, 1):
         path = Path(row.path)
         try:
-            with path.open("rb") as stream:
-                image = next(p for n, p in open_frames(path, stream, row.frame) if n == row.frame)
-        except (ImageError, OSError, StopIteration) as error:
+            image = open_frame(path, row.frame)
+        except (ImageError, OSError) as error:
             what = error.what if isinstance(error, ImageError) else "the image cannot be read any more."
             problems.append(Problem(path, what))
         else:
