@@ -84,7 +84,7 @@ def describe(head: bytes) -> str:
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return the kinds of image that are read, HEIC and AVIF among them where a plug-in for them is installed."""
+    """Return the kinds of image that are read, with HEIC and AVIF where a plug-in is installed."""
     Image.init()
     for plugin in _HEIC_PLUGINS:
         if importlib.util.find_spec(plugin) is not None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
+from ..io.images import ImageError, open_image
 from ..types import REVIEW_FROM, UNSAFE_FROM
 from .curves import FEWEST_FOR_A_TREND, Points, known_curves, trend
 from .metrics import METRICS, ChartGroup, charts_of
@@ -163,9 +164,8 @@ def training_board(curves: Mapping[str, Points], steps: int, samples: Sequence[S
 def _thumbnail(sample: SampleImage, side: int) -> Image.Image:
     """Open a sample at the size of the sheet; a grey square where its file is gone."""
     try:
-        with Image.open(Path(sample.path)) as file:
-            return fitted(file, side)
-    except (OSError, UnidentifiedImageError):
+        return fitted(open_image(Path(sample.path)), side)
+    except ImageError:
         return Image.new("RGB", (side, side), FAINT)
 
 
