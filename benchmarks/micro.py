@@ -28,7 +28,7 @@ from scdpo_core.cost.features import VIEWS, compute_features  # noqa: E402
 from scdpo_core.cost.training import train_cost  # noqa: E402
 from scdpo_core.cost.training_images import check, list_folders  # noqa: E402
 from scdpo_core.evaluation.intervals import Rate  # noqa: E402
-from scdpo_core.evaluation.judges import Asked, JudgedImage, Shot  # noqa: E402
+from scdpo_core.evaluation.judges import ImageRequest, JudgedImage, Shot  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
 from scdpo_core.families import LoadedModel, family  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402
@@ -39,21 +39,21 @@ from scdpo_core.micro.model import JUDGE, WEIGHTS  # noqa: E402
 from scdpo_core.micro.world import BACKGROUNDS, Scene, caption, concepts  # noqa: E402
 
 
-def single(seed: int) -> list[Asked]:
+def single(seed: int) -> list[ImageRequest]:
     """Every concept once, by its name, on a background drawn by lot."""
     rng = random.Random(f"single/{seed}")
     scenes = [Scene((thing,), rng.choice(list(BACKGROUNDS))) for thing in concepts()]
-    return evaluation.asked([Caption(caption(scene), scene, "single") for scene in scenes], seed)
+    return evaluation.requests([Caption(caption(scene), scene, "single") for scene in scenes], seed)
 
 
-def double(seed: int, count: int = 96) -> list[Asked]:
+def double(seed: int, count: int = 96) -> list[ImageRequest]:
     """Two different concepts side by side."""
     rng = random.Random(f"double/{seed}")
     scenes = [Scene(tuple(rng.sample(concepts(), 2)), rng.choice(list(BACKGROUNDS))) for _ in range(count)]
-    return evaluation.asked([Caption(caption(scene), scene, "double") for scene in scenes], seed + 50)
+    return evaluation.requests([Caption(caption(scene), scene, "double") for scene in scenes], seed + 50)
 
 
-def rates(model: LoadedModel, judge: Judge, wanted: list[Asked]) -> tuple[Rate, Rate, list[str]]:
+def rates(model: LoadedModel, judge: Judge, wanted: list[ImageRequest]) -> tuple[Rate, Rate, list[str]]:
     """How often the judge finds what was asked, how often the background is right, and what was missed."""
     images = evaluation.draw(model, wanted)
     verdicts = evaluation.judging(judge)(images, wanted)

@@ -29,7 +29,7 @@ from PIL import Image  # noqa: E402
 
 from benchmarks.tables import cell, kept, percent, put  # noqa: E402
 from scdpo_core.config.settings import TrainSettings, load_toml  # noqa: E402
-from scdpo_core.evaluation.judges import Asked  # noqa: E402
+from scdpo_core.evaluation.judges import ImageRequest  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept, preservation  # noqa: E402
 from scdpo_core.families import family  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402
@@ -111,9 +111,9 @@ CAPTIONS = {"tuning": tuning_captions, "evaluation": evaluation_captions}
 
 
 @cache
-def drawn_before(captions: str, seed: int) -> tuple[list[Asked], list[Image.Image]]:
+def drawn_before(captions: str, seed: int) -> tuple[list[ImageRequest], list[Image.Image]]:
     """What is asked and what the untrained model draws for it: the same for every row."""
-    wanted = evaluation.asked(CAPTIONS[captions](), seed)
+    wanted = evaluation.requests(CAPTIONS[captions](), seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     return wanted, evaluation.draw(model, wanted)
 
@@ -133,7 +133,7 @@ def _judged(row: str, seed: int, file: Path, cost_model: str, captions: str) -> 
     images = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
     harmful, heldout, benign = evaluation.headline(images)
     background = background_kept(images, BACKGROUNDS)
-    alike = preservation([p for p in images if p.asked.group in evaluation.BENIGN_GROUPS])
+    alike = preservation([p for p in images if p.request.group in evaluation.BENIGN_GROUPS])
     assert background is not None and alike is not None
     return {
         "harmful": harmful.after.value,

@@ -111,7 +111,7 @@ class TrainSafetyLora(SafetyNode):
 
 
 def bases() -> list[str]:
-    """What can be trained on; a .ckpt may hold a program, and is left out."""
+    """What can be trained on; a .ckpt may hold a program, and is ignored."""
     names = folder_paths.get_filename_list("checkpoints")
     files = [name for name in names if name.lower().endswith(".safetensors")]
     return [*files, *_diffusers(), MICRO]

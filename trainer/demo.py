@@ -94,7 +94,7 @@ def evaluate(output: Path, cost_model: Path, seed: int) -> None:
 
     plain, tuned = (family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2))
     adapter, lora = attach_finished(tuned, output / f"{output.name}.safetensors")
-    wanted = evaluation.asked(seed=seed)
+    wanted = evaluation.requests(seed=seed)
     with tqdm(total=2 * len(wanted), unit="image", disable=not sys.stderr.isatty()) as bar:
         before, after = evaluation.draw_side_by_side(
             (plain, tuned), wanted, lambda done, _: bar.update(done - bar.n)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from scdpo_core.evaluation.attacks import to_pixels
-from scdpo_core.evaluation.judges import Asked
+from scdpo_core.evaluation.judges import ImageRequest
 from scdpo_core.evaluation.similarity import border_colour, nearest_colour
 from scdpo_core.families import LoadedModel, family_of
 from scdpo_core.families.sampling import Start
@@ -71,17 +71,17 @@ def drawer(base: str) -> Draw:
     return draw
 
 
-def before(asked: Sequence[Asked], file: Path, base: str) -> list[Image.Image]:
+def before(requests: Sequence[ImageRequest], file: Path, base: str) -> list[Image.Image]:
     """What the base model draws, from a file that the first call writes.
 
     Args:
-        asked: one image each.
+        requests: one image each.
         file: .npz; its name says everything that the images depend on.
         base: the model.
     """
     with exclusive(file.with_suffix(".lock")):
         if not file.exists():
-            drawn = drawer(base)([one.caption for one in asked], [one.seed for one in asked])
+            drawn = drawer(base)([one.caption for one in requests], [one.seed for one in requests])
             with atomic_path(file) as temporary:
                 np.savez_compressed(temporary, images=np.stack([np.asarray(image) for image in drawn]))
     with np.load(file) as stored:

@@ -36,14 +36,14 @@ class Finding:
 
 
 def target_words(target: Target) -> str:
-    """'at most 10 %' or 'down by at most 3 points'."""
+    """Return 'at most 10 %' or 'down by at most 3 points'."""
     if target.kind == "drop at most":
         return f"down by at most {short(100 * target.limit)} points"
     return f"{target.kind} {percent(target.limit)}"
 
 
 def status(group: EvalGroup) -> Status:
-    """How a group with a target did."""
+    """Return how a group with a target did."""
     if not group.before.total or not group.after.total:
         return "unmeasured"
     return "met" if group.met else "missed"
@@ -64,7 +64,7 @@ def _target_remarks(report: EvalReport) -> list[Remark]:
     for group in targets:
         assert group.target is not None
         if status(group) == "unmeasured":
-            remarks.append(Remark("Not measured", f"{group.title}: no image was drawn.", False))
+            remarks.append(Remark("Not measured", f"{group.title}: no image was generated.", False))
         elif status(group) == "missed":
             remarks.append(
                 Remark(
@@ -95,7 +95,7 @@ def _doubts(report: EvalReport) -> list[Remark]:
         remarks.append(
             Remark(
                 "Little to remove",
-                "The base model itself draws what these captions ask for in less than half of the images, "
+                "The base model itself shows what these captions ask for in less than half of its images, "
                 "so a low rate after tuning says little.",
             )
         )
@@ -114,7 +114,7 @@ def _doubts(report: EvalReport) -> list[Remark]:
 def _harm(group: EvalGroup) -> str:
     before, after = percent(group.before.value), percent(group.after.value)
     if not group.before.total or not group.after.total:
-        return "No harmful caption was drawn, so nothing can be said about safety"
+        return "No image was generated for a harmful caption, so nothing can be said about safety"
     if group.after.value == group.before.value:
         return f"Harmful images stayed at {after}, exactly as before"
     if group.after.value > group.before.value:
@@ -122,8 +122,8 @@ def _harm(group: EvalGroup) -> str:
     if group.after.interval().high >= group.before.interval().low:
         return f"Harmful images went from {before} to {after}, a difference that chance alone could make"
     if status(group) == "missed" and group.target is not None:
-        wanted = percent(group.target.bound(group.before))
-        return f"Harmful images fell from {before} to {after}, short of the target of {wanted}"
+        target = percent(group.target.bound(group.before))
+        return f"Harmful images fell from {before} to {after}, short of the target of {target}"
     return f"Harmful images fell from {before} to {after}"
 
 

@@ -80,12 +80,12 @@ def render_report(
     *,
     veil: bool = False,
 ) -> str:
-    """The HTML that `write_report` writes."""
+    """Return the HTML that `write_report` writes."""
     inlined = sections.inline(images)
     attacks = {group.name for group in report.attacks}
     # Attacks use captions of other groups once more; those images are not the LoRA's alone.
-    unattacked = [pair for pair in images if pair.asked.group not in attacks]
-    opening = [item for item in inlined if item.pair.asked.group not in attacks]
+    unattacked = [pair for pair in images if pair.request.group not in attacks]
+    opening = [item for item in inlined if item.pair.request.group not in attacks]
     logged = sections.curves_of(curves)
     return html.render(
         "report.html",
@@ -107,7 +107,7 @@ def render_report(
 
 
 def default_next_steps(report: EvalReport) -> list[NextStep]:
-    """How to go on with one's own model, and where the LoRA belongs."""
+    """Return how to go on with one's own model, and where the LoRA belongs."""
     toy = report.lora is not None and report.lora.family == MICRO
     file = "my_lora.safetensors" if toy or report.lora is None else report.lora.path.name
     stem = file.removesuffix(".safetensors")
@@ -120,7 +120,7 @@ def default_next_steps(report: EvalReport) -> list[NextStep]:
         NextStep(
             "Train on your own model",
             "Any checkpoint or diffusers folder of a supported family, straight from disk. Ctrl-C saves "
-            "and leaves; --resume goes on.",
+            "and stops; --resume continues.",
             "python trainer/train_lora.py --pairs my_pairs --base model.safetensors --output runs/my_lora",
         ),
         NextStep(
@@ -148,10 +148,11 @@ def default_next_steps(report: EvalReport) -> list[NextStep]:
 
 
 def limits(report: EvalReport) -> list[str]:
-    """What the figures mean and what they do not, for this report."""
+    """Return what the figures mean and what they do not, for this report."""
     texts = [
-        "Harmful is what the judge calls harmful. It errs too; its accuracy stands under What was trained.",
-        "Before and after are drawn from the same captions and the same starting noise, so a difference "
+        "Harmful is what the judge calls harmful. It makes mistakes too; its accuracy is listed under What "
+        "was trained.",
+        "Before and after use the same captions and the same starting noise, so a difference "
         "comes from the LoRA, not from luck with the seed.",
         "The intervals take every image for independent. Seeds of one caption are not quite, and another "
         "training seed would give another LoRA, so the true uncertainty is somewhat larger.",
@@ -170,8 +171,8 @@ def limits(report: EvalReport) -> list[str]:
     if report.lora is not None and report.lora.family == MICRO:
         texts.insert(
             0,
-            "This is a toy world: a small model that ships with the program and draws emoji-like things at "
-            "64 x 64 pixels. The run shows that every part works together on real training. It does not "
+            "This is a toy world: a small model that ships with the program and generates emoji-like images "
+            "at 64 x 64 pixels. The run shows that every part works together on real training. It does not "
             "show how much safer Stable Diffusion becomes.",
         )
     if report.ua_proxy is not None:

@@ -68,12 +68,12 @@ class FigureRow:
 
 def cards(report: EvalReport) -> list[Card]:
     """Return the headline figures."""
-    found = []
+    entries = []
     for group in report.headline:
         target = None if group.target is None else group.target.bound(group.before)
         words = "" if group.target is None else target_words(group.target)
-        found.append(Card(group, words, status(group), dumbbell(group.before, group.after, target)))
-    return found
+        entries.append(Card(group, words, status(group), dumbbell(group.before, group.after, target)))
+    return entries
 
 
 def inline(images: Sequence[JudgedImage]) -> list[InlinePair]:
@@ -85,8 +85,8 @@ def inline(images: Sequence[JudgedImage]) -> list[InlinePair]:
 def strip(pairs: Sequence[InlinePair], report: EvalReport, room: int = 8) -> list[InlinePair]:
     """Choose pairs for a first look, evenly from the harmful captions (five of eight) and the benign ones."""
     benign_captions = report.benign.captions if report.benign else ()
-    harmful = [pair for pair in pairs if pair.pair.asked.caption in report.harmful.captions]
-    benign = [pair for pair in pairs if pair.pair.asked.caption in benign_captions]
+    harmful = [pair for pair in pairs if pair.pair.request.caption in report.harmful.captions]
+    benign = [pair for pair in pairs if pair.pair.request.caption in benign_captions]
     return _evenly(harmful, room - min(len(benign), 3)) + _evenly(benign, min(len(benign), 3))
 
 
@@ -102,7 +102,7 @@ def image_sections(
     groups = {group.name: group for group in report.groups}
     by_group: dict[str, list[InlinePair]] = {name: [] for name in groups}
     for item in pairs:
-        by_group.setdefault(item.pair.asked.group, []).append(item)
+        by_group.setdefault(item.pair.request.group, []).append(item)
     for name in by_group.keys() - groups.keys():
         judged = [item.pair for item in by_group[name]]
         groups[name] = measure_group(judged, name=name, title=name, description="", measure="harmful")
@@ -117,7 +117,7 @@ def histograms(report: EvalReport, images: Sequence[JudgedImage]) -> list[tuple[
     for pair in images:
         before, after = pair.before.cost, pair.after.cost
         if before and after and math.isfinite(before.value) and math.isfinite(after.value):
-            costs = sides[measures.get(pair.asked.caption, "harmful")]
+            costs = sides[measures.get(pair.request.caption, "harmful")]
             costs[0].append(before.value)
             costs[1].append(after.value)
     every = sorted(cost for both in sides.values() for costs in both for cost in costs)
@@ -150,10 +150,10 @@ def figure_rows(report: EvalReport) -> list[FigureRow]:
         for group in report.groups
     ]
     if report.any_of_n is not None:
-        found = report.any_of_n
-        title = f"Captions with a harmful image in {found.seeds} seeds"
-        captions = count(found.after.total, "caption")
-        rows.append(_rate_row(title, captions, found.before, found.after, "lower is better"))
+        any_of_n = report.any_of_n
+        title = f"Captions with a harmful image in {any_of_n.seeds} seeds"
+        captions = count(any_of_n.after.total, "caption")
+        rows.append(_rate_row(title, captions, any_of_n.before, any_of_n.after, "lower is better"))
     if report.background is not None:
         kept = report.background
         images = count(kept.after.total, "image")

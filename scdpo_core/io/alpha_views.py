@@ -32,7 +32,7 @@ def views(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def worst(scores: Sequence[CostScore]) -> CostScore:
-    """The score of an image that was seen in several ways: the highest cost, in each category too.
+    """Return the score of an image that was seen in several ways: the highest cost, in each category too.
 
     The details are those of the costliest view.
 

@@ -108,7 +108,7 @@ def files_below(folder: Path, problems: list[Problem], visited: set[str] | None 
         for entry in entries:
             path, name = Path(entry.path), entry.name.casefold()
             if name in _SYSTEM_FOLDERS and _is_folder(entry):
-                what = "this folder belongs to the system (thumbnails, deleted files) and is left out."
+                what = "this folder belongs to the system (thumbnails, deleted files) and is ignored."
                 problems.append(Problem(path, what, fatal=False))
             elif name.startswith(".") or name in _SYSTEM_FILES:
                 continue

@@ -73,12 +73,12 @@ def _frames(path: Path, image: Image.Image, every: int) -> Iterator[tuple[int, I
     for number in range(every, every * MAX_FRAMES, every):
         # Pillow needs the square of their number to count a TIFF's pages, and to look for one.
         if number > _MAX_PAGES and image.format == "TIFF":
-            raise ImageError(path, "the file has too many pages to be looked at whole. Score its first.")
+            raise ImageError(path, "the file has too many pages. Score only the first one.")
         if image.format != "TIFF" and number >= getattr(image, "n_frames", 1):
             return
         # Most formats decode all frames on the way to the wanted one.
         if number * pixels > MAX_ANIMATION_PIXELS:
-            raise ImageError(path, "the animation is too long to be looked at whole. Score its first frame.")
+            raise ImageError(path, "the animation is too long. Score only its first frame.")
         try:
             image.seek(number)
         except EOFError:

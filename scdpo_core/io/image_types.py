@@ -32,7 +32,7 @@ _HEIC_PLUGINS = ("pillow_heif", "pi_heif")
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is meant as an image, readable here or not; opens it only if its name has no ending."""
+    """Return whether a file is an image, readable here or not; open it only if it has no suffix."""
     suffix = path.suffix.lower()
     if suffix:
         return suffix in IMAGE_SUFFIXES or suffix in FOREIGN_SUFFIXES
@@ -40,7 +40,7 @@ def is_image(path: Path) -> bool:
 
 
 def starts_as_image(path: Path) -> bool:
-    """Whether a file's first bytes are those of an image."""
+    """Return whether a file's first bytes are those of an image."""
     try:
         # Opening a pipe or a device would wait for ever.
         if not path.is_file():

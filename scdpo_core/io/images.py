@@ -98,18 +98,18 @@ def read_image(path: Path, use: Callable[[Image.Image], Value]) -> Value:
     Raises:
         ImageError: as `open_image`.
     """
-    with ExitStack() as held:
-        return use(_opened(path, held))
+    with ExitStack() as memory:
+        return use(_opened(path, memory))
 
 
-def _opened(path: Path, held: ExitStack) -> Image.Image:
+def _opened(path: Path, memory: ExitStack) -> Image.Image:
     try:
         # Opening a pipe or a device would wait for ever.
         if path.exists() and not path.is_file():
             raise ImageError(path, "this is not a file. Put an image in its place.")
         with path.open("rb") as stream:
             head = stream.read(512)
-            return _decode(path, decodable(stream), head, held)
+            return _decode(path, decodable(stream), head, memory)
     except FileNotFoundError as error:
         raise ImageError(path, "there is no such file. Check its name, or put it there.") from error
     except PermissionError as error:
@@ -128,18 +128,18 @@ def look_at_all(
         paths: the files.
         progress: is told how many of how many are done.
     """
-    found: dict[Path, Look | ImageError] = {}
+    looks: dict[Path, Look | ImageError] = {}
     # Decoders and hashes let go of the interpreter lock; more threads only hold more large images at once.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for path, look in zip(paths, pool.map(_look, paths), strict=True):
-            found[path] = look
+            looks[path] = look
             if progress is not None:
-                progress(len(found), len(paths))
-    return found
+                progress(len(looks), len(paths))
+    return looks
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """The image at the size that training uses: scaled to cover it (Lanczos), its middle cut out.
+    """Return the image at the size that training uses: scaled to cover it (Lanczos), its middle cut out.
 
     Args:
         image: as `open_image` gives it.
@@ -158,7 +158,7 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image as `open_image` gives it, from its header alone.
+    """Return (width, height) of an image as `open_image` gives it, from its header alone.
 
     Raises:
         ImageError: it cannot be read, or is no image.
@@ -174,9 +174,9 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 def covering(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """(left, top) of what `to_pixels` cuts out, in pixels of the image once it is scaled to `size`."""
+    """Return (left, top) of what `to_pixels` cuts out, in pixels of the image once it is scaled to `size`."""
     scale = max(size[0] / image[0], size[1] / image[1])
-    left, top = ((own * scale - side) / 2 for own, side in zip(image, size, strict=True))
+    left, top = ((length * scale - side) / 2 for length, side in zip(image, size, strict=True))
     return round(left), round(top)
 
 
@@ -210,7 +210,7 @@ def _digest(image: Image.Image) -> bytes:
 
 
 def _frames(path: Path) -> int:
-    """How many images a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
+    """Return how many images a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
     try:
         with path.open("rb") as stream, Image.open(decodable(stream), formats=formats()) as image:
             # What phones keep behind a photograph is no second image.
@@ -225,7 +225,7 @@ def _frames(path: Path) -> int:
 
 
 def _pages(image: Image.Image) -> int:
-    """Pages of a TIFF up to `MANY`; counting them takes Pillow the square of their number."""
+    """Count the pages of a TIFF up to `MANY`; Pillow's own count takes quadratic time."""
     for number in range(1, MANY):
         try:
             image.seek(number)
@@ -234,10 +234,10 @@ def _pages(image: Image.Image) -> int:
     return MANY
 
 
-def _decode(path: Path, stream: BinaryIO, head: bytes, held: ExitStack) -> Image.Image:
+def _decode(path: Path, stream: BinaryIO, head: bytes, memory: ExitStack) -> Image.Image:
     with decode_errors(path, head), Image.open(stream, formats=formats()) as image:
         require_size(path, image.size)
-        held.enter_context(BUDGET.take(BUDGET.for_image(*image.size)))
+        memory.enter_context(BUDGET.take(BUDGET.for_image(*image.size)))
         image.load()
         # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
         return upright(to_rgb(image), orientation(image))
@@ -292,7 +292,7 @@ def decode_errors(path: Path, head: bytes) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8 bits a channel, RGB, of a loaded image of any mode; what is transparent becomes white."""
+    """Return 8 bits a channel, RGB, of a loaded image of any mode; what is transparent becomes white."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_deep(image)
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
@@ -307,7 +307,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """One channel of more than 8 bits; Pillow's own conversion clips at 255 in some of its versions."""
+    """Convert one channel of more than 8 bits; some Pillow versions clip it at 255."""
     values = np.asarray(image)
     top = 1.0 if image.mode == "F" else 65535
     if not (values.min() >= 0 and values.max() <= top):
@@ -328,7 +328,7 @@ def _from_deep(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a loaded image, 1 when it has none that can be read."""
+    """Return the EXIF orientation of a loaded image, 1 when it has none that can be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     # Broken EXIF is no reason to refuse a sound image; cameras and editors write all sorts of it.
@@ -337,6 +337,6 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image, tag: int) -> Image.Image:
-    """An image turned as its EXIF orientation says."""
+    """Return an image turned as its EXIF orientation says."""
     turn = _UPRIGHT.get(tag)
     return image if turn is None else image.transpose(turn)

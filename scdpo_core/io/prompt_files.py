@@ -64,7 +64,7 @@ def check_prompts(path: Path, column: str | None = None) -> list[EvalPrompt]:
 
 
 def name_prompt_files(prompts: object) -> bool:
-    """Whether `expand_prompts` would read a file for one of these, given as anybody may write them down."""
+    """Return whether `expand_prompts` would read a file for one of these entries."""
     texts = prompts if isinstance(prompts, list | tuple) else [prompts]
     return any(
         isinstance(text, str) and "\n" not in text and Path(text).suffix.lower() in _SUFFIXES
@@ -101,7 +101,7 @@ def read_prompts(path: Path, column: str | None = None) -> tuple[list[EvalPrompt
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        what = f"{path} is not UTF-8 text (byte {error.start} is odd). Save it as UTF-8 and try again."
+        what = f"{path} is not UTF-8 text (byte {error.start} is invalid). Save it as UTF-8 and try again."
         return [], [Problem(path, what)]
     except OSError as error:
         return [], [Problem(path, f"{path} cannot be read: {error.strerror}. Check the path.")]
@@ -116,7 +116,7 @@ def read_prompts(path: Path, column: str | None = None) -> tuple[list[EvalPrompt
 
 
 def holds_attacks(path: Path) -> bool:
-    """Whether a table's header says that its prompts were searched for by an attack; False where unread."""
+    """Return whether a table's header says that its prompts come from an attack; False if unreadable."""
     if path.suffix.lower() not in (".csv", ".tsv"):
         return False
     try:
@@ -137,11 +137,11 @@ def _read_table(path: Path, text: str, column: str | None) -> tuple[list[EvalPro
     problems: list[Problem] = []
     try:
         header = [_plain(name) for name in next(reader, [])]
-        wanted = PROMPT_COLUMNS if column is None else (_plain(column),)
-        where = _find(header, wanted)
+        columns = PROMPT_COLUMNS if column is None else (_plain(column),)
+        where = _find(header, columns)
         if where is None:
             names = ", ".join(name or "(no name)" for name in header) or "none"
-            what = f"{path} has no column {' or '.join(wanted)}; its columns are: {names}."
+            what = f"{path} has no column {' or '.join(columns)}; its columns are: {names}."
             return [], [Problem(path, f"{what} Rename the column that holds the prompts.")]
         seeds, categories = _find(header, SEED_COLUMNS), _find(header, CATEGORY_COLUMNS)
         safe = _find(header, SAFE_COLUMNS)
@@ -150,7 +150,7 @@ def _read_table(path: Path, text: str, column: str | None) -> tuple[list[EvalPro
                 continue
             prompt = _cell(row, where)
             if not prompt:
-                problems.append(_passing(path, reader.line_num, "has no prompt and was left out"))
+                problems.append(_passing(path, reader.line_num, "has no prompt and is ignored"))
                 continue
             seed, fault = _seed(_cell(row, seeds))
             if fault:
@@ -164,7 +164,7 @@ def _read_table(path: Path, text: str, column: str | None) -> tuple[list[EvalPro
 
 
 def _delimiter(text: str) -> str:
-    """The separator that the header line holds most of; prompts themselves are full of commas."""
+    """Return the separator that the header line holds most of; prompts themselves are full of commas."""
     header = text.split("\n", 1)[0]
     return max(",;\t", key=header.count)
 
@@ -184,7 +184,7 @@ def _cell(row: Sequence[str], index: int | None) -> str:
 
 
 def _seed(text: str) -> tuple[int | None, str]:
-    """A seed and what is wrong with it. Tables that went through pandas hold '42.0' and 'nan'."""
+    """Return a seed and what is wrong with it. Tables that went through pandas hold '42.0' and 'nan'."""
     if not text or text.lower() in ("nan", "none"):
         return None, ""
     try:
@@ -194,12 +194,12 @@ def _seed(text: str) -> tuple[int | None, str]:
         try:
             number = float(text)
         except ValueError:
-            return None, f"has the seed '{text}', which is no whole number; it gets no seed"
+            return None, f"has the seed '{text}', which is not a whole number; it gets no seed"
         if not math.isfinite(number) or number != int(number):
-            return None, f"has the seed '{text}', which is no whole number; it gets no seed"
+            return None, f"has the seed '{text}', which is not a whole number; it gets no seed"
         seed = int(number)
     if not 0 <= seed <= _LARGEST_SEED:
-        return None, f"has the seed {text}, which no generator takes; it gets no seed"
+        return None, f"has the seed {text}, which is out of range; it gets no seed"
     return seed, ""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..evaluation.attacks import Attack, Img2Img, LoraWeight, Sampling, Target
-from ..evaluation.judges import Asked, JudgedImage
+from ..evaluation.judges import ImageRequest, JudgedImage
 from ..evaluation.metrics import EvalGroup, measure_group, of_groups
 from .evaluation import BATCH, GUIDANCE, STEPS, judged
 from .judge import Judge
@@ -34,7 +34,7 @@ TITLES = {
 def attack(
     model: LoadedModel,
     adapter: LoraAdapter,
-    wanted: Sequence[Asked],
+    wanted: Sequence[ImageRequest],
     before: Sequence[Image.Image],
     judge: Judge,
 ) -> list[JudgedImage]:
@@ -51,12 +51,12 @@ def attack(
         The base's image and the attacked one of each caption; the group is the attack's name.
     """
     pairs = [(one, image) for one, image in zip(wanted, before, strict=True) if one.group == "explicit"]
-    asked, starts = tuple(one for one, _ in pairs), tuple(image for _, image in pairs)
+    requests, starts = tuple(one for one, _ in pairs), tuple(image for _, image in pairs)
     attacks: tuple[Attack, ...] = (Img2Img(starts, 0.6), LoraWeight(0.75))
     found: list[JudgedImage] = []
     for each in attacks:
-        made = each(Target(model, adapter), asked, Sampling(STEPS, GUIDANCE, BATCH))
-        named = [replace(one, group=each.name) for one in asked]
+        made = each(Target(model, adapter), requests, Sampling(STEPS, GUIDANCE, BATCH))
+        named = [replace(one, group=each.name) for one in requests]
         found += judged(named, starts, made.images, judge)
     return found
 

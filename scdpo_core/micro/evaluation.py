@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from PIL import Image
 
-from ..evaluation.judges import Asked, JudgedImage, Verdict, judge_images
+from ..evaluation.judges import ImageRequest, JudgedImage, Verdict, judge_images
 from ..evaluation.metrics import EvalGroup, Measure, Target, measure_group, of_groups
 from ..families import LoadedModel
 from ..types import CostScore
@@ -27,7 +27,7 @@ TARGETS = {
 }
 
 
-def asked(captions: Sequence[Caption] | None = None, seed: int = 0) -> list[Asked]:
+def requests(captions: Sequence[Caption] | None = None, seed: int = 0) -> list[ImageRequest]:
     """One image for each evaluation caption, each from a seed of its own.
 
     Args:
@@ -35,7 +35,7 @@ def asked(captions: Sequence[Caption] | None = None, seed: int = 0) -> list[Aske
         seed: other values give other starting noise.
     """
     return [
-        Asked(
+        ImageRequest(
             caption=entry.text,
             seed=100_000 * seed + number,
             group=entry.group,
@@ -47,7 +47,7 @@ def asked(captions: Sequence[Caption] | None = None, seed: int = 0) -> list[Aske
 
 
 def draw(
-    model: LoadedModel, wanted: Sequence[Asked], progress: Callable[[int, int], None] = lambda *_: None
+    model: LoadedModel, wanted: Sequence[ImageRequest], progress: Callable[[int, int], None] = lambda *_: None
 ) -> list[Image.Image]:
     """Draw every asked image with the model as it is; `progress` is told done and total."""
     images: list[Image.Image] = []
@@ -59,7 +59,7 @@ def draw(
 
 def draw_side_by_side(
     models: Sequence[LoadedModel],
-    wanted: Sequence[Asked],
+    wanted: Sequence[ImageRequest],
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[list[Image.Image]]:
     """Draw every asked image with each of several models, at the same time.
@@ -91,18 +91,18 @@ def draw_side_by_side(
     return drawn
 
 
-def _parts(wanted: Sequence[Asked]) -> list[Sequence[Asked]]:
+def _parts(wanted: Sequence[ImageRequest]) -> list[Sequence[ImageRequest]]:
     return [wanted[first : first + BATCH] for first in range(0, len(wanted), BATCH)]
 
 
-def _draw(model: LoadedModel, part: Sequence[Asked]) -> list[Image.Image]:
+def _draw(model: LoadedModel, part: Sequence[ImageRequest]) -> list[Image.Image]:
     return model.sample([one.caption for one in part], [one.seed for one in part], STEPS, GUIDANCE)
 
 
-def judging(judge: Judge) -> Callable[[Sequence[Image.Image], Sequence[Asked]], list[Verdict]]:
+def judging(judge: Judge) -> Callable[[Sequence[Image.Image], Sequence[ImageRequest]], list[Verdict]]:
     """The embedded judge in the form that evaluations take."""
 
-    def verdicts(images: Sequence[Image.Image], wanted: Sequence[Asked]) -> list[Verdict]:
+    def verdicts(images: Sequence[Image.Image], wanted: Sequence[ImageRequest]) -> list[Verdict]:
         return [
             Verdict(
                 label=" + ".join(seen.present[:2]) if len(ask.subjects) > 1 and seen.present else seen.top,
@@ -117,7 +117,7 @@ def judging(judge: Judge) -> Callable[[Sequence[Image.Image], Sequence[Asked]], 
 
 
 def judged(
-    wanted: Sequence[Asked],
+    wanted: Sequence[ImageRequest],
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],
     judge: Judge,

@@ -63,7 +63,7 @@ def build_report(
 
 def _unattacked(images: Sequence[JudgedImage]) -> list[JudgedImage]:
     """Those that were drawn as they were asked for."""
-    return [image for image in images if image.asked.group not in TITLES]
+    return [image for image in images if image.request.group not in TITLES]
 
 
 def _train_facts(lora: LoraFile, folder: RunFolder) -> TrainFacts:

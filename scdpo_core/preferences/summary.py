@@ -47,9 +47,9 @@ class Survey:
         return bool(self.pairs) and not any(problem.fatal for problem in self.problems)
 
     def report(self) -> str:
-        """All of it in words, one thing a line."""
+        """Return all of it in words, one thing a line."""
         fatal = sum(problem.fatal for problem in self.problems)
-        state = "ready" if self.usable else f"not usable yet, {fatal} problems to mend"
+        state = "ready" if self.usable else f"not usable yet, {fatal} problems to fix"
         counts = ", ".join(f"{name or 'no category'} {count}" for name, count in self.categories.items())
         lines = [f"{self.folder}: {len(self.pairs)} pairs, {state}."]
         if counts:
@@ -70,7 +70,7 @@ def survey(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
 
 
 def stamp(*folders: Path) -> str:
-    """Changes when a file below any of the folders is added, removed or written: 16 hexadecimal digits.
+    """Return 16 hexadecimal digits that change when a file below the folders is added, removed or written.
 
     Names, sizes and times are looked at, not the contents, so that it takes no time.
     """
@@ -79,38 +79,38 @@ def stamp(*folders: Path) -> str:
         digest.update(f"{folder}\n".encode("utf-8", "surrogateescape"))
         for path in sorted(folder.rglob("*")):
             try:
-                found = path.stat()
+                status = path.stat()
             except OSError:
                 continue
             if path.is_file():
-                line = f"{path.relative_to(folder)}|{found.st_size}|{found.st_mtime_ns}\n"
+                line = f"{path.relative_to(folder)}|{status.st_size}|{status.st_mtime_ns}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 def stamp_of_pairs(folder: Path) -> str:
-    """The same for the images and prompts of a preference folder, whatever else lies in it."""
+    """Return the same for the images and prompts of a preference folder, whatever else lies in it."""
     return stamp(folder / "chosen", folder / "rejected")
 
 
 def find(*roots: Path) -> list[Path]:
-    """The preference folders in some folders and in the folders of those, sorted."""
-    found: set[Path] = set()
+    """Return the preference folders in some folders and in the folders of those, sorted."""
+    folders: set[Path] = set()
     for root in roots:
-        for place in (*_folders([root]), *_folders(_folders([root]))):
-            if (place / "chosen").is_dir() and (place / "rejected").is_dir():
-                found.add(place)
-    return sorted(found)
+        for folder in (*_folders([root]), *_folders(_folders([root]))):
+            if (folder / "chosen").is_dir() and (folder / "rejected").is_dir():
+                folders.add(folder)
+    return sorted(folders)
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most so many of the pairs, or of anything else, from all over the list."""
+    """Return at most so many of the pairs, or of anything else, from all over the list."""
     count = min(count, len(items))
     return [items[number * len(items) // count] for number in range(count)]
 
 
 def card(pair: PreferencePair, side: int = 256) -> Image.Image:
-    """A pair as one image: chosen and rejected side by side, the prompt below.
+    """Return a pair as one image: chosen and rejected side by side, the prompt below.
 
     Args:
         pair: of a folder.
@@ -119,18 +119,18 @@ def card(pair: PreferencePair, side: int = 256) -> Image.Image:
     return pair_card(_opened(pair.chosen, side), _opened(pair.rejected, side), pair.prompt, side)
 
 
-def _folders(places: Iterable[Path]) -> list[Path]:
-    """The folders in some folders. Output folders hold thousands of files, so that none is looked at."""
-    found = []
-    for place in places:
+def _folders(roots: Iterable[Path]) -> list[Path]:
+    """Return the folders in some folders, without a stat of the files: output folders hold thousands."""
+    folders = []
+    for root in roots:
         try:
-            with os.scandir(place) as entries:
-                found += [
+            with os.scandir(root) as entries:
+                folders += [
                     Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()
                 ]
         except OSError:
             continue
-    return found
+    return folders
 
 
 def _opened(path: Path, side: int) -> Image.Image:

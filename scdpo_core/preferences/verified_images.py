@@ -25,7 +25,7 @@ class _Entry:
     frames: int
 
     def look(self) -> Look | None:
-        """What was seen; None where no image looks like that."""
+        """Return what was seen; None where no image looks like that."""
         if min(self.width, self.height, self.frames) < 1 or self.width * self.height > MAX_PIXELS:
             return None
         try:
@@ -61,7 +61,7 @@ class KnownImages:
                 self._images = dict(read_json(path, _Record).images)
 
     def get(self, image: Path) -> Look | None:
-        """What is known of an image as it lies there now."""
+        """Return what is known of an image as it lies there now."""
         entry = self._images.get(os.path.abspath(image))
         if entry is None or (entry.bytes, entry.mtime_ns) != _facts(image):
             return None
@@ -88,9 +88,9 @@ class KnownImages:
 
 
 def _facts(image: Path) -> tuple[int, int] | None:
-    """Bytes and time of change of a file; None where it is not there."""
+    """Return bytes and time of change of a file; None where it is not there."""
     try:
-        found = image.stat()
+        status = image.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns

@@ -20,7 +20,7 @@ _END = 5  # first and last fifth
 
 
 def trend(points: Points) -> list[tuple[int, float]]:
-    """Running mean over a tenth of the points to either side; points that are not finite are left out.
+    """Return the running mean over a tenth of the points to either side; leave out points not finite.
 
     A curve of fewer points than `FEWEST_FOR_A_TREND` is returned as it is.
     """
@@ -31,15 +31,15 @@ def trend(points: Points) -> list[tuple[int, float]]:
     sums = [0.0]
     for _, value in known:
         sums.append(sums[-1] + value)
-    found = []
+    smoothed = []
     for index, (step, _) in enumerate(known):
         first, last = max(0, index - reach), min(len(known), index + reach + 1)
-        found.append((step, (sums[last] - sums[first]) / (last - first)))
-    return found
+        smoothed.append((step, (sums[last] - sums[first]) / (last - first)))
+    return smoothed
 
 
 def ends(points: Points) -> tuple[float, float] | None:
-    """Mean over the first and over the last fifth of a curve; None where nothing in it is finite."""
+    """Return mean over the first and over the last fifth of a curve; None where nothing in it is finite."""
     known = [value for _, value in points if math.isfinite(value)]
     if not known:
         return None

@@ -11,7 +11,7 @@ _Sentence = Callable[[float, float], str]
 
 
 def what_terms_did(curves: Mapping[str, Points]) -> list[str]:
-    """One sentence for each term that a run has, from its curves by name; empty before the first step."""
+    """Describe each term of a run in one sentence, from its curves; nothing before the first step."""
     known = {name: ends(points) for name, points in known_curves(curves).items()}
     return [
         f"{title}: {say(*known[name])}."  # type: ignore[misc]
@@ -77,5 +77,5 @@ _SENTENCES: Mapping[str, tuple[str, _Sentence]] = {
 
 
 def _share(first: float, last: float) -> str:
-    """' (-20 %)'; nothing where there is nothing to compare with."""
+    """Return ' (-20 %)'; nothing where there is nothing to compare with."""
     return f" ({100 * (last - first) / abs(first):+.0f} %)" if first else ""

@@ -20,7 +20,7 @@ _LONGEST = 200  # bytes; names may have 255, with '-digest.heatmap.png' behind t
 
 
 def name_of(row: Row) -> str:
-    """The beginning of the names of a file's heatmap and mask: its stem, and what tells its content apart."""
+    """Return the stem of a file's heatmap and mask: the image's stem and its content's hash."""
     stem = os.fsencode(Path(row.path).stem)[:_LONGEST]
     return f"{stem.decode('utf-8', 'replace' if len(stem) < _LONGEST else 'ignore')}-{(row.sha256 or '')[:8]}"
 
@@ -59,13 +59,13 @@ def write_heatmaps(
             what = error.what if isinstance(error, ImageError) else "the image cannot be read any more."
             problems.append(Problem(path, what))
         else:
-            found = explain(scorer, image, method=method)
+            explanation = explain(scorer, image, method=method)
             stem = name_of(row)
-            said = PngInfo()
-            if found.objection:
-                said.add_text("objection", found.objection)
-            for kind, shown in (("heatmap", found.overlay(image)), ("mask", found.mask())):
+            metadata = PngInfo()
+            if explanation.objection:
+                metadata.add_text("objection", explanation.objection)
+            for kind, shown in (("heatmap", explanation.overlay(image)), ("mask", explanation.mask())):
                 with atomic_path(folder / f"{stem}.{kind}.png") as temporary:
-                    shown.save(temporary, "PNG", pnginfo=said)
+                    shown.save(temporary, "PNG", pnginfo=metadata)
         progress(done, len(rows))
     return problems

@@ -90,14 +90,14 @@ class _Wanted:
 
 
 def sheets_of(evaluation: Evaluation, opinions: Opinions) -> list[Sheet]:
-    """Images of every file and of every attack, all encoded alike so that the page stays small.
+    """Return images of every file and of every attack, all encoded alike so that the page stays small.
 
     Raises:
         ImageError: an image cannot be read.
     """
-    wanted = [each for each in (*_of_files(evaluation), *_of_attacks(evaluation)) if each.items]
+    sheets = [each for each in (*_of_files(evaluation), *_of_attacks(evaluation)) if each.items]
     small, sizes = [], []
-    for each in wanted:
+    for each in sheets:
         for item in each.items:
             for column in each.columns:
                 image = open_image(evaluation.folder.image(column.version, item.name))
@@ -128,7 +128,7 @@ def sheets_of(evaluation: Evaluation, opinions: Opinions) -> list[Sheet]:
                 for item in each.items
             ),
         )
-        for each in wanted
+        for each in sheets
     ]
 
 
@@ -169,20 +169,20 @@ def _of_attacks(evaluation: Evaluation) -> list[_Wanted]:
     ]
 
 
-def _shot(column: _Column, uri: str, size: tuple[int, int], said: Opinion | None, covered: bool) -> Shot:
-    known = said is not None and said.harmful is not None
-    harmful = said is not None and said.harmful is True
+def _shot(column: _Column, uri: str, size: tuple[int, int], opinion: Opinion | None, covered: bool) -> Shot:
+    known = opinion is not None and opinion.harmful is not None
+    harmful = opinion is not None and opinion.harmful is True
     verdict, tone = ("harmful", "bad") if harmful else ("harmless", "good")
-    if not harmful and said is not None and said.found is not None and not covered:
-        verdict, tone = ("as asked", "good") if said.found else ("not as asked", "bad")
+    if not harmful and opinion is not None and opinion.found is not None and not covered:
+        verdict, tone = ("as asked", "good") if opinion.found else ("not as asked", "bad")
     return Shot(
         column.label,
         column.style,
         uri,
         *size,
         covered or harmful or not known,
-        said.label if said is not None else "",
-        None if said is None else said.cost,
+        opinion.label if opinion is not None else "",
+        None if opinion is None else opinion.cost,
         verdict if known else "not judged",
         tone if known else "",
     )

@@ -44,7 +44,7 @@ class AttackLine:
 
 
 def render(report: SuiteReport, evaluation: Evaluation, opinions: Opinions) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         report: what was found.
@@ -79,7 +79,7 @@ def render(report: SuiteReport, evaluation: Evaluation, opinions: Opinions) -> s
 
 
 def _shown(report: SuiteReport) -> list[tuple[VersionFigures, str]]:
-    """The versions that charts and images show, with the class of their colour: base, then first weights."""
+    """Return the versions that charts and images show with their CSS classes: base, then first weights."""
     tuned = findings.first_versions(report)
     return [(report.main.versions[0], "before"), *zip(tuned, STYLES, strict=False)]
 
@@ -104,10 +104,12 @@ def _cards(report: SuiteReport) -> list[Card]:
         rate = last.preserved.changed
         note = f"over-refusal; lower is better.{name}"
         cards.append(_card("Benign images changed or lost", None, rate, note))
-    found = [_found(version) for version in (base, last)]
-    if found[1].total:
+    subject_rates = [_found(version) for version in (base, last)]
+    if subject_rates[1].total:
         note = f"show what was asked for; higher is better.{name}"
-        cards.append(_card("Benign images, subject found", found[0] if tuned else None, found[1], note))
+        cards.append(
+            _card("Benign images, subject found", subject_rates[0] if tuned else None, subject_rates[1], note)
+        )
     return cards
 
 
@@ -116,17 +118,17 @@ def _card(title: str, before: Rate | None, after: Rate, note: str) -> Card:
 
 
 def _pooled(version: VersionFigures, kind: str) -> Rate:
-    own = [each.harmful for each in version.sets if each.kind == kind]
-    return Rate(sum(rate.hits for rate in own), sum(rate.total for rate in own))
+    rates = [each.harmful for each in version.sets if each.kind == kind]
+    return Rate(sum(rate.hits for rate in rates), sum(rate.total for rate in rates))
 
 
 def _found(version: VersionFigures) -> Rate:
-    own = [each.found for each in version.sets if each.kind == "benign" and each.found is not None]
-    return Rate(sum(rate.hits for rate in own), sum(rate.total for rate in own))
+    rates = [each.found for each in version.sets if each.kind == "benign" and each.found is not None]
+    return Rate(sum(rate.hits for rate in rates), sum(rate.total for rate in rates))
 
 
 def _bar_charts(report: SuiteReport) -> list[tuple[str, Markup]]:
-    """A chart of all files, and one of the categories of each file that names some."""
+    """Return a chart of all files, and one of the categories of each file that names some."""
     shown = _shown(report)
     names = _legend(report)
 
@@ -189,8 +191,8 @@ def _facts(report: SuiteReport) -> list[tuple[str, str]]:
     for each in report.sets:
         part = f"{each.prompts:,} of {each.rows:,} prompts" if each.prompts < each.rows else ""
         seeds = "seeds of the file" if each.own_seeds else "seeds from this run"
-        said = ", ".join(filter(None, [KINDS[each.kind], part or count(each.prompts, "prompt"), seeds]))
-        facts.append((f"File {each.name}", f"{each.file} ({each.sha256[:12]}): {said}"))
+        about = ", ".join(filter(None, [KINDS[each.kind], part or count(each.prompts, "prompt"), seeds]))
+        facts.append((f"File {each.name}", f"{each.file} ({each.sha256[:12]}): {about}"))
     facts += [("Judge", findings.about_judge(judge)) for judge in report.judges]
     facts += [(name.capitalize(), value) for name, value in report.settings.items()]
     facts.append(("Run on", ", ".join(f"{name} {value}" for name, value in report.environment.items())))
@@ -198,7 +200,7 @@ def _facts(report: SuiteReport) -> list[tuple[str, str]]:
 
 
 def summary(report: SuiteReport) -> str:
-    """What a terminal shows."""
+    """Return what a terminal shows."""
     lines = [f"{findings.headline(report)}."]
     for version in report.main.versions:
         harm = "" if version.harm is None else f"harmful {percent(version.harm.value):>8}"

@@ -115,7 +115,7 @@ def test_measures_count_what_images_show(pairs: Entries) -> None:
     alone = next(entry for entry in pairs if entry.harmful and not entry.companion)
     benign = next(entry for entry in pairs if not entry.harmful)
     asked = [
-        evaluation.asked([worlds.replace(entry.caption, group=group)])[0]
+        evaluation.requests([worlds.replace(entry.caption, group=group)])[0]
         for entry, group in ((companion, "companion"), (alone, "explicit"), (benign, "benign"))
     ]
     before = [companion.rejected, alone.rejected, benign.chosen]

@@ -186,7 +186,7 @@ def test_images_of_unknown_groups_are_shown_too() -> None:
 
 def test_images_of_attacks_are_shown_in_their_group_alone() -> None:
     plain = images()
-    caption = next(pair.asked.caption for pair in plain if pair.asked.group == report(plain).harmful.name)
+    caption = next(pair.request.caption for pair in plain if pair.request.group == report(plain).harmful.name)
     attack = judged("attack", caption, before=True, after=True)
     group = measure_group([attack], name="attack", title="Attack", description="Tried.", measure="harmful")
     found = replace(report(plain), groups=(*report(plain).groups, group), attacks=(group,))

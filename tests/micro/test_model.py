@@ -40,7 +40,7 @@ def test_plain_diffusers_loads_the_folder_and_draws() -> None:
 
 def test_every_word_of_the_world_is_one_token() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True)
-    for entry in evaluation.asked():
+    for entry in evaluation.requests():
         words = entry.caption.split()
         assert len(pipeline.tokenizer.tokenize(entry.caption)) == len(words), entry.caption
 
@@ -84,7 +84,7 @@ def test_two_models_side_by_side_draw_what_each_draws_alone(monkeypatch: pytest.
     with torch.no_grad():
         for weight in models[1].denoiser.parameters():
             weight.mul_(0.9)
-    wanted, told, threads = evaluation.asked()[:3], list[tuple[int, int]](), torch.get_num_threads()
+    wanted, told, threads = evaluation.requests()[:3], list[tuple[int, int]](), torch.get_num_threads()
     torch.set_num_threads(2)  # more than each model's share, wherever this runs
     both = evaluation.draw_side_by_side(models, wanted, lambda done, total: told.append((done, total)))
     # A thread that begins now, as a scorer's do, takes the number that was set last by anyone.
@@ -103,7 +103,7 @@ def test_two_models_side_by_side_draw_what_each_draws_alone(monkeypatch: pytest.
 @pytest.mark.slow
 def test_the_judge_finds_what_was_asked_in_most_images(judge: Judge) -> None:
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
-    single = [entry for entry in evaluation.asked() if len(entry.subjects) == 1]
+    single = [entry for entry in evaluation.requests() if len(entry.subjects) == 1]
     verdicts = evaluation.judging(judge)(evaluation.draw(model, single), single)
     found = sum(verdict.found is True for verdict in verdicts)
     assert found / len(single) >= 0.85

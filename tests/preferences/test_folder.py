@@ -156,7 +156,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path) -> None:
         "rejected/no_twin_either.png": "no image of this name in chosen/",
         "chosen/same.png": "rejected/same.png is the same image",
         "rejected/text.png": "text file",
-        "rejected/two_prompts.txt": "something else than chosen/two_prompts.txt",
+        "rejected/two_prompts.txt": "differs from chosen/two_prompts.txt",
     }
     told = _told(tmp_path)
     assert told.keys() == expected.keys()

@@ -27,7 +27,7 @@ def test_problems_are_listed_by_file_name(tmp_path: Path) -> None:
     assert len(found.pairs) == 3 and not found.usable
     assert told[-1] == (7, 7)
     lines = found.report().splitlines()
-    assert lines[0].endswith("3 pairs, not usable yet, 1 problems to mend.")
+    assert lines[0].endswith("3 pairs, not usable yet, 1 problems to fix.")
     assert any(line.startswith("chosen/weapon/pair0.png: there is no image of this name") for line in lines)
     assert any(line.startswith("Note: chosen/notes.md: ") for line in lines)
 

@@ -93,7 +93,7 @@ def test_everything_wrong_with_the_files_is_said_at_once(tmp_path: Path) -> None
         make_plan(job(tmp_path, prompts=files))
     assert "a.csv has no column" in str(caught.value) and "b.txt holds no prompts" in str(caught.value)
     _, notes = make_plan(job(tmp_path, prompts=(write(tmp_path, "c.csv", "prompt,seed\nx,soon\n"),)))
-    assert "no whole number" in notes[0].what
+    assert "not a whole number" in notes[0].what
 
 
 def test_versions_of_two_loras_and_names_that_meet(tmp_path: Path) -> None:
