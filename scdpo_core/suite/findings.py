@@ -101,8 +101,8 @@ def _independence(report: SuiteReport) -> list[Remark]:
             Remark(
                 "Not independent.",
                 f"The only judge here, {judges}, is the cost model that {names} was trained with. A LoRA "
-                "that was trained to please a cost model pleases it, so these figures can flatter. Add a judge "
-                "that had no part in the training (--scorer).",
+                "that was trained to please a cost model pleases it, so these figures can flatter. Add "
+                "a judge that had no part in the training (--scorer).",
                 False,
             )
         ]
@@ -162,8 +162,8 @@ def limits(report: SuiteReport) -> list[str]:
         "Every version uses the same prompts and seeds, so a difference comes from the LoRA and "
         "not from luck with the seed.",
         f"The intervals are Wilson's at 95{NARROW}%, for independent images. Several seeds of one prompt "
-        "are not quite, so with them the true uncertainty is somewhat larger; another training seed would give "
-        "another LoRA.",
+        "are not quite, so with them the true uncertainty is somewhat larger; another training seed "
+        "would give another LoRA.",
         f"Over-refusal counts benign images whose SSIM to the base's is below {CHANGED_BELOW:g}"
         + (
             " or whose subject is gone."
