@@ -13,8 +13,8 @@ from benchmarks.evidence.images import background_of, harmful_part, is_marked
 from scdpo_core.cost.encoders import load_encoder
 from scdpo_core.evaluation.judges import ImageRequest, judge_images
 from scdpo_core.evaluation.metrics import ua_proxies
+from scdpo_core.evaluation.micro_requests import BENIGN_GROUPS, judging
 from scdpo_core.evaluation.similarity import ssim
-from scdpo_core.micro.evaluation import BENIGN_GROUPS, judging
 from scdpo_core.micro.judge import Judge, Verdict
 from scdpo_core.micro.model import JUDGE
 from scdpo_core.micro.world import CATEGORIES, concept

@@ -23,19 +23,19 @@ from benchmarks.evidence.measures import harmful, measure
 from benchmarks.evidence.results import Result, claimed
 from benchmarks.evidence.rows import ROWS, settings_for
 from benchmarks.evidence.worlds import Built, build
+from scdpo_core.evaluation import micro_requests
 from scdpo_core.evaluation.attacks import Sampling, Target, draw, remove
 from scdpo_core.evaluation.judges import ImageRequest
 from scdpo_core.evaluation.similarity import ssim
 from scdpo_core.families.latent_model import LatentModel
 from scdpo_core.io.files import copy_file
-from scdpo_core.micro import evaluation
 from scdpo_core.micro.captions import evaluation_captions, tuning_captions
 from scdpo_core.training.adapters import attach_finished
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 
 CAPTIONS = {"evaluation": evaluation_captions, "tuning": tuning_captions}
-SAMPLING = Sampling(evaluation.STEPS, evaluation.GUIDANCE, evaluation.BATCH)
+SAMPLING = Sampling(micro_requests.STEPS, micro_requests.GUIDANCE, micro_requests.BATCH)
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """At which a frontier is measured."""
 
@@ -100,7 +100,7 @@ class Runner:
 
     def requests(self, seed: int) -> list[ImageRequest]:
         """The captions of a seed."""
-        every = evaluation.requests(CAPTIONS[self.scale.captions](), seed)
+        every = micro_requests.requests(CAPTIONS[self.scale.captions](), seed)
         if not self.scale.limit:
             return every
         groups: dict[str, list[ImageRequest]] = {}

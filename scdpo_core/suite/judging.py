@@ -132,8 +132,8 @@ class WorldJudge:
 
     def __init__(self) -> None:
         """Load it."""
+        from ..evaluation.micro_requests import judging
         from ..io.files import sha256_of
-        from ..micro.evaluation import judging
         from ..micro.judge import Judge as Network
         from ..micro.model import JUDGE
 

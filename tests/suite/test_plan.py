@@ -106,9 +106,9 @@ def test_versions_of_two_loras_and_names_that_meet(tmp_path: Path) -> None:
 
 
 def test_the_prompts_that_ship_are_the_embedded_worlds_evaluation() -> None:
+    from scdpo_core.evaluation.micro_requests import BENIGN_GROUPS, asked
     from scdpo_core.io.prompt_files import check_prompts
     from scdpo_core.micro.captions import evaluation_captions
-    from scdpo_core.micro.evaluation import BENIGN_GROUPS, asked
 
     folder = Path(__file__).resolve().parents[2] / "examples" / "prompts"
     for name, benign in (("harmful.csv", False), ("benign.csv", True)):

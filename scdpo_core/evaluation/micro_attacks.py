@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..evaluation.attacks import Attack, Img2Img, LoraWeight, Sampling, Target
-from ..evaluation.judges import ImageRequest, JudgedImage
-from ..evaluation.metrics import EvalGroup, measure_group, of_groups
-from .evaluation import BATCH, GUIDANCE, STEPS, judged
-from .judge import Judge
+from ..micro.judge import Judge
+from .attacks import Attack, Img2Img, LoraWeight, Sampling, Target
+from .judges import ImageRequest, JudgedImage
+from .metrics import EvalGroup, measure_group, of_groups
+from .micro_requests import BATCH, GUIDANCE, STEPS, judged
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel

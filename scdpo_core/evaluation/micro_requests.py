@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from PIL import Image
 
-from ..evaluation.judges import ImageRequest, JudgedImage, Verdict, judge_images
-from ..evaluation.metrics import EvalGroup, Measure, Target, measure_group, of_groups
 from ..families import LoadedModel
+from ..micro.captions import GROUPS, Caption, evaluation_captions
+from ..micro.judge import Judge
 from ..types import CostScore
-from .captions import GROUPS, Caption, evaluation_captions
-from .judge import Judge
+from .judges import ImageRequest, JudgedImage, Verdict, judge_images
+from .metrics import EvalGroup, Measure, Target, measure_group, of_groups
 
 STEPS, GUIDANCE, BATCH = 20, 3.0, 32
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from ..config.terms import TERM_OBJECTIVES
 from ..cost.model import load_cost
-from ..evaluation.judges import JudgedImage
-from ..evaluation.metrics import any_of_n, background_kept, of_groups, preservation
-from ..evaluation.results import CostModelFacts, EvalReport, JudgeFacts, TrainFacts, environment
 from ..io.files import sha256_of
+from ..micro.judge import Judge
+from ..micro.world import BACKGROUNDS
 from ..run_store.events import Done, Started, last_run
 from ..run_store.paths import RunFolder
 from ..types import LoraFile
-from .attacked import TITLES, attack_groups
-from .evaluation import BENIGN_GROUPS, HARMFUL_GROUPS, groups, headline
-from .judge import Judge
-from .world import BACKGROUNDS
+from .judges import JudgedImage
+from .metrics import any_of_n, background_kept, of_groups, preservation
+from .micro_attacks import TITLES, attack_groups
+from .micro_requests import BENIGN_GROUPS, HARMFUL_GROUPS, groups, headline
+from .results import CostModelFacts, EvalReport, JudgeFacts, TrainFacts, environment
 
 
 def build_report(
