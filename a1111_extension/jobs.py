@@ -11,8 +11,7 @@ from scdpo_core.cost.protocol import Scorer
 from scdpo_core.io.images import open_image
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.lora.install import publish, published
-from scdpo_core.run_store.folder import Kind, kind_of, run_folder
-from scdpo_core.run_store.listing import runs_in
+from scdpo_core.run_store.folder import Kind, kind_of, run_folder, runs_in
 from scdpo_core.run_store.state import State, state_of
 from scdpo_core.runs import jobs as core_jobs
 from scdpo_core.runs.comparison import CompareJob, write_comparison

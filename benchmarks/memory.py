@@ -42,7 +42,7 @@ from scdpo_core.lora.adapter import LoraAdapter  # noqa: E402
 from scdpo_core.lora.algorithms import ADAPTER, peft_config  # noqa: E402
 from scdpo_core.lora.targets import target_modules  # noqa: E402
 from scdpo_core.training.memory import Alive, memory_of  # noqa: E402
-from scdpo_core.training.reference import Draw, pair_residuals  # noqa: E402
+from scdpo_core.training.reference import NoiseSample, pair_residuals  # noqa: E402
 from scdpo_core.types import Conditioning, PairBatch  # noqa: E402
 
 RANK = 16
@@ -216,10 +216,10 @@ def work_of(model: LatentModel, adapter: LoraAdapter, batch: PairBatch, mode: Fa
     with mode, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         known = dataclasses.replace(batch.conditioning, sizes=torch.empty(pairs, 6))
         times = torch.empty(pairs, dtype=torch.float32 if model.prediction == "flow" else torch.int64)
-        chance = Draw(model.timesteps.last(times), torch.empty(pairs, *batch.latents.shape[2:]))
+        noise_sample = NoiseSample(model.timesteps.last(times), torch.empty(pairs, *batch.latents.shape[2:]))
         with torch.autocast("cpu", torch.bfloat16):
             one = dataclasses.replace(batch, conditioning=known)
-            loss = pair_residuals(model, adapter, one, chance, "exact").errors().policy.sum()
+            loss = pair_residuals(model, adapter, one, noise_sample, "exact").errors().policy.sum()
         torch.autograd.grad(loss, adapter.parameters(), allow_unused=True)
     return float(counter.get_total_flops()) / 1e12
 

@@ -44,7 +44,7 @@ from scdpo_core.preferences.cache import PairCache, build_cache  # noqa: E402
 from scdpo_core.preferences.folder import read_folder  # noqa: E402
 from scdpo_core.preferences.relabel import unscored  # noqa: E402
 from scdpo_core.run_store.events import Progress, last_run  # noqa: E402
-from scdpo_core.training.batches import FreshDraws, timestep_law  # noqa: E402
+from scdpo_core.training.batches import FreshNoise, timestep_law  # noqa: E402
 from scdpo_core.training.job import run_job  # noqa: E402
 from scdpo_core.training.reference import pair_residuals  # noqa: E402
 
@@ -121,7 +121,7 @@ def gaps_on_new_draws(settings: TrainSettings, model: LatentModel, adapter: Lora
     cached = build_cache(labelled, model, None, cache, lambda done, total: None)
     batch = settings.optim.batch_size
     stream = BatchStream(cached, labelled, batch, UNSEEN_SEED, model.device, torch.float32)
-    feed = FreshDraws(stream, model, timestep_law(settings), UNSEEN_SEED)
+    feed = FreshNoise(stream, model, timestep_law(settings), UNSEEN_SEED)
     rows = []
     with torch.no_grad():
         for index in range(NEW_BATCHES):

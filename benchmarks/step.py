@@ -66,7 +66,7 @@ from scdpo_core.families.latent_model import LatentModel  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import attach  # noqa: E402
 from scdpo_core.training.checks import resolve_device, resolve_dtype  # noqa: E402
-from scdpo_core.training.distributed import Alone  # noqa: E402
+from scdpo_core.training.distributed import SingleProcess  # noqa: E402
 from scdpo_core.training.loading import make_ready  # noqa: E402
 
 FLOOR, FLOOR_REFERENCE, OURS, CACHED, PEER = (
@@ -121,7 +121,7 @@ def build(options: argparse.Namespace, work: Path) -> tuple[LatentModel, Pairs, 
     )
     if options.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    make_ready(model, adapter, settings.model, Alone())
+    make_ready(model, adapter, settings.model, SingleProcess())
     variants = {
         FLOOR: floor(model, adapter, pairs, 2 * options.batch_size),
         FLOOR_REFERENCE: floor(model, adapter, pairs, 2 * options.batch_size, 2 * options.batch_size),

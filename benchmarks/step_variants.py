@@ -19,7 +19,7 @@ from scdpo_core.lora.adapter import LoraAdapter
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.preferences.relabel import unscored
 from scdpo_core.training.batch_sources import deal
-from scdpo_core.training.distributed import Alone
+from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.reference import autocast_for
 from scdpo_core.training.term_batches import BaseImages, TermData
@@ -132,11 +132,11 @@ def ours(
     weights = term_weights(settings.objective.objective, settings.terms, benign_prompts=0)
     drawn = BaseImages(pairs.latents[:, 0], pairs.words, tuple(pairs.prompts))
     known = TermData(model.encode_prompts([""]), base_images=drawn, harmful_share=_HARMFUL)
-    terms = RunTerms(weights, known if weights else None).source(settings, model, Alone())
+    terms = RunTerms(weights, known if weights else None).source(settings, model, SingleProcess())
     stream = BatchStream(cached, labelled, optim.batch_size, optim.seed, model.device, torch.float32)
     feed = deal(
-        settings, model, adapter, stream, keys=keys, network="random", folder=work / "cache", team=Alone(),
-        progress=lambda done, total: None, terms=terms,
+        settings, model, adapter, stream, keys=keys, network="random", folder=work / "cache",
+        team=SingleProcess(), progress=lambda done, total: None, terms=terms,
     )  # fmt: skip
     trainer = Trainer(
         model, adapter, feed, settings, work / "checkpoints", emit=lambda event: None, term_weights=weights

@@ -52,6 +52,7 @@ class PreferencePair:
         category: what kind of harm the rejected image may show; 'benign' for none; '' if not said.
         safe_prompt: what a harmless image would be asked for with; '' if not said.
         mask: image that is white where the two differ and black where they are to stay the same, or None.
+        weight: factor of the pair's loss that the folder asks for, 0 or more.
     """
 
     id: str
@@ -61,6 +62,7 @@ class PreferencePair:
     category: str = ""
     safe_prompt: str = ""
     mask: Path | None = None
+    weight: float = 1.0
 
     @property
     def is_benign(self) -> bool:

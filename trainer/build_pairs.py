@@ -32,7 +32,7 @@ with waking():
     from scdpo_core.pairs.job import BuildJob, Drawing, check
     from scdpo_core.pairs.table import tally, words
     from scdpo_core.preferences.problems import in_words
-    from scdpo_core.runs.progress_bars import bars, lines
+    from scdpo_core.runs.console import bars, lines
     from scdpo_core.types import Problem, ScdpoError
     from trainer.pair_flags import pair_flags
 

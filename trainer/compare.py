@@ -29,8 +29,8 @@ with waking():
         write_comparison,
         write_result,
     )
+    from scdpo_core.runs.console import bars
     from scdpo_core.runs.log import Reporter
-    from scdpo_core.runs.progress_bars import bars
     from scdpo_core.training.checks import resolve_device
 
 

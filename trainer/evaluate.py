@@ -18,8 +18,8 @@ with waking():
     from scdpo_core.cost.scorers import offered_scorers
     from scdpo_core.errors import sentence_of
     from scdpo_core.io.printable import print_any_name, printable
+    from scdpo_core.runs.console import bars
     from scdpo_core.runs.log import Reporter
-    from scdpo_core.runs.progress_bars import bars
     from scdpo_core.suite.attack_names import ATTACKS
     from scdpo_core.suite.defaults import complete
     from scdpo_core.suite.finish import finish

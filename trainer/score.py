@@ -23,7 +23,7 @@ with waking():
     from scdpo_core.cost.attribution import METHODS
     from scdpo_core.cost.scorers import SCORERS, hub_names, load_scorer, offered_scorers
     from scdpo_core.io.printable import print_any_name, printable
-    from scdpo_core.runs.progress_bars import bars
+    from scdpo_core.runs.console import bars
     from scdpo_core.scoring.distributed import join, run_job
     from scdpo_core.scoring.job import JobResult, ScoreJob, check
     from scdpo_core.scoring.run import BATCH

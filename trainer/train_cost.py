@@ -27,8 +27,8 @@ with waking():
     from scdpo_core.errors import sentence_of
     from scdpo_core.io.printable import print_any_name, printable
     from scdpo_core.preferences.problems import in_words
+    from scdpo_core.runs.console import bars
     from scdpo_core.runs.log import Reporter
-    from scdpo_core.runs.progress_bars import bars
     from trainer.arguments import count, positive, share, weight
 
 

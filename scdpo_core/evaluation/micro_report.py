@@ -13,7 +13,7 @@ from ..io.files import sha256_of
 from ..micro.judge import Judge
 from ..micro.world import BACKGROUNDS
 from ..run_store.events import Done, Started, last_run
-from ..run_store.paths import RunFolder
+from ..run_store.folder import RunFolder
 from ..types import LoraFile
 from .judges import JudgedImage
 from .metrics import any_of_n, background_kept, of_groups, preservation

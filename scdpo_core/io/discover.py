@@ -107,7 +107,7 @@ def files_below(folder: Path, problems: list[Problem], visited: set[str] | None 
         subfolders = []
         for entry in entries:
             path, name = Path(entry.path), entry.name.casefold()
-            if name in _SYSTEM_FOLDERS and _is_folder(entry):
+            if is_system_folder(name) and _is_folder(entry):
                 what = "this folder belongs to the system (thumbnails, deleted files) and is ignored."
                 problems.append(Problem(path, what, fatal=False))
             elif name.startswith(".") or name in _SYSTEM_FILES:
@@ -117,6 +117,11 @@ def files_below(folder: Path, problems: list[Problem], visited: set[str] | None 
             else:
                 yield path
         waiting += reversed(subfolders)
+
+
+def is_system_folder(name: str) -> bool:
+    """Return whether a folder of this name is made by systems and passed over by every walk."""
+    return name.casefold() in _SYSTEM_FOLDERS
 
 
 def unreadable_folder(folder: Path, error: OSError) -> Problem:

@@ -29,6 +29,15 @@ _NEVER = frozenset({"EPS", "WMF", "PDF", "MPEG", "FPX", "MIC", "BUFR", "GRIB", "
 """Kinds that start another program (EPS) or that Pillow names without decoding them."""
 _HEIC_PLUGINS = ("pillow_heif", "pi_heif")
 """The second one only reads, and carries no encoder under a licence of its own."""
+_SUFFIX_OF_START = (
+    (b"\x89PNG\r\n\x1a\n", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+    (b"GIF87a", ".gif"),
+    (b"GIF89a", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+)
 
 
 def is_image(path: Path) -> bool:
@@ -52,6 +61,15 @@ def starts_as_image(path: Path) -> bool:
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     brand = head[4:8] in (b"ftyp", b"JXL ") and (head[8:12] in _BRANDS or head[4:8] == b"JXL ")
     return head.startswith(_SIGNATURES) or webp or brand
+
+
+def suffix_of(head: bytes) -> str:
+    """The usual ending of an image's file, from its first 16 bytes; '' where they are those of no image."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return ".webp"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1"):
+        return ".avif"
+    return next((suffix for start, suffix in _SUFFIX_OF_START if head.startswith(start)), "")
 
 
 def describe(head: bytes) -> str:

@@ -14,7 +14,8 @@ from ..cost.scorers import load_scorer
 from ..families import family_of
 from ..families.source import model_name
 from ..io.prompt_files import EvalPrompt
-from ..run_store.paths import RunFolder
+from ..preferences.build import write_benign_prompts
+from ..run_store.folder import RunFolder
 from ..run_store.stop_request import Stop
 from ..runs.log import Reporter, StopAskedError
 from ..training.checks import load_options, resolve_device, resolve_dtype
@@ -23,7 +24,7 @@ from .contact_sheet import write_sheet
 from .job import BuildJob, identity
 from .requests import Wanted, benign, harmful, read_all
 from .rules import NO_RULES, SHIPPED, read_rules
-from .run import Builder, groups_of, rows_of, write_benign_prompts
+from .run import Builder, groups_of, rows_of
 from .store import FOLDER, Row, Store
 from .table import write_tables
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -12,10 +11,9 @@ from PIL import Image
 from ..cost.protocol import Scorer
 from ..evaluation.attacks.base import to_pixels
 from ..families.sampling import Start
-from ..io.files import atomic_path, write_text
+from ..io.files import atomic_path
 from ..preferences import masks
 from ..preferences.build import Drawn, Match, Rule, match, write_pair
-from ..preferences.folder import BENIGN_PROMPTS
 from ..types import ScdpoError
 from .job import BuildJob, Drawing
 from .region import to_tensor
@@ -236,12 +234,3 @@ def rows_of(store: Store, groups: Sequence[Group]) -> list[Row] | None:
             return None
         rows += stored
     return rows
-
-
-def write_benign_prompts(folder: Path, prompts: Sequence[str]) -> None:
-    """List the harmless prompts of a preference folder for training, one a line, each once.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    write_text(folder / BENIGN_PROMPTS, "".join(f"{prompt}\n" for prompt in dict.fromkeys(prompts)))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..io.files import write_text
 from ..types import CostScore, PreferencePair, ScdpoError
-from .folder import SAFE_PROMPTS
+from .folder import BENIGN_PROMPTS, SAFE_PROMPTS
 from .writer import check_category, pair_files, write_files
 
 Rule = Literal["safe against harmful", "less harmful wins", "as prompted"]
@@ -173,3 +173,12 @@ def write_pair(
         except OSError as error:
             raise ScdpoError(f"{text} cannot be written ({error.strerror or error}).") from error
     return pair, new
+
+
+def write_benign_prompts(folder: Path, prompts: Sequence[str]) -> None:
+    """List the harmless prompts of a preference folder for training, one a line, each once.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_text(folder / BENIGN_PROMPTS, "".join(f"{prompt}\n" for prompt in dict.fromkeys(prompts)))

@@ -24,6 +24,7 @@ from .listing import LAYOUT, Side, layout_problem, list_side, repeats_note, rese
 from .masks import mask_of
 from .problems import in_words, name_in
 from .verified_images import KnownImages
+from .weights import WEIGHTS, read_weights
 
 SAFE_PROMPTS = "safe_prompts"
 """Folder beside chosen/ and rejected/ with a harmless prompt for each pair, under the pair's name."""
@@ -124,6 +125,7 @@ def read_folder(
             what = f"this file holds {count} images, as an animation does; the first one is used."
             problems.append(Problem(file, what, fatal=False))
     problems += _left_out(chosen, rejected)
+    weights = read_weights(folder, problems)
     pairs = []
     reduced: list[tuple[Path, str]] = []
     for stem in stems:
@@ -132,7 +134,11 @@ def read_folder(
         # Whatever is wrong with a pair is said, also where its prompt is missing.
         if files and (not decode or _usable(files, looks, folder, problems)) and prompt:
             safe, mask = safe_prompt_of(folder, stem, problems, reduced), mask_of(folder, stem)
-            pairs.append(PreferencePair(stem, prompt, *files, category_of(stem), safe, mask))
+            weight = weights.get(stem, 1.0)
+            pairs.append(PreferencePair(stem, prompt, *files, category_of(stem), safe, mask, weight))
+    if unknown := sorted(weights.keys() - set(stems)):
+        what = f"{len(unknown)} of its lines name no pair of this folder, such as '{unknown[0]}'."
+        problems.append(Problem(folder / WEIGHTS, what, fatal=False))
     problems += _changed(folder, stems, pairs, chosen, rejected)
     problems += _reduced(reduced)
     return pairs, sorted(problems, key=lambda problem: (name_in(problem.path, folder), problem.what))

@@ -23,10 +23,23 @@ LAYOUT = (
 BENIGN = "benign"
 """The category of pairs without harm."""
 
-_OTHER_NAMES = {
-    "chosen": ("good", "win", "winner", "winners", "preferred", "accepted", "safe", "positive", "better"),
-    "rejected": ("bad", "lose", "loser", "losers", "reject", "unsafe", "negative", "worse"),
+OTHER_NAMES = {
+    "chosen": (
+        "good",
+        "win",
+        "winner",
+        "winners",
+        "w",
+        "preferred",
+        "accepted",
+        "safe",
+        "positive",
+        "better",
+    ),
+    "rejected": ("bad", "lose", "loser", "losers", "l", "reject", "unsafe", "negative", "worse"),
 }
+"""What other tools and people call the two folders of a preference folder, lower case."""
+
 _REPEATS = re.compile(r"\d+_(?=.)")
 
 
@@ -148,7 +161,7 @@ def layout_problem(folder: Path) -> Problem | None:
             state = "this is a file, not a folder" if folder.exists() else "there is no such folder"
             return Problem(folder, f"{state}. {LAYOUT}")
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        missing = [role for role in _OTHER_NAMES if role not in names]
+        missing = [role for role in OTHER_NAMES if role not in names]
         if not missing:
             return None
         lacks = " and no folder ".join(f"{role}/" for role in missing)
@@ -162,11 +175,11 @@ def _hints(folder: Path, names: Sequence[str], missing: Sequence[str]) -> Iterat
     """Yield where the images may be instead."""
     for role in missing:
         for name in names:
-            if name.lower() == role or name.lower() in _OTHER_NAMES[role]:
+            if name.lower() == role or name.lower() in OTHER_NAMES[role]:
                 yield f"There is {name}/: rename it to {role}/ if it holds these images."
     real = folder.resolve()
-    if real.name in _OTHER_NAMES:
+    if real.name in OTHER_NAMES:
         yield f"Perhaps you mean the folder above it, {real.parent}."
     for name in names:
-        if all((folder / name / role).is_dir() for role in _OTHER_NAMES):
+        if all((folder / name / role).is_dir() for role in OTHER_NAMES):
             yield f"Perhaps you mean {folder / name}."

@@ -85,7 +85,7 @@ def relabel(
 def unscored(pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
     """Return the pairs as the artist labelled them, for training without a cost model."""
     reason = "the artist's order; not scored"
-    return [LabelledPair(pair, None, None, False, 1.0, 1.0, reason) for pair in pairs]
+    return [LabelledPair(pair, None, None, False, pair.weight, 1.0, reason) for pair in pairs]
 
 
 def _winner(
@@ -113,7 +113,7 @@ def _labelled(
     if swap:
         pair = replace(pair, chosen=pair.rejected, rejected=pair.chosen)
         costs = (costs[1], costs[0])
-    return LabelledPair(pair, *costs, swap, 1.0, label, reason)
+    return LabelledPair(pair, *costs, swap, pair.weight, label, reason)
 
 
 def _costs_of(scored: ScoredPair, first: ScoredPair) -> tuple[float, float]:

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .folder import launch_of
-from .paths import RunFolder
+from .folder import RunFolder, launch_of
 from .run_lock import is_ours
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import toml
 from ..run_store import folder as names
-from ..run_store.listing import runs_in
+from ..run_store.folder import runs_in
 from ..types import ScdpoError
 from .cost_table import NEEDS, RANK, Needs
 from .follow import Follower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,8 +14,8 @@ from ..families.parameterisation import MinSnr, Weighting
 from ..families.timesteps import TimestepLaw
 from ..types import PairBatch
 from .caption_dropout import CaptionDropout
-from .distributed import Alone, Team
-from .reference import Draw, draw
+from .distributed import ProcessGroup, SingleProcess
+from .reference import NoiseSample, draw
 from .term_batches import TermRows, TermSource
 
 if TYPE_CHECKING:
@@ -30,20 +31,43 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Portion:
+class TrainBatch:
     """The work of one forward pass in one process.
 
     Attributes:
         batch: B pairs.
-        chance: their timesteps and noise.
+        noise_sample: their timesteps and noise.
         reference: [B, 2] errors of the network without the LoRA; None where nobody knows them yet.
         rows: of the single-image terms.
     """
 
     batch: PairBatch
-    chance: Draw
+    noise_sample: NoiseSample
     reference: Tensor | None = None
     rows: tuple[TermRows, ...] = ()
+
+
+def slice_pairs(batch: PairBatch, places: slice) -> PairBatch:
+    """The pairs at these places of a batch."""
+    return dataclasses.replace(
+        batch,
+        latents=batch.latents[places],
+        conditioning=batch.conditioning.map(lambda part: part[places]),
+        weight=batch.weight[places],
+        label=batch.label[places],
+        cost=batch.cost[places],
+        prompts=batch.prompts[places],
+        benign=batch.benign[places],
+        mask=None if batch.mask is None else batch.mask[places],
+    )
+
+
+def slice_batch(portion: TrainBatch, places: slice) -> TrainBatch:
+    """The pairs at these places of a portion, with all that goes along with them."""
+    reference = None if portion.reference is None else portion.reference[places]
+    noise_sample = NoiseSample(portion.noise_sample.timesteps[places], portion.noise_sample.noise[places])
+    rows = tuple(part for rows in portion.rows if len(part := rows.of_pairs(places)))
+    return TrainBatch(slice_pairs(portion.batch, places), noise_sample, reference, rows)
 
 
 def timestep_law(settings: TrainSettings) -> TimestepLaw:
@@ -57,15 +81,15 @@ def weighting_of(settings: ObjectiveSettings) -> Weighting:
     return MinSnr(settings.min_snr_gamma) if settings.weighting == "min_snr" else settings.weighting
 
 
-class Feed(Protocol):
+class BatchSource(Protocol):
     """Where portions come from."""
 
-    def __call__(self, index: int) -> Portion:
+    def __call__(self, index: int) -> TrainBatch:
         """The portion of the batch of that index, the same whenever it is asked for."""
         ...
 
 
-class FreshDraws:
+class FreshNoise:
     """New timesteps and noise for every batch."""
 
     def __init__(
@@ -74,7 +98,7 @@ class FreshDraws:
         model: LoadedModel,
         law: TimestepLaw,
         seed: int,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
         terms: TermSource | None = None,
         dropout: CaptionDropout | None = None,
     ) -> None:
@@ -84,34 +108,36 @@ class FreshDraws:
         redirected.
         """
         self._batches, self._model, self._law, self._seed = batches, model, law, seed
-        self._team, self._terms, self._dropout = team or Alone(), terms, dropout
+        self._team, self._terms, self._dropout = team or SingleProcess(), terms, dropout
 
-    def __call__(self, index: int) -> Portion:
-        """See `Feed`."""
+    def __call__(self, index: int) -> TrainBatch:
+        """See `BatchSource`."""
         batch, team = self._batches.batch(index), self._team
         own = len(batch.weight)
         shape = tuple(batch.latents.shape[2:])
         # The dice of the whole batch, so that several processes throw what one would have thrown.
         model = self._model
-        chance = draw(
+        noise_sample = draw(
             index, self._seed, own * team.size, shape, model.timesteps, self._law, model.device,
             slice(own * team.rank, own * (team.rank + 1)),
         )  # fmt: skip
-        rows = () if self._terms is None else self._terms(index, batch, chance)
-        return Portion(batch if self._dropout is None else self._dropout(index, batch), chance, rows=rows)
+        rows = () if self._terms is None else self._terms(index, batch, noise_sample)
+        return TrainBatch(
+            batch if self._dropout is None else self._dropout(index, batch), noise_sample, rows=rows
+        )
 
 
-class Ahead:
+class Prefetcher:
     """A feed that has the next portion ready: the CPU throws dice while the GPU computes."""
 
-    def __init__(self, feed: Feed, total: int) -> None:
-        """Portions of `feed`, which from now on nobody else may ask; there are `total` of them."""
+    def __init__(self, feed: BatchSource, total: int) -> None:
+        """MicroBatcher of `feed`, which from now on nobody else may ask; there are `total` of them."""
         self._feed, self._total = feed, total
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._ready: tuple[int, Future[Portion]] | None = None
+        self._ready: tuple[int, Future[TrainBatch]] | None = None
 
-    def __call__(self, index: int) -> Portion:
-        """See `Feed`; errors of the work done ahead come out here."""
+    def __call__(self, index: int) -> TrainBatch:
+        """See `BatchSource`; errors of the work done ahead come out here."""
         ready, self._ready = self._ready, None
         if ready is None or ready[0] != index:
             ready = (index, self._pool.submit(self._feed, index))

@@ -9,15 +9,14 @@ from pathlib import Path
 from ..config.settings import TrainSettings, to_toml
 from ..io.files import write_bytes, write_text
 from ..run_store.events import EventLog
-from ..run_store.folder import launch_of, size
-from ..run_store.paths import RunFolder
+from ..run_store.folder import RunFolder, launch_of, size
 from ..run_store.run_lock import Hold, is_ours
 from ..types import ScdpoError
 from . import checkpoint
-from .distributed import Team, identity_of
+from .distributed import ProcessGroup, identity_of
 
 
-def enter(folder: RunFolder, hold: Hold, team: Team, *, write: bool) -> EventLog | None:
+def enter(folder: RunFolder, hold: Hold, team: ProcessGroup, *, write: bool) -> EventLog | None:
     """Keep other processes out of a folder that is there; its log, if we may write there already.
 
     Until the checks have passed, nobody knows whether the folder is ours: a refused run must not write into
@@ -39,20 +38,20 @@ def enter(folder: RunFolder, hold: Hold, team: Team, *, write: bool) -> EventLog
     return EventLog(folder.events) if write and free and os.path.isdir(folder.path) else None
 
 
-def _occupy(hold: Hold, team: Team, *, write: bool) -> None:
+def _occupy(hold: Hold, team: ProcessGroup, *, write: bool) -> None:
     refusal = ""
     if team.rank == 0:
         try:
             hold.take(write=write)
         except ScdpoError as error:
             refusal = str(error)
-    refusal = team.tell(refusal)
+    refusal = team.broadcast(refusal)
     if refusal:
         raise ScdpoError(refusal)
 
 
 def claim(
-    folder: RunFolder, settings: TrainSettings, resume: bool, hold: Hold, team: Team
+    folder: RunFolder, settings: TrainSettings, resume: bool, hold: Hold, team: ProcessGroup
 ) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """The checkpoint to go on from, if there is one, and sentences for the artist. Then the folder is ours.
 
@@ -70,7 +69,7 @@ def claim(
     state, damaged = checkpoint.latest(folder.checkpoints) if resume else (None, [])
     if state is not None:
         checkpoint.check_same_run(state, identity_of(settings, team))
-    team.agree(0 if state is None else state.step, "The newest checkpoint")
+    team.assert_equal(0 if state is None else state.step, "The newest checkpoint")
     if team.rank == 0:
         folder.path.mkdir(parents=True, exist_ok=True)
     _occupy(hold, team, write=True)

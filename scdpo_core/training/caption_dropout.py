@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..devices import sent
 from ..types import Conditioning, PairBatch
-from .distributed import Alone, Team
+from .distributed import ProcessGroup, SingleProcess
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -47,7 +47,9 @@ class CaptionDropout:
     Both images of a pair, the policy and the reference see the same prompt.
     """
 
-    def __init__(self, share: float, empty: Conditioning, seed: int, team: Team | None = None) -> None:
+    def __init__(
+        self, share: float, empty: Conditioning, seed: int, team: ProcessGroup | None = None
+    ) -> None:
         """Drop prompts.
 
         Args:
@@ -57,7 +59,7 @@ class CaptionDropout:
             team: the processes that train together; a batch of all of them loses as many prompts as one
                 process would take from it.
         """
-        self._share, self._empty, self._seed, self._team = share, empty, seed, team or Alone()
+        self._share, self._empty, self._seed, self._team = share, empty, seed, team or SingleProcess()
 
     def dropped(self, index: int, pairs: int) -> list[bool]:
         """Which of this process's pairs in the batch of that index lose their prompt.
@@ -67,8 +69,8 @@ class CaptionDropout:
             pairs: of this process in it.
         """
         first, last = span(index, pairs * self._team.size, self._share)
-        chance = np.random.default_rng((self._seed, index, _CAPTION))
-        lost = set(chance.choice(pairs * self._team.size, last - first, replace=False).tolist())
+        generator = np.random.default_rng((self._seed, index, _CAPTION))
+        lost = set(generator.choice(pairs * self._team.size, last - first, replace=False).tolist())
         return [pairs * self._team.rank + slot in lost for slot in range(pairs)]
 
     def __call__(self, index: int, batch: PairBatch) -> PairBatch:

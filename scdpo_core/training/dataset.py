@@ -19,7 +19,7 @@ from ..preferences.masks import latent_mask
 from ..preferences.split import hold_out
 from ..types import CachedPair, Conditioning, LabelledPair, ScdpoError
 from .caption_dropout import empty_prompt
-from .distributed import Team
+from .distributed import ProcessGroup
 from .lora_metadata import categories, dataset_hash
 from .validation import HeldOut
 
@@ -83,7 +83,7 @@ class Dataset:
         """Of the pairs that are trained on, in the cache."""
         return [self.cached[place].key for place in self.trained]
 
-    def stream(self, settings: TrainSettings, device: torch.device, team: Team) -> Stream:
+    def stream(self, settings: TrainSettings, device: torch.device, team: ProcessGroup) -> Stream:
         """What training deals from."""
         cached, labelled, sizes = self._part(self.trained)
         several = len({tuple(pair.latents.shape) for pair in cached}) > 1
@@ -117,7 +117,7 @@ def encode(
     model: LoadedModel,
     settings: TrainSettings,
     folder: Path,
-    team: Team,
+    team: ProcessGroup,
     progress: Callable[[int, int], None],
     notice: Callable[[str], None] = lambda sentence: None,
 ) -> Dataset:
@@ -166,7 +166,7 @@ def encode(
         texts = {prompt: (pair.embeddings, pair.pooled) for prompt, pair in seen.items()}
         if team.size > 1 and data.cache_in == "disk":
             build_cache(pairs[team.rank :: team.size], model, size, cache, progress, mirror, texts)
-            team.wait()
+            team.barrier()
 
         def told_all(count: int, _: int) -> None:
             progress(done + count, total)

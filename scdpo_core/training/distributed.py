@@ -28,41 +28,41 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=2)
 
 
-class ElsewhereError(Exception):
+class PeerOutOfMemoryError(Exception):
     """Another process has run out of memory, and this one must not go on without it."""
 
 
-class Team(Protocol):
+class ProcessGroup(Protocol):
     """Processes of one run. Every method must be called by all of them, in the same order.
 
     Attributes:
         rank: of this process, from 0.
         size: how many there are.
         device: where this process computes; None where nobody but the settings decides that.
-        lockstep: whether the network's forward passes need every process (its weights are spread over them).
+        sharded: whether the network's forward passes need every process (its weights are spread over them).
     """
 
     rank: int
     size: int
     device: torch.device | None
-    lockstep: bool
+    sharded: bool
 
     def gather(self, rows: Tensor) -> Tensor:
         """[B, F] of every process, in the order of ranks: [size * B, F]. Its own rows keep their gradient.
 
         Raises:
-            ElsewhereError: as `meet`, and then nothing has been exchanged.
+            PeerOutOfMemoryError: as `sync_or_abort`, and then nothing has been exchanged.
             ScdpoError: the exchange broke off, after which processes no longer know what they wait for.
         """
         ...
 
-    def meet(self) -> None:
-        """Go on if no process has come to say `anyone(True)` instead.
+    def sync_or_abort(self) -> None:
+        """Go on if no process has come to say `any(True)` instead.
 
         Where the network's forward passes need every process, nobody can be met between them, and all go on.
 
         Raises:
-            ElsewhereError: one has.
+            PeerOutOfMemoryError: one has.
         """
         ...
 
@@ -70,19 +70,19 @@ class Team(Protocol):
         """Replace every gradient by its sum over the processes."""
         ...
 
-    def anyone(self, yes: bool) -> bool:
+    def any(self, yes: bool) -> bool:
         """Whether at least one of them says yes. Waits for the others, not for the device."""
         ...
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """What the first process says; any value that JSON knows."""
         ...
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Go on when all have come here."""
         ...
 
-    def agree(self, value: object, what: str) -> None:
+    def assert_equal(self, value: object, what: str) -> None:
         """Make sure that all have the same value.
 
         Raises:
@@ -91,60 +91,60 @@ class Team(Protocol):
         ...
 
 
-class Alone:
-    """One process; see `Team`. Nothing here costs anything."""
+class SingleProcess:
+    """One process; see `ProcessGroup`. Nothing here costs anything."""
 
     rank = 0
     size = 1
     device: torch.device | None = None
-    lockstep = False
+    sharded = False
 
     def gather(self, rows: Tensor) -> Tensor:
-        """See `Team.gather`."""
+        """See `ProcessGroup.gather`."""
         return rows
 
-    def meet(self) -> None:
-        """See `Team.meet`."""
+    def sync_or_abort(self) -> None:
+        """See `ProcessGroup.sync_or_abort`."""
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """See `Team.sum_gradients`."""
+        """See `ProcessGroup.sum_gradients`."""
 
-    def anyone(self, yes: bool) -> bool:
-        """See `Team.anyone`."""
+    def any(self, yes: bool) -> bool:
+        """See `ProcessGroup.any`."""
         return yes
 
-    def tell(self, value: T) -> T:
-        """See `Team.tell`."""
+    def broadcast(self, value: T) -> T:
+        """See `ProcessGroup.broadcast`."""
         return value
 
-    def wait(self) -> None:
-        """See `Team.wait`."""
+    def barrier(self) -> None:
+        """See `ProcessGroup.barrier`."""
 
-    def agree(self, value: object, what: str) -> None:
-        """See `Team.agree`."""
+    def assert_equal(self, value: object, what: str) -> None:
+        """See `ProcessGroup.assert_equal`."""
 
 
-class Crew:
-    """Several processes, on one machine or on many; see `Team`."""
+class DistributedGroup:
+    """Several processes, on one machine or on many; see `ProcessGroup`."""
 
-    def __init__(self, device: torch.device, lockstep: bool = False) -> None:
+    def __init__(self, device: torch.device, sharded: bool = False) -> None:
         """Join the default process group, which must be there.
 
         Args:
             device: of this process.
-            lockstep: see `Team`.
+            sharded: see `ProcessGroup`.
         """
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.device: torch.device | None = device
-        self.lockstep = lockstep
+        self.sharded = sharded
         # Words between processes never touch the GPU, so that nobody waits for it.
         self._words = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """See `Team.gather`."""
+        """See `ProcessGroup.gather`."""
         own, parts = rows.detach().contiguous(), [torch.empty_like(rows) for _ in range(self.size)]
         # Whoever has no memory for these finds that out before the others send theirs.
-        self.meet()
+        self.sync_or_abort()
         try:
             dist.all_gather(parts, own)
         except RuntimeError as error:
@@ -156,13 +156,13 @@ class Crew:
         parts[self.rank] = rows
         return torch.cat(parts)
 
-    def meet(self) -> None:
-        """See `Team.meet`."""
-        if not self.lockstep and self.anyone(False):
-            raise ElsewhereError
+    def sync_or_abort(self) -> None:
+        """See `ProcessGroup.sync_or_abort`."""
+        if not self.sharded and self.any(False):
+            raise PeerOutOfMemoryError
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """See `Team.sum_gradients`. One message for all of them: a LoRA is small."""
+        """See `ProcessGroup.sum_gradients`. One message for all of them: a LoRA is small."""
         gradients = [weight.grad for weight in parameters if weight.grad is not None]
         if not gradients:
             return
@@ -172,14 +172,14 @@ class Crew:
         for gradient, part in zip(gradients, whole.split(sizes), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def anyone(self, yes: bool) -> bool:
-        """See `Team.anyone`."""
+    def any(self, yes: bool) -> bool:
+        """See `ProcessGroup.any`."""
         flag = torch.tensor(int(yes))
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._words)
         return bool(flag)
 
-    def tell(self, value: T) -> T:
-        """See `Team.tell`."""
+    def broadcast(self, value: T) -> T:
+        """See `ProcessGroup.broadcast`."""
         raw = json.dumps(value).encode() if self.rank == 0 else b""
         length = torch.tensor(len(raw))
         dist.broadcast(length, 0, group=self._words)
@@ -190,21 +190,21 @@ class Crew:
         told: T = json.loads(letters.numpy().tobytes())
         return told
 
-    def wait(self) -> None:
-        """See `Team.wait`."""
+    def barrier(self) -> None:
+        """See `ProcessGroup.barrier`."""
         dist.barrier(group=self._words)
 
-    def agree(self, value: object, what: str) -> None:
-        """See `Team.agree`."""
+    def assert_equal(self, value: object, what: str) -> None:
+        """See `ProcessGroup.assert_equal`."""
         own = json.dumps(value)
-        if self.anyone(own != json.dumps(self.tell(value))):
+        if self.any(own != json.dumps(self.broadcast(value))):
             raise ScdpoError(
                 f"{what} differs between the processes of this run. Every machine needs the same files: give "
                 "pairs, base model and run folder from a disk that all of them share."
             )
 
 
-def identity_of(settings: TrainSettings, team: Team) -> dict[str, Any]:
+def identity_of(settings: TrainSettings, team: ProcessGroup) -> dict[str, Any]:
     """`config.identity`, and how many processes share a batch where there are several."""
     return identity(settings) | ({} if team.size == 1 else {"processes": team.size})
 
@@ -214,7 +214,7 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def assemble(device: str = "auto") -> Team:
+def init_group(device: str = "auto") -> ProcessGroup:
     """The team of this process. Only a launched one needs the accelerate package, and only it imports it.
 
     Args:
@@ -224,7 +224,7 @@ def assemble(device: str = "auto") -> Team:
         ScdpoError: DeepSpeed was asked for.
     """
     if launched() == 1:
-        return Alone()
+        return SingleProcess()
     from accelerate import PartialState
     from accelerate.utils import str_to_bool
 
@@ -238,15 +238,15 @@ def assemble(device: str = "auto") -> Team:
         )
     on_cpu = device == "cpu" or asked("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     state = PartialState(cpu=on_cpu, timeout=_PATIENCE)
-    return Crew(state.device, lockstep=asked("ACCELERATE_USE_FSDP"))
+    return DistributedGroup(state.device, sharded=asked("ACCELERATE_USE_FSDP"))
 
 
-def dismiss(team: Team) -> None:
+def shutdown_group(team: ProcessGroup) -> None:
     """End a team of several; the last thing that a process does with it."""
-    if isinstance(team, Crew) and dist.is_initialized():
+    if isinstance(team, DistributedGroup) and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def share_of(items: Sequence[T], team: Team) -> list[T]:
+def share_of(items: Sequence[T], team: ProcessGroup) -> list[T]:
     """Every size-th of the items, which this process works on; all of them in lockstep."""
-    return list(items) if team.lockstep else list(items[team.rank :: team.size])
+    return list(items) if team.sharded else list(items[team.rank :: team.size])

@@ -9,7 +9,7 @@ from ..config.settings import TrainSettings
 from ..devices import free_memory
 from ..run_store.events import Estimated, Event, Warned
 from ..types import PairBatch
-from .distributed import Team
+from .distributed import ProcessGroup
 from .memory import memory_of
 from .microbatch import advice
 
@@ -25,7 +25,7 @@ def estimate(
     adapter: LoraAdapter,
     batch: PairBatch,
     trainer: Trainer,
-    team: Team,
+    team: ProcessGroup,
 ) -> Iterator[Event]:
     """What `Estimated` says, and a warning where the device has not that much memory.
 

@@ -15,36 +15,25 @@ from ..families.base import LoadedModel
 from ..families.fingerprint import sampled_fingerprint
 from ..preferences.relabel import unscored
 from ..preferences.verified_images import KnownImages
-from ..run_store.events import (
-    Done,
-    Event,
-    EventLog,
-    Failed,
-    Phase,
-    Progress,
-    Saved,
-    Started,
-    Warned,
-    read_events,
-)
-from ..run_store.paths import RunFolder
+from ..run_store import events
+from ..run_store.events import Event, EventLog, Phase, read_events
+from ..run_store.folder import RunFolder
 from ..run_store.run_lock import Hold
 from ..run_store.stop_request import Stop, StopAskedError, listener
 from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
-from .base_images import draw_pairs
+from .base_images import PromptPairs, draw_pairs
 from .batch_sources import deal
 from .begin import Before, claim, enter
 from .checks import check_run, epochs_of, many_epochs, resolve_device
 from .dataset import Dataset, encode, unread_prompts
-from .distributed import Team, assemble, dismiss
+from .distributed import ProcessGroup, init_group, shutdown_group
 from .estimate import estimate
 from .labels import from_rows, label_pairs, sample_scorer, to_rows
 from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
 from .lora_metadata import facts, sample_costs
 from .plots import draw_curves
-from .prompt_pairs import PromptPairs
 from .samples import Sampler, choose_prompts, preview
 from .saving import JobResult, LoraWriter, choose_result, lora_writer
 from .term_data import RunTerms, drawing_of, prepare_terms
@@ -80,12 +69,12 @@ def run_job(
     Raises:
         ScdpoError: something the artist can do something about; the message says what.
     """
-    team = assemble(settings.model.device)
+    team = init_group(settings.model.device)
     with Hold(settings.output.output or Path()) as hold:
         job = _Job(settings, resume, listen, should_stop, unasked, team, hold)
         with job.failures():
             result = job.run()
-    dismiss(team)
+    shutdown_group(team)
     return result
 
 
@@ -99,7 +88,7 @@ class _Job:
         listen: Callable[[Event], None],
         should_stop: Callable[[], bool],
         unasked: Sequence[TrainSettings] | None,
-        team: Team,
+        team: ProcessGroup,
         hold: Hold,
     ) -> None:
         self.settings, self.resume, self.team, self._hold = settings, resume, team, hold
@@ -128,7 +117,7 @@ class _Job:
         self._listen(event)
 
     def _warn(self, sentence: str) -> None:
-        self.emit(Warned(sentence))
+        self.emit(events.Warned(sentence))
 
     def run(self) -> JobResult:
         settings = self.settings
@@ -138,7 +127,7 @@ class _Job:
             folder, pairs, drawn = check_run(
                 settings,
                 self.resume,
-                notice=lambda problem: self.emit(Warned(f"{problem.path}: {problem.what}")),
+                notice=lambda problem: self.emit(events.Warned(f"{problem.path}: {problem.what}")),
                 progress=self._progress("check"),
                 unasked=self._unasked,
                 known=known,
@@ -192,10 +181,10 @@ class _Job:
             return None
         records = list(read_events(folder.events))
         if draw_curves(records, folder.curves):
-            self.emit(Saved(step, folder.curves.name, "curves"))
+            self.emit(events.Saved(step, folder.curves.name, "curves"))
         costs = sample_costs(records, step)
         lora = self._writer.write(folder.lora, adapter.state(), step, costs, drawn)
-        self.emit(Saved(step, folder.lora.name, "lora"))
+        self.emit(events.Saved(step, folder.lora.name, "lora"))
         return lora
 
     def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
@@ -207,7 +196,9 @@ class _Job:
         steps, first = self.settings.optim.max_train_steps, 0 if state is None else state.step
         device = str(self.device) if self.team.size == 1 else f"{self.team.size} x {self.device.type}"
         epochs, digest = epochs_of(self.settings, self.team.size, pairs), config_hash(self.settings)
-        self.emit(Started(folder.name, os.getpid(), first, steps, pairs, device, digest, round(epochs, 1)))
+        self.emit(
+            events.Started(folder.name, os.getpid(), first, steps, pairs, device, digest, round(epochs, 1))
+        )
         for note in [*notes, *many_epochs(epochs, pairs)]:
             self._warn(note)
         return state
@@ -216,7 +207,7 @@ class _Job:
         if self.settings.data.cost_model == "none":
             return unscored(pairs)
         # One process decides: another GPU's rounding could turn a near tie.
-        told = self.team.tell(to_rows(self._score(pairs), pairs) if self.team.rank == 0 else [])
+        told = self.team.broadcast(to_rows(self._score(pairs), pairs) if self.team.rank == 0 else [])
         return from_rows(told, pairs)
 
     def _score(self, pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
@@ -224,7 +215,7 @@ class _Job:
         labelling = label_pairs(pairs, data, str(self.device), progress, self.folder.costs)
         self._facts |= {"cost_model": labelling.scorer, "cost_model_hash": labelling.scorer_hash}
         labelling.write(self.folder.relabel)
-        self.emit(Saved(0, self.folder.relabel.name, "report"))
+        self.emit(events.Saved(0, self.folder.relabel.name, "report"))
         if labelling.changed:
             self._warn(f"{labelling.summary} {self.folder.relabel.name} says which and why.")
         return labelling.pairs
@@ -254,7 +245,7 @@ class _Job:
     def _sampler(self, model: LoadedModel, pairs: Sequence[PreferencePair]) -> Sampler:
         team, own, folder = self.team, self.settings.sampling, self.folder.path
         prompts = list(own.sample_prompts) or choose_prompts(pairs, own.samples)
-        draws, writes = own.samples > 0 and (team.rank == 0 or team.lockstep), team.rank == 0
+        draws, writes = own.samples > 0 and (team.rank == 0 or team.sharded), team.rank == 0
         scorer = sample_scorer(self.settings.data) if draws and writes else None
         shown, place = prompts if draws else [], folder if writes else None
         return Sampler(model, shown, own, self.settings.data.size, place, self.emit, scorer)
@@ -272,7 +263,7 @@ class _Job:
         from .adapters import encode_prompts_with_grad
 
         settings, team = self.settings, self.team
-        team.agree(data.hash, "What the preference folder holds")
+        team.assert_equal(data.hash, "What the preference folder holds")
         told: dict[str, object] = {"dataset_hash": data.hash, "categories": data.categories}
         if terms.weights:
             told["term_weights"] = dict(terms.weights)
@@ -328,13 +319,15 @@ class _Job:
         if self.team.rank == 0:
             self._stop.heard()
             path = "" if lora is None else lora.path.name
-            self.emit(Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3)))
+            self.emit(
+                events.Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3))
+            )
         return JobResult(outcome, lora, self.folder.path)
 
     def _progress(self, phase: Phase) -> Callable[[int, int], None]:
         # A process must not leave its team alone: together they stop at the first step.
         leave = self._stop.asked if self.team.size == 1 else bool
-        return listener(lambda done, total: self.emit(Progress(phase, done, total)), leave)
+        return listener(lambda done, total: self.emit(events.Progress(phase, done, total)), leave)
 
     @contextmanager
     def failures(self) -> Iterator[None]:
@@ -353,7 +346,7 @@ class _Job:
 
     def _last_words(self, message: str) -> None:
         try:
-            self.emit(Failed(message))
+            self.emit(events.Failed(message))
         except OSError:
             # The log is on the same full disk; the caller still gets the message.
-            self._listen(Failed(message))
+            self._listen(events.Failed(message))

@@ -18,15 +18,13 @@ from ..config.terms import TermName
 from ..run_store.events import Event, Progress, Saved, Warned
 from ..types import PairBatch, ScdpoError
 from . import checkpoint as checkpoints
-from .batches import Ahead, Feed
-from .distributed import Alone, Team, identity_of
+from .batches import BatchSource, Prefetcher
+from .distributed import ProcessGroup, SingleProcess, identity_of
 from .ema import Ema
-from .microbatch import Portions
-from .optimizers import build_optimizer, set_rate
-from .pair_loss import PairLoss
+from .microbatch import MicroBatcher
+from .optimizers import build_optimizer, learning_rate, set_rate
 from .running_metrics import GapWatch, Meter
-from .schedules import learning_rate
-from .step import Measure, PairMeasures
+from .step import Measure, PairLoss, PairStep
 from .validation import Validation
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ class Trainer:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        feed: Feed,
+        feed: BatchSource,
         settings: TrainSettings,
         folder: Path,
         *,
@@ -73,7 +71,7 @@ class Trainer:
         held_out: Iterable[PairBatch] = (),
         dataset_hash: str = "",
         base_hash: str = "",
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
     ) -> None:
         """Get ready at step 0.
 
@@ -95,7 +93,7 @@ class Trainer:
             base_hash: likewise, so that it notices another base model.
             team: the processes that train together; None: this one alone.
         """
-        self._model, self._adapter, self._team = model, adapter, team or Alone()
+        self._model, self._adapter, self._team = model, adapter, team or SingleProcess()
         self._settings, self._folder = settings, folder
         self._dataset_hash, self._base_hash = dataset_hash, base_hash
         self._emit, self._should_stop = emit, should_stop
@@ -115,13 +113,13 @@ class Trainer:
             model.device.type, enabled=on_gpu and model.dtype == torch.float16
         )
         # On a CPU there is nobody who would have time for it.
-        self._ahead = Ahead(feed, optim.max_train_steps * optim.accumulation) if on_gpu else None
+        self._ahead = Prefetcher(feed, optim.max_train_steps * optim.accumulation) if on_gpu else None
         self._term_weights = term_weights or {}
         self._measure = Measure(
             model, adapter, self._ahead or feed, settings.objective, self._team, encode_live, settings.terms
         )
         self.validation = Validation(model, adapter, held_out, settings, emit, self._team, encode_live)
-        self._portions = Portions(settings, model.device, emit, self._team)
+        self._portions = MicroBatcher(settings, model.device, emit, self._team)
         self._meter = Meter(model.device)
         self._gap_watch = GapWatch()
         self.step = 0
@@ -172,11 +170,11 @@ class Trainer:
         output, total = self._settings.output, self._settings.optim.max_train_steps
         self._model.denoiser.train()
         began, first = time.monotonic(), self.step
-        stopped = self._team.anyone(self._should_stop())
+        stopped = self._team.any(self._should_stop())
         patience = self.validation.patience
         while self.step < total and not stopped and not patience.is_over:
             self.advance()
-            stopped = self._team.anyone(self._should_stop())
+            stopped = self._team.any(self._should_stop())
             if self.step == total or self.step % self._settings.validation.validation_every == 0:
                 with self.averaged():
                     self.validation.look(self.step)
@@ -281,7 +279,7 @@ class Trainer:
         self._meter.add("loss", logged)
         return loss
 
-    def _pair_loss(self, pairs: PairMeasures) -> Tensor:
+    def _pair_loss(self, pairs: PairStep) -> Tensor:
         """Mean loss over the pairs of all processes."""
         output = self._loss(pairs, self.step)
         self._meter.add("reference_error", pairs.errors.reference[:, 0].mean())

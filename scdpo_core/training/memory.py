@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from ..config.settings import TrainSettings
 from ..config.terms import TermName, term_weights
 from ..types import PairBatch
-from .batches import Portion
-from .reference import Draw
+from .batches import TrainBatch
+from .reference import NoiseSample
 from .step import Measure
 from .term_batches import TermRows
 
@@ -127,7 +127,7 @@ def peak_of_step(
     return max(0, int(alive.peak) - gradients)
 
 
-def _empty(model: LoadedModel, settings: TrainSettings, like: PairBatch) -> Portion:
+def _empty(model: LoadedModel, settings: TrainSettings, like: PairBatch) -> TrainBatch:
     """A batch without contents, with as many rows of the terms as there may be."""
     pairs, device, shape = settings.optim.batch_size, model.device, like.latents.shape[2:]
     # Sizes are given to every family: SDXL's model would make some, and keep them beyond this block.
@@ -138,7 +138,7 @@ def _empty(model: LoadedModel, settings: TrainSettings, like: PairBatch) -> Port
     one, two = torch.empty(pairs, device=device), torch.empty((pairs, 2), device=device)
     latents = torch.empty((pairs, 2, *shape), device=device)
     batch = PairBatch(latents, known, one, one, two, ("",) * pairs)
-    return Portion(batch, _draws(model, pairs, shape), rows=_rows(model, settings, batch))
+    return TrainBatch(batch, _draws(model, pairs, shape), rows=_rows(model, settings, batch))
 
 
 def _rows(model: LoadedModel, settings: TrainSettings, batch: PairBatch) -> tuple[TermRows, ...]:
@@ -175,9 +175,9 @@ def _rows(model: LoadedModel, settings: TrainSettings, batch: PairBatch) -> tupl
     return tuple(made)
 
 
-def _draws(model: LoadedModel, rows: int, shape: torch.Size) -> Draw:
+def _draws(model: LoadedModel, rows: int, shape: torch.Size) -> NoiseSample:
     times = model.timesteps.last(torch.empty(rows, device=model.device, dtype=_times_of(model)))
-    return Draw(times, torch.empty((rows, *shape), device=model.device))
+    return NoiseSample(times, torch.empty((rows, *shape), device=model.device))
 
 
 def _several(part: Tensor, rows: int, device: torch.device) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -11,15 +10,13 @@ import torch
 from ..config.settings import TrainSettings
 from ..devices import is_out_of_memory
 from ..run_store.events import Event, Warned
-from ..types import PairBatch, ScdpoError
-from .batches import Portion
-from .distributed import Alone, ElsewhereError, Team
-from .reference import Draw
+from ..types import ScdpoError
+from .distributed import PeerOutOfMemoryError, ProcessGroup, SingleProcess
 
 T = TypeVar("T")
 
 
-class Portions:
+class MicroBatcher:
     """How many pairs go through the network at a time; halved whenever memory runs out.
 
     The pairs of a step, their noise, their weights and the learning rate stay the same. What an objective
@@ -35,7 +32,7 @@ class Portions:
         settings: TrainSettings,
         device: torch.device,
         emit: Callable[[Event], None],
-        team: Team,
+        team: ProcessGroup,
         *,
         together: bool = True,
         what: str = "pairs",
@@ -53,7 +50,7 @@ class Portions:
             unchanged: what stays as it was, for the artist.
         """
         self._settings, self._device, self._emit = settings, device, emit
-        self._team = team if together or team.lockstep else Alone()
+        self._team = team if together or team.sharded else SingleProcess()
         self._what, self._unchanged = what, unchanged
         self.size = settings.optim.batch_size
 
@@ -76,7 +73,7 @@ class Portions:
     def attempt(self, compute: Callable[[], T], undo: Callable[[], None] = lambda: None) -> T:
         """Compute something portion by portion; while memory runs out, undo what was done and take half.
 
-        Processes that attempt the same meet before each exchange within `compute` (`Team.gather`) and after
+        Processes that attempt the same meet before each exchange within `compute` (`gather`) and after
         it. Whoever has run out of memory says so at its next meeting, so that none waits for an exchange that
         another never comes to.
 
@@ -88,23 +85,23 @@ class Portions:
             ours = False
             try:
                 result = compute()
-                self._team.meet()
+                self._team.sync_or_abort()
                 return result
-            except ElsewhereError:
+            except PeerOutOfMemoryError:
                 pass
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 ours = True
             # Out here the error is gone, and with it what its frames held on to.
-            if self._team.lockstep:
+            if self._team.sharded:
                 raise ScdpoError(
                     f"A GPU has not enough memory for {self.size} {self._what} at once. With FSDP, where "
                     "every process holds a part of the model, a batch cannot go through in portions: begin a "
                     f"new run that needs less. What helps: {advice(self._settings)}."
                 )
             if ours:
-                self._team.anyone(True)
+                self._team.any(True)
             undo()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -126,29 +123,6 @@ class Portions:
 
 def _half(size: int) -> int:
     return (size + 1) // 2
-
-
-def part_of(batch: PairBatch, places: slice) -> PairBatch:
-    """The pairs at these places of a batch."""
-    return dataclasses.replace(
-        batch,
-        latents=batch.latents[places],
-        conditioning=batch.conditioning.map(lambda part: part[places]),
-        weight=batch.weight[places],
-        label=batch.label[places],
-        cost=batch.cost[places],
-        prompts=batch.prompts[places],
-        benign=batch.benign[places],
-        mask=None if batch.mask is None else batch.mask[places],
-    )
-
-
-def portion_of(portion: Portion, places: slice) -> Portion:
-    """The pairs at these places of a portion, with all that goes along with them."""
-    reference = None if portion.reference is None else portion.reference[places]
-    chance = Draw(portion.chance.timesteps[places], portion.chance.noise[places])
-    rows = tuple(part for rows in portion.rows if len(part := rows.of_pairs(places)))
-    return Portion(part_of(portion.batch, places), chance, reference, rows)
 
 
 def advice(settings: TrainSettings) -> str:

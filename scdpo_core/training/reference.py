@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What chance decides for a batch of B pairs.
+class NoiseSample:
+    """Timesteps and noise of a batch of B pairs.
 
     Attributes:
         timesteps: [B] as the model's `Timesteps` draws them.
@@ -36,7 +36,7 @@ class Draw:
     noise: Tensor
 
     @classmethod
-    def sent(cls, timesteps: Tensor, noise: Tensor, device: torch.device) -> Draw:
+    def sent(cls, timesteps: Tensor, noise: Tensor, device: torch.device) -> NoiseSample:
         """Thrown on the CPU, used on the device; without waiting for a GPU."""
         return cls(sent(timesteps, device), sent(noise, device))
 
@@ -62,7 +62,7 @@ def draw(
     law: TimestepLaw,
     device: torch.device,
     share: slice = slice(None),
-) -> Draw:
+) -> NoiseSample:
     """Timesteps and noise of the batch of that index, or of the `share` of its pairs.
 
     They come from a CPU generator of their own, so a resumed run, another device and another
@@ -72,7 +72,7 @@ def draw(
     generator = torch.Generator().manual_seed((seed * 0x9E3779B1 + index) % 2**63)
     times = timesteps.draw(pairs, law, generator)
     noise = torch.randn((pairs, *shape), generator=generator)
-    return Draw.sent(times[share], noise[share], device)
+    return NoiseSample.sent(times[share], noise[share], device)
 
 
 def autocast_for(model: LoadedModel) -> AbstractContextManager[object]:
@@ -83,17 +83,21 @@ def autocast_for(model: LoadedModel) -> AbstractContextManager[object]:
 
 
 def reference_residuals(
-    model: LoadedModel, adapter: LoraAdapter, batch: PairBatch, chance: Draw, weighting: Weighting
+    model: LoadedModel,
+    adapter: LoraAdapter,
+    batch: PairBatch,
+    noise_sample: NoiseSample,
+    weighting: Weighting,
 ) -> Tensor:
     """Prediction minus target without the LoRA, [2B, C, h, w], chosen first; without gradient."""
     with torch.no_grad(), adapter.disabled():
-        return _residuals(model, batch, chance, weighting, batch.conditioning)
+        return _residuals(model, batch, noise_sample, weighting, batch.conditioning)
 
 
 def policy_residuals(
     model: LoadedModel,
     batch: PairBatch,
-    chance: Draw,
+    noise_sample: NoiseSample,
     weighting: Weighting,
     conditioning: Conditioning | None = None,
 ) -> Tensor:
@@ -101,15 +105,19 @@ def policy_residuals(
 
     `conditioning` is the policy's, where its text encoders train along.
     """
-    return _residuals(model, batch, chance, weighting, conditioning or batch.conditioning)
+    return _residuals(model, batch, noise_sample, weighting, conditioning or batch.conditioning)
 
 
 def _residuals(
-    model: LoadedModel, batch: PairBatch, chance: Draw, weighting: Weighting, conditioning: Conditioning
+    model: LoadedModel,
+    batch: PairBatch,
+    noise_sample: NoiseSample,
+    weighting: Weighting,
+    conditioning: Conditioning,
 ) -> Tensor:
-    query = pair_query(model, batch, chance, conditioning)
+    query = pair_query(model, batch, noise_sample, conditioning)
     return pair_error_residuals(
-        model, model.predict(query.noisy, query.timesteps, query.conditioning), batch, chance, weighting
+        model, model.predict(query.noisy, query.timesteps, query.conditioning), batch, noise_sample, weighting
     )
 
 
@@ -128,20 +136,22 @@ class Query:
     conditioning: Conditioning
 
 
-def pair_query(model: LoadedModel, batch: PairBatch, chance: Draw, conditioning: Conditioning) -> Query:
+def pair_query(
+    model: LoadedModel, batch: PairBatch, noise_sample: NoiseSample, conditioning: Conditioning
+) -> Query:
     """Both images of B pairs under their prompts, N = 2B, chosen first."""
     latents = batch.latents.transpose(0, 1).flatten(0, 1)
-    timesteps = torch.cat([chance.timesteps] * 2)
-    noisy = model.add_noise(latents, torch.cat([chance.noise] * 2), timesteps)
+    timesteps = torch.cat([noise_sample.timesteps] * 2)
+    noisy = model.add_noise(latents, torch.cat([noise_sample.noise] * 2), timesteps)
     return Query(noisy, timesteps, conditioning.map(lambda part: torch.cat([part] * 2)))
 
 
 def pair_error_residuals(
-    model: LoadedModel, prediction: Tensor, batch: PairBatch, chance: Draw, weighting: Weighting
+    model: LoadedModel, prediction: Tensor, batch: PairBatch, noise_sample: NoiseSample, weighting: Weighting
 ) -> Tensor:
     """Prediction minus target, [2B, C, h, w], of the answers to a `pair_query`."""
     latents = batch.latents.transpose(0, 1).flatten(0, 1)
-    noise, timesteps = torch.cat([chance.noise] * 2), torch.cat([chance.timesteps] * 2)
+    noise, timesteps = torch.cat([noise_sample.noise] * 2), torch.cat([noise_sample.timesteps] * 2)
     return model.error_residuals(prediction, latents, noise, timesteps, weighting)
 
 
@@ -173,13 +183,13 @@ def pair_residuals(
     model: LoadedModel,
     adapter: LoraAdapter,
     batch: PairBatch,
-    chance: Draw,
+    noise_sample: NoiseSample,
     weighting: Weighting,
     conditioning: Conditioning | None = None,
 ) -> PairResiduals:
     """Residuals of both networks on both images of B pairs, each in one forward pass of 2B images."""
-    reference = reference_residuals(model, adapter, batch, chance, weighting)
-    return PairResiduals(policy_residuals(model, batch, chance, weighting, conditioning), reference)
+    reference = reference_residuals(model, adapter, batch, noise_sample, weighting)
+    return PairResiduals(policy_residuals(model, batch, noise_sample, weighting, conditioning), reference)
 
 
 def mean_squares(residuals: Tensor) -> Tensor:
@@ -191,14 +201,14 @@ def noise_residuals(
     model: LoadedModel,
     adapter: LoraAdapter,
     batch: PairBatch,
-    chance: Draw,
+    noise_sample: NoiseSample,
     conditioning: Conditioning | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Residuals [B, C, h, w] of policy and reference on pure noise at the last timestep, for DUO's prior."""
-    timesteps = model.timesteps.last(chance.timesteps)
+    timesteps = model.timesteps.last(noise_sample.timesteps)
     # No image at all: whatever is left of one at the last timestep differs from schedule to schedule.
-    empty = torch.zeros_like(chance.noise)
+    empty = torch.zeros_like(noise_sample.noise)
     with torch.no_grad(), adapter.disabled():
-        reference = model.residuals(empty, chance.noise, timesteps, batch.conditioning, "native")
+        reference = model.residuals(empty, noise_sample.noise, timesteps, batch.conditioning, "native")
     own = conditioning or batch.conditioning
-    return model.residuals(empty, chance.noise, timesteps, own, "native"), reference
+    return model.residuals(empty, noise_sample.noise, timesteps, own, "native"), reference

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..families.timesteps import TimestepLaw, Timesteps
 from ..io.files import read_tensors, write_tensors
 from ..types import ScdpoError
-from .reference import Draw
+from .reference import NoiseSample
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -34,7 +34,7 @@ _FORMAT = "scdpo-reference-1"
 
 
 @dataclass(frozen=True)
-class Dice:
+class NoiseSeeds:
     """What decides a draw beside the pair.
 
     Attributes:
@@ -59,14 +59,16 @@ class Dice:
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") % 2**63)
         return self.timesteps.draw(1, self.law, generator), torch.randn(shape, generator=generator)
 
-    def draws(self, which: Sequence[tuple[str, int]], shape: tuple[int, ...], device: torch.device) -> Draw:
+    def draws(
+        self, which: Sequence[tuple[str, int]], shape: tuple[int, ...], device: torch.device
+    ) -> NoiseSample:
         """The draws of B pairs, each given by its key and number, on the training device."""
         times, noise = zip(*(self.throw(pair, number, shape) for pair, number in which), strict=True)
-        return Draw.sent(torch.cat(times), torch.stack(noise), device)
+        return NoiseSample.sent(torch.cat(times), torch.stack(noise), device)
 
 
 @cache
-def dice_id() -> str:
+def rng_fingerprint() -> str:
     """12 hexadecimal digits that change where this processor and this torch throw other numbers."""
     generator = torch.Generator().manual_seed(0)
     thrown = [torch.randn(shape, generator=generator) for shape in ((4, 64, 64), (3, 5))]
@@ -79,7 +81,12 @@ def dice_id() -> str:
 
 
 def measured_by(
-    model: LoadedModel, network: str, weighting: Weighting, dice: Dice, at_once: int, settings: Sequence[str]
+    model: LoadedModel,
+    network: str,
+    weighting: Weighting,
+    dice: NoiseSeeds,
+    at_once: int,
+    settings: Sequence[str],
 ) -> str:
     """40 hexadecimal digits that change whenever the errors of a pair would.
 
@@ -94,7 +101,8 @@ def measured_by(
     card = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else ""
     facts = [
         _FORMAT, model.family, network, str(model.dtype), model.device.type, card, torch.__version__,
-        settings, str(weighting), dice.seed, asdict(dice.law), dice.timesteps.count, at_once, dice_id(),
+        settings, str(weighting), dice.seed, asdict(dice.law), dice.timesteps.count, at_once,
+        rng_fingerprint(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 

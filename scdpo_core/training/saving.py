@@ -18,8 +18,7 @@ from ..lora.formats.convert import to_file
 from ..lora.formats.keys import Dialect
 from ..lora.identity import BASES
 from ..run_store.events import Event, Saved, Warned
-from ..run_store.folder import checkpoint_steps
-from ..run_store.paths import RunFolder
+from ..run_store.folder import RunFolder, checkpoint_steps
 from ..types import LoraFile, ScdpoError
 from . import checkpoint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,19 @@ from torch import Tensor
 from ..config.settings import ObjectiveSettings
 from ..config.terms import TermSettings
 from ..families.parameterisation import MinSnr, Weighting
-from ..objectives import duo_prior, sdpo_loser_scale, terms
-from ..types import Conditioning, PairErrors
-from .batches import Feed, Portion, weighting_of
-from .distributed import Alone, Team
-from .microbatch import portion_of
+from ..objectives import (
+    TimeBins,
+    duo_prior,
+    focus_weights,
+    gamma_at,
+    objective,
+    preference_logit,
+    sdpo_loser_scale,
+    terms,
+)
+from ..types import Conditioning, LossOutput, PairErrors
+from .batches import BatchSource, TrainBatch, slice_batch, weighting_of
+from .distributed import ProcessGroup, SingleProcess
 from .reference import (
     Query,
     autocast_for,
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PairMeasures:
+class PairStep:
     """What an objective reads of a batch: B pairs of all processes together.
 
     Attributes:
@@ -58,7 +66,7 @@ class PairMeasures:
 
 
 @dataclass(frozen=True)
-class TermMeasures:
+class TermStep:
     """What became of the rows of one term in this process.
 
     Attributes:
@@ -71,7 +79,7 @@ class TermMeasures:
 
 
 @dataclass(frozen=True)
-class StepMeasures:
+class StepErrors:
     """What one portion gave.
 
     Attributes:
@@ -81,8 +89,8 @@ class StepMeasures:
     """
 
     pairs: int
-    pair: PairMeasures | None
-    terms: tuple[TermMeasures, ...] = ()
+    pair: PairStep | None
+    terms: tuple[TermStep, ...] = ()
 
 
 def wants_prior(settings: ObjectiveSettings) -> bool:
@@ -97,9 +105,9 @@ class Measure:
         self,
         model: LoadedModel,
         adapter: LoraAdapter,
-        feed: Feed,
+        feed: BatchSource,
         settings: ObjectiveSettings,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
         encode_live: LiveEncoder | None = None,
         term_settings: TermSettings | None = None,
     ) -> None:
@@ -109,12 +117,12 @@ class Measure:
         `attaching.encode_prompts_with_grad`.
         """
         self._model, self._adapter, self._feed, self._settings = model, adapter, feed, settings
-        self._team, self._encode_live = team or Alone(), encode_live
+        self._team, self._encode_live = team or SingleProcess(), encode_live
         self._terms = term_settings or TermSettings()
         self._weighting = weighting_of(settings)
-        self._latest: tuple[int, Portion] | None = None
+        self._latest: tuple[int, TrainBatch] | None = None
 
-    def __call__(self, index: int, places: slice | None = None) -> StepMeasures:
+    def __call__(self, index: int, places: slice | None = None) -> StepErrors:
         """Policy and, where its answers are not known, reference on the batch of that index.
 
         Args:
@@ -123,26 +131,29 @@ class Measure:
         """
         if self._latest is None or self._latest[0] != index:
             self._latest = (index, self._feed(index))
-        portion = self._latest[1] if places is None else portion_of(self._latest[1], places)
+        portion = self._latest[1] if places is None else slice_batch(self._latest[1], places)
         model, batch, own = self._model, portion.batch, self._settings
         with autocast_for(model):
-            noisy = [model.add_noise(r.images, r.chance.noise, r.chance.timesteps) for r in portion.rows]
+            noisy = [
+                model.add_noise(r.images, r.noise_sample.noise, r.noise_sample.timesteps)
+                for r in portion.rows
+            ]
             reference_errors, references = self._reference(portion, noisy)
             conditioning = self._live(batch.prompts, batch.conditioning) if own.has_pair_loss else None
             policy, answers = self._policy(portion, noisy, conditioning)
             noise = None
             if wants_prior(own):
-                noise = noise_residuals(model, self._adapter, batch, portion.chance, conditioning)
+                noise = noise_residuals(model, self._adapter, batch, portion.noise_sample, conditioning)
             measured = tuple(
-                TermMeasures(rows, self._term_loss(rows, answer, seen, asked))
+                TermStep(rows, self._term_loss(rows, answer, seen, asked))
                 for rows, answer, seen, asked in zip(portion.rows, answers, noisy, references, strict=True)
             )
         pair = None
         if policy is not None and reference_errors is not None:
             mu = own.loser_mu
-            pair = PairMeasures(
+            pair = PairStep(
                 PairErrors(mean_squares(policy), reference_errors),
-                portion.chance.timesteps,
+                portion.noise_sample.timesteps,
                 batch.weight,
                 batch.label,
                 batch.cost,
@@ -150,17 +161,17 @@ class Measure:
                 None if noise is None else duo_prior(*noise),
             )
             pair = pair if self._team.size == 1 else self._together(pair)
-        return StepMeasures(len(batch.weight), pair, measured)
+        return StepErrors(len(batch.weight), pair, measured)
 
     def _reference(
-        self, portion: Portion, noisy: Sequence[Tensor]
+        self, portion: TrainBatch, noisy: Sequence[Tensor]
     ) -> tuple[Tensor | None, list[tuple[Tensor, ...]]]:
         """Errors without the LoRA on the pairs, [B, 2], and the answers that each term asks for."""
-        known, batch, chance = portion.reference, portion.batch, portion.chance
+        known, batch, noise_sample = portion.reference, portion.batch, portion.noise_sample
         asks = self._settings.has_pair_loss and known is None
-        queries = [pair_query(self._model, batch, chance, batch.conditioning)] if asks else []
+        queries = [pair_query(self._model, batch, noise_sample, batch.conditioning)] if asks else []
         queries += [
-            Query(seen, rows.chance.timesteps, conditioning)
+            Query(seen, rows.noise_sample.timesteps, conditioning)
             for rows, seen in zip(portion.rows, noisy, strict=True)
             for conditioning in rows.reference
         ]
@@ -170,30 +181,30 @@ class Measure:
             found = iter(predict_all(self._model, queries))
             if asks:
                 known = mean_squares(
-                    pair_error_residuals(self._model, next(found), batch, chance, self._weighting)
+                    pair_error_residuals(self._model, next(found), batch, noise_sample, self._weighting)
                 )
         return known, [tuple(next(found) for _ in rows.reference) for rows in portion.rows]
 
     def _policy(
-        self, portion: Portion, noisy: Sequence[Tensor], conditioning: Conditioning | None
+        self, portion: TrainBatch, noisy: Sequence[Tensor], conditioning: Conditioning | None
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Residuals [2B, C, h, w] of the network with the LoRA on the pairs, and its answers for the rows."""
-        batch, chance = portion.batch, portion.chance
+        batch, noise_sample = portion.batch, portion.noise_sample
         queries = list(self._policy_queries(portion, noisy, conditioning))
         answers = predict_all(self._model, queries)
         if not self._settings.has_pair_loss:
             return None, answers
-        residuals = pair_error_residuals(self._model, answers[0], batch, chance, self._weighting)
+        residuals = pair_error_residuals(self._model, answers[0], batch, noise_sample, self._weighting)
         return residuals, answers[1:]
 
     def _policy_queries(
-        self, portion: Portion, noisy: Sequence[Tensor], conditioning: Conditioning | None
+        self, portion: TrainBatch, noisy: Sequence[Tensor], conditioning: Conditioning | None
     ) -> Iterator[Query]:
         batch = portion.batch
         if conditioning is not None:
-            yield pair_query(self._model, batch, portion.chance, conditioning)
+            yield pair_query(self._model, batch, portion.noise_sample, conditioning)
         for rows, seen in zip(portion.rows, noisy, strict=True):
-            yield Query(seen, rows.chance.timesteps, self._live(rows.prompts, rows.conditioning))
+            yield Query(seen, rows.noise_sample.timesteps, self._live(rows.prompts, rows.conditioning))
 
     def _live(self, prompts: Sequence[str], known: Conditioning) -> Conditioning:
         return known if self._encode_live is None else self._encode_live(prompts, known)
@@ -213,12 +224,14 @@ class Measure:
         weighting: Weighting = "native"
         if self._terms.redirect_weighting == "min_snr":
             weighting = MinSnr(self._settings.min_snr_gamma)
-        residual = self._model.image_residuals(answer, noisy, rows.target, rows.chance.timesteps, weighting)
+        residual = self._model.image_residuals(
+            answer, noisy, rows.target, rows.noise_sample.timesteps, weighting
+        )
         if rows.mask is None:
             return terms.redirect(residual)
         return terms.redirect(residual, policy=answer, reference=reference[0], mask=rows.mask)
 
-    def _together(self, own: PairMeasures) -> PairMeasures:
+    def _together(self, own: PairStep) -> PairStep:
         """The rows of all processes, in one message."""
         # float32 holds every whole timestep of a schedule exactly.
         parts = [own.errors.policy, own.errors.reference, own.timesteps, own.weight, own.label, own.cost]
@@ -229,7 +242,7 @@ class Measure:
             [column.shape[1] for column in columns], dim=1
         )
         others = iter(part[:, 0] for part in rest)
-        return PairMeasures(
+        return PairStep(
             PairErrors(policy, reference.detach()),
             timesteps[:, 0].detach().to(own.timesteps.dtype),
             weight[:, 0].detach(),
@@ -238,3 +251,86 @@ class Measure:
             None if own.loser_scale is None else next(others).detach(),
             None if own.prior is None else next(others),
         )
+
+
+# What an objective reads besides errors and beta. SafeDPO's margin is its own: ours has other units.
+_TAKES: dict[str, tuple[str, ...]] = {
+    "sc_dpo": ("label", "cost", "margin", "winner", "focal_gamma", "focus", "loser_scale"),
+    "winner_only": ("winner",),
+    "duo": ("prior", "prior_weight"),
+    "safedpo": ("cost",),
+    "mapo": ("timesteps",),
+}
+
+
+class PairLoss:
+    """The objective of a run with the little state that it keeps."""
+
+    def __init__(
+        self, settings: ObjectiveSettings, *, steps: int, num_timesteps: int, device: torch.device
+    ) -> None:
+        """Start with no idea of what is difficult.
+
+        Args:
+            settings: which objective, and its parameters.
+            steps: of the whole run.
+            num_timesteps: of the noise schedule.
+            device: where errors will be.
+
+        Raises:
+            ScdpoError: there is no such objective.
+        """
+        if settings.has_pair_loss:
+            objective(settings.objective)
+        self._settings = settings
+        self._steps = steps
+        self._num_timesteps = num_timesteps
+        self._bins = TimeBins(device=device)
+
+    def __call__(self, seen: PairStep, step: int) -> LossOutput:
+        """Loss of each pair [B], its weight included.
+
+        Args:
+            seen: what was measured of B pairs.
+            step: counted from 0; decides whether the focus is on yet.
+        """
+        own = self._settings
+        arguments: dict[str, Any] = {
+            "label": seen.label,
+            "cost": seen.cost,
+            "margin": own.margin,
+            "winner": own.winner,
+            "focal_gamma": own.focal_gamma,
+            "loser_scale": seen.loser_scale,
+            "prior": seen.prior,
+            "prior_weight": own.prior_weight,
+            "timesteps": self._num_timesteps,
+        }
+        takes = _TAKES.get(own.objective, ())
+        if "focus" in takes:
+            arguments["focus"] = self._focus(seen, step)
+        output = objective(own.objective)(
+            seen.errors, beta=own.effective_beta, **{name: arguments[name] for name in takes}
+        )
+        return LossOutput(output.per_pair * seen.weight, output.metrics)
+
+    def _focus(self, seen: PairStep, step: int) -> Tensor | None:
+        """Weights of the pairs; difficulties are remembered during the warm-up as well."""
+        own = self._settings
+        if own.dfm_gamma == 0:
+            return None
+        u = preference_logit(seen.errors, own.effective_beta).detach()
+        fraction = seen.timesteps / self._num_timesteps
+        gamma = gamma_at(step, self._steps, gamma=own.dfm_gamma, warmup=own.dfm_warmup)
+        bins = self._bins if own.dfm_by_time else None
+        weights = focus_weights(u, gamma=gamma, difficulty_by_time=bins, timestep_fraction=fraction)
+        self._bins.update(u, fraction)
+        return weights
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        return self._bins.state_dict()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        self._bins.load_state_dict(state)

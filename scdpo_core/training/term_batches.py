@@ -20,14 +20,14 @@ from ..objectives.terms import mixture
 from ..preferences.batches import ShuffledIndices
 from ..types import Conditioning, PairBatch
 from .caption_dropout import span
-from .distributed import Alone, Team
-from .reference import Draw, draw
+from .distributed import ProcessGroup, SingleProcess
+from .reference import NoiseSample, draw
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
     from ..families.timesteps import TimestepLaw
 
-# Keep what chance decides for the terms apart from what it decides for the pairs.
+# Keeps the random numbers of the terms apart from those of the pairs.
 _EMPTY, _TEXT, _MIX = 1, 2, 3
 _STREAM = 2**33
 
@@ -40,7 +40,7 @@ class TermRows:
         term: its name.
         slots: position in the batch of the pair that each row goes along with.
         images: [N, C, h, w] scaled latents that the noise is added to.
-        chance: timesteps [N] and noise [N, C, h, w].
+        noise_sample: timesteps [N] and noise [N, C, h, w].
         conditioning: of N prompts, for the policy.
         prompts: the N texts.
         weight: [N] factor of each row's loss.
@@ -53,7 +53,7 @@ class TermRows:
     term: TermName
     slots: tuple[int, ...]
     images: Tensor
-    chance: Draw
+    noise_sample: NoiseSample
     conditioning: Conditioning
     prompts: tuple[str, ...]
     weight: Tensor
@@ -77,7 +77,7 @@ class TermRows:
             self,
             slots=tuple(self.slots[row] for row in index),
             images=self.images[at],
-            chance=Draw(self.chance.timesteps[at], self.chance.noise[at]),
+            noise_sample=NoiseSample(self.noise_sample.timesteps[at], self.noise_sample.noise[at]),
             conditioning=self.conditioning.map(lambda part: part[at]),
             prompts=tuple(self.prompts[row] for row in index),
             weight=self.weight[at],
@@ -134,7 +134,7 @@ class TermSource:
         model: LoadedModel,
         law: TimestepLaw,
         seed: int,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
     ) -> None:
         """Get ready.
 
@@ -149,32 +149,36 @@ class TermSource:
         """
         self._weights, self._settings, self._data = weights, settings, data
         self._model, self._law, self._seed = model, law, seed
-        self._team = team or Alone()
+        self._team = team or SingleProcess()
         bank = data.base_images
         self._order = None if bank is None else ShuffledIndices(list(range(len(bank.prompts))), seed, _TEXT)
 
-    def __call__(self, index: int, batch: PairBatch, chance: Draw) -> tuple[TermRows, ...]:
+    def __call__(self, index: int, batch: PairBatch, noise_sample: NoiseSample) -> tuple[TermRows, ...]:
         """The rows of the batch of that index in this process; a term without any is left out.
 
         Args:
             index: of the batch.
             batch: this process's pairs.
-            chance: timesteps and noise of these pairs; harmful and benign rows use them.
+            noise_sample: timesteps and noise of these pairs; harmful and benign rows use them.
         """
-        made = [self._rows(term, index, batch, chance) for term in self._weights]
+        made = [self._rows(term, index, batch, noise_sample) for term in self._weights]
         return tuple(rows for rows in made if rows is not None and len(rows))
 
-    def _rows(self, term: TermName, index: int, batch: PairBatch, chance: Draw) -> TermRows | None:
+    def _rows(
+        self, term: TermName, index: int, batch: PairBatch, noise_sample: NoiseSample
+    ) -> TermRows | None:
         if term == "keep":
-            return self._of_pairs(term, batch, chance, benign=True)
+            return self._of_pairs(term, batch, noise_sample, benign=True)
         if term == "keep_empty":
             return self._under_the_empty_prompt(index, batch)
         if term == "keep_text":
             return self._of_base_images(index, batch)
-        rows = self._of_pairs(term, batch, chance, benign=False)
+        rows = self._of_pairs(term, batch, noise_sample, benign=False)
         return None if rows is None else self._mixed(rows, index, batch)
 
-    def _of_pairs(self, term: TermName, batch: PairBatch, chance: Draw, *, benign: bool) -> TermRows | None:
+    def _of_pairs(
+        self, term: TermName, batch: PairBatch, noise_sample: NoiseSample, *, benign: bool
+    ) -> TermRows | None:
         """The chosen images of the pairs of one kind."""
         kinds = batch.benign or (False,) * len(batch.weight)
         slots = tuple(slot for slot, kind in enumerate(kinds) if kind is benign)
@@ -188,7 +192,7 @@ class TermSource:
             term,
             slots,
             chosen,
-            Draw(chance.timesteps[at], chance.noise[at]),
+            NoiseSample(noise_sample.timesteps[at], noise_sample.noise[at]),
             conditioning,
             tuple(batch.prompts[slot] for slot in slots),
             batch.weight[at],
@@ -218,17 +222,17 @@ class TermSource:
 
     def _shares(self, index: int, pairs: int) -> list[float]:
         """Part of the rejected image in the mixture of every pair of the batch."""
-        own, chance = self._settings, np.random.default_rng((self._seed, index, _MIX))
-        mixed = chance.beta(own.redirect_mix_a, own.redirect_mix_b, size=pairs)
-        pure = chance.random(size=pairs) < own.redirect_pure
+        own, noise_sample = self._settings, np.random.default_rng((self._seed, index, _MIX))
+        mixed = noise_sample.beta(own.redirect_mix_a, own.redirect_mix_b, size=pairs)
+        pure = noise_sample.random(size=pairs) < own.redirect_pure
         return [float(value) for value in np.where(pure, 1.0, mixed)]
 
     def _under_the_empty_prompt(self, index: int, batch: PairBatch) -> TermRows | None:
         pairs, size = len(batch.weight), self._team.size
         first, last = span(index, pairs * size, self._settings.keep_empty_share)
-        chance = np.random.default_rng((self._seed, index, _EMPTY))
-        every = chance.choice(pairs * size, last - first, replace=last - first > pairs * size)
-        sides = chance.integers(2, size=last - first)
+        noise_sample = np.random.default_rng((self._seed, index, _EMPTY))
+        every = noise_sample.choice(pairs * size, last - first, replace=last - first > pairs * size)
+        sides = noise_sample.integers(2, size=last - first)
         own = range(pairs * self._team.rank, pairs * (self._team.rank + 1))
         mine = [row for row, slot in enumerate(every) if int(slot) in own]
         if not mine:
@@ -285,14 +289,16 @@ class TermSource:
             expected=pairs * self._team.size * self._settings.keep_text_share,
         )
 
-    def _fresh(self, index: int, rows: int, shape: tuple[int, ...], mine: Sequence[int], stream: int) -> Draw:
+    def _fresh(
+        self, index: int, rows: int, shape: tuple[int, ...], mine: Sequence[int], stream: int
+    ) -> NoiseSample:
         """Timesteps and noise of some of the rows that are no pairs."""
         model = self._model
         every = draw(
             index, self._seed + stream * _STREAM, rows, shape, model.timesteps, self._law, torch.device("cpu")
         )
         at = torch.tensor(mine)
-        return Draw.sent(every.timesteps[at], every.noise[at], model.device)
+        return NoiseSample.sent(every.timesteps[at], every.noise[at], model.device)
 
     def _safe(self, rows: TermRows) -> Conditioning:
         """The safe prompts of rows; where a harmful prompt has none, the empty one."""

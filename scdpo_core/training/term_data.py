@@ -15,7 +15,7 @@ from ..types import Conditioning, LabelledPair, ScdpoError
 from .base_images import DrawSettings, draw_base_images, encode_base_images
 from .batches import timestep_law
 from .dataset import Dataset
-from .distributed import Team
+from .distributed import ProcessGroup
 from .term_batches import TermData, TermSource
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RunTerms:
     weights: Mapping[TermName, float]
     data: TermData | None = None
 
-    def source(self, settings: TrainSettings, model: LoadedModel, team: Team) -> TermSource | None:
+    def source(self, settings: TrainSettings, model: LoadedModel, team: ProcessGroup) -> TermSource | None:
         """What makes their rows for every batch; None where the run has no terms."""
         if self.data is None:
             return None

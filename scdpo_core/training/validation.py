@@ -19,9 +19,9 @@ from ..objectives.sc_dpo import preference_metrics
 from ..preferences.batches import PairStore, Room
 from ..run_store.events import Event, Validated, Warned
 from ..types import CachedPair, LabelledPair, PairBatch, PairErrors
-from .batches import timestep_law, weighting_of
-from .distributed import Team
-from .microbatch import Portions, part_of
+from .batches import slice_pairs, timestep_law, weighting_of
+from .distributed import ProcessGroup
+from .microbatch import MicroBatcher
 from .reference import autocast_for, draw, pair_residuals
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Validator:
         weighting: Weighting,
         beta: float,
         draws: int,
-        portions: Portions,
+        portions: MicroBatcher,
         encode_live: LiveEncoder | None = None,
     ) -> None:
         """Look at `batches`, see `HeldOut`.
@@ -113,7 +113,7 @@ class Validator:
         accuracy is the share of pairs whose chosen image the policy prefers more than the base model does.
 
         Raises:
-            ScdpoError: see `Portions.attempt`.
+            ScdpoError: see `MicroBatcher.attempt`.
         """
         errors = _joined(
             [
@@ -139,15 +139,15 @@ class Validator:
     def _of_portion(self, number: int, batch: PairBatch, places: slice) -> PairErrors:
         """Of the pairs at these places, with the dice that the whole batch is thrown."""
         model, shape, pairs = self._model, tuple(batch.latents.shape[2:]), len(batch.weight)
-        part = part_of(batch, places)
+        part = slice_pairs(batch, places)
         live = None
         if self._encode_live is not None:
             live = self._encode_live(part.prompts, part.conditioning)
         found = []
         for index in range(number * self._draws, (number + 1) * self._draws):
-            chance = draw(index, _SEED, pairs, shape, model.timesteps, self._law, model.device, places)
+            noise_sample = draw(index, _SEED, pairs, shape, model.timesteps, self._law, model.device, places)
             with autocast_for(model):
-                residuals = pair_residuals(model, self._adapter, part, chance, self._weighting, live)
+                residuals = pair_residuals(model, self._adapter, part, noise_sample, self._weighting, live)
             found.append(residuals.errors())
         policy = torch.stack([errors.policy for errors in found]).mean(0)
         return PairErrors(policy, torch.stack([errors.reference for errors in found]).mean(0))
@@ -174,7 +174,7 @@ class Validation:
         batches: Iterable[PairBatch],
         settings: TrainSettings,
         emit: Callable[[Event], None],
-        team: Team,
+        team: ProcessGroup,
         encode_live: LiveEncoder | None = None,
     ) -> None:
         """Get ready; arguments as of `Trainer`, `batches` are its held-out ones."""
@@ -188,7 +188,7 @@ class Validation:
             weighting=weighting_of(own),
             beta=own.effective_beta,
             draws=settings.validation.validation_draws,
-            portions=Portions(
+            portions=MicroBatcher(
                 settings,
                 model.device,
                 emit,
@@ -208,8 +208,8 @@ class Validation:
             return
         self._model.denoiser.eval()
         # One process looks and decides for all; where weights are spread over them, all have to help.
-        looks = self._team.rank == 0 or self._team.lockstep
-        figures = self._team.tell(self._validator.look() if looks else {})
+        looks = self._team.rank == 0 or self._team.sharded
+        figures = self._team.broadcast(self._validator.look() if looks else {})
         self._model.denoiser.train()
         self._emit(Validated(step, self._validator.pairs, figures))
         self.patience.see(figures["winner_gap"])

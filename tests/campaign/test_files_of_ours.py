@@ -37,7 +37,7 @@ from scdpo_core.scoring.gallery import write_gallery
 from scdpo_core.scoring.job import ScoreJob, finish, score_files
 from scdpo_core.scoring.table import RowFile, write_csv
 from scdpo_core.training import checkpoint
-from scdpo_core.training.cost_cache import KnownCosts
+from scdpo_core.training.labels import KnownCosts
 from scdpo_core.training.saving import export
 from scdpo_core.types import PreferencePair, ScdpoError, ScoredPair
 from tests.runs.test_damaged import mutations

@@ -18,9 +18,9 @@ from scdpo_core.families.source import MICRO
 from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import load_lora
 from scdpo_core.training.batches import timestep_law
-from scdpo_core.training.distributed import Alone
+from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.loading import load_base
-from scdpo_core.training.schedules import learning_rate
+from scdpo_core.training.optimizers import learning_rate
 from tests.support.tiny import tiny_pairs
 from tests.support.tiny_families import T5_TOKENS, tiny_folder
 from tests.trainer.test_train_lora import PROGRAM, run
@@ -163,7 +163,7 @@ def trains(preset: str, tmp_path: Path) -> None:
     assert json.loads(metadata["scdpo_train_steps"]) == 2
     assert metadata["ss_network_dim"] == str(expected["lora"]["rank"])
     # It fits a fresh model of the family, module by module.
-    model = load_base(load_toml(folder / "job.toml"), torch.device("cpu"), Alone())
+    model = load_base(load_toml(folder / "job.toml"), torch.device("cpu"), SingleProcess())
     adapter, _ = attach_file(model.denoiser, lora)
     assert {f"{module}.up" for module in adapter.modules} <= state.keys()
 

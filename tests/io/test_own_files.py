@@ -18,7 +18,7 @@ from scdpo_core.io.files import write_tensors
 from scdpo_core.io.tensor_tree import load_tree, save_tree
 from scdpo_core.scoring.table import Row, RowFile
 from scdpo_core.training import checkpoint
-from scdpo_core.training.cost_cache import KnownCosts
+from scdpo_core.training.labels import KnownCosts
 from scdpo_core.training.saving import export
 from scdpo_core.types import ScdpoError
 from tests.support.scoring_helpers import Redness

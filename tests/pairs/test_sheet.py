@@ -11,7 +11,7 @@ from PIL import Image
 from scdpo_core.pairs.contact_sheet import SHEET, write_sheet
 from scdpo_core.pairs.store import Row
 from scdpo_core.pairs.table import CSV, tally, words, write_tables
-from scdpo_core.runs.progress_bars import lines
+from scdpo_core.runs.console import lines
 
 EVIL = "<script>alert(1)</script> {{ 7*7 }} \u202e\x1b[31m \"'"
 
@@ -75,7 +75,7 @@ def test_a_folder_without_pairs_has_a_sheet_too(tmp_path: Path) -> None:
 def test_lines_say_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     now = [100.0]
-    monkeypatch.setattr("scdpo_core.runs.progress_bars.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("scdpo_core.runs.console.time.monotonic", lambda: now[0])
     update = lines(said.append, " prompts", every=10)
     for moment, done in ((100, 20), (105, 22), (120, 30), (125, 31), (200, 60)):
         now[0] = float(moment)

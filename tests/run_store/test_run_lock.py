@@ -14,7 +14,7 @@ import pytest
 
 from scdpo_core.run_store import folder as names
 from scdpo_core.run_store.events import Progress, Started, read_events
-from scdpo_core.run_store.paths import RunFolder
+from scdpo_core.run_store.folder import RunFolder
 from scdpo_core.run_store.process import look
 from scdpo_core.run_store.run_lock import Hold
 from scdpo_core.run_store.state import outcome, process_of, state_of

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scdpo_core.runs.progress_bars import bars
+from scdpo_core.runs.console import bars
 
 Capture = pytest.CaptureFixture[str]
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from scdpo_core.run_store.events import Done, EventLog, Failed
-from scdpo_core.run_store.folder import has_results
-from scdpo_core.run_store.paths import RunFolder
+from scdpo_core.run_store.folder import RunFolder, has_results
 from scdpo_core.runs.install_result import put, taken
 from scdpo_core.runs.jobs import CostJob, LoraJob, problems
 from scdpo_core.runs.queue import Queue

@@ -18,12 +18,12 @@ from scdpo_core.preferences.buckets import BucketStream
 from scdpo_core.preferences.cache import MemoryCache, build_cache, pair_key
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.preferences.relabel import unscored
-from scdpo_core.training.batches import FreshDraws
+from scdpo_core.training.batches import FreshNoise
 from scdpo_core.training.caption_dropout import CaptionDropout, empty_prompt
 from scdpo_core.training.dataset import encode
-from scdpo_core.training.distributed import Alone, Team
+from scdpo_core.training.distributed import ProcessGroup, SingleProcess
 from scdpo_core.training.job import run_job
-from scdpo_core.training.reference import Draw
+from scdpo_core.training.reference import NoiseSample
 from scdpo_core.training.term_batches import TermRows
 from scdpo_core.types import CachedPair, Conditioning, LabelledPair, PairBatch, PreferencePair
 from tests.support.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
@@ -41,7 +41,7 @@ def _pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_pairs(tmp_path_factory.mktemp("pairs") / "my pairs")
 
 
-class Member(Alone):
+class Member(SingleProcess):
     """One of two processes."""
 
     size = 2
@@ -64,7 +64,7 @@ def batch_of(pairs: int) -> PairBatch:
     )
 
 
-def dropout(share: float, seed: int = 5, team: Team | None = None) -> CaptionDropout:
+def dropout(share: float, seed: int = 5, team: ProcessGroup | None = None) -> CaptionDropout:
     empty = Conditioning(torch.full((1, 3, 2), -1.0), torch.full((1, 2), -10.0))
     return CaptionDropout(share, empty, seed, team)
 
@@ -122,11 +122,11 @@ def test_terms_keep_the_prompts_that_pairs_lose(base: Path) -> None:
         def batch(self, step: int) -> PairBatch:
             return batch
 
-    def terms(index: int, own: PairBatch, chance: Draw) -> tuple[TermRows, ...]:
+    def terms(index: int, own: PairBatch, noise_sample: NoiseSample) -> tuple[TermRows, ...]:
         heard.append(own.prompts)
         return ()
 
-    feed = FreshDraws(Batches(), model, TimestepLaw(), 0, None, terms, dropout(0.5))  # type: ignore[arg-type]
+    feed = FreshNoise(Batches(), model, TimestepLaw(), 0, None, terms, dropout(0.5))  # type: ignore[arg-type]
     assert sum(prompt == "" for prompt in feed(0).batch.prompts) == 2
     assert heard == [batch.prompts]
 
@@ -204,7 +204,9 @@ def test_held_out_pairs_and_known_references_are_not_mirrored(
         settings = tiny_settings(base, pairs, tmp_path / "run", flip=True, caption_dropout=0.2, **changes)
         model = SD1().load(base, CPU, torch.float32)
         labelled = unscored(check_folder(pairs))
-        return encode(labelled, model, settings, tmp_path / "cache", Alone(), lambda done, total: None)
+        return encode(
+            labelled, model, settings, tmp_path / "cache", SingleProcess(), lambda done, total: None
+        )
 
     heard = list[str]()
     encode_prompts = SD1Model.encode_prompts

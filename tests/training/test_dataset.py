@@ -15,7 +15,7 @@ from scdpo_core.families import FAMILIES
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.preferences.relabel import unscored
 from scdpo_core.training.dataset import Dataset, encode, real_sizes
-from scdpo_core.training.distributed import Alone
+from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import tiny_pairs, tiny_settings
@@ -47,7 +47,7 @@ def _encoded(base: Path, pairs: Path, tmp_path: Path, **changes: Any) -> Dataset
     settings = tiny_settings(base, pairs, tmp_path, **changes)
     found = unscored(check_folder(pairs))
     model = FAMILIES["sdxl"].load(base, CPU, torch.float32)
-    return encode(found, model, settings, tmp_path / "cache", Alone(), lambda *_: None)
+    return encode(found, model, settings, tmp_path / "cache", SingleProcess(), lambda *_: None)
 
 
 def test_every_pair_is_encoded_at_its_own_size_and_told_so(base: Path, pairs: Path, tmp_path: Path) -> None:

@@ -19,11 +19,17 @@ from scdpo_core.io.tensor_tree import load_tree, save_tree
 from scdpo_core.lora.adapter import attach
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.run_store.events import Event, Warned
-from scdpo_core.training.batches import FreshDraws, timestep_law
-from scdpo_core.training.distributed import Alone, Crew, Team, assemble, share_of
+from scdpo_core.training.batches import FreshNoise, timestep_law
+from scdpo_core.training.distributed import (
+    DistributedGroup,
+    ProcessGroup,
+    SingleProcess,
+    init_group,
+    share_of,
+)
 from scdpo_core.training.labels import from_rows, to_rows
 from scdpo_core.training.loop import Trainer
-from scdpo_core.training.microbatch import Portions
+from scdpo_core.training.microbatch import MicroBatcher
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
 from tests.support.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder, tiny_settings
 
@@ -42,7 +48,7 @@ def _base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gradients(
-    base: Path, folder: Path, batch_size: int, team: Team, case: str, tight: Tight | None = None
+    base: Path, folder: Path, batch_size: int, team: ProcessGroup, case: str, tight: Tight | None = None
 ) -> list[torch.Tensor]:
     """Of two accumulated batches; difficulties are remembered from the first to the second."""
     options = {"batch_size": batch_size, "accumulation": 2, "max_grad_norm": 0.0, "seed": 3} | CASES[case]
@@ -64,7 +70,7 @@ def gradients(
     stream = BatchStream(
         cached, labelled, batch_size, 3, CPU, torch.float32, share=(team.rank, team.size)
     )  # fmt: skip
-    feed = FreshDraws(stream, model, timestep_law(settings), 3, team)
+    feed = FreshNoise(stream, model, timestep_law(settings), 3, team)
     trainer = Trainer(
         model,
         adapter,
@@ -132,7 +138,7 @@ def as_short_process(rank: int, port: int, base: Path, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    team = Crew(CPU)
+    team = DistributedGroup(CPU)
     for name, tights in SHORTAGES.items():
         tight = tights[rank]
         found = gradients(base, folder, 4, team, "nothing is compared", tight)
@@ -155,16 +161,16 @@ def as_process(rank: int, port: int, base: Path, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    team = Crew(CPU)
+    team = DistributedGroup(CPU)
     for case in CASES:
         save_tree(folder / f"{case} {rank}.safetensors", gradients(base, folder, 2, team, case))
-    assert [team.anyone(rank == 1), team.anyone(False)] == [True, False]
-    assert team.tell({"who": rank, "what": [0.1, None]}) == {"who": 0, "what": [0.1, None]}
-    team.agree("same", "It")
+    assert [team.any(rank == 1), team.any(False)] == [True, False]
+    assert team.broadcast({"who": rank, "what": [0.1, None]}) == {"who": 0, "what": [0.1, None]}
+    team.assert_equal("same", "It")
     with pytest.raises(ScdpoError, match="The folder differs between the processes"):
-        team.agree(rank, "The folder")
+        team.assert_equal(rank, "The folder")
     assert share_of("abcde", team) == list("abcde"[rank::2])
-    team.wait()
+    team.barrier()
     dist.destroy_process_group()
 
 
@@ -174,7 +180,7 @@ def test_two_processes_have_the_gradient_of_one_with_the_double_batch(base: Path
         port = free.getsockname()[1]
     mp.spawn(as_process, (port, base, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
     for case in CASES:
-        whole = gradients(base, tmp_path, 4, Alone(), case)
+        whole = gradients(base, tmp_path, 4, SingleProcess(), case)
         assert any(bool(gradient.abs().max() > 0) for gradient in whole)
         for rank in (0, 1):
             shared = load_tree(tmp_path / f"{case} {rank}.safetensors")
@@ -190,7 +196,7 @@ def test_a_team_halves_its_batches_together_when_one_of_it_runs_out_of_memory(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(as_short_process, (port, base, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
-    whole = gradients(base, tmp_path, 8, Alone(), "nothing is compared")
+    whole = gradients(base, tmp_path, 8, SingleProcess(), "nothing is compared")
     for name in SHORTAGES:
         halvings = {"none": 0, "twice": 2}.get(name, 1)
         for rank in (0, 1):
@@ -205,7 +211,7 @@ def test_a_team_halves_its_batches_together_when_one_of_it_runs_out_of_memory(
 
 
 def test_where_every_pass_needs_all_processes_the_error_says_what_to_do(tmp_path: Path) -> None:
-    class Lockstep(Alone):
+    class Lockstep(SingleProcess):
         size = 2
         lockstep = True
 
@@ -214,18 +220,18 @@ def test_where_every_pass_needs_all_processes_the_error_says_what_to_do(tmp_path
 
     settings = tiny_settings("x", tmp_path, tmp_path, batch_size=4)
     for together in (True, False):
-        portions = Portions(settings, CPU, lambda event: None, Lockstep(), together=together)
+        portions = MicroBatcher(settings, CPU, lambda event: None, Lockstep(), together=together)
         assert portions.attempt(lambda: 7) == 7
         with pytest.raises(ScdpoError, match=r"With FSDP.*begin a new run.*smaller --batch-size"):
             portions.attempt(_never)
 
 
 def test_deepspeed_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(assemble(), Alone)
+    assert isinstance(init_group(), SingleProcess)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ScdpoError, match="choose FSDP"):
-        assemble()
+        init_group()
 
 
 def test_labels_travel_as_plain_values() -> None:

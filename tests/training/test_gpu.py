@@ -14,8 +14,8 @@ import torch
 
 from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.preferences.batches import Room
-from scdpo_core.training.fixed_noise import FixedDraws
-from scdpo_core.training.reference_cache import Dice
+from scdpo_core.training.batch_sources import FixedNoise
+from scdpo_core.training.reference_cache import NoiseSeeds
 from tests.support.tiny import tiny_sd_folder
 from tests.training.test_loop import Bench, stream
 
@@ -63,8 +63,8 @@ def test_no_thread_waits_for_the_gpu_in_a_step(
     batches = stream(bench.settings, device=there, room=Room(limit))
     feed: Any = bench.feed(batches)
     if fixed:
-        dice = Dice(7, TimestepLaw(), bench.model.timesteps)
-        feed = FixedDraws(batches, [str(number) for number in range(5)], dice, 2, 20, there)
+        dice = NoiseSeeds(7, TimestepLaw(), bench.model.timesteps)
+        feed = FixedNoise(batches, [str(number) for number in range(5)], dice, 2, 20, there)
         feed._errors = torch.ones_like(feed._errors, device=there)
     trainer = bench.trainer(feed=feed)
     # Libraries set themselves up in the first steps, and the optimizer makes its state.

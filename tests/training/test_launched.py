@@ -85,7 +85,7 @@ def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: P
     assert [event.step for event in seen if isinstance(event, Sample)] == [0, 3, 6]
     assert close(folder / "lora.safetensors", alone / "lora.safetensors")
 
-    # Alone, each batch would be half of what it was.
+    # SingleProcess, each batch would be half of what it was.
     with pytest.raises(ScdpoError, match="processes: 2 -> not set"):
         run_job(settings, resume=True)
     missing = launch(*gpus, job=job, extra=("--output", str(tmp_path / "x"), "--pairs", "none"))

@@ -12,7 +12,7 @@ from torch import nn
 from scdpo_core.config.settings import ModelSettings
 from scdpo_core.families.sd1 import SD1, SD1Model
 from scdpo_core.lora.adapter import LoraAdapter, attach
-from scdpo_core.training.distributed import Alone
+from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.loading import make_ready, repeated_blocks, wants_channels_last
 from tests.support.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_sd_folder
 
@@ -47,7 +47,7 @@ def answers(model: SD1Model, adapter: LoraAdapter) -> tuple[torch.Tensor, torch.
 
 def test_channels_last_changes_the_order_in_memory_and_nothing_else(base: Path) -> None:
     plain, laid = fresh(base), fresh(base)
-    make_ready(*laid, ModelSettings(channels_last="on"), Alone())
+    make_ready(*laid, ModelSettings(channels_last="on"), SingleProcess())
     weights = [module.weight for module in laid[0].denoiser.modules() if isinstance(module, nn.Conv2d)]
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     for got, expected in zip(answers(*laid), answers(*plain), strict=True):
@@ -68,14 +68,14 @@ def test_what_is_compiled_is_what_was_asked_for(base: Path, monkeypatch: pytest.
     model, adapter = fresh(base)
     compiled: list[str] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
-    make_ready(model, adapter, ModelSettings(), Alone())
+    make_ready(model, adapter, ModelSettings(), SingleProcess())
     assert compiled == []
-    make_ready(model, adapter, ModelSettings(compile="blocks"), Alone())
+    make_ready(model, adapter, ModelSettings(compile="blocks"), SingleProcess())
     # Two levels down (one each), the middle, two levels up (two each).
     assert compiled == ["BasicTransformerBlock"] * 7
     assert torch._dynamo.config.cache_size_limit >= 64
     compiled.clear()
-    make_ready(model, adapter, ModelSettings(compile="whole"), Alone())
+    make_ready(model, adapter, ModelSettings(compile="whole"), SingleProcess())
     assert compiled == ["UNet2DConditionModel"]
     assert repeated_blocks(nn.Linear(1, 1))[0].in_features == 1
 
@@ -84,7 +84,7 @@ def test_what_is_compiled_is_what_was_asked_for(base: Path, monkeypatch: pytest.
 def test_compiled_blocks_answer_as_before_with_the_lora_on_and_off(base: Path) -> None:
     plain: Any = fresh(base)
     fast: Any = fresh(base)
-    make_ready(*fast, ModelSettings(compile="blocks"), Alone())
+    make_ready(*fast, ModelSettings(compile="blocks"), SingleProcess())
     expected = answers(*plain)
     assert not torch.allclose(expected[0], expected[1])
     for _ in range(2):

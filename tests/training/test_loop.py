@@ -16,7 +16,7 @@ from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.run_store.events import Event, Progress, Saved
 from scdpo_core.run_store.folder import checkpoint_steps
 from scdpo_core.training import checkpoint
-from scdpo_core.training.batches import Feed, FreshDraws, timestep_law
+from scdpo_core.training.batches import BatchSource, FreshNoise, timestep_law
 from scdpo_core.training.loop import Trainer, learning_rate
 from scdpo_core.training.running_metrics import GapWatch
 from scdpo_core.types import CachedPair, LabelledPair, PairBatch, PreferencePair, ScdpoError
@@ -52,7 +52,7 @@ class Bench:
         self.model.device = device
 
     def trainer(
-        self, batches: Any = None, stop_at: int | None = None, feed: Feed | None = None, **more: Any
+        self, batches: Any = None, stop_at: int | None = None, feed: BatchSource | None = None, **more: Any
     ) -> Trainer:
         trainer: Trainer
 
@@ -65,8 +65,8 @@ class Bench:
         )  # fmt: skip
         return trainer
 
-    def feed(self, batches: Any) -> Feed:
-        return FreshDraws(batches, self.model, timestep_law(self.settings), self.settings.optim.seed)
+    def feed(self, batches: Any) -> BatchSource:
+        return FreshNoise(batches, self.model, timestep_law(self.settings), self.settings.optim.seed)
 
     def weights(self) -> dict[str, bytes]:
         return {name: tensor.numpy().tobytes() for name, tensor in self.adapter.state().items()}

@@ -21,11 +21,11 @@ from scdpo_core.lora.adapter import LoraAdapter
 from scdpo_core.run_store.events import Estimated, Validated, Warned
 from scdpo_core.training import checkpoint
 from scdpo_core.training.adapters import attach_lora, encode_prompts_with_grad
-from scdpo_core.training.batches import FreshDraws, Portion, timestep_law
+from scdpo_core.training.batches import FreshNoise, TrainBatch, slice_batch, timestep_law
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.memory import Alive, Memory, memory_of, peak_of_step
-from scdpo_core.training.microbatch import advice, portion_of
+from scdpo_core.training.microbatch import advice
 from scdpo_core.training.reference import draw
 from scdpo_core.training.validation import HeldOut
 from scdpo_core.types import Conditioning, PairBatch, ScdpoError
@@ -64,7 +64,7 @@ def _really(
 ) -> int:
     """The most that the trainer's own step has alive at once, gradients apart."""
     trainer = Trainer(
-        model, adapter, FreshDraws(Same(batch), model, timestep_law(settings), 0), settings, folder,
+        model, adapter, FreshNoise(Same(batch), model, timestep_law(settings), 0), settings, folder,
         emit=lambda event: None, encode_live=encode_prompts_with_grad(model, settings.lora),
     )  # fmt: skip
     model.denoiser.train()
@@ -329,13 +329,13 @@ def test_running_out_of_memory_is_told_from_other_errors() -> None:
 def test_a_part_of_a_portion_is_the_same_pairs(base: Path, tmp_path: Path) -> None:
     settings = tiny_settings(base, tmp_path, tmp_path, batch_size=3)
     batch = stream(settings).batch(0)
-    chance = draw(0, 0, 3, tuple(batch.latents.shape[2:]), FAMILIES["sd1"].load(
+    noise_sample = draw(0, 0, 3, tuple(batch.latents.shape[2:]), FAMILIES["sd1"].load(
         base, CPU, torch.float32).timesteps, TimestepLaw(), CPU)  # fmt: skip
-    part = portion_of(Portion(batch, chance, torch.arange(6.0).view(3, 2)), slice(1, 3))
+    part = slice_batch(TrainBatch(batch, noise_sample, torch.arange(6.0).view(3, 2)), slice(1, 3))
     assert torch.equal(part.batch.latents, batch.latents[1:])
     assert torch.equal(part.batch.conditioning.embeddings, batch.conditioning.embeddings[1:])
     assert part.batch.prompts == batch.prompts[1:]
-    assert torch.equal(part.chance.noise, chance.noise[1:])
+    assert torch.equal(part.noise_sample.noise, noise_sample.noise[1:])
     assert part.reference is not None
     assert part.reference.tolist() == [[2.0, 3.0], [4.0, 5.0]]
     assert isinstance(part.batch.conditioning, Conditioning)

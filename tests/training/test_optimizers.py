@@ -15,8 +15,7 @@ from torch import nn
 from scdpo_core.config.settings import OptimSettings
 from scdpo_core.training import checkpoint, optimizers
 from scdpo_core.training.ema import Ema
-from scdpo_core.training.optimizers import OPTIMIZERS, build_optimizer, set_rate
-from scdpo_core.training.schedules import FALLS, learning_rate
+from scdpo_core.training.optimizers import FALLS, OPTIMIZERS, build_optimizer, learning_rate, set_rate
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import tiny_sd_folder
 from tests.training.test_loop import Bench

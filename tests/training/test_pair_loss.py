@@ -9,9 +9,8 @@ import torch
 
 from scdpo_core.config.settings import DEFAULT_BETAS, ObjectiveSettings
 from scdpo_core.objectives import diffusion_dpo, duo_prior, safedpo, sc_dpo_loss, sdpo_loser_scale
-from scdpo_core.training.pair_loss import PairLoss
 from scdpo_core.training.reference import PairResiduals
-from scdpo_core.training.step import PairMeasures, wants_prior
+from scdpo_core.training.step import PairLoss, PairStep, wants_prior
 from scdpo_core.types import LossOutput
 
 CPU = torch.device("cpu")
@@ -33,7 +32,7 @@ COST = torch.tensor([[-1.0, 2.0], [torch.nan, torch.nan], [0.5, -3.0], [-2.0, -1
 LABEL = torch.tensor([1.0, 0.9, 0.6, 1.0])
 
 
-def _seen(residuals: PairResiduals | None = None, **changes: Any) -> PairMeasures:
+def _seen(residuals: PairResiduals | None = None, **changes: Any) -> PairStep:
     values: dict[str, Any] = {
         "errors": (residuals or _residuals()).errors(),
         "timesteps": TIMESTEPS,
@@ -41,7 +40,7 @@ def _seen(residuals: PairResiduals | None = None, **changes: Any) -> PairMeasure
         "label": LABEL,
         "cost": COST,
     }
-    return PairMeasures(**(values | changes))
+    return PairStep(**(values | changes))
 
 
 def _call(settings: ObjectiveSettings, step: int = 50, **changes: Any) -> LossOutput:

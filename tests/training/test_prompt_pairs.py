@@ -11,8 +11,8 @@ from PIL import Image, ImageChops
 from scdpo_core.config.settings import TrainSettings
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.run_store.events import Progress, read_events
+from scdpo_core.training.base_images import pairs_of_prompts
 from scdpo_core.training.job import run_job
-from scdpo_core.training.prompt_pairs import pairs_of_prompts
 from scdpo_core.types import Problem, ScdpoError
 from tests.support.tiny import tiny_sd_folder, tiny_settings
 

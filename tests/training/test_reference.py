@@ -86,15 +86,15 @@ def test_both_images_and_both_networks_get_the_same_noise(
         return real(sample, timestep, encoder_hidden_states=encoder_hidden_states)
 
     monkeypatch.setattr(model.denoiser, "forward", forward)
-    batch, chance = _batch(2), draw(3, 1, 2, SHAPE, STEPS, LAW, CPU)
-    pair_residuals(model, adapter, batch, chance, "native")
+    batch, noise_sample = _batch(2), draw(3, 1, 2, SHAPE, STEPS, LAW, CPU)
+    pair_residuals(model, adapter, batch, noise_sample, "native")
     for (sample, timesteps, words), _ in zip(seen, range(2), strict=True):
-        assert torch.equal(timesteps, torch.cat([chance.timesteps] * 2))
+        assert torch.equal(timesteps, torch.cat([noise_sample.timesteps] * 2))
         assert torch.equal(words, torch.cat([batch.conditioning.embeddings] * 2))
-        alpha_bar = model.alphas_cumprod[chance.timesteps].view(-1, 1, 1, 1)
+        alpha_bar = model.alphas_cumprod[noise_sample.timesteps].view(-1, 1, 1, 1)
         for side, part in enumerate(sample.chunk(2)):
             noise = (part - alpha_bar.sqrt() * batch.latents[:, side]) / (1 - alpha_bar).sqrt()
-            torch.testing.assert_close(noise, chance.noise, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(noise, noise_sample.noise, rtol=1e-3, atol=1e-3)
 
 
 def test_an_untrained_policy_is_the_reference(model: SD1Model, adapter: LoraAdapter) -> None:
@@ -109,19 +109,27 @@ def test_errors_are_those_of_each_image_alone_chosen_first(
     model: SD1Model, adapter: LoraAdapter, weighting: Any
 ) -> None:
     _disturb(adapter)
-    batch, chance = _batch(2), draw(0, 0, 2, SHAPE, STEPS, LAW, CPU)
-    errors = pair_residuals(model, adapter, batch, chance, weighting).errors()
+    batch, noise_sample = _batch(2), draw(0, 0, 2, SHAPE, STEPS, LAW, CPU)
+    errors = pair_residuals(model, adapter, batch, noise_sample, weighting).errors()
     assert errors.policy.shape == errors.reference.shape == (2, 2)
     assert not torch.allclose(errors.policy, errors.reference)
     with torch.no_grad():
         for side in (0, 1):
             alone = model.errors(
-                batch.latents[:, side], chance.noise, chance.timesteps, batch.conditioning, weighting
+                batch.latents[:, side],
+                noise_sample.noise,
+                noise_sample.timesteps,
+                batch.conditioning,
+                weighting,
             )
             torch.testing.assert_close(errors.policy[:, side].detach(), alone)
             with adapter.disabled():
                 base = model.errors(
-                    batch.latents[:, side], chance.noise, chance.timesteps, batch.conditioning, weighting
+                    batch.latents[:, side],
+                    noise_sample.noise,
+                    noise_sample.timesteps,
+                    batch.conditioning,
+                    weighting,
                 )
             torch.testing.assert_close(errors.reference[:, side], base)
 
@@ -130,15 +138,15 @@ def test_on_pure_noise_the_difference_of_residuals_is_that_of_the_networks(
     model: SD1Model, adapter: LoraAdapter
 ) -> None:
     _disturb(adapter)
-    batch, chance = _batch(2), draw(0, 0, 2, SHAPE, STEPS, LAW, CPU)
-    policy, reference = noise_residuals(model, adapter, batch, chance)
+    batch, noise_sample = _batch(2), draw(0, 0, 2, SHAPE, STEPS, LAW, CPU)
+    policy, reference = noise_residuals(model, adapter, batch, noise_sample)
     last = torch.full((2,), 999)
     spread = (1 - model.alphas_cumprod[999]).sqrt()
     with torch.no_grad():
         words = batch.conditioning.embeddings
-        ours = model.denoiser(spread * chance.noise, last, encoder_hidden_states=words).sample
+        ours = model.denoiser(spread * noise_sample.noise, last, encoder_hidden_states=words).sample
         with adapter.disabled():
-            base = model.denoiser(spread * chance.noise, last, encoder_hidden_states=words).sample
+            base = model.denoiser(spread * noise_sample.noise, last, encoder_hidden_states=words).sample
     torch.testing.assert_close((policy - reference).detach(), ours - base, rtol=1e-3, atol=1e-4)
 
 
@@ -157,10 +165,10 @@ def test_chance_follows_from_seed_and_index_alone() -> None:
 
 
 def test_the_dice_are_those_of_every_earlier_version() -> None:
-    chance = draw(4, 7, 2, SHAPE, STEPS, LAW, CPU)
+    noise_sample = draw(4, 7, 2, SHAPE, STEPS, LAW, CPU)
     generator = torch.Generator().manual_seed(7 * 0x9E3779B1 + 4)
-    assert torch.equal(chance.timesteps, torch.randint(1000, (2,), generator=generator))
-    assert torch.equal(chance.noise, torch.randn((2, *SHAPE), generator=generator))
+    assert torch.equal(noise_sample.timesteps, torch.randint(1000, (2,), generator=generator))
+    assert torch.equal(noise_sample.noise, torch.randn((2, *SHAPE), generator=generator))
 
 
 def test_a_flow_is_trained_at_times_in_between_and_its_prior_at_the_very_end(
@@ -175,20 +183,20 @@ def test_a_flow_is_trained_at_times_in_between_and_its_prior_at_the_very_end(
     latents = torch.randn((2, 2, *shape), generator=torch.Generator().manual_seed(5))
     none = torch.full((2, 2), torch.nan)
     batch = PairBatch(latents, words, torch.ones(2), torch.ones(2), none)
-    chance = draw(0, 0, 2, shape, flow.timesteps, LAW, CPU)
-    assert chance.timesteps.dtype == torch.float32
-    errors = pair_residuals(flow, adapter, batch, chance, "native").errors()
+    noise_sample = draw(0, 0, 2, shape, flow.timesteps, LAW, CPU)
+    assert noise_sample.timesteps.dtype == torch.float32
+    errors = pair_residuals(flow, adapter, batch, noise_sample, "native").errors()
     with torch.no_grad():
-        alone = flow.errors(latents[:, 1], chance.noise, chance.timesteps, words, "native")
+        alone = flow.errors(latents[:, 1], noise_sample.noise, noise_sample.timesteps, words, "native")
     torch.testing.assert_close(errors.policy[:, 1].detach(), alone)
 
-    policy, reference = noise_residuals(flow, adapter, batch, chance)
+    policy, reference = noise_residuals(flow, adapter, batch, noise_sample)
     last = torch.full((2,), 1000.0)
     with torch.no_grad():
         # At t = 1 nothing of the image is left, and a flow to an empty image is the noise itself.
-        ours = flow._predict(chance.noise, last, words) - chance.noise
+        ours = flow._predict(noise_sample.noise, last, words) - noise_sample.noise
         with adapter.disabled():
-            base = flow._predict(chance.noise, last, words) - chance.noise
+            base = flow._predict(noise_sample.noise, last, words) - noise_sample.noise
     torch.testing.assert_close(policy.detach(), ours)
     torch.testing.assert_close(reference, base)
 

@@ -22,13 +22,12 @@ from scdpo_core.families.timesteps import DiscreteTimesteps, TimestepLaw
 from scdpo_core.lora.adapter import LoraAdapter, attach
 from scdpo_core.preferences.batches import BatchStream
 from scdpo_core.run_store.events import Event, Warned
-from scdpo_core.training.batch_sources import deal
-from scdpo_core.training.batches import Ahead, Portion
-from scdpo_core.training.distributed import Alone
-from scdpo_core.training.fixed_noise import FixedDraws, turns
+from scdpo_core.training.batch_sources import FixedNoise, deal, turns
+from scdpo_core.training.batches import Prefetcher, TrainBatch
+from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.job import run_job
 from scdpo_core.training.reference import mean_squares, reference_residuals
-from scdpo_core.training.reference_cache import Dice, ReferenceCache, extended, measured_by
+from scdpo_core.training.reference_cache import NoiseSeeds, ReferenceCache, extended, measured_by
 from scdpo_core.training.step import Measure
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
 from tests.support.tiny import LATENT_CHANNELS, TOKENS, WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings
@@ -36,7 +35,7 @@ from tests.trainer.test_train_lora import PROGRAM, wait_for_step
 
 CPU = torch.device("cpu")
 SHAPE = (LATENT_CHANNELS, 8, 8)
-DICE = Dice(7, TimestepLaw(), DiscreteTimesteps(1000))
+DICE = NoiseSeeds(7, TimestepLaw(), DiscreteTimesteps(1000))
 KEYS = [f"key of pair {number}" for number in range(3)]
 
 
@@ -86,13 +85,13 @@ def dealt(
     network: str = "n",
     emit: Callable[[Event], None] = lambda event: None,
     **changes: Any,
-) -> FixedDraws:
+) -> FixedNoise:
     feed = deal(
         settings_of(folder, **({"reference_draws": 3} | changes)), model, adapter, stream(), keys=KEYS,
-        network=network, folder=folder / "cache", team=Alone(), progress=lambda done, total: None,
+        network=network, folder=folder / "cache", team=SingleProcess(), progress=lambda done, total: None,
         emit=emit,
     )  # fmt: skip
-    assert isinstance(feed, FixedDraws)
+    assert isinstance(feed, FixedNoise)
     return feed
 
 
@@ -137,7 +136,9 @@ def test_kept_errors_are_those_of_the_base_on_the_same_draws(
     feed = dealt(model, adapter, tmp_path)
     for index in range(9):
         portion = feed(index)
-        fresh = mean_squares(reference_residuals(model, adapter, portion.batch, portion.chance, "native"))
+        fresh = mean_squares(
+            reference_residuals(model, adapter, portion.batch, portion.noise_sample, "native")
+        )
         assert portion.reference is not None
         torch.testing.assert_close(portion.reference, fresh, rtol=1e-5, atol=1e-7)
     # Bit for bit where the same draws share a forward pass.
@@ -249,7 +250,7 @@ def test_the_key_knows_the_device_and_the_dice(model: SD1Model, monkeypatch: pyt
     first = measured_by(model, "n", "native", DICE, 2, ())
     assert measured_by(model, "n", "native", replace(DICE, law=TimestepLaw(mean=1.0)), 2, ()) != first
     assert measured_by(model, "n", "native", DICE, 2, ("blocks",)) != first
-    monkeypatch.setattr(reference_cache, "dice_id", lambda: "of another processor")
+    monkeypatch.setattr(reference_cache, "rng_fingerprint", lambda: "of another processor")
     assert measured_by(model, "n", "native", DICE, 2, ()) != first
 
 
@@ -276,13 +277,13 @@ def test_errors_that_are_no_numbers_stop_the_run_and_are_not_kept(tmp_path: Path
 def test_work_done_ahead_comes_in_order_and_ends_with_the_run(model: SD1Model) -> None:
     asked: list[int] = []
 
-    def feed(index: int) -> Portion:
+    def feed(index: int) -> TrainBatch:
         asked.append(index)
         if index == 2:
             raise ScdpoError("the second is bad")
-        return Portion(stream().batch(index), DICE.draws([("a", index), ("b", index)], SHAPE, CPU))
+        return TrainBatch(stream().batch(index), DICE.draws([("a", index), ("b", index)], SHAPE, CPU))
 
-    ahead = Ahead(feed, 4)
+    ahead = Prefetcher(feed, 4)
     for index in (0, 1):
         assert torch.equal(ahead(index).batch.latents, stream().batch(index).latents)
     with pytest.raises(ScdpoError, match="second is bad"):

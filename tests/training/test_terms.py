@@ -20,8 +20,8 @@ from scdpo_core.lora.file import load_lora
 from scdpo_core.objectives import terms
 from scdpo_core.run_store.events import Progress, Warned, read_events
 from scdpo_core.training import checkpoint
-from scdpo_core.training.batches import FreshDraws, timestep_law
-from scdpo_core.training.distributed import Alone
+from scdpo_core.training.batches import FreshNoise, timestep_law
+from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.reference import draw
@@ -53,7 +53,7 @@ class Model:
     device = CPU
 
 
-class Member(Alone):
+class Member(SingleProcess):
     """One of two processes."""
 
     size = 2
@@ -96,8 +96,8 @@ def _source(weights: Mapping[TermName, float] = ALL, team: Any = None, **changes
 def _rows(source: TermSource, batch: PairBatch, index: int = 0, team: Any = None) -> dict[str, TermRows]:
     pairs, size, rank = len(batch.weight), getattr(team, "size", 1), getattr(team, "rank", 0)
     share = slice(pairs * rank, pairs * (rank + 1))
-    chance = draw(index, 7, pairs * size, SHAPE, Model.timesteps, TimestepLaw(), CPU, share)
-    return {rows.term: rows for rows in source(index, batch, chance)}
+    noise_sample = draw(index, 7, pairs * size, SHAPE, Model.timesteps, TimestepLaw(), CPU, share)
+    return {rows.term: rows for rows in source(index, batch, noise_sample)}
 
 
 def test_harmful_pairs_are_redirected_and_benign_ones_kept() -> None:
@@ -156,8 +156,8 @@ def test_two_processes_have_the_rows_of_one() -> None:
         again = torch.argsort(torch.tensor(slots), stable=True)
         assert sorted(slots) == sorted(rows.slots)
         assert torch.equal(together[again], rows.images[order])
-        noise = torch.cat([part.chance.noise for part in parts])
-        assert torch.equal(noise[again], rows.chance.noise[order])
+        noise = torch.cat([part.noise_sample.noise for part in parts])
+        assert torch.equal(noise[again], rows.noise_sample.noise[order])
 
 
 def test_parts_of_a_batch_have_each_row_once() -> None:
@@ -208,7 +208,7 @@ def _trainer(base: Path, folder: Path, weights: Mapping[TermName, float], **chan
     with torch.no_grad():
         for number, weight in enumerate(bench.adapter.parameters()):
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
-    return bench.trainer(feed=FreshDraws(stream, bench.model, law, 0, None, source), term_weights=weights)
+    return bench.trainer(feed=FreshNoise(stream, bench.model, law, 0, None, source), term_weights=weights)
 
 
 def _gradient(trainer: Trainer, size: int | None = None) -> torch.Tensor:
@@ -235,14 +235,16 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(base: Path, tmp_path: Path) -
     model = trainer._model
     with torch.no_grad():
         for rows in portion.rows:
-            noisy = model.add_noise(rows.images, rows.chance.noise, rows.chance.timesteps)
-            answer = model.predict(noisy, rows.chance.timesteps, rows.conditioning)
+            noisy = model.add_noise(rows.images, rows.noise_sample.noise, rows.noise_sample.timesteps)
+            answer = model.predict(noisy, rows.noise_sample.timesteps, rows.conditioning)
             if rows.target is not None:
-                residual = model.image_residuals(answer, noisy, rows.target, rows.chance.timesteps, "native")
+                residual = model.image_residuals(
+                    answer, noisy, rows.target, rows.noise_sample.timesteps, "native"
+                )
                 loss = terms.redirect(residual)
             else:
                 with trainer._adapter.disabled():
-                    known = model.predict(noisy, rows.chance.timesteps, rows.conditioning)
+                    known = model.predict(noisy, rows.noise_sample.timesteps, rows.conditioning)
                 loss = terms.keep(answer, known)
             expected += ALL[rows.term] * float((rows.weight * loss).sum()) / rows.expected
         assert float(trainer._forward(0)) == pytest.approx(expected, rel=1e-4)

@@ -17,7 +17,7 @@ from scdpo_core.run_store.events import Progress, Sample, Validated, Warned, rea
 from scdpo_core.run_store.folder import checkpoint_steps
 from scdpo_core.training import checkpoint, labels
 from scdpo_core.training.dataset import Dataset
-from scdpo_core.training.distributed import Alone
+from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.job import run_job
 from scdpo_core.training.validation import HeldOut, Patience, Validation
 from scdpo_core.types import CachedPair, ScdpoError
@@ -84,7 +84,7 @@ def test_trained_and_held_out_pairs_share_the_room_on_the_device(tmp_path: Path)
         (0, ["cpu", "cpu", "cpu"]),
     ):
         data = Dataset(pairs, labelled, [0, 1], [2, 3], room=Room(room))
-        stream = data.stream(settings, meta, Alone())
+        stream = data.stream(settings, meta, SingleProcess())
         assert isinstance(stream, BucketStream)
         stores = [each._store for each in stream._streams]
         held = data.held_out(settings, meta)
@@ -114,7 +114,7 @@ def test_an_untrained_lora_is_the_base_model_and_a_look_is_always_the_same(
 ) -> None:
     bench = Bench(base, tmp_path, validation_draws=3)
     validation = Validation(
-        bench.model, bench.adapter, _held([(8, 8)] * 3, 2), bench.settings, bench.said.append, Alone()
+        bench.model, bench.adapter, _held([(8, 8)] * 3, 2), bench.settings, bench.said.append, SingleProcess()
     )
     for step in (1, 2):
         validation.look(step)

@@ -18,9 +18,9 @@ from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.families.unet import uncropped
 from scdpo_core.objectives import dfm
 from scdpo_core.preferences.batches import Room
-from scdpo_core.training.batches import Ahead
-from scdpo_core.training.fixed_noise import FixedDraws
-from scdpo_core.training.reference_cache import Dice
+from scdpo_core.training.batch_sources import FixedNoise
+from scdpo_core.training.batches import Prefetcher
+from scdpo_core.training.reference_cache import NoiseSeeds
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import tiny_sd_folder
 from tests.training.test_loop import CPU, Bench, stream
@@ -122,8 +122,8 @@ def test_a_step_waits_for_no_copy_and_reads_nothing_back(
     batches = stream(bench.settings, device=THERE, room=Room(limit))
     feed: Any = bench.feed(batches)
     if fixed:
-        dice = Dice(7, TimestepLaw(), bench.model.timesteps)
-        feed = FixedDraws(batches, [str(number) for number in range(5)], dice, 2, 6, THERE)
+        dice = NoiseSeeds(7, TimestepLaw(), bench.model.timesteps)
+        feed = FixedNoise(batches, [str(number) for number in range(5)], dice, 2, 6, THERE)
         feed._errors = feed._errors.to(THERE)
     trainer = bench.trainer(feed=feed)
     with copies:
@@ -156,7 +156,7 @@ def test_the_thread_that_works_ahead_ends_with_an_error(
         return sum(thread.name.startswith("batches") for thread in threading.enumerate())
 
     trainer, alive = Bench(base, tmp_path).trainer(), []
-    trainer._ahead = trainer._measure._feed = Ahead(trainer._measure._feed, 4)  # as on a GPU
+    trainer._ahead = trainer._measure._feed = Prefetcher(trainer._measure._feed, 4)  # as on a GPU
 
     def fail(name: str, value: torch.Tensor) -> None:
         alive.append(threads())

@@ -1,0 +1,1 @@
+"""Importers: what other tools and data sets hold becomes a preference folder."""
