@@ -11,7 +11,6 @@ from typing import Literal
 from ..config import toml
 from ..io.files import write_json
 from ..io.json_schema import SchemaError, read_json
-from ..training.samples import FOLDER as SAMPLES
 from ..types import ScdpoError
 from . import folder as names
 from .process import ProcessId
@@ -25,6 +24,7 @@ KIND = "run.json"  # which trainer the settings are for
 LAUNCH = "child.json"  # the process that was started last
 HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
 
+SAMPLES = "samples"  # the folder of sample images
 CHECKPOINTS = "checkpoints"  # the folder of what a resumed run goes on from
 CHECKPOINT_SUFFIX = ".state.safetensors"
 

@@ -12,13 +12,12 @@ from PIL import Image
 from ..config.settings import SampleSettings
 from ..io.files import atomic_path
 from ..run_store.events import Event, Progress, Sample
+from ..run_store.folder import SAMPLES
 from ..types import PreferencePair
 
 if TYPE_CHECKING:
     from ..cost.protocol import Scorer
     from ..families.base import LoadedModel
-
-FOLDER = "samples"
 
 
 def choose_prompts(pairs: Sequence[PreferencePair], count: int) -> list[str]:
@@ -87,7 +86,7 @@ class Sampler:
             scores = self._scorer.score(images)
             costs = [score.value if score.finite else None for score in scores]
         for number, (image, prompt) in enumerate(zip(images, self._prompts, strict=True)):
-            path = f"{FOLDER}/step-{step:06d}-{number}.png"
+            path = f"{SAMPLES}/step-{step:06d}-{number}.png"
             with atomic_path(self._folder / path) as temporary:
                 image.save(temporary)
             self._emit(Sample(step, path, prompt, seeds[number], costs[number]))
