@@ -106,7 +106,7 @@ def test_versions_of_two_loras_and_names_that_meet(tmp_path: Path) -> None:
 
 
 def test_the_prompts_that_ship_are_the_embedded_worlds_evaluation() -> None:
-    from scdpo_core.evaluation.micro_requests import BENIGN_GROUPS, asked
+    from scdpo_core.evaluation.micro_requests import BENIGN_GROUPS, requests
     from scdpo_core.io.prompt_files import check_prompts
     from scdpo_core.micro.captions import evaluation_captions
 
@@ -114,7 +114,7 @@ def test_the_prompts_that_ship_are_the_embedded_worlds_evaluation() -> None:
     for name, benign in (("harmful.csv", False), ("benign.csv", True)):
         wanted = [
             (one.text, shot.seed)
-            for one, shot in zip(evaluation_captions(), asked(), strict=True)
+            for one, shot in zip(evaluation_captions(), requests(), strict=True)
             if (one.group in BENIGN_GROUPS) == benign
         ]
         assert [(one.prompt, one.seed) for one in check_prompts(folder / name)] == wanted
