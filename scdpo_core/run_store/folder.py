@@ -12,7 +12,6 @@ from ..config import toml
 from ..io.files import write_json
 from ..io.json_schema import SchemaError, read_json
 from ..types import ScdpoError
-from . import folder as names
 from .process import ProcessId
 
 JOB = "job.toml"  # the settings
@@ -219,12 +218,12 @@ class RunFolder:
     @property
     def lora(self) -> Path:
         """The finished LoRA."""
-        return names.result_of(self.path)
+        return result_of(self.path)
 
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
-        return self.path / names.CHECKPOINTS
+        return self.path / CHECKPOINTS
 
     @property
     def lora_facts(self) -> Path:
@@ -248,26 +247,26 @@ class RunFolder:
     @property
     def events(self) -> Path:
         """The log of events."""
-        return self.path / names.EVENTS
+        return self.path / EVENTS
 
     @property
     def job(self) -> Path:
         """The settings of the run."""
-        return self.path / names.JOB
+        return self.path / JOB
 
     @property
     def stop(self) -> Path:
         """A file of this name asks the run to save and leave."""
-        return self.path / names.STOP
+        return self.path / STOP
 
     def has_results(self) -> bool:
         """Whether training has left something here that another run must not overwrite."""
-        return names.has_results(self.path)
+        return has_results(self.path)
 
     @property
     def reached(self) -> int:
         """Steps behind the newest checkpoint, 0 if there is none."""
-        return max(names.checkpoint_steps(self.checkpoints), default=0)
+        return max(checkpoint_steps(self.checkpoints), default=0)
 
     @property
     def curves(self) -> Path:
@@ -297,7 +296,7 @@ class RunFolder:
                     path.unlink(missing_ok=True)
 
 
-def runs_in(root: Path, kind: names.Kind | None = None) -> list[Path]:
+def runs_in(root: Path, kind: Kind | None = None) -> list[Path]:
     """Run folders, the one that changed last first.
 
     Args:
@@ -305,8 +304,8 @@ def runs_in(root: Path, kind: names.Kind | None = None) -> list[Path]:
         kind: only those that train this; None for all.
     """
     found = [
-        (max(names.changed(folder / name) for name in (names.JOB, names.EVENTS, names.LAUNCH)), folder)
+        (max(changed(folder / name) for name in (JOB, EVENTS, LAUNCH)), folder)
         for folder in (root.iterdir() if root.is_dir() else ())
-        if (folder / names.JOB).is_file() and (kind is None or names.kind_of(folder) == kind)
+        if (folder / JOB).is_file() and (kind is None or kind_of(folder) == kind)
     ]
     return [folder for _, folder in sorted(found, reverse=True)]

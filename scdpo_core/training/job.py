@@ -196,9 +196,8 @@ class _Job:
         steps, first = self.settings.optim.max_train_steps, 0 if state is None else state.step
         device = str(self.device) if self.team.size == 1 else f"{self.team.size} x {self.device.type}"
         epochs, digest = epochs_of(self.settings, self.team.size, pairs), config_hash(self.settings)
-        self.emit(
-            events.Started(folder.name, os.getpid(), first, steps, pairs, device, digest, round(epochs, 1))
-        )
+        pid, shown = os.getpid(), round(epochs, 1)
+        self.emit(events.Started(folder.name, pid, first, steps, pairs, device, digest, shown))
         for note in [*notes, *many_epochs(epochs, pairs)]:
             self._warn(note)
         return state
@@ -319,9 +318,8 @@ class _Job:
         if self.team.rank == 0:
             self._stop.heard()
             path = "" if lora is None else lora.path.name
-            self.emit(
-                events.Done(outcome.reason, outcome.step, path, round(time.monotonic() - self._began, 3))
-            )
+            seconds = round(time.monotonic() - self._began, 3)
+            self.emit(events.Done(outcome.reason, outcome.step, path, seconds))
         return JobResult(outcome, lora, self.folder.path)
 
     def _progress(self, phase: Phase) -> Callable[[int, int], None]:

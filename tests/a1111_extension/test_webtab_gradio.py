@@ -41,7 +41,7 @@ FADED = """root => new Promise(done => {
     setTimeout(() => done(Math.min(...boxes.map(box => +getComputedStyle(box).opacity))), 500);
 })"""
 COUNT = """
-import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests")
+import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests/support")
 import gradio, webtab_server; from pathlib import Path
 page = webtab_server.tab.build(webtab_server.desk_in(Path(sys.argv[2])))
 ids = [block.elem_id for block in page.blocks.values() if getattr(block, "elem_id", None)]
@@ -99,7 +99,7 @@ def test_the_tab_is_built_under_the_gradio_at_hand(tmp_path: Path) -> None:
 
 
 TRAIN = """
-import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests")
+import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests/support")
 import json, webtab_server; from pathlib import Path
 config = webtab_server.tab.build(webtab_server.desk_in(Path(sys.argv[2]))).get_config_file()
 ids = {part["props"].get("elem_id"): part for part in config["components"]}

@@ -131,8 +131,8 @@ def test_a_pasted_prompt_loses_the_safety_lora(host: Host) -> None:
 
 
 def test_axes_are_added_once_and_move_the_controls(host: Host) -> None:
-    ours("grid").add_axes()
-    ours("grid").add_axes()
+    ours("xyz_axes").add_axes()
+    ours("xyz_axes").add_axes()
     options = {option.label: option for option in host.grid.axis_options}
     assert list(options) == ["Seed", "[Safety] On or off", "[Safety] Threshold", "[Safety] LoRA weight"]
     assert len(host.grid.axis_options) == 4
@@ -140,10 +140,10 @@ def test_axes_are_added_once_and_move_the_controls(host: Host) -> None:
     options["[Safety] On or off"].apply(p, "on", [])
     options["[Safety] Threshold"].apply(p, "Strict", [])
     options["[Safety] LoRA weight"].apply(p, 0.5, [])
-    wish = ours("controls").read((False, "normal", 0, "blur", "black", "calm", 1), p)
+    wish = ours("options").read((False, "normal", 0, "blur", "black", "calm", 1), p)
     assert (wish.enabled, wish.policy.threshold, wish.lora, wish.weight) == (True, -1.386, "calm", 0.5)
     options["[Safety] Threshold"].apply(p, "0.25", [])
-    assert ours("controls").read((), p).policy.threshold == 0.25
+    assert ours("options").read((), p).policy.threshold == 0.25
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_axes_are_added_once_and_move_the_controls(host: Host) -> None:
 def test_an_axis_that_makes_no_sense_is_refused_at_once(
     host: Host, label: str, value: str, sentence: str
 ) -> None:
-    ours("grid").add_axes()
+    ours("xyz_axes").add_axes()
     option = next(option for option in host.grid.axis_options if option.label == label)
     with pytest.raises(ScdpoError, match=sentence):
         option.confirm(Processing(), ["off" if "off" in label else "strict", value])
@@ -162,7 +162,7 @@ def test_an_axis_that_makes_no_sense_is_refused_at_once(
 def test_the_scorer_is_loaded_once_and_again_when_its_file_changes(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf, loaded = ours("shelf"), []
+    shelf, loaded = ours("scorer_cache"), []
     monkeypatch.setattr(shelf, "load_scorer", lambda spec, device: loaded.append((spec, device)) or Redness())
     held = shelf.Shelf()
     assert held.get("embedded", "cpu") is held.get("embedded", "cpu")
@@ -182,7 +182,7 @@ def test_the_scorer_is_loaded_once_and_again_when_its_file_changes(
 def test_scorers_are_made_outside_of_inference_mode(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    shelf = ours("shelf")
+    shelf = ours("scorer_cache")
     monkeypatch.setattr(shelf, "load_scorer", lambda *_: SimpleNamespace(weight=torch.ones(1)))
     with torch.inference_mode():
         assert not shelf.Shelf().get("embedded", "cpu").weight.is_inference()

@@ -40,7 +40,7 @@ def faked(door: Door, monkeypatch: pytest.MonkeyPatch, **how: Any) -> Any:
         return "go on" if (job.folder / "trained").exists() else "begin"
 
     monkeypatch.setattr(running.interpreter, "find", lambda: PYTHON)
-    monkeypatch.setattr(running.again, "prepare", prepare)
+    monkeypatch.setattr(running.rerun, "prepare", prepare)
     begin = partial(child.start, trainer=FAKE)
     monkeypatch.setattr(running, "Queue", partial(queue.Queue, begin=begin))
     return running
@@ -283,7 +283,7 @@ def test_waiting_takes_no_time_of_its_own(door: Door, monkeypatch: pytest.Monkey
     """A run that is finished is fetched without a process."""
     running = faked(door, monkeypatch, steps=1)
     train(door)
-    monkeypatch.setattr(running.again, "prepare", lambda job, stamp: "done")
+    monkeypatch.setattr(running.rerun, "prepare", lambda job, stamp: "done")
     monkeypatch.setattr(running.interpreter, "find", lambda: pytest.fail("nobody trains"))
     began = time.monotonic()
     assert train(door).args[0] == "mine.safetensors"
