@@ -14,10 +14,10 @@ from fastapi import FastAPI
 
 from scdpo_core.cost.protocol import Scorer, provenance
 from scdpo_core.cost.scorers import SCORERS
+from scdpo_core.io.alpha_views import worst
 from scdpo_core.io.discover import find_images
 from scdpo_core.io.image_frames import open_frames
 from scdpo_core.lora.file import read_lora_info
-from scdpo_core.scoring.alpha_views import worst
 from scdpo_core.scoring.run import FolderRun
 from scdpo_core.types import ScdpoError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scdpo_core.config import toml
-from scdpo_core.evaluation.prompts import name_prompt_files
+from scdpo_core.io.prompt_files import name_prompt_files
 
 from .request_checks import RefusalError
 

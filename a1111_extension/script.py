@@ -9,7 +9,7 @@ from modules import scripts as host_scripts
 from PIL import Image
 
 from scdpo_core.cost.protocol import Scorer, provenance
-from scdpo_core.scoring.alpha_views import score_views
+from scdpo_core.io.alpha_views import score_views
 from scdpo_core.types import CostScore, ScdpoError
 
 from . import filter_hooks, host, infotext, options, packages, prompts, quarantine, settings, ui_controls

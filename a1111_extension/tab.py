@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from scdpo_core.panels.elements import style
+from scdpo_core.panels import style
 
 from .panes import compare, preferences, score, train
 from .ui_context import Desk

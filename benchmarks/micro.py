@@ -27,36 +27,36 @@ from scdpo_core.cost.encoders import load_encoder  # noqa: E402
 from scdpo_core.cost.features import VIEWS, compute_features  # noqa: E402
 from scdpo_core.cost.training import train_cost  # noqa: E402
 from scdpo_core.cost.training_images import check, list_folders  # noqa: E402
+from scdpo_core.evaluation import micro_requests  # noqa: E402
 from scdpo_core.evaluation.intervals import Rate  # noqa: E402
-from scdpo_core.evaluation.judges import Asked, JudgedImage, Shot  # noqa: E402
+from scdpo_core.evaluation.judges import ImageRequest, JudgedImage, Shot  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
 from scdpo_core.families import LoadedModel, family  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402
-from scdpo_core.micro import evaluation  # noqa: E402
 from scdpo_core.micro.captions import Caption  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
 from scdpo_core.micro.model import JUDGE, WEIGHTS  # noqa: E402
 from scdpo_core.micro.world import BACKGROUNDS, Scene, caption, concepts  # noqa: E402
 
 
-def single(seed: int) -> list[Asked]:
+def single(seed: int) -> list[ImageRequest]:
     """Every concept once, by its name, on a background drawn by lot."""
     rng = random.Random(f"single/{seed}")
     scenes = [Scene((thing,), rng.choice(list(BACKGROUNDS))) for thing in concepts()]
-    return evaluation.asked([Caption(caption(scene), scene, "single") for scene in scenes], seed)
+    return micro_requests.requests([Caption(caption(scene), scene, "single") for scene in scenes], seed)
 
 
-def double(seed: int, count: int = 96) -> list[Asked]:
+def double(seed: int, count: int = 96) -> list[ImageRequest]:
     """Two different concepts side by side."""
     rng = random.Random(f"double/{seed}")
     scenes = [Scene(tuple(rng.sample(concepts(), 2)), rng.choice(list(BACKGROUNDS))) for _ in range(count)]
-    return evaluation.asked([Caption(caption(scene), scene, "double") for scene in scenes], seed + 50)
+    return micro_requests.requests([Caption(caption(scene), scene, "double") for scene in scenes], seed + 50)
 
 
-def rates(model: LoadedModel, judge: Judge, wanted: list[Asked]) -> tuple[Rate, Rate, list[str]]:
+def rates(model: LoadedModel, judge: Judge, wanted: list[ImageRequest]) -> tuple[Rate, Rate, list[str]]:
     """How often the judge finds what was asked, how often the background is right, and what was missed."""
-    images = evaluation.draw(model, wanted)
-    verdicts = evaluation.judging(judge)(images, wanted)
+    images = micro_requests.draw(model, wanted)
+    verdicts = micro_requests.judging(judge)(images, wanted)
     found = [verdict.found is True for verdict in verdicts]
     shots = [Shot(*pair) for pair in zip(images, verdicts, strict=True)]
     kept = background_kept(
@@ -115,7 +115,8 @@ def drawing_figures(seeds: int) -> dict[str, object]:
     judge = Judge.load(JUDGE)
     model.sample(["a cat"], [0], 1, 1.0)
     began = time.perf_counter()
-    model.sample(["a cat on a blue background"] * 16, list(range(16)), evaluation.STEPS, evaluation.GUIDANCE)
+    prompts, steps = ["a cat on a blue background"] * 16, micro_requests.STEPS
+    model.sample(prompts, list(range(16)), steps, micro_requests.GUIDANCE)
     result: dict[str, object] = {
         "seconds_for_16": round(time.perf_counter() - began, 2),
         "threads": torch.get_num_threads(),

@@ -30,12 +30,12 @@ import torch  # noqa: E402
 from benchmarks.sweep import CAPTIONS, drawn_before, settings_for  # noqa: E402
 from benchmarks.tables import cell, kept, percent, put  # noqa: E402
 from scdpo_core.config.settings import TrainSettings  # noqa: E402
+from scdpo_core.evaluation import micro_requests  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept  # noqa: E402
 from scdpo_core.families import family  # noqa: E402
 from scdpo_core.families.latent_model import LatentModel  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import LoraAdapter, attach_file  # noqa: E402
-from scdpo_core.micro import evaluation  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
 from scdpo_core.micro.model import JUDGE  # noqa: E402
 from scdpo_core.micro.world import BACKGROUNDS  # noqa: E402
@@ -163,8 +163,8 @@ def _measured(draws: int, seed: int, rows: Rows) -> dict[str, float]:
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     assert isinstance(model, LatentModel)
     adapter, _ = attach_file(model.denoiser, job.lora.path)
-    images = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
-    harmful, heldout, benign = evaluation.headline(images)
+    images = micro_requests.judged(wanted, before, micro_requests.draw(model, wanted), Judge.load(JUDGE))
+    harmful, heldout, benign = micro_requests.headline(images)
     background = background_kept(images, BACKGROUNDS)
     assert background is not None
     return {

@@ -29,12 +29,12 @@ from PIL import Image  # noqa: E402
 
 from benchmarks.tables import cell, kept, percent, put  # noqa: E402
 from scdpo_core.config.settings import TrainSettings, load_toml  # noqa: E402
-from scdpo_core.evaluation.judges import Asked  # noqa: E402
+from scdpo_core.evaluation import micro_requests  # noqa: E402
+from scdpo_core.evaluation.judges import ImageRequest  # noqa: E402
 from scdpo_core.evaluation.metrics import background_kept, preservation  # noqa: E402
 from scdpo_core.families import family  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402
 from scdpo_core.lora.adapter import attach_file  # noqa: E402
-from scdpo_core.micro import evaluation  # noqa: E402
 from scdpo_core.micro.captions import evaluation_captions, tuning_captions  # noqa: E402
 from scdpo_core.micro.judge import Judge  # noqa: E402
 from scdpo_core.micro.model import JUDGE  # noqa: E402
@@ -111,11 +111,11 @@ CAPTIONS = {"tuning": tuning_captions, "evaluation": evaluation_captions}
 
 
 @cache
-def drawn_before(captions: str, seed: int) -> tuple[list[Asked], list[Image.Image]]:
+def drawn_before(captions: str, seed: int) -> tuple[list[ImageRequest], list[Image.Image]]:
     """What is asked and what the untrained model draws for it: the same for every row."""
-    wanted = evaluation.asked(CAPTIONS[captions](), seed)
+    wanted = micro_requests.requests(CAPTIONS[captions](), seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
-    return wanted, evaluation.draw(model, wanted)
+    return wanted, micro_requests.draw(model, wanted)
 
 
 def run_row(row: str, seed: int, work: Path, cost_model: str, captions: str) -> dict[str, float]:
@@ -130,10 +130,10 @@ def _judged(row: str, seed: int, file: Path, cost_model: str, captions: str) -> 
     wanted, before = drawn_before(captions, seed)
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
     attach_file(model.denoiser, lora)
-    images = evaluation.judged(wanted, before, evaluation.draw(model, wanted), Judge.load(JUDGE))
-    harmful, heldout, benign = evaluation.headline(images)
+    images = micro_requests.judged(wanted, before, micro_requests.draw(model, wanted), Judge.load(JUDGE))
+    harmful, heldout, benign = micro_requests.headline(images)
     background = background_kept(images, BACKGROUNDS)
-    alike = preservation([p for p in images if p.asked.group in evaluation.BENIGN_GROUPS])
+    alike = preservation([p for p in images if p.request.group in micro_requests.BENIGN_GROUPS])
     assert background is not None and alike is not None
     return {
         "harmful": harmful.after.value,
@@ -146,7 +146,7 @@ def _judged(row: str, seed: int, file: Path, cost_model: str, captions: str) -> 
         "before_heldout": heldout.before.value,
         "before_benign": benign.before.value,
         "before_background": background.before.value,
-        **{f"group_{group.name}": group.after.value for group in evaluation.groups(images)},
+        **{f"group_{group.name}": group.after.value for group in micro_requests.groups(images)},
     }
 
 

@@ -16,7 +16,7 @@ from .shared import CostModelType, SafetyNode, say, schema, with_text
 
 if TYPE_CHECKING:
     from ..scdpo_core.cost.protocol import Scorer
-    from ..scdpo_core.scoring.image_sheet import Strip
+    from ..scdpo_core.reports.raster import Strip
 
 MOST_STRENGTH = 2.0
 _LEFT_OUT = (
@@ -98,7 +98,8 @@ class CompareBeforeAfter(SafetyNode):
     ) -> io.NodeOutput:
         """Draw, score, lay out."""
         from ..scdpo_core.lora.short_summary import card_of
-        from ..scdpo_core.scoring.image_sheet import Strip, comparison, histogram
+        from ..scdpo_core.reports.raster import Strip, comparison
+        from ..scdpo_core.reports.raster_charts import cost_histogram
         from . import preview
         from .convert import to_images
         from .lora_apply import apply, read
@@ -134,7 +135,7 @@ class CompareBeforeAfter(SafetyNode):
         grid = comparison(strips)
         preview.keep(grid)
         costs = [[score.value for score in strip.scores] for strip in strips]
-        bars = histogram([(strip.title, row) for strip, row in zip(strips, costs, strict=True)])
+        bars = cost_histogram([(strip.title, row) for strip, row in zip(strips, costs, strict=True)])
         return io.NodeOutput(
             to_images([grid]),
             to_images([bars]),
@@ -171,12 +172,12 @@ def parse(strengths: str) -> list[float]:
 
 
 def _report(strips: Sequence[Strip]) -> str:
-    from ..scdpo_core.scoring import wording
+    from ..scdpo_core.reports.wording import signed
 
     lines = []
     for strip in strips:
         costs = [score.value for score in strip.scores]
         harmful = sum(cost > 0 for cost in costs)
-        mean = wording.spoken(sum(costs) / len(costs))
+        mean = signed(sum(costs) / len(costs), minus="-")
         lines.append(f"{strip.title}: {harmful} of {len(costs)} harmful, mean cost {mean}")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..scdpo_core.scoring.alpha_views import views
+from ..scdpo_core.io.alpha_views import views
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..scdpo_core.cost.model import is_cost_file
 from ..scdpo_core.cost.scorers import SCORERS, Scorer, load_scorer, offered_scorers
-from ..scdpo_core.scoring import wording
+from ..scdpo_core.reports import wording
 from . import preview
 from .convert import to_mask
 from .scoring import judged
@@ -103,7 +103,7 @@ class ScoreSafetyCost(SafetyNode):
     def execute(cls, images: Tensor, cost_model: Scorer, heatmap: str) -> io.NodeOutput:
         """Score, draw the badges."""
         pil_images, scores = judged(cost_model, images)
-        report = wording.report(scores)
+        report = wording.score_report(scores)
         say(cls, report)
         wanted = [score.band in HEATMAPS[heatmap] for score in scores]
         return io.NodeOutput(
@@ -111,7 +111,7 @@ class ScoreSafetyCost(SafetyNode):
             scores,
             costs := [score.value if score.finite else math.inf for score in scores],
             max(costs),
-            json.dumps([wording.facts(score)["categories"] for score in scores]),
+            json.dumps([wording.score_json(score)["categories"] for score in scores]),
             _heat(pil_images, wanted, cost_model, images.shape[1:3]),
             report,
             ui=with_text(report, preview.badges(pil_images, scores)),

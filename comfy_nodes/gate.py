@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..scdpo_core.cost.protocol import Scorer
-from ..scdpo_core.scoring import wording
-from ..scdpo_core.scoring.gate import COVERS, HOLDS, covered, held_back, remains
+from ..scdpo_core.reports import wording
+from ..scdpo_core.reports.covers import COVERS, covered, reduced
+from ..scdpo_core.scoring.gate import HOLD_RULES, held_back
 from ..scdpo_core.types import CostScore, ScdpoError
 from . import metadata, preview
 from .convert import enlarged, fingerprints, in_threads, to_images, to_pil_images
@@ -42,7 +43,7 @@ class SafetyGate(SafetyNode):
                 io.Combo.Input("action", options=ACTIONS, default="blur"),
                 io.Combo.Input(
                     "hold",
-                    options=list(HOLDS),
+                    options=list(HOLD_RULES),
                     default="above the threshold",
                 ),
                 io.Float.Input("threshold", default=0.0, min=-20.0, max=20.0, step=0.1),
@@ -115,7 +116,7 @@ def _treated(
         return images, shown
     height, width = images.shape[1:3]
     if cover in _ENLARGED:
-        hidden = enlarged([remains(pil_image, cover) for pil_image in seen], height, width, _ENLARGED[cover])
+        hidden = enlarged([reduced(pil_image, cover) for pil_image in seen], height, width, _ENLARGED[cover])
     else:
         hidden = to_images([covered(pil_images[held[0]], cover, instead)]).expand(len(held), -1, -1, -1)
     covers = _fitting(hidden, images)
@@ -165,4 +166,4 @@ def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> st
     what = f"Held ({action}): {places}." if held else "Nothing was held."
     if action == "drop" and len(held) == len(scores):
         what += " That is all of them, so nothing that needs these images runs."
-    return f"{what}\n{wording.report(scores)}"
+    return f"{what}\n{wording.score_report(scores)}"

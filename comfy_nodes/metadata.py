@@ -21,7 +21,7 @@ import folder_paths
 
 from ..scdpo_core.io.files import atomic_path
 from ..scdpo_core.io.image_containers import ContainerError, with_score
-from ..scdpo_core.scoring.wording import facts
+from ..scdpo_core.reports.wording import score_json
 from ..scdpo_core.types import CostScore
 from .convert import fingerprints
 
@@ -45,7 +45,7 @@ def note(score: CostScore, action: str = "") -> dict[str, Any]:
     if action == "replace":
         # One card stands for every image that it replaces, so no cost is its own.
         return {"action": action, **scorer}
-    return {**facts(score), **scorer, **({"action": action} if action else {})}
+    return {**score_json(score), **scorer, **({"action": action} if action else {})}
 
 
 def remember(fingerprint: str, found: dict[str, Any]) -> None:

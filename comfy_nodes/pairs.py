@@ -23,8 +23,8 @@ from ..scdpo_core.preferences.build import (
     with_safe,
     write_pair,
 )
-from ..scdpo_core.preferences.summary import grid, twins
-from ..scdpo_core.scoring.wording import spoken
+from ..scdpo_core.reports.raster import grid, pair_card
+from ..scdpo_core.reports.wording import signed
 from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images, to_pil_images
@@ -175,8 +175,6 @@ def _drawn(
 
 
 def _card(prompt: str, found: Match) -> Image.Image:
-    titles = [
-        f"{role} {spoken(one.score.value)}"
-        for role, one in (("chosen", found.chosen), ("rejected", found.rejected))
-    ]
-    return twins(found.chosen.image, found.rejected.image, prompt, titles=titles)
+    chosen, rejected = (signed(one.score.value, minus="-") for one in (found.chosen, found.rejected))
+    titles = (f"chosen {chosen}", f"rejected {rejected}")
+    return pair_card(found.chosen.image, found.rejected.image, prompt, titles=titles)

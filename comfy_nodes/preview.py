@@ -11,8 +11,8 @@ import comfy.utils
 import folder_paths
 from PIL import Image
 
-from ..scdpo_core.scoring import wording
-from ..scdpo_core.scoring.image_sheet import with_badge
+from ..scdpo_core.reports import wording
+from ..scdpo_core.reports.raster import with_badge
 from ..scdpo_core.types import CostScore
 from .convert import in_threads
 

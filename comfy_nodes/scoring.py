@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..scdpo_core.cost.protocol import Scorer
-from ..scdpo_core.scoring.alpha_views import worst
+from ..scdpo_core.io.alpha_views import worst
 from ..scdpo_core.types import CostScore
 from . import metadata
 from .convert import fingerprint, from_each, to_pil_images

@@ -75,7 +75,7 @@ class TrainSafetyLora(SafetyNode):
     ) -> io.NodeOutput:
         """Train, and put the LoRA where LoRAs lie."""
         from ..scdpo_core.preferences.summary import stamp_of_pairs
-        from ..scdpo_core.runs.preview_images import board, curves
+        from ..scdpo_core.reports.raster_charts import training_board, training_curves
         from ..scdpo_core.runs.summary import report
         from . import preview
         from .convert import to_images
@@ -98,15 +98,20 @@ class TrainSafetyLora(SafetyNode):
         if checkpoint == MICRO:
             told += "\nIt is for the embedded model of the demo, which ComfyUI itself cannot run."
         say(cls, told)
-        shown = board(view)
+        plot = to_images([training_curves(view.curves, view.steps)])
+        shown = training_board(view.curves, view.steps, view.samples)
         preview.keep(shown)
         return io.NodeOutput(
-            there.name, str(there), to_images([curves(view)]), told, ui=with_text(told, preview.show([shown]))
+            there.name,
+            str(there),
+            plot,
+            told,
+            ui=with_text(told, preview.show([shown])),
         )
 
 
 def bases() -> list[str]:
-    """What can be trained on; a .ckpt may hold a program, and is left out."""
+    """What can be trained on; a .ckpt may hold a program, and is ignored."""
     names = folder_paths.get_filename_list("checkpoints")
     files = [name for name in names if name.lower().endswith(".safetensors")]
     return [*files, *_diffusers(), MICRO]

@@ -72,7 +72,7 @@ class TrainCostModel(SafetyNode):
     ) -> io.NodeOutput:
         """Train, and put the cost model where cost models lie."""
         from ..scdpo_core.cost.scorers import load_scorer
-        from ..scdpo_core.runs.preview_images import curves
+        from ..scdpo_core.reports.raster_charts import training_curves
         from ..scdpo_core.runs.summary import report
         from . import preview
         from .convert import to_images
@@ -94,7 +94,7 @@ class TrainCostModel(SafetyNode):
         view, there = train(cls, job, _stamp(job.unsafe, job.safe, job.pairs, job.benign), COST_FOLDER)
         told = f"{report(view)}\nCost model: {there}"
         say(cls, told)
-        plot = curves(view)
+        plot = training_curves(view.curves, view.steps)
         preview.keep(plot)
         return io.NodeOutput(
             load_scorer(str(there), "cpu"),

@@ -13,11 +13,11 @@ import folder_paths
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 
+from ..scdpo_core.reports.raster_charts import training_board
 from ..scdpo_core.runs import install_result, interpreter, rerun
 from ..scdpo_core.runs.follow import Follower, RunView
 from ..scdpo_core.runs.jobs import Job
 from ..scdpo_core.runs.launch import Child
-from ..scdpo_core.runs.preview_images import board
 from ..scdpo_core.runs.queue import BusyError, Queue
 from ..scdpo_core.runs.summary import now
 from ..scdpo_core.types import ScdpoError
@@ -168,4 +168,4 @@ class Display:
         if holds == self._drawn or (soon and holds[0] == self._drawn[0]):
             return None
         self._drawn, self._drawn_at = holds, time.monotonic()
-        return "JPEG", board(view), _PREVIEW
+        return "JPEG", training_board(view.curves, view.steps, view.samples), _PREVIEW

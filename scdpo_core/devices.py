@@ -11,7 +11,7 @@ _SIGNS = ("not enough memory", "can't allocate memory", "out of memory", "STATUS
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device has free for us; None where that is not known."""
+    """Return bytes that a device has free for us; None where that is not known."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -20,7 +20,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device has no room left; CUDA has an error of its own for that, others say it in words."""
+    """Return whether an error says that a device is out of memory; only CUDA has a class for it."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     words = str(error)
@@ -28,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """The same values on a device. What comes from the CPU travels while a GPU computes.
+    """Return the same values on a device. What comes from the CPU travels while a GPU computes.
 
     A copy from memory that is not pinned would make the caller wait for all that the GPU has to do before it.
     """

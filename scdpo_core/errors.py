@@ -11,7 +11,7 @@ from .types import ScdpoError
 
 
 def explain(error: BaseException) -> str | None:
-    """What an artist can do about an error; None for errors of ours, which need a traceback."""
+    """Return what an artist can do about an error; None for errors of ours, which need a traceback."""
     text = str(error)
     if isinstance(error, ScdpoError):
         return text
@@ -36,7 +36,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def sentence_of(error: Exception) -> str:
-    """The sentence of an error that an artist can mend; any other, which is ours, goes on as it came."""
+    """Return the sentence of an error that the user can fix; raise any other error again."""
     sentence = explain(error)
     if sentence is None:
         raise error

@@ -115,13 +115,18 @@ class CostScore:
     @property
     def band(self) -> Band:
         """'safe', 'review' or 'unsafe'. A cost that is not finite is never safe."""
-        if self.value >= UNSAFE_FROM or not self.finite:
-            return "unsafe"
-        return "review" if self.value >= REVIEW_FROM else "safe"
+        return band_of(self.value) if self.finite else "unsafe"
+
+
+def band_of(cost: float) -> Band:
+    """Return the band of a finite cost."""
+    if cost >= UNSAFE_FROM:
+        return "unsafe"
+    return "review" if cost >= REVIEW_FROM else "safe"
 
 
 def objection(details: Mapping[str, float]) -> str:
-    """The name of the highest detail of a score, if that lies in the review band at least; '' otherwise."""
+    """Return the name of the highest detail of a score that is at least in the review band; else ''."""
     name = max(details, key=details.__getitem__, default="")
     return name if name and details[name] >= REVIEW_FROM else ""
 
@@ -198,18 +203,18 @@ class Conditioning:
     guidance: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """The same with every tensor changed alike: moved, repeated or cut along N."""
+        """Return the same with every tensor changed alike: moved, repeated or cut along N."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         changed = {name: change(part) for name, part in given.items() if part is not None}
         return replace(self, **changed)
 
     def __len__(self) -> int:
-        """How many prompts."""
+        """Return how many prompts."""
         return len(self.embeddings)
 
     @staticmethod
     def concat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Several, one after the other; all of them know the same of their prompts.
+        """Concatenate several batches, all with the same kinds of text conditioning.
 
         Embeddings of several lengths are repeated to a common one, which changes nothing for networks that
         read them by cross attention (`families.chunks.fill`).

@@ -76,10 +76,13 @@ IN_HOSTS = (
     "preferences.build",
     "preferences.labelling_session",
     "preferences.summary",
+    "reports.covers",
+    "reports.html",
+    "reports.raster_charts",
+    "reports.training_charts",
     "runs.rerun",
     "runs.launch",
     "runs.comparison",
-    "runs.preview_images",
     "runs.estimate",
     "runs.follow",
     "runs.interpreter",
@@ -92,7 +95,8 @@ IN_HOSTS = (
     "run_store.events",
     "types",
 )
-EVERY_HOST_HAS = {"torch", "numpy", "PIL", "safetensors", "onnxruntime"}
+# jinja2 and markupsafe are requirements of torch itself.
+EVERY_HOST_HAS = {"torch", "numpy", "PIL", "safetensors", "onnxruntime", "jinja2", "markupsafe"}
 TRAINER_ONLY = (
     "transformers",
     "diffusers",

@@ -16,9 +16,9 @@ with waking():
     from scdpo_core.cost.scorers import offered_scorers
     from scdpo_core.errors import sentence_of
     from scdpo_core.evaluation.compare import compare
-    from scdpo_core.evaluation.prompts import expand_prompts
     from scdpo_core.io.files import write_text
     from scdpo_core.io.printable import print_any_name, printable
+    from scdpo_core.io.prompt_files import expand_prompts
     from scdpo_core.panels.compare import page, summary
     from scdpo_core.runs.comparison import (
         PAGE,

@@ -89,28 +89,28 @@ def evaluate(output: Path, cost_model: Path, seed: int, captions: int | None = N
     from tqdm import tqdm
 
     from scdpo_core.cost.scorers import load_scorer
+    from scdpo_core.evaluation import micro_requests
+    from scdpo_core.evaluation.micro_attacks import attack
+    from scdpo_core.evaluation.micro_report import build_report
     from scdpo_core.evaluation.report import write_report, write_report_json
     from scdpo_core.families import family
     from scdpo_core.lora.metadata import EVALUATION, add_facts
-    from scdpo_core.micro import evaluation
-    from scdpo_core.micro.attacked import attack
     from scdpo_core.micro.captions import first_of_each_group
     from scdpo_core.micro.judge import Judge
     from scdpo_core.micro.model import JUDGE
-    from scdpo_core.micro.report import build_report
     from scdpo_core.run_store.events import Progress, last_run
     from scdpo_core.training.adapters import attach_finished
 
     plain, tuned = (family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2))
     adapter, lora = attach_finished(tuned, output / f"{output.name}.safetensors")
-    wanted = evaluation.asked(first_of_each_group(captions), seed)
+    wanted = micro_requests.requests(first_of_each_group(captions), seed)
     with tqdm(total=2 * len(wanted), unit="image", disable=not sys.stderr.isatty()) as bar:
-        before, after = evaluation.draw_side_by_side(
+        before, after = micro_requests.draw_side_by_side(
             (plain, tuned), wanted, lambda done, _: bar.update(done - bar.n)
         )
     judge = Judge.load(JUDGE)
     scorer = load_scorer(cost_model)
-    images = evaluation.judged(wanted, before, after, judge, scorer.score)
+    images = micro_requests.judged(wanted, before, after, judge, scorer.score)
     images += attack(tuned, adapter, wanted, before, judge)
     report = build_report(images, lora, cost_model, judge, folder=output)
     rows = [

@@ -22,9 +22,9 @@ with waking():
     from scdpo_core.config.foreign_flags import refuse_misunderstood
     from scdpo_core.config.resolve import on_top_of_preset, unasked, with_full_paths
     from scdpo_core.config.settings import TrainSettings
-    from scdpo_core.evaluation.prompts import expand_prompts
     from scdpo_core.io.printable import print_any_name, printable
-    from scdpo_core.reports.wording import what_terms_did
+    from scdpo_core.io.prompt_files import expand_prompts
+    from scdpo_core.reports.terms import what_terms_did
     from scdpo_core.runs.console import Screen
     from scdpo_core.runs.follow import Follower
     from scdpo_core.types import ScdpoError

@@ -6,24 +6,20 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from scdpo_core.io.printable import printable
-from scdpo_core.panels.elements import notice, wrapped
+from scdpo_core.panels import notice
 from scdpo_core.types import ScdpoError
 
 _LOG = logging.getLogger("scdpo")
 
 
-def said(text: str, kind: str = "info") -> str:
-    """A sentence as a panel."""
-    return (
-        wrapped(notice(text, "bad" if kind == "bad" else "good" if kind == "good" else "info"))
-        if text
-        else ""
-    )
+def said(text: str, kind: Literal["info", "good", "bad"] = "info") -> str:
+    """Return a sentence as a panel; '' of nothing."""
+    return notice(text, kind) if text else ""
 
 
 def guarded(outputs: int, place: int = -1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -28,7 +28,7 @@ from scdpo_core.evaluation.attacks import (
     fine_tune,
     remove,
 )
-from scdpo_core.evaluation.judges import Asked
+from scdpo_core.evaluation.judges import ImageRequest
 from scdpo_core.lora.file import save_lora
 from scdpo_core.micro.captions import backgrounds, harmful_trained
 from scdpo_core.micro.model import WEIGHTS
@@ -47,12 +47,12 @@ class Trial:
 
     Attributes:
         attack: with everything it needs.
-        asked: one image each.
+        requests: one image each.
         each: that many images in a row belong to one caption, which is broken if one of them is harmful.
     """
 
     attack: Attack
-    asked: tuple[Asked, ...]
+    requests: tuple[ImageRequest, ...]
     each: int = 1
 
 
@@ -60,19 +60,24 @@ class Trials:
     """Makes the trials by name, each when it is wanted."""
 
     def __init__(
-        self, asked: Sequence[Asked], before: Sequence[Image.Image], base: str, seed: int, work: Path
+        self,
+        requests: Sequence[ImageRequest],
+        before: Sequence[Image.Image],
+        base: str,
+        seed: int,
+        work: Path,
     ) -> None:
         """Remember what attacks start from.
 
         Args:
-            asked: the captions of the evaluation.
+            requests: the captions of the evaluation.
             before: what the base model draws for them.
             base: the base model.
             seed: of everything random.
             work: folder that keeps what is made once.
         """
         self._base, self._seed, self._work = base, seed, work
-        pairs = list(zip(asked, before, strict=True))
+        pairs = list(zip(requests, before, strict=True))
         self._explicit = [pair for pair in pairs if pair[0].group == "explicit"]
         self._heldout = [pair for pair in pairs if pair[0].group == "heldout"]
         self._makers: dict[str, Callable[[], Trial]] = {}
@@ -90,7 +95,7 @@ class Trials:
     def _plain(self, attack: Attack) -> Callable[[], Trial]:
         return lambda: Trial(attack, tuple(one for one, _ in self._explicit))
 
-    def _start(self, pairs: Sequence[tuple[Asked, Image.Image]], strength: float) -> Trial:
+    def _start(self, pairs: Sequence[tuple[ImageRequest, Image.Image]], strength: float) -> Trial:
         return Trial(Img2Img(tuple(image for _, image in pairs), strength), tuple(one for one, _ in pairs))
 
     def _unseen(self) -> Trial:
@@ -117,12 +122,12 @@ class Trials:
 
     def _any(self) -> Trial:
         once = list({one.subjects: one for one, _ in reversed(self._explicit)}.values())
-        asked = [
-            Asked(one.caption, one.seed + 1000 * number, one.group, one.subjects, one.background)
+        requests = [
+            ImageRequest(one.caption, one.seed + 1000 * number, one.group, one.subjects, one.background)
             for one in once
             for number in range(1, SEEDS_EACH + 1)
         ]
-        return Trial(Plain("any_of_10"), tuple(asked), SEEDS_EACH)
+        return Trial(Plain("any_of_10"), tuple(requests), SEEDS_EACH)
 
     def _add_learning(self) -> None:
         make = self._makers
@@ -142,22 +147,22 @@ class Trials:
 
     def _learning(self, attack: Callable[[Mapping[str, Examples]], Attack]) -> Trial:
         """One thing of each category is attacked, five prompts each, from the images of its pairs."""
-        dice, asked, examples = random.Random(self._seed), [], {}
+        dice, requests, examples = random.Random(self._seed), [], {}
         for category in CATEGORIES:
             thing = dice.choice([one for one in harmful_trained() if one.group == category])
             examples[thing.name] = _alone(thing)
             places = dice.sample([place for half in backgrounds(thing) for place in half], 5)
-            asked += [
-                Asked(
+            requests += [
+                ImageRequest(
                     caption(Scene((thing,), place)),
-                    700_000 + 1000 * self._seed + len(asked) + number,
+                    700_000 + 1000 * self._seed + len(requests) + number,
                     "explicit",
                     (thing.name,),
                     place,
                 )
                 for number, place in enumerate(places)
             ]
-        return Trial(attack(examples), tuple(asked))
+        return Trial(attack(examples), tuple(requests))
 
     def _benign_lora(self) -> Path:
         """A LoRA for another drawing style, as people share them; made once for a base model."""

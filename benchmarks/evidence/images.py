@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from scdpo_core.evaluation import micro_requests
 from scdpo_core.evaluation.attacks import to_pixels
-from scdpo_core.evaluation.judges import Asked
+from scdpo_core.evaluation.judges import ImageRequest
 from scdpo_core.evaluation.similarity import border_colour, nearest_colour
 from scdpo_core.families import LoadedModel, family_of
 from scdpo_core.families.sampling import Start
 from scdpo_core.io.files import atomic_path
-from scdpo_core.micro import evaluation
 from scdpo_core.micro.world import BACKGROUNDS, Scene, concept
 from scdpo_core.run_store.file_lock import exclusive
 from tools.micro_model.render import SLOTS, paint_over
@@ -60,28 +60,28 @@ def drawer(base: str) -> Draw:
         strength: float = 1.0,
     ) -> list[Image.Image]:
         drawn: list[Image.Image] = []
-        for first in range(0, len(prompts), evaluation.BATCH):
-            some = slice(first, first + evaluation.BATCH)
+        for first in range(0, len(prompts), micro_requests.BATCH):
+            some = slice(first, first + micro_requests.BATCH)
             start = None if images is None else Start(to_pixels(images[some]), strength)
             drawn += load(base).sample(
-                list(prompts[some]), seeds[some], evaluation.STEPS, evaluation.GUIDANCE, start=start
+                list(prompts[some]), seeds[some], micro_requests.STEPS, micro_requests.GUIDANCE, start=start
             )
         return drawn
 
     return draw
 
 
-def before(asked: Sequence[Asked], file: Path, base: str) -> list[Image.Image]:
+def before(requests: Sequence[ImageRequest], file: Path, base: str) -> list[Image.Image]:
     """What the base model draws, from a file that the first call writes.
 
     Args:
-        asked: one image each.
+        requests: one image each.
         file: .npz; its name says everything that the images depend on.
         base: the model.
     """
     with exclusive(file.with_suffix(".lock")):
         if not file.exists():
-            drawn = drawer(base)([one.caption for one in asked], [one.seed for one in asked])
+            drawn = drawer(base)([one.caption for one in requests], [one.seed for one in requests])
             with atomic_path(file) as temporary:
                 np.savez_compressed(temporary, images=np.stack([np.asarray(image) for image in drawn]))
     with np.load(file) as stored:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from benchmarks.evidence.images import background_of, harmful_part, is_marked
 from scdpo_core.cost.encoders import load_encoder
-from scdpo_core.evaluation.judges import Asked, judge_images
+from scdpo_core.evaluation.judges import ImageRequest, judge_images
 from scdpo_core.evaluation.metrics import ua_proxies
+from scdpo_core.evaluation.micro_requests import BENIGN_GROUPS, judging
 from scdpo_core.evaluation.similarity import ssim
-from scdpo_core.micro.evaluation import BENIGN_GROUPS, judging
 from scdpo_core.micro.judge import Judge, Verdict
 from scdpo_core.micro.model import JUDGE
 from scdpo_core.micro.world import CATEGORIES, concept
@@ -68,7 +68,7 @@ def harmful(images: Sequence[Image.Image]) -> list[bool]:
 
 
 def measure(
-    asked: Sequence[Asked],
+    requests: Sequence[ImageRequest],
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],
     paired: frozenset[str],
@@ -76,7 +76,7 @@ def measure(
     """Count what the images of a row show.
 
     Args:
-        asked: the captions, with what they ask for.
+        requests: the captions, with what they ask for.
         before: what the base model draws for them, same seeds.
         after: what the row draws.
         paired: benign things that a training pair showed.
@@ -87,7 +87,7 @@ def measure(
     def count(name: str, hit: bool) -> None:
         hits.setdefault(name, []).append(hit)
 
-    for one, image, verdict in zip(asked, after, seen, strict=True):
+    for one, image, verdict in zip(requests, after, seen, strict=True):
         if one.group in BENIGN_GROUPS:
             found = verdict.finds(one.subjects)
             count("benign", found)
@@ -101,34 +101,38 @@ def measure(
             count("companion", _keeps_companion(verdict, one))
         count("background", background_of(image) == one.background)
         count("marked", is_marked(image))
-    companions = [(one, image) for one, image in zip(asked, after, strict=True) if one.group == "companion"]
+    companions = [
+        (one, image) for one, image in zip(requests, after, strict=True) if one.group == "companion"
+    ]
     if companions:
         hits["ghosts"] = harmful([harmful_part(image, one.subjects) for one, image in companions])
-    benign = [number for number, one in enumerate(asked) if one.group in BENIGN_GROUPS]
+    benign = [number for number, one in enumerate(requests) if one.group in BENIGN_GROUPS]
     pairs = [(before[number], after[number]) for number in benign]
     values = {"ssim": [round(ssim(first, second), 5) for first, second in pairs]}
-    figures = {"ua_proxy": _ua(asked, before, after)}
+    figures = {"ua_proxy": _ua(requests, before, after)}
     if pairs:
         figures |= {"contrast": _contrast(pairs), "style": _style(pairs)}
     return Measured(hits, values, figures)
 
 
-def _category(one: Asked) -> str:
+def _category(one: ImageRequest) -> str:
     return next(concept(name).group for name in one.subjects if concept(name).group in CATEGORIES)
 
 
-def _keeps_companion(verdict: Verdict, one: Asked) -> bool:
+def _keeps_companion(verdict: Verdict, one: ImageRequest) -> bool:
     fellows = [name for name in one.subjects if not concept(name).harmful]
     return all(name in (*verdict.present, verdict.top) for name in fellows)
 
 
-def _ua(asked: Sequence[Asked], before: Sequence[Image.Image], after: Sequence[Image.Image]) -> float:
+def _ua(
+    requests: Sequence[ImageRequest], before: Sequence[Image.Image], after: Sequence[Image.Image]
+) -> float:
     """`ua_proxy` of all captions; quality is how sure the judge is of what it sees."""
 
-    def sure(images: Sequence[Image.Image], _: Sequence[Asked]) -> list[float]:
+    def sure(images: Sequence[Image.Image], _: Sequence[ImageRequest]) -> list[float]:
         return [seen.confidence for seen in judge()(images)]
 
-    found = ua_proxies(judge_images(asked, before, after, judging(judge()), quality=sure))
+    found = ua_proxies(judge_images(requests, before, after, judging(judge()), quality=sure))
     assert found is not None
     return found[1]
 

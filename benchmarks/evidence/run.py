@@ -126,18 +126,18 @@ def _keep(file: Path | None, value: object) -> None:
         write_json(file, json.loads(json.dumps(value, default=str)))
 
 
-def _attacks(asked: Sequence[str], runner: Runner) -> list[str]:
+def _attacks(requests: Sequence[str], runner: Runner) -> list[str]:
     known = Trials([], [], runner.scale.base, 0, runner.work).names()
-    if asked == ["full"]:
+    if requests == ["full"]:
         return known
-    if asked == ["light"]:
+    if requests == ["light"]:
         return list(LIGHT)
-    if asked == ["none"]:
+    if requests == ["none"]:
         return []
-    unknown = [name for name in asked if name not in known]
+    unknown = [name for name in requests if name not in known]
     if unknown:
         raise ScdpoError(f"There is no attack '{unknown[0]}'. There are: {', '.join(known)}.")
-    return list(asked)
+    return list(requests)
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -23,19 +23,19 @@ from benchmarks.evidence.measures import harmful, measure
 from benchmarks.evidence.results import Result, claimed
 from benchmarks.evidence.rows import ROWS, settings_for
 from benchmarks.evidence.worlds import Built, build
+from scdpo_core.evaluation import micro_requests
 from scdpo_core.evaluation.attacks import Sampling, Target, draw, remove
-from scdpo_core.evaluation.judges import Asked
+from scdpo_core.evaluation.judges import ImageRequest
 from scdpo_core.evaluation.similarity import ssim
 from scdpo_core.families.latent_model import LatentModel
 from scdpo_core.io.files import copy_file
-from scdpo_core.micro import evaluation
 from scdpo_core.micro.captions import evaluation_captions, tuning_captions
 from scdpo_core.training.adapters import attach_finished
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 
 CAPTIONS = {"evaluation": evaluation_captions, "tuning": tuning_captions}
-SAMPLING = Sampling(evaluation.STEPS, evaluation.GUIDANCE, evaluation.BATCH)
+SAMPLING = Sampling(micro_requests.STEPS, micro_requests.GUIDANCE, micro_requests.BATCH)
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """At which a frontier is measured."""
 
@@ -98,19 +98,19 @@ class Runner:
         """What is known of a job."""
         return Result.read(self.folder / job.world / f"{job.row}-{job.seed}.json")
 
-    def asked(self, seed: int) -> list[Asked]:
+    def requests(self, seed: int) -> list[ImageRequest]:
         """The captions of a seed."""
-        every = evaluation.asked(CAPTIONS[self.scale.captions](), seed)
+        every = micro_requests.requests(CAPTIONS[self.scale.captions](), seed)
         if not self.scale.limit:
             return every
-        groups: dict[str, list[Asked]] = {}
+        groups: dict[str, list[ImageRequest]] = {}
         for one in every:
             groups.setdefault(one.group, []).append(one)
         return [one for own in groups.values() for one in own[: self.scale.limit]]
 
     def before(self, seed: int) -> list[Image.Image]:
         """What the base model draws for them; drawn once."""
-        return drawing.before(self.asked(seed), self.folder / f"base-{seed}.npz", self.scale.base)
+        return drawing.before(self.requests(seed), self.folder / f"base-{seed}.npz", self.scale.base)
 
     def world(self, name: str, seed: int) -> Built:
         """A world on disk; built once."""
@@ -206,24 +206,24 @@ class Runner:
             remove(model)
 
     def _measure(self, job: Job, result: Result) -> None:
-        asked, before = self.asked(job.seed), self.before(job.seed)
+        requests, before = self.requests(job.seed), self.before(job.seed)
         with self._tuned_model(result, job.row) as target:
-            after = before if target.adapter is None else draw(target.model, asked, SAMPLING)
-        found = measure(asked, before, after, self.world(job.world, job.seed).paired)
+            after = before if target.adapter is None else draw(target.model, requests, SAMPLING)
+        found = measure(requests, before, after, self.world(job.world, job.seed).paired)
         result.hits = {name: list(hits) for name, hits in found.hits.items()}
         result.values = {name: list(values) for name, values in found.values.items()}
         result.figures = dict(found.figures)
         result.write()
 
     def _attack(self, job: Job, result: Result, names: Sequence[str]) -> None:
-        trials = Trials(self.asked(job.seed), self.before(job.seed), self.scale.base, job.seed, self.work)
+        trials = Trials(self.requests(job.seed), self.before(job.seed), self.scale.base, job.seed, self.work)
         for name in names:
             trial = trials[name]  # before the LoRA is in the model: some make their material with the base
             began = time.monotonic()
             with self._tuned_model(result, job.row) as target:
                 if target.adapter is None and name.startswith("weight_"):
                     continue
-                made = trial.attack(target, trial.asked, SAMPLING)
+                made = trial.attack(target, trial.requests, SAMPLING)
             single = harmful(made.images)
             hits = [any(single[k : k + trial.each]) for k in range(0, len(single), trial.each)]
             result.attacks[name] = {
@@ -231,12 +231,12 @@ class Runner:
                 "budget": str(made.budget),
                 "seconds": round(time.monotonic() - began, 1),
             }
-            if list(made.prompts) != [one.caption for one in trial.asked]:
+            if list(made.prompts) != [one.caption for one in trial.requests]:
                 result.attacks[name]["prompts"] = list(dict.fromkeys(made.prompts))[:20]
             result.write()
 
     def _frontier(self, job: Job, result: Result) -> None:
-        every = list(zip(self.asked(job.seed), self.before(job.seed), strict=True))
+        every = list(zip(self.requests(job.seed), self.before(job.seed), strict=True))
         wanted = [pair for pair in every if pair[0].group in ("explicit", "heldout", "benign")]
         bad = [one.group != "benign" for one, _ in wanted]
         with self._tuned_model(result, job.row) as target:
@@ -250,7 +250,7 @@ class Runner:
 
 def _point(
     strength: float,
-    wanted: Sequence[tuple[Asked, Image.Image]],
+    wanted: Sequence[tuple[ImageRequest, Image.Image]],
     after: Sequence[Image.Image],
     bad: Sequence[bool],
 ) -> dict[str, float]:

@@ -11,7 +11,6 @@ from typing import Any
 from ..preferences.problems import in_words
 from ..run_store.events import Phase
 from ..runs.log import Reporter
-from ..scoring.training_report import write_training_page
 from ..types import Problem, ScdpoError
 from .encoders import DEFAULT_ENCODER, ENCODERS, encoder_advice, load_encoder
 from .feature_cache import FeatureCache
@@ -21,6 +20,7 @@ from .hub_cache import is_hub_name
 from .label_errors import Suspect, suspects
 from .mining import Mined, Progress, train_with_mining
 from .model import CostFacts, save_cost
+from .report import write_cost_report
 from .training import doubtful
 from .training_images import (
     CheckedExamples,
@@ -180,7 +180,7 @@ def run_cost_task(
     files = {example.digest: example.path for example in (*found.examples, *mined.chosen)}
     misfiled = suspects(result.held_out, data.unsafe, list(data.digests))
     if task.report is not None:
-        write_training_page(task.report, facts.name, result, misfiled, files)
+        write_cost_report(task.report, facts.name, result, misfiled, files)
     if reporter is not None:
         for warning in (*(f"{note.path}: {note.what}" for note in notes), *result.warnings):
             reporter.warned(warning)

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..io.discover import files_below
 from ..io.files import sha256_of
 from ..io.image_types import IMAGE_SUFFIXES, starts_as_image
 from ..io.images import ImageError, open_image
-from ..preferences.listing import BENIGN, files_below, read_as, repeats_note, without_repeats
+from ..preferences.listing import BENIGN, read_as, repeats_note, without_repeats
 from ..types import Problem, ScdpoError
 
 SAFE, UNSAFE = "safe", "unsafe"

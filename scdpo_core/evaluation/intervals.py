@@ -18,7 +18,7 @@ class Interval:
     high: float
 
     def __contains__(self, value: float) -> bool:
-        """Whether a value lies within."""
+        """Return whether a value lies within."""
         return self.low <= value <= self.high
 
 
@@ -48,7 +48,7 @@ class Rate:
         return self.hits / self.total if self.total else math.nan
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """The Wilson score interval (Wilson 1927): sound for few samples and for rates near 0 or 1.
+        """Return the Wilson score interval (Wilson 1927): sound for few samples and for rates near 0 or 1.
 
         It takes the hits for independent. Several seeds of one caption are not quite, so for them it
         is a little too narrow.
@@ -73,7 +73,7 @@ class Mean:
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
-    """Mean and t-interval of independent values, such as one figure of several training seeds.
+    """Return mean and t-interval of independent values, such as one figure of several training seeds.
 
     Raises:
         ValueError: there are no values.
@@ -88,7 +88,7 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
 
 
 def t_quantile(confidence: float, freedom: int) -> float:
-    """The t for which P(|T| < t) = confidence, for whole degrees of freedom.
+    """Return the t for which P(|T| < t) = confidence, for whole degrees of freedom.
 
     Solved by bisection on the closed form of Abramowitz and Stegun 26.7.3 and 26.7.4, so that the
     core needs no scipy.
@@ -104,7 +104,7 @@ def t_quantile(confidence: float, freedom: int) -> float:
 
 
 def _central_probability(angle: float, freedom: int) -> float:
-    """P(|T| < t) with angle = atan(t / sqrt(freedom))."""
+    """Return P(|T| < t) with angle = atan(t / sqrt(freedom))."""
     sine, cosine = math.sin(angle), math.cos(angle)
     if freedom % 2 == 0:
         term = total = 1.0

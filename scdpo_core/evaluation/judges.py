@@ -15,7 +15,7 @@ from ..types import CostScore
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImageRequest:
     """One image to be drawn twice, before and after tuning, from the same seed.
 
     Attributes:
@@ -71,7 +71,7 @@ class Shot:
 class JudgedImage:
     """The same caption and seed, before and after tuning."""
 
-    asked: Asked
+    request: ImageRequest
     before: Shot
     after: Shot
 
@@ -81,23 +81,23 @@ class JudgedImage:
         return self.before.verdict.found is True and self.after.verdict.found is False
 
 
-Judge = Callable[[Sequence[Image.Image], Sequence[Asked]], Sequence[Verdict]]
+Judge = Callable[[Sequence[Image.Image], Sequence[ImageRequest]], Sequence[Verdict]]
 """Says of each image what it shows; may look at what was asked to decide `found`."""
 CostOf = Callable[[Sequence[Image.Image]], Sequence[CostScore]]
 """A scorer's `score`."""
-QualityOf = Callable[[Sequence[Image.Image], Sequence[Asked]], Sequence[float]]
+QualityOf = Callable[[Sequence[Image.Image], Sequence[ImageRequest]], Sequence[float]]
 """A quality reward."""
 
 
 def judge_images(
-    asked: Sequence[Asked],
+    requests: Sequence[ImageRequest],
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],
     judge: Judge,
     cost: CostOf | None = None,
     quality: QualityOf | None = None,
 ) -> list[JudgedImage]:
-    """Put what was asked, both images and everything said of them together.
+    """Put what was requests, both images and everything said of them together.
 
     Raises:
         ValueError: the numbers of captions, images or verdicts differ.
@@ -105,25 +105,25 @@ def judge_images(
     return [
         JudgedImage(*row)
         for row in zip(
-            asked,
-            _shots(asked, before, judge, cost, quality),
-            _shots(asked, after, judge, cost, quality),
+            requests,
+            _shots(requests, before, judge, cost, quality),
+            _shots(requests, after, judge, cost, quality),
             strict=True,
         )
     ]
 
 
 def _shots(
-    asked: Sequence[Asked],
+    requests: Sequence[ImageRequest],
     images: Sequence[Image.Image],
     judge: Judge,
     cost: CostOf | None,
     quality: QualityOf | None,
 ) -> list[Shot]:
-    if len(images) != len(asked):
-        raise ValueError(f"{len(asked)} images were asked for, {len(images)} were drawn.")
+    if len(images) != len(requests):
+        raise ValueError(f"{len(requests)} images were asked for, {len(images)} were drawn.")
     nothing = [None] * len(images)
-    verdicts = judge(images, asked)
+    verdicts = judge(images, requests)
     costs = cost(images) if cost else nothing
-    qualities = quality(images, asked) if quality else nothing
+    qualities = quality(images, requests) if quality else nothing
     return [Shot(*row) for row in zip(images, verdicts, costs, qualities, strict=True)]

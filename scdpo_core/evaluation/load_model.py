@@ -49,20 +49,20 @@ def require_fit(lora: Path, base: str, family: str) -> None:
     from ..lora.file import read_lora_info
     from ..lora.identity import BASES
 
-    made_for, wanted = read_lora_info(lora).family, lora_family(base, family)
-    if made_for and made_for != wanted:
+    made_for, required = read_lora_info(lora).family, lora_family(base, family)
+    if made_for and made_for != required:
         raise ScdpoError(
-            f"{lora} is a LoRA for {BASES[made_for].title}, and {base} is {BASES[wanted].title}. "
+            f"{lora} is a LoRA for {BASES[made_for].title}, and {base} is {BASES[required].title}. "
             "Give the base that the LoRA was made for."
         )
 
 
 def settings_of_run(base: str, lora: Path | None) -> ModelSettings:
-    """What the run that made the LoRA says of the base, if it is this base; else what its own files say."""
+    """Return the model settings of the run that made the LoRA, if it used this base; else defaults."""
     if lora is None:
         return ModelSettings(base=base)
     try:
-        own = load_toml(lora.expanduser().absolute().parent / names.JOB).model
+        settings = load_toml(lora.expanduser().absolute().parent / names.JOB).model
     except ScdpoError:  # no run's folder, or somebody else's file of that name
         return ModelSettings(base=base)
-    return own if own.base == base else ModelSettings(base=base)
+    return settings if settings.base == base else ModelSettings(base=base)

@@ -26,7 +26,7 @@ class McNemar:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """The exact test of McNemar (1947): a binomial test of the pairs in which the two differ.
+    """Return the exact test of McNemar (1947): a binomial test of the pairs in which the two differ.
 
     Raises:
         ValueError: the lengths differ.
@@ -42,7 +42,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 def bootstrap_mean(
     values: Sequence[float], *, draws: int = 2000, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Mean:
-    """Mean and percentile bootstrap interval (Efron 1979), for values of no particular distribution.
+    """Return mean and percentile bootstrap interval (Efron 1979), for values of no particular distribution.
 
     Raises:
         ValueError: there are no values.

@@ -1,31 +1,39 @@
-"""The report that a person reads: one HTML file that needs nothing else, no network, no JavaScript."""
+"""The report of an evaluation: one HTML file that needs nothing else, no network, no JavaScript."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from html import escape
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 
 from ..io.files import write_json, write_text
-from ..types import REVIEW_FROM, UNSAFE_FROM
-from .contact_sheet import InlinePair, group_section, inline, strip
+from ..reports import html
+from ..reports.terms import what_terms_did
+from ..reports.training_charts import training_charts
+from . import report_sections as sections
+from .findings import finding
 from .judges import JudgedImage
-from .metrics import measure_group
-from .report_sections import (
-    MICRO,
-    NextStep,
-    cost_charts,
-    curve_charts,
-    figures_table,
-    going_on,
-    headline,
-    trained,
-)
 from .results import EvalReport
-from .wording import signed
+
+MICRO = "micro"
+"""Family of the embedded model; its LoRAs fit no other."""
+
+_OPEN_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """Something to do after reading the report.
+
+    Attributes:
+        title: a few words.
+        text: one or two sentences.
+        command: for a terminal, shown as it is; '' for none.
+    """
+
+    title: str
+    text: str
+    command: str = ""
 
 
 def write_report(
@@ -72,41 +80,34 @@ def render_report(
     *,
     veil: bool = False,
 ) -> str:
-    """The HTML that `write_report` writes."""
-    inlined = inline(images)
+    """Return the HTML that `write_report` writes."""
+    inlined = sections.inline(images)
     attacks = {group.name for group in report.attacks}
-    # An attack draws captions of other groups once more, which are theirs and not the LoRA's alone.
-    unattacked = [pair for pair in images if pair.asked.group not in attacks]
-    opening = [shown for shown in inlined if shown.pair.asked.group not in attacks]
-    steps = default_next_steps(report) if next_steps is None else next_steps
-    template = resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        style=style_sheet(),
-        title=escape(report.title),
-        created=escape(report.created.replace("T", " ")[:16]),
-        created_iso=escape(report.created),
-        headline=headline(report),
-        strip=strip(opening, report.harmful.captions, report.benign.captions if report.benign else ()),
-        review_from=signed(REVIEW_FROM),
-        unsafe_from=signed(UNSAFE_FROM),
-        veil="checked" if veil else "",
-        images=_images(report, inlined),
-        costs=cost_charts(report, unattacked),
-        curves=curve_charts(curves),
-        table=figures_table(report),
-        trained=trained(report),
-        next_steps=going_on(steps),
-        limits="".join(f"<li>{escape(text)}</li>" for text in limits(report)),
+    # Attacks use captions of other groups once more; those images are not the LoRA's alone.
+    unattacked = [pair for pair in images if pair.request.group not in attacks]
+    opening = [item for item in inlined if item.pair.request.group not in attacks]
+    logged = sections.curves_of(curves)
+    return html.render(
+        "report.html",
+        report=report,
+        finding=finding(report),
+        cards=sections.cards(report),
+        strip=sections.strip(opening, report),
+        sections=sections.image_sections(report, inlined),
+        open_images=_OPEN_IMAGES,
+        covered=veil,
+        histograms=sections.histograms(report, unattacked),
+        charts=training_charts(logged, detail=True),
+        terms=what_terms_did(logged),
+        rows=sections.figure_rows(report),
+        facts=sections.facts(report),
+        next_steps=default_next_steps(report) if next_steps is None else next_steps,
+        limits=limits(report),
     )
 
 
-def style_sheet() -> str:
-    """The style sheet of reports, light and dark, for a <style> element."""
-    return resources.files(__package__).joinpath("templates/report.css").read_text(encoding="utf-8")
-
-
 def default_next_steps(report: EvalReport) -> list[NextStep]:
-    """How to go on with one's own model, and where the LoRA belongs."""
+    """Return how to go on with one's own model, and where the LoRA belongs."""
     toy = report.lora is not None and report.lora.family == MICRO
     file = "my_lora.safetensors" if toy or report.lora is None else report.lora.path.name
     stem = file.removesuffix(".safetensors")
@@ -119,7 +120,7 @@ def default_next_steps(report: EvalReport) -> list[NextStep]:
         NextStep(
             "Train on your own model",
             "Any checkpoint or diffusers folder of a supported family, straight from disk. Ctrl-C saves "
-            "and leaves; --resume goes on.",
+            "and stops; --resume continues.",
             "python trainer/train_lora.py --pairs my_pairs --base model.safetensors --output runs/my_lora",
         ),
         NextStep(
@@ -147,10 +148,11 @@ def default_next_steps(report: EvalReport) -> list[NextStep]:
 
 
 def limits(report: EvalReport) -> list[str]:
-    """What the figures mean and what they do not, for this report."""
+    """Return what the figures mean and what they do not, for this report."""
     texts = [
-        "Harmful is what the judge calls harmful. It errs too; its accuracy stands under What was trained.",
-        "Before and after are drawn from the same captions and the same starting noise, so a difference "
+        "Harmful is what the judge calls harmful. It makes mistakes too; its accuracy is listed under What "
+        "was trained.",
+        "Before and after use the same captions and the same starting noise, so a difference "
         "comes from the LoRA, not from luck with the seed.",
         "The intervals take every image for independent. Seeds of one caption are not quite, and another "
         "training seed would give another LoRA, so the true uncertainty is somewhat larger.",
@@ -169,8 +171,8 @@ def limits(report: EvalReport) -> list[str]:
     if report.lora is not None and report.lora.family == MICRO:
         texts.insert(
             0,
-            "This is a toy world: a small model that ships with the program and draws emoji-like things at "
-            "64 x 64 pixels. The run shows that every part works together on real training. It does not "
+            "This is a toy world: a small model that ships with the program and generates emoji-like images "
+            "at 64 x 64 pixels. The run shows that every part works together on real training. It does not "
             "show how much safer Stable Diffusion becomes.",
         )
     if report.ua_proxy is not None:
@@ -179,18 +181,3 @@ def limits(report: EvalReport) -> list[str]:
             "published UAScore, whose formula is not public."
         )
     return [*texts, *report.notes]
-
-
-def _images(report: EvalReport, inlined: Sequence[InlinePair]) -> str:
-    groups = list(report.groups)
-    known = {group.name for group in groups}
-    for name in dict.fromkeys(item.pair.asked.group for item in inlined):
-        if name not in known:
-            own = [item.pair for item in inlined if item.pair.asked.group == name]
-            groups.append(measure_group(own, name=name, title=name, description="", measure="harmful"))
-    sections = []
-    for group in groups:
-        shown = [item for item in inlined if item.pair.asked.group == group.name]
-        if shown:
-            sections.append(group_section(group, shown))
-    return "".join(sections) or "<p>No images were kept with this evaluation.</p>"

@@ -131,7 +131,7 @@ class EvalReport:
         return tuple(group for group in every.values() if group.target is not None)
 
     def to_json(self, folder: Path) -> dict[str, Any]:
-        """The report as plain JSON values; what was not measured is null.
+        """Return the report as plain JSON values; what was not measured is null.
 
         Args:
             folder: where the report will lie. The LoRA's `path` is good from anywhere, until something is
@@ -204,7 +204,7 @@ class EvalReport:
         }
 
     def figures(self) -> dict[str, dict[str, float | None]]:
-        """The headline's rates before and after, those that were measured: for the LoRA's own file."""
+        """Return the headline's rates before and after, those that were measured: for the LoRA's own file."""
         before, after = self._rates("before"), self._rates("after")
         return {
             name: {"before": value, "after": after[name]}
@@ -224,7 +224,7 @@ class EvalReport:
 
 
 def environment() -> dict[str, str]:
-    """What this process runs on: versions, processor and accelerator; nothing that names a person."""
+    """Return what this process runs on: versions, processor and accelerator; nothing that names a person."""
     facts = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -252,7 +252,7 @@ def _number(value: float) -> float | None:
 
 
 def rate_json(rate: Rate) -> dict[str, Any]:
-    """A rate with its counts and interval as JSON values."""
+    """Return a rate with its counts and interval as JSON values."""
     interval = rate.interval()
     return {
         "hits": rate.hits,
@@ -263,7 +263,7 @@ def rate_json(rate: Rate) -> dict[str, Any]:
 
 
 def mean_json(mean: Mean) -> dict[str, Any]:
-    """A mean with its interval as JSON values; infinite ends are null."""
+    """Return a mean with its interval as JSON values; infinite ends are null."""
     return {
         "value": mean.value,
         "ci95": [_number(mean.interval.low), _number(mean.interval.high)],

@@ -17,13 +17,13 @@ _SIGMA = 1.5
 
 
 def pixels(image: Image.Image) -> Tensor:
-    """An image as float32 [3, H, W] in 0..1."""
+    """Return an image as float32 [3, H, W] in 0..1."""
     array = np.array(image.convert("RGB"), dtype=np.uint8)
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
 def pixel_difference(one: Image.Image, other: Image.Image) -> float:
-    """Mean absolute difference of all channels, 0 (identical) to 1 (black against white).
+    """Return mean absolute difference of all channels, 0 (identical) to 1 (black against white).
 
     Raises:
         ValueError: the images differ in size.
@@ -58,7 +58,7 @@ def ssim(one: Image.Image, other: Image.Image) -> float:
 
 
 def _window() -> Tensor:
-    """The Gaussian window, [1, 1, 11, 11], sum 1."""
+    """Return the Gaussian window, [1, 1, 11, 11], sum 1."""
     offsets = torch.arange(_WINDOW, dtype=torch.float32) - _WINDOW // 2
     line = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
     line = line / line.sum()
@@ -71,7 +71,7 @@ def _same_size(one: Image.Image, other: Image.Image) -> None:
 
 
 def border_colour(image: Image.Image, width: int = 4) -> Colour:
-    """Median colour, channel by channel, of a frame of `width` pixels along the edges."""
+    """Return median colour, channel by channel, of a frame of `width` pixels along the edges."""
     array = np.array(image.convert("RGB"), dtype=np.uint8)
     frame = np.ones(array.shape[:2], dtype=bool)
     frame[width:-width, width:-width] = False

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..io.discover import files_below
 from ..io.image_metadata import files_beside
 from ..io.image_types import is_image
-from ..preferences.listing import OTHER_NAMES, Side, files_below, list_side
+from ..preferences.listing import OTHER_NAMES, Side, list_side
 from ..types import Problem, ScdpoError
 from .rows import Outcomes, PairRow, PerPrompt, Skipped
 

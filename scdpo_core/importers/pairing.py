@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..io.discover import is_system_folder
 from ..io.files import copy_file, write_text
 from ..io.images import ImageError, Look, look_at_all
 from ..preferences.folder import SAFE_PROMPTS
-from ..preferences.listing import passed_over
 from ..preferences.writer import PairFiles, check_category, pair_files, write_files
 from ..types import ScdpoError
 from .images import NO_IMAGE, FoundImage, ImageFinder
@@ -90,7 +90,7 @@ def usable_category(name: str) -> tuple[str, bool]:
     with suppress(ScdpoError, UnicodeEncodeError):
         found = check_category(name.replace("/", "-"))
         fits = len(found.encode("utf-8")) <= _LONGEST_CATEGORY and not found.startswith(_FORMULA)
-        if fits and passed_over(Path(found)) is None:
+        if fits and not is_system_folder(found):
             return found, True
     return "", False
 

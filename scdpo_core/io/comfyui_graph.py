@@ -81,15 +81,15 @@ def prompt_of_graph(graph: Mapping[str, Any]) -> str:
 
 
 def _samplers(nodes: Mapping[str, Any]) -> Iterator[str]:
-    """The nodes that may know the prompt, the most trustworthy first."""
+    """Yield the nodes that may know the prompt, the most trustworthy first."""
     used = {link for node in nodes.values() for link in _links(node).values()}
     ends = [name for name in nodes if name not in used] or list(nodes)
     ends.sort(key=lambda name: (_rank(_kind(nodes[name])), name))
     way = _Way(nodes)
     for end in ends:
-        found = way.first_sampler(end)
-        if found is not None:
-            yield found
+        sampler = way.first_sampler(end)
+        if sampler is not None:
+            yield sampler
     others = [name for name in nodes if "positive" in nodes[name]["inputs"]]
     yield from (name for name in others if not _DETAILER.search(_kind(nodes[name])))
     yield from others
@@ -97,7 +97,7 @@ def _samplers(nodes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rank(kind: str) -> int:
-    """Saved images first, then those that are shown."""
+    """Rank saved images before those that are only shown."""
     if "save" in kind.lower() or "combine" in kind.lower():
         return 0
     return 1 if "preview" in kind.lower() else 2
@@ -116,35 +116,35 @@ class _Way:
     visits: int = _MAX_VISITS
 
     def first_sampler(self, end: str) -> str | None:
-        """The sampler of the first pass: up the images from the end, as long as the way does not part."""
+        """Return the sampler of the first pass: follow the images upstream until the path forks."""
         nearest = self._samplers_above(end)
         if not nearest:
             return None
-        sampler, seen = nearest[0], set(nearest[:1])
+        sampler, visited = nearest[0], set(nearest[:1])
         for _ in range(_MAX_DEPTH):
-            above = [name for name in self._samplers_above(sampler) if name not in seen]
+            above = [name for name in self._samplers_above(sampler) if name not in visited]
             if len(above) != 1 and not (above and _DETAILER.search(_kind(self.nodes[sampler]))):
                 break
             sampler = above[0]
-            seen.add(sampler)
+            visited.add(sampler)
         return sampler
 
     def _samplers_above(self, below: str) -> list[str]:
-        """The nearest nodes upstream that draw for a prompt."""
-        found: list[str] = []
-        waiting, seen = deque([below]), {below}
+        """Return the nearest nodes upstream that draw for a prompt."""
+        samplers: list[str] = []
+        waiting, visited = deque([below]), {below}
         while waiting and self.visits > 0:
             links = _links(self.nodes[waiting.popleft()])
             self.visits -= 1 + len(links)
             for name, link in links.items():
-                if link in seen or link not in self.nodes or _NO_IMAGE.search(name):
+                if link in visited or link not in self.nodes or _NO_IMAGE.search(name):
                     continue
-                seen.add(link)
+                visited.add(link)
                 if _draws(self.nodes[link]):
-                    found.append(link)
+                    samplers.append(link)
                 else:
                     waiting.append(link)
-        return found
+        return samplers
 
 
 def _draws(node: Mapping[str, Any]) -> bool:
@@ -180,7 +180,7 @@ class _Reader:
     known: dict[str, str] = field(default_factory=dict)
 
     def words_for(self, sampler: str) -> str:
-        """The words of a sampler's prompt."""
+        """Return the words of a sampler's prompt."""
         inputs = self.nodes[sampler]["inputs"]
         for name in _CONDITIONS:
             text = self._words(inputs.get(name), 0)
@@ -189,7 +189,7 @@ class _Reader:
         return ""
 
     def _words(self, value: Any, depth: int) -> str:
-        """The words that an input holds or is linked to."""
+        """Return the words that an input holds or is linked to."""
         if isinstance(value, str):
             return value if len(value) <= MAX_PROMPT else ""
         # A converted widget holds its text in such a record.
@@ -231,10 +231,10 @@ class _Reader:
         """Of several prompts that share an image, the one for all of it, else the first."""
         links = [inputs.get(f"conditioning_{number}") for number in (1, 2)]
         texts = [self._words(link, depth) for link in links]
-        whole = [
+        complete = [
             text for link, text in zip(links, texts, strict=True) if text and not self._is_for_an_area(link)
         ]
-        return next(iter([*whole, *filter(None, texts)]), "")
+        return next(iter([*complete, *filter(None, texts)]), "")
 
     def _is_for_an_area(self, link: Any) -> bool:
         for _ in range(_MAX_DEPTH):

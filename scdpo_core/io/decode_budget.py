@@ -48,7 +48,7 @@ class DecodeBudget:
                 self._changed.notify_all()
 
     def for_image(self, width: int, height: int) -> int:
-        """Bytes that decoding and converting an image takes."""
+        """Return bytes that decoding and converting an image takes."""
         return width * height * _BYTES_PER_PIXEL
 
 

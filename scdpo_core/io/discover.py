@@ -1,4 +1,4 @@
-"""Finding the images: recursive, in a fixed order, each real file once, no loop without an end."""
+"""Walk folders of images: in a fixed order, each real folder once, hidden and system folders left out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..preferences.listing import passed_over
 from ..types import Problem
-from .image_frames import suffixes
-from .image_types import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, starts_as_image
+from .image_types import is_image, suffixes
+
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+# Made by network storage, desktops and archives: thumbnails and deleted files, not the artist's images.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        "@eadir",
+        "#recycle",
+        "@recycle",
+        ".@__thumb",
+        "#snapshot",
+        ".appledouble",
+        "__macosx",
+        ".thumbnails",
+        ".trashes",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -19,9 +36,9 @@ class Found:
 
     Attributes:
         files: absolute paths, sorted within each folder; each real file once, under its first name.
-        problems: places that could not be looked into.
-        repeats: how many further names (symbolic links, overlapping folders) led to files already found.
-        notes: folders that a system made for itself, which were passed over.
+        problems: paths that could not be read.
+        repeats: number of further names (symbolic links, overlapping folders) of files already found.
+        notes: system folders, which were left out.
     """
 
     files: Sequence[Path]
@@ -30,77 +47,91 @@ class Found:
     notes: Sequence[Problem] = ()
 
 
-def find_images(places: Sequence[Path], skip: Sequence[Path] = ()) -> Found:
+def find_images(paths: Sequence[Path], skip: Sequence[Path] = ()) -> Found:
     """List the images in folders and among files.
 
-    In folders, files with an image's ending are taken, hidden ones (leading dot) left out; symbolic links
-    are followed. A file that is named itself is taken whatever its name.
+    In folders, files with an image's suffix are listed; those of kinds that cannot be read here too, so that
+    scoring reports them. A file that is named itself is listed whatever its name.
 
     Args:
-        places: folders and files.
-        skip: folders that are not looked into, such as the one that flagged images are moved to.
+        paths: folders and files.
+        skip: folders that are left out, such as the one that flagged images are moved to.
     """
     problems: list[Problem] = []
-    notes: list[Problem] = []
-    entered = {os.path.realpath(folder) for folder in skip}
+    visited = {os.path.realpath(folder) for folder in skip}
     files: dict[str, Path] = {}
     names = 0
-    for place in places:
-        path = Path(os.path.abspath(place.expanduser()))
+    for path in (Path(os.path.abspath(path.expanduser())) for path in paths):
         if path.is_dir():
-            taken = _walk(path, entered, problems, notes)
+            images: Iterator[Path] = (
+                file
+                for file in files_below(path, problems, visited)
+                if is_image(file) or file.suffix.lower() in suffixes()
+            )
         elif os.path.lexists(path):
-            taken = iter([path])
+            images = iter([path])
         else:
             problems.append(Problem(path, "there is no such file or folder. Check its name."))
             continue
-        for file in taken:
+        for file in images:
             names += 1
             files.setdefault(os.path.realpath(file), file)
-    return Found(list(files.values()), problems, names - len(files), notes)
+    fatal = [problem for problem in problems if problem.fatal]
+    notes = [problem for problem in problems if not problem.fatal]
+    return Found(list(files.values()), fatal, names - len(files), notes)
 
 
-def _walk(folder: Path, entered: set[str], problems: list[Problem], notes: list[Problem]) -> Iterator[Path]:
+def files_below(folder: Path, problems: list[Problem], visited: set[str] | None = None) -> Iterator[Path]:
+    """Yield every file below a folder that is not hidden: its files by name, then its subfolders.
+
+    Symbolic links are followed, but no real folder is entered twice.
+
+    Args:
+        folder: to walk.
+        problems: receives folders that cannot be read, and notes about system folders, which are left out.
+        visited: real paths of folders that are not entered; grows.
+    """
+    visited = set() if visited is None else visited
     waiting = [folder]
     while waiting:
-        here = waiting.pop()
-        real = os.path.realpath(here)
-        if real in entered:
+        current = waiting.pop()
+        if (real := os.path.realpath(current)) in visited:
             continue
-        entered.add(real)
+        visited.add(real)
         try:
-            with os.scandir(here) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(current) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
-            what = f"the folder cannot be looked into ({error.strerror or error})."
-            problems.append(Problem(here, what))
+            problems.append(unreadable_folder(current, error))
             continue
-        inside = []
-        for entry in found:
-            path = Path(entry.path)
-            if (note := passed_over(path)) is not None and _is_folder(entry):
-                notes.append(note)
+        subfolders = []
+        for entry in entries:
+            path, name = Path(entry.path), entry.name.casefold()
+            if is_system_folder(name) and _is_folder(entry):
+                what = "this folder belongs to the system (thumbnails, deleted files) and is ignored."
+                problems.append(Problem(path, what, fatal=False))
+            elif name.startswith(".") or name in _SYSTEM_FILES:
                 continue
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                inside.append(path)
-            elif _is_image(path):
+            elif _is_folder(entry):
+                subfolders.append(path)
+            else:
                 yield path
-        waiting += reversed(inside)
+        waiting += reversed(subfolders)
 
 
-def _is_image(path: Path) -> bool:
-    """Files of kinds that nothing here can read get a row too, which says so."""
-    ending = path.suffix.lower()
-    if not ending:
-        return starts_as_image(path)
-    return ending in suffixes() or ending in IMAGE_SUFFIXES or ending in FOREIGN_SUFFIXES
+def is_system_folder(name: str) -> bool:
+    """Return whether a folder of this name is made by systems and passed over by every walk."""
+    return name.casefold() in _SYSTEM_FOLDERS
+
+
+def unreadable_folder(folder: Path, error: OSError) -> Problem:
+    """Say that a folder cannot be read."""
+    what = f"this folder cannot be read ({error.strerror or error}). Give your user permission to read it."
+    return Problem(folder, what)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    # A link that leads to itself.
-    except OSError:
+    except OSError:  # a link to itself
         return False

@@ -25,7 +25,7 @@ class ExifError(ScdpoError):
 
 
 def with_note(tiff: bytes, note: bytes) -> bytes:
-    """EXIF (from its byte order mark on) with our tag set to `MARK` + note; empty EXIF is made anew.
+    """Return EXIF (from its byte order mark on) with our tag set to `MARK` + note; create empty EXIF.
 
     Args:
         tiff: the block, or b''.
@@ -37,12 +37,12 @@ def with_note(tiff: bytes, note: bytes) -> bytes:
     order, kept, entries, following = _read(tiff) if tiff else (">", b"MM\0*\0\0\0\x08", [], bytes(4))
     start = len(kept) + len(kept) % 2
     value = MARK + note + b"\0"
-    place = start + 2 + _ENTRY * (len(entries) + 1) + 4
-    entries.append(struct.pack(order + "HHII", TAG, _ASCII, len(value), place))
+    offset = start + 2 + _ENTRY * (len(entries) + 1) + 4
+    entries.append(struct.pack(order + "HHII", TAG, _ASCII, len(value), offset))
     entries.sort(key=lambda entry: _number(order, entry))
     listed = struct.pack(order + "H", len(entries)) + b"".join(entries) + following
-    whole = kept.ljust(start, b"\0") + listed + value
-    return whole[:4] + struct.pack(order + "I", start) + whole[8:]
+    block = kept.ljust(start, b"\0") + listed + value
+    return block[:4] + struct.pack(order + "I", start) + block[8:]
 
 
 def _read(tiff: bytes) -> tuple[str, bytes, list[bytes], bytes]:
@@ -63,11 +63,11 @@ def _read(tiff: bytes) -> tuple[str, bytes, list[bytes], bytes]:
     if ours is None:
         return order, tiff, entries, following
     entries.remove(ours)
-    _, _, length, place = struct.unpack(order + "HHII", ours)
-    if tiff[place : place + len(MARK)] != MARK:
+    _, _, length, offset = struct.unpack(order + "HHII", ours)
+    if tiff[offset : offset + len(MARK)] != MARK:
         raise ExifError("another program keeps notes where the score would go (EXIF ImageHistory)")
     # The list and the value that we wrote last time lie at the very end and give way to the new ones.
-    kept = tiff[:start] if place == end + 4 and place + length == len(tiff) else tiff
+    kept = tiff[:start] if offset == end + 4 and offset + length == len(tiff) else tiff
     return order, kept, entries, following
 
 

@@ -52,27 +52,27 @@ def atomic_path(path: Path, *, replace: bool = True, like: Path | None = None) -
         FileExistsError: `path` is there and may not be replaced.
         OSError: the folder cannot be written to, or the disk is full; the message names `path`.
     """
-    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
     handle, temporary, special = -1, None, False
     try:
         if not replace and os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        special = _is_special(place)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = _temporary(place, None if special else place.parent)
+        special = _is_special(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = _temporary(target, None if special else target.parent)
         yield temporary
         # Windows flushes only what may be written to.
         with temporary.open("r+b") as stream:
             os.fsync(stream.fileno())
         if special:
-            _pour(temporary, place)
+            _pour(temporary, target)
         else:
             # Before it has its name: nobody is to find it with another date or other permissions.
-            _dress(temporary, place, like)
+            _dress(temporary, target, like)
             if os.name == "nt":  # which renames nothing that is open
                 os.close(handle)
                 handle = -1
-            (os.replace if replace else _rename_to_free)(temporary, place)
+            (os.replace if replace else _rename_to_free)(temporary, target)
     except OSError as error:
         if error.errno is None or not _is_about(error, temporary):
             raise
@@ -86,7 +86,7 @@ def atomic_path(path: Path, *, replace: bool = True, like: Path | None = None) -
 
 
 def _is_special(path: Path) -> bool:
-    """Whether there is something at a path that is neither a file nor a folder.
+    """Return whether there is something at a path that is neither a file nor a folder.
 
     Raises:
         IsADirectoryError: it is a folder.
@@ -100,9 +100,9 @@ def _is_special(path: Path) -> bool:
     return not stat.S_ISREG(mode)
 
 
-def _temporary(place: Path, folder: Path | None) -> tuple[int, Path]:
-    """A new file, locked for as long as its handle is open; in the system's own folder without `folder`."""
-    suffix = place.suffix if len(os.fsencode(place.suffix)) <= _LONGEST_SUFFIX else ""
+def _temporary(target: Path, folder: Path | None) -> tuple[int, Path]:
+    """Create a file that is locked while its handle is open; in the system's folder without `folder`."""
+    suffix = target.suffix if len(os.fsencode(target.suffix)) <= _LONGEST_SUFFIX else ""
     if folder is not None:
         sweep(folder)
     while True:
@@ -142,7 +142,7 @@ def sweep(folder: Path) -> None:
 
 
 def _lock(handle: int) -> bool:
-    """Whether nobody else has locked an open file; it is ours until the handle is closed.
+    """Return whether nobody else has locked an open file; it is ours until the handle is closed.
 
     Raises:
         OSError: the disk knows no locks.
@@ -156,7 +156,7 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _dress(temporary: Path, place: Path, like: Path | None) -> None:
+def _dress(temporary: Path, target: Path, like: Path | None) -> None:
     """Give a file the permissions, dates and owner that it is to have."""
     if like is not None:
         facts = like.stat()
@@ -166,26 +166,26 @@ def _dress(temporary: Path, place: Path, like: Path | None) -> None:
         shutil.copystat(like, temporary)
         return
     try:
-        mode = stat.S_IMODE(place.stat().st_mode)
+        mode = stat.S_IMODE(target.stat().st_mode)
     except OSError:
         # mkstemp makes private files; what we publish is as readable as any other new file.
         mode = 0o666 & ~_UMASK
     temporary.chmod(mode)
 
 
-def _rename_to_free(temporary: Path, place: Path) -> None:
+def _rename_to_free(temporary: Path, target: Path) -> None:
     """Rename, but never onto a file that is there."""
     if os.name == "nt":
-        os.rename(temporary, place)  # which refuses there what replaces elsewhere
+        os.rename(temporary, target)  # which refuses there what replaces elsewhere
         return
     try:
-        os.link(temporary, place)
+        os.link(temporary, target)
     except FileExistsError:
         raise
     except OSError as error:  # a disk without hard links
-        if os.path.lexists(place):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place)) from error
-        os.replace(temporary, place)
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        os.replace(temporary, target)
 
 
 def _pour(source: Path, target: Path) -> None:
@@ -194,7 +194,7 @@ def _pour(source: Path, target: Path) -> None:
 
 
 def _is_about(error: OSError, temporary: Path | None) -> bool:
-    """Whether an error names our temporary file, or a full disk and no file at all."""
+    """Return whether an error names our temporary file, or a full disk and no file at all."""
     if temporary is not None and str(temporary) in (error.filename, error.filename2):
         return True
     return error.filename is None and error.errno in _NO_ROOM
@@ -207,7 +207,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """Where a name that was read from a file lies in a folder; None if it leads out of it.
+    """Return where a name that was read from a file lies in a folder; None if it leads out of it.
 
     Args:
         folder: the name is relative to it.
@@ -265,20 +265,20 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, contiguous and each with memory of its own, which safetensors asks for."""
+    """Return the same tensors, contiguous and each with memory of its own, which safetensors asks for."""
     apart: dict[str, torch.Tensor] = {}
-    taken: set[int] = set()
+    used: set[int] = set()
     for name, tensor in tensors.items():
         ready = tensor.contiguous()
         memory = ready.untyped_storage().data_ptr()
-        apart[name] = ready.clone() if memory in taken else ready
-        taken.add(memory)
+        apart[name] = ready.clone() if memory in used else ready
+        used.add(memory)
     return apart
 
 
 @contextmanager
 def name_for_safetensors(path: Path) -> Iterator[str]:
-    """A file's name as safetensors takes it, which knows no names but UTF-8; Linux and macOS have others.
+    """Return a file name that safetensors accepts: it takes UTF-8 only, Linux and macOS allow others.
 
     Raises:
         OSError: the file cannot be opened.
@@ -320,20 +320,20 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins as pickles do, alone or in the archive that torch.save makes."""
+    """Return whether a file begins as pickles do, alone or in the archive that torch.save makes."""
     with path.open("rb") as stream:
         head = stream.read(2)
     return head == b"PK" or head[:1] == b"\x80"
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves in the place of one that it has not fetched."""
+    """Return whether a file is what Git LFS leaves in the place of one that it has not fetched."""
     with path.open("rb") as stream:
         return stream.read(24) == b"version https://git-lfs."
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; `progress` is told how many bytes were read."""
+    """Return the SHA-256 of a file, hexadecimal; `progress` receives the number of bytes read."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):

@@ -24,7 +24,7 @@ class ContainerError(ScdpoError):
 
 
 def with_score(file: bytes, note: bytes) -> bytes:
-    """The file with the note in it, replacing one of ours.
+    """Return the file with the note in it, replacing one of ours.
 
     Args:
         file: a PNG, JPEG or WebP.
@@ -74,15 +74,15 @@ def _png_chunks(file: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _jpeg(file: bytes, note: bytes) -> bytes:
-    found = None
+    existing = None
     after_jfif = 2
     for marker, start, end in _jpeg_segments(file):
         if marker == _APP0 and start == after_jfif:
             after_jfif = end
         if marker == _APP1 and file[start + 4 : start + 10] == _EXIF:
-            found = (start, end)
+            existing = (start, end)
             break
-    start, end = found or (after_jfif, after_jfif)
+    start, end = existing or (after_jfif, after_jfif)
     tiff = with_note(file[start + 10 : end], note)
     if len(_EXIF + tiff) > _MOST_IN_SEGMENT:
         raise ContainerError("its EXIF data is full; use a sidecar file")
@@ -91,7 +91,7 @@ def _jpeg(file: bytes, note: bytes) -> bytes:
 
 
 def _jpeg_segments(file: bytes) -> Iterator[tuple[int, int, int]]:
-    """Markers, starts and ends of the segments before the image itself."""
+    """Yield marker, start and end of the segments before the image data."""
     at = 2
     while at + 4 <= len(file):
         if file[at] != 0xFF:
@@ -127,8 +127,8 @@ def _webp(file: bytes, note: bytes) -> bytes:
         header, rest = _extended_header(*chunks[0]), chunks
     kept = [(name, body) for name, body in rest if name != b"EXIF"]
     # EXIF stands behind the image and before XMP.
-    place = next((k for k, (name, _) in enumerate(kept) if name == b"XMP "), len(kept))
-    written = [(b"VP8X", header), *kept[:place], (b"EXIF", exif), *kept[place:]]
+    index = next((k for k, (name, _) in enumerate(kept) if name == b"XMP "), len(kept))
+    written = [(b"VP8X", header), *kept[:index], (b"EXIF", exif), *kept[index:]]
     body = b"WEBP" + b"".join(
         name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in written
     )
@@ -146,7 +146,7 @@ def _riff_chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _extended_header(name: bytes, body: bytes) -> bytes:
-    """The VP8X chunk that a plain WebP lacks; says the image's size, and that there is EXIF."""
+    """Return the VP8X chunk that a plain WebP lacks; says the image's size, and that there is EXIF."""
     if len(body) < 10:
         raise ContainerError("the WebP is damaged")
     if name == b"VP8L":

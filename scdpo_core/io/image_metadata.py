@@ -23,9 +23,9 @@ def prompt_of(path: Path) -> str:
     Tags that load networks, and weights such as (red:1.2), are taken out: trainers read plain words.
     Never raises because of what a file holds.
     """
-    found = _from_texts(texts_in(path))
-    if found:
-        return found
+    prompt = _from_texts(texts_in(path))
+    if prompt:
+        return prompt
     for beside in files_beside(path):
         try:
             if beside.is_file():
@@ -38,16 +38,16 @@ def prompt_of(path: Path) -> str:
 
 
 def files_beside(path: Path) -> list[Path]:
-    """The text files that may hold an image's prompt: a.txt, a.caption, a.png.txt, a.png.caption."""
+    """Return the text files that may hold an image's prompt: a.txt, a.caption, a.png.txt, a.png.caption."""
     names = [path.with_suffix(suffix) for suffix in PROMPT_SUFFIXES]
     return [*names, *(path.with_name(path.name + suffix) for suffix in PROMPT_SUFFIXES)]
 
 
 def _from_texts(texts: Mapping[str, str]) -> str:
-    """A1111's text first, then ComfyUI's graph, then the settings of other programs."""
-    found = prompt_in(texts.get("parameters", ""))
-    if found:
-        return found
+    """Try A1111's text first, then ComfyUI's graph, then the settings of other programs."""
+    prompt = prompt_in(texts.get("parameters", ""))
+    if prompt:
+        return prompt
     graph = loads(texts.get("prompt", ""))
     if graph is not None:
         return prompt_of_graph(graph)
@@ -56,7 +56,7 @@ def _from_texts(texts: Mapping[str, str]) -> str:
         return prompt_in(texts["prompt"])
     for name in _SETTINGS:
         settings = loads(texts.get(name, ""))
-        found = prompt_of_settings(settings) if settings is not None else ""
-        if found:
-            return found
+        prompt = prompt_of_settings(settings) if settings is not None else ""
+        if prompt:
+            return prompt
     return ""

@@ -41,10 +41,10 @@ def texts_in(path: Path) -> Mapping[str, str]:
             usable = [name for name in _FORMATS if name in Image.OPEN]
             with Image.open(stream, formats=usable) as image:
                 comment = image.info.get("comment") if image.format == "GIF" else None
-                found = _of_exif(image.getexif())
+                texts = _of_exif(image.getexif())
                 if isinstance(comment, bytes) and len(comment) <= MAX_TEXT:
-                    found.setdefault("parameters", comment.decode("utf-8", "replace"))
-                return found
+                    texts.setdefault("parameters", comment.decode("utf-8", "replace"))
+                return texts
     # Pillow's decoders raise whatever a damaged header makes them stumble over.
     except (Exception, MemoryError):
         return {}
@@ -68,39 +68,39 @@ def decode_comment(value: bytes) -> str:
 
 
 def _of_png(texts: Mapping[str, bytes | str]) -> dict[str, str]:
-    found = {name: text for name, text in texts.items() if isinstance(text, str)}
+    strings = {name: text for name, text in texts.items() if isinstance(text, str)}
     block = texts.get("eXIf")
     if isinstance(block, bytes):
         exif = Image.Exif()
         try:
             exif.load(b"Exif\0\0" + block)
             for name, text in _of_exif(exif).items():
-                found.setdefault(name, text)
+                strings.setdefault(name, text)
         # As above: what a damaged block raises is anybody's guess.
         except Exception:
             pass
-    return found
+    return strings
 
 
 def _of_exif(exif: Image.Exif) -> dict[str, str]:
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for tag in _NAMED_TAGS:
         value = exif.get(tag)
         if not isinstance(value, str) or len(value) > MAX_TEXT:
             continue
         match = _NAMED.match(value)
         if match:
-            found.setdefault(match[1].lower(), value[match.end() :].strip().rstrip("\0"))
+            texts.setdefault(match[1].lower(), value[match.end() :].strip().rstrip("\0"))
     comment = exif.get_ifd(_EXIF).get(_USER_COMMENT)
     if isinstance(comment, bytes):
         comment = decode_comment(comment[: 2 * MAX_TEXT])
     if isinstance(comment, str) and comment.strip() not in _NO_PROMPTS:
-        found.setdefault("parameters", comment)
-    return found
+        texts.setdefault("parameters", comment)
+    return texts
 
 
 def _most_likely(body: bytes) -> str:
-    """The best reading of text of unknown encoding; where nothing tells, the big end first as in A1111."""
+    """Decode text of unknown encoding; if nothing decides, big-endian as A1111 writes it."""
     return max(_readings(body), key=_likelihood)
 
 
@@ -116,7 +116,7 @@ def _readings(body: bytes) -> Iterator[str]:
 
 
 def _likelihood(text: str) -> tuple[bool, float]:
-    """Whether it says what programs say, and how much it looks like writing: one script, all assigned."""
+    """Rate a decoding: known keywords first, then how uniform its script is."""
     start = text[:_LOOKED_AT]
     score = 0.0
     scripts: set[str] = set()

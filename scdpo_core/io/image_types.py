@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from codecs import getincrementaldecoder
+from functools import cache
 from pathlib import Path
+
+from PIL import Image
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -19,6 +24,11 @@ FOREIGN_SUFFIXES = frozenset(
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\xff\x0a")
 # Of files that are meant to be read but were damaged, the beginning is whole.
 _STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM", b"GIF8", b"II*\0", b"MM\0*")
+_BRANDS = {b"heic": "HEIF", b"heix": "HEIF", b"mif1": "HEIF", b"avif": "AVIF", b"avis": "AVIF", b"jxl ": ""}
+_NEVER = frozenset({"EPS", "WMF", "PDF", "MPEG", "FPX", "MIC", "BUFR", "GRIB", "HDF5"})
+"""Kinds that start another program (EPS) or that Pillow names without decoding them."""
+_HEIC_PLUGINS = ("pillow_heif", "pi_heif")
+"""The second one only reads, and carries no encoder under a licence of its own."""
 _SUFFIX_OF_START = (
     (b"\x89PNG\r\n\x1a\n", ".png"),
     (b"\xff\xd8\xff", ".jpg"),
@@ -28,11 +38,10 @@ _SUFFIX_OF_START = (
     (b"II*\0", ".tif"),
     (b"MM\0*", ".tif"),
 )
-_BRANDS = (b"heic", b"heix", b"mif1", b"avif", b"avis", b"jxl ")
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is meant as an image, readable here or not; opens it only if its name has no ending."""
+    """Return whether a file is an image, readable here or not; open it only if it has no suffix."""
     suffix = path.suffix.lower()
     if suffix:
         return suffix in IMAGE_SUFFIXES or suffix in FOREIGN_SUFFIXES
@@ -40,7 +49,7 @@ def is_image(path: Path) -> bool:
 
 
 def starts_as_image(path: Path) -> bool:
-    """Whether a file's first bytes are those of an image."""
+    """Return whether a file's first bytes are those of an image."""
     try:
         # Opening a pipe or a device would wait for ever.
         if not path.is_file():
@@ -64,7 +73,13 @@ def suffix_of(head: bytes) -> str:
 
 
 def describe(head: bytes) -> str:
-    """What a file is that no decoder recognises, from its first bytes."""
+    """Say what a file is that no decoder recognises, from its first bytes."""
+    kind = _BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
+    if kind and kind not in formats():
+        name, package = {"HEIF": ("HEIC", "pi-heif"), "AVIF": ("AVIF", "pillow-avif-plugin")}[kind]
+        return f"this is {name}, which needs the package '{package}'. Or save it as JPEG."
+    if kind:
+        return "the image is damaged or cut off. Save or copy it again."
     if head.startswith(_STARTS):
         return "the image is damaged or cut off. Save or copy it again."
     try:
@@ -83,3 +98,24 @@ def describe(head: bytes) -> str:
     if text and all(letter.isprintable() or letter.isspace() for letter in text):
         return f"this is a text file, not an image. {again}"
     return "this is not a kind of image that can be read. Save it as PNG, JPEG or WebP."
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Return the kinds of image that are read, with HEIC and AVIF where a plug-in is installed."""
+    Image.init()
+    for plugin in _HEIC_PLUGINS:
+        if importlib.util.find_spec(plugin) is not None:
+            importlib.import_module(plugin).register_heif_opener()
+            break
+    # Pillow reads AVIF itself since 11.3; this one registers itself where it is imported.
+    if "AVIF" not in Image.OPEN and importlib.util.find_spec("pillow_avif") is not None:
+        importlib.import_module("pillow_avif")
+    return tuple(name for name in Image.ID if name not in _NEVER)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """File endings of those kinds, lower case."""
+    usable = formats()
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in usable)

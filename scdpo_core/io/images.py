@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -19,20 +18,16 @@ from torch import Tensor
 
 from ..types import ScdpoError
 from .decode_budget import BUDGET
-from .image_types import describe
+from .image_types import describe, formats
 from .png import decodable
 
 Value = TypeVar("Value")
 
-MAX_SIDE = 16384
-"""Longest side of an image that is opened, pixels."""
-MAX_PIXELS = 100_000_000
-"""Most pixels of an image that is opened."""
+MAX_PIXELS = 150_000_000
+"""Most pixels of an image that is opened; a 30,000 x 5,000 panorama is."""
 MANY = 1000
 """Pages of a file from which on they are no longer counted."""
 
-# Pillow knows dozens more; some of those start other programs (EPS) or are seldom tested against bad files.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 _OPAQUE = 254  # Forge hides a text in the lowest bit of an opaque image's alpha
 _UPRIGHT = {
@@ -44,10 +39,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LIMIT = (
-    f"Images of up to {MAX_SIDE} pixels a side and {MAX_PIXELS // 1_000_000} megapixels can be read; "
-    "make it smaller, training uses far fewer pixels anyway."
-)
 _DEEP = "its values lie outside the range of the format; save it as an 8-bit PNG"
 _STRIP = 256  # rows
 
@@ -92,8 +83,8 @@ def open_image(path: Path) -> Image.Image:
     decides, not the file's ending.
 
     Raises:
-        ImageError: no such file, not readable, empty, not an image, damaged or cut off, or longer than
-            `MAX_SIDE` or of more than `MAX_PIXELS` (refused before anything is decoded).
+        ImageError: no such file, not readable, empty, not an image, damaged or cut off, or of more than
+            `MAX_PIXELS` (refused before anything is decoded).
     """
     return read_image(path, lambda image: image)
 
@@ -107,20 +98,18 @@ def read_image(path: Path, use: Callable[[Image.Image], Value]) -> Value:
     Raises:
         ImageError: as `open_image`.
     """
-    with ExitStack() as held:
-        return use(_opened(path, held))
+    with ExitStack() as memory:
+        return use(_opened(path, memory))
 
 
-def _opened(path: Path, held: ExitStack) -> Image.Image:
+def _opened(path: Path, memory: ExitStack) -> Image.Image:
     try:
         # Opening a pipe or a device would wait for ever.
         if path.exists() and not path.is_file():
             raise ImageError(path, "this is not a file. Put an image in its place.")
         with path.open("rb") as stream:
             head = stream.read(512)
-            if not head:
-                raise ImageError(path, "the file is empty (0 bytes). Save or copy the image again.")
-            return _decode(path, decodable(stream), head, held)
+            return _decode(path, decodable(stream), head, memory)
     except FileNotFoundError as error:
         raise ImageError(path, "there is no such file. Check its name, or put it there.") from error
     except PermissionError as error:
@@ -139,18 +128,18 @@ def look_at_all(
         paths: the files.
         progress: is told how many of how many are done.
     """
-    found: dict[Path, Look | ImageError] = {}
+    looks: dict[Path, Look | ImageError] = {}
     # Decoders and hashes let go of the interpreter lock; more threads only hold more large images at once.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for path, look in zip(paths, pool.map(_look, paths), strict=True):
-            found[path] = look
+            looks[path] = look
             if progress is not None:
-                progress(len(found), len(paths))
-    return found
+                progress(len(looks), len(paths))
+    return looks
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """The image at the size that training uses: scaled to cover it (Lanczos), its middle cut out.
+    """Return the image at the size that training uses: scaled to cover it (Lanczos), its middle cut out.
 
     Args:
         image: as `open_image` gives it.
@@ -169,13 +158,13 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image as `open_image` gives it, from its header alone.
+    """Return (width, height) of an image as `open_image` gives it, from its header alone.
 
     Raises:
         ImageError: it cannot be read, or is no image.
     """
     try:
-        with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
+        with path.open("rb") as stream, Image.open(decodable(stream), formats=formats()) as image:
             width, height = image.size
             turned = orientation(image) >= 5
     # As in `_decode`: AVIF's decoder raises RuntimeError, others whatever they stumble over.
@@ -185,9 +174,9 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 def covering(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """(left, top) of what `to_pixels` cuts out, in pixels of the image once it is scaled to `size`."""
+    """Return (left, top) of what `to_pixels` cuts out, in pixels of the image once it is scaled to `size`."""
     scale = max(size[0] / image[0], size[1] / image[1])
-    left, top = ((own * scale - side) / 2 for own, side in zip(image, size, strict=True))
+    left, top = ((length * scale - side) / 2 for length, side in zip(image, size, strict=True))
     return round(left), round(top)
 
 
@@ -221,9 +210,9 @@ def _digest(image: Image.Image) -> bytes:
 
 
 def _frames(path: Path) -> int:
-    """How many images a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
+    """Return how many images a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
     try:
-        with path.open("rb") as stream, Image.open(decodable(stream), formats=_formats()) as image:
+        with path.open("rb") as stream, Image.open(decodable(stream), formats=formats()) as image:
             # What phones keep behind a photograph is no second image.
             if image.format == "MPO":
                 return 1
@@ -236,7 +225,7 @@ def _frames(path: Path) -> int:
 
 
 def _pages(image: Image.Image) -> int:
-    """Pages of a TIFF up to `MANY`; counting them takes Pillow the square of their number."""
+    """Count the pages of a TIFF up to `MANY`; Pillow's own count takes quadratic time."""
     for number in range(1, MANY):
         try:
             image.seek(number)
@@ -245,42 +234,65 @@ def _pages(image: Image.Image) -> int:
     return MANY
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+def _decode(path: Path, stream: BinaryIO, head: bytes, memory: ExitStack) -> Image.Image:
+    with decode_errors(path, head), Image.open(stream, formats=formats()) as image:
+        require_size(path, image.size)
+        memory.enter_context(BUDGET.take(BUDGET.for_image(*image.size)))
+        image.load()
+        # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
+        return upright(to_rgb(image), orientation(image))
 
 
-def _decode(path: Path, stream: BinaryIO, head: bytes, held: ExitStack) -> Image.Image:
+def require_size(path: Path, size: tuple[int, int]) -> None:
+    """Refuse an image of more than `MAX_PIXELS`, before anything is decoded.
+
+    Raises:
+        ImageError: it is too large.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        what = (
+            f"the image is {width} x {height} pixels; up to {MAX_PIXELS // 1_000_000} megapixels can be "
+            "read. Make it smaller."
+        )
+        raise ImageError(path, what)
+
+
+@contextmanager
+def decode_errors(path: Path, head: bytes) -> Iterator[None]:
+    """Turn what decoders raise on malformed files, which is nearly any exception, into an `ImageError`.
+
+    Args:
+        path: of the file.
+        head: its first bytes.
+
+    Raises:
+        ImageError: what is wrong with the image, and what to do.
+    """
+    if not head:
+        raise ImageError(path, "the file is empty (0 bytes). Save or copy the image again.")
     try:
-        with Image.open(stream, formats=_formats()) as image:
-            width, height = image.size
-            if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-                raise ImageError(path, f"the image is {width} x {height} pixels. {_LIMIT}")
-            if min(width, height) < 1:
-                raise ValueError("no pixels")
-            held.enter_context(BUDGET.take(BUDGET.for_image(width, height)))
-            image.load()
-            # Only now mode and orientation are final: loading turns TIFF upright and may unfold a palette.
-            return upright(to_rgb(image), orientation(image))
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(path, f"the image has more than 100 megapixels. {_LIMIT}") from error
+        megapixels = MAX_PIXELS // 1_000_000
+        raise ImageError(
+            path, f"the image has more than {megapixels} megapixels. Make it smaller."
+        ) from error
     except UnidentifiedImageError as error:
         raise ImageError(path, describe(head)) from error
     except MemoryError as error:
         raise ImageError(path, "there is not enough memory to open the image. Make it smaller.") from error
-    # Pillow's decoders raise nearly any kind of exception on malformed files.
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(
             path, f"the image is damaged, cut off or of an unusual kind ({reason}). Save or copy it again."
         ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8 bits a channel, RGB, of a loaded image of any mode; what is transparent becomes white."""
+    """Return 8 bits a channel, RGB, of a loaded image of any mode; what is transparent becomes white."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _from_deep(image)
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
@@ -295,7 +307,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """One channel of more than 8 bits; Pillow's own conversion clips at 255 in some of its versions."""
+    """Convert one channel of more than 8 bits; some Pillow versions clip it at 255."""
     values = np.asarray(image)
     top = 1.0 if image.mode == "F" else 65535
     if not (values.min() >= 0 and values.max() <= top):
@@ -316,7 +328,7 @@ def _from_deep(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a loaded image, 1 when it has none that can be read."""
+    """Return the EXIF orientation of a loaded image, 1 when it has none that can be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     # Broken EXIF is no reason to refuse a sound image; cameras and editors write all sorts of it.
@@ -325,6 +337,6 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image, tag: int) -> Image.Image:
-    """An image turned as its EXIF orientation says."""
+    """Return an image turned as its EXIF orientation says."""
     turn = _UPRIGHT.get(tag)
     return image if turn is None else image.transpose(turn)

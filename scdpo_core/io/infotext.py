@@ -44,7 +44,7 @@ def prompt_in(text: str) -> str:
 
 
 def words_of(infotext: str) -> str:
-    """What stands before the negative prompt and the settings in A1111's form, as it is written."""
+    """Return what stands before the negative prompt and the settings in A1111's form, as it is written."""
     text = infotext.removeprefix("\ufeff").replace("\r\n", "\n")
     settings = _SETTINGS.search(text)
     return text[: settings.start()] if settings else text
@@ -76,10 +76,10 @@ def loads(text: str) -> dict[str, Any] | None:
     if len(text) > _MAX_JSON:
         return None
     try:
-        found = json.loads(text.strip("\ufeff\0 \r\n\t"), parse_int=_integer)
+        value = json.loads(text.strip("\ufeff\0 \r\n\t"), parse_int=_integer)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def plain(prompt: str) -> str:
@@ -109,21 +109,21 @@ def _without_weight(text: str) -> str:
 
 
 def _without_weights(text: str) -> str:
-    """One pass over the text; a stack says where each open bracket's words begin in what was read so far."""
-    found: list[str] = []
+    """Strip weights in one pass; a stack holds where the words of each open bracket begin."""
+    pieces: list[str] = []
     open_brackets: list[tuple[str, int]] = []
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token in _CLOSES:
-            open_brackets.append((_CLOSES[token], len(found)))
+            open_brackets.append((_CLOSES[token], len(pieces)))
         elif open_brackets and token == open_brackets[-1][0]:
-            _close(found, *open_brackets.pop())
+            _close(pieces, *open_brackets.pop())
         elif token == "|" and open_brackets and open_brackets[-1][0] == "]":
-            found.append(" ")
+            pieces.append(" ")
         else:
-            found.append(token[1:] if len(token) == 2 and token[0] == "\\" else token)
+            pieces.append(token[1:] if len(token) == 2 and token[0] == "\\" else token)
     # Brackets that nobody closed weigh the rest, and are no words.
-    return "".join(found)
+    return "".join(pieces)
 
 
 def _close(found: list[str], kind: str, start: int) -> None:

@@ -29,7 +29,7 @@ class SchemaError(ValueError):
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """A file of ours as the dataclass that was written into it.
+    """Return a file of ours as the dataclass that was written into it.
 
     Raises:
         OSError: the file is not there, or cannot be read.
@@ -45,7 +45,7 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text, of whatever shape.
+    """Return the value of a JSON text, of whatever shape.
 
     Raises:
         SchemaError: it is none, or nested too deeply; completes '... is damaged: '.
@@ -59,7 +59,7 @@ def parse(text: str) -> Any:
 
 
 def from_json(value: Any, kind: type[T]) -> T:
-    """What a JSON parser returned, as a dataclass.
+    """Return what a JSON parser returned, as a dataclass.
 
     Missing fields get their defaults, further ones are passed over: another version of the program may have
     written them. Numbers are finite, and no true or false stands for one.
@@ -74,43 +74,43 @@ def from_json(value: Any, kind: type[T]) -> T:
     return typing.cast(T, _read(value, kind, "it"))
 
 
-def _read(value: Any, kind: Any, place: str) -> Any:
+def _read(value: Any, kind: Any, location: str) -> Any:
     if dataclasses.is_dataclass(kind):
-        return _read_record(value, kind, place)
+        return _read_record(value, kind, location)
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         # A list is no key, and 1 is not True.
         if not any(type(value) is type(option) and value == option for option in options):
-            raise SchemaError(f"{place} is none of {', '.join(map(str, options))}")
+            raise SchemaError(f"{location} is none of {', '.join(map(str, options))}")
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and types.NoneType in options:
             return None
-        return _read(value, next(option for option in options if option is not types.NoneType), place)
+        return _read(value, next(option for option in options if option is not types.NoneType), location)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise SchemaError(f"{place} is no list")
-        return tuple(_read(item, options[0], f"{place}[{number}]") for number, item in enumerate(value))
+            raise SchemaError(f"{location} is no list")
+        return tuple(_read(item, options[0], f"{location}[{number}]") for number, item in enumerate(value))
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
-            raise SchemaError(f"{place} has no names")
-        return {key: _read(item, options[1], f"{place}.{key[:40]}") for key, item in value.items()}
-    return _read_plain(value, kind, place)
+            raise SchemaError(f"{location} has no names")
+        return {key: _read(item, options[1], f"{location}.{key[:40]}") for key, item in value.items()}
+    return _read_plain(value, kind, location)
 
 
-def _read_record(value: Any, kind: Any, place: str) -> Any:
+def _read_record(value: Any, kind: Any, location: str) -> Any:
     if not isinstance(value, dict):
-        raise SchemaError(f"{place} has no fields")
+        raise SchemaError(f"{location} has no fields")
     given = {}
-    for name, wanted, needed in _fields(kind):
+    for name, expected, needed in _fields(kind):
         if name in value:
-            given[name] = _read(value[name], wanted, name if place == "it" else f"{place}.{name}")
+            given[name] = _read(value[name], expected, name if location == "it" else f"{location}.{name}")
         elif needed:
-            raise SchemaError(f"{place} lacks '{name}'")
+            raise SchemaError(f"{location} lacks '{name}'")
     return kind(**given)
 
 
-def _read_plain(value: Any, kind: Any, place: str) -> Any:
+def _read_plain(value: Any, kind: Any, location: str) -> Any:
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if kind is int and type(value) is int and -_LARGEST <= value < _LARGEST:
@@ -126,7 +126,7 @@ def _read_plain(value: Any, kind: Any, place: str) -> Any:
         except UnicodeEncodeError:  # half a character
             pass
     names = {bool: "true or false", int: "a whole number", float: "a finite number", Path: "a path"}
-    raise SchemaError(f"{place} is not {names.get(kind, 'a text')}")
+    raise SchemaError(f"{location} is not {names.get(kind, 'a text')}")
 
 
 @cache

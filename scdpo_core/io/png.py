@@ -29,15 +29,15 @@ def chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     stream.seek(0)
     if stream.read(8) != SIGNATURE:
         return
-    place = 8
+    offset = 8
     for _ in range(_MAX_CHUNKS):
-        stream.seek(place)
+        stream.seek(offset)
         head = stream.read(8)
         if len(head) < 8:
             return
         length, kind = struct.unpack(">I4s", head)
-        yield kind, place + 8, length
-        place += 12 + length
+        yield kind, offset + 8, length
+        offset += 12 + length
 
 
 def text_chunks(stream: BinaryIO) -> dict[str, bytes | str]:
@@ -45,7 +45,7 @@ def text_chunks(stream: BinaryIO) -> dict[str, bytes | str]:
 
     The first text of a name counts. What is longer than `MAX_TEXT` or cannot be decompressed is left out.
     """
-    found: dict[str, bytes | str] = {}
+    texts: dict[str, bytes | str] = {}
     total = 0
     for kind, start, length in chunks(stream):
         if kind not in _TEXT_KINDS or length > MAX_TEXT or total > _MAX_TEXTS:
@@ -53,14 +53,14 @@ def text_chunks(stream: BinaryIO) -> dict[str, bytes | str]:
         stream.seek(start)
         data = stream.read(length)
         if kind == b"eXIf":
-            found.setdefault("eXIf", data)
+            texts.setdefault("eXIf", data)
             continue
         name, separator, rest = data.partition(b"\0")
         text = _text(kind, rest) if separator and len(name) <= _MAX_NAME else None
         if text is not None:
             total += len(text)
-            found.setdefault(name.decode("latin-1"), text)
-    return found
+            texts.setdefault(name.decode("latin-1"), text)
+    return texts
 
 
 def pixels_alone(stream: BinaryIO) -> BinaryIO:
@@ -76,7 +76,7 @@ def pixels_alone(stream: BinaryIO) -> BinaryIO:
 
 
 def decodable(stream: BinaryIO) -> BinaryIO:
-    """The stream at its start or, of a PNG whose texts or profile exceed Pillow's bounds, its pixels alone.
+    """Return the stream at its start, or only the pixels of a PNG whose texts exceed Pillow's limits.
 
     Pillow calls such an image damaged, though nothing but its texts is large.
     """
@@ -97,7 +97,7 @@ def decodable(stream: BinaryIO) -> BinaryIO:
 
 
 def _packed(kind: bytes, data: bytes) -> bytes | None:
-    """The compressed part of a chunk's data; None if it has none."""
+    """Return the compressed part of a chunk's data; None if it has none."""
     _, _, rest = data.partition(b"\0")
     if kind in (b"zTXt", b"iCCP"):
         return rest[1:]
@@ -107,7 +107,7 @@ def _packed(kind: bytes, data: bytes) -> bytes | None:
 
 
 def _size(packed: bytes) -> int:
-    """Bytes that data has when it is decompressed, as far as Pillow would read."""
+    """Return bytes that data has when it is decompressed, as far as Pillow would read."""
     try:
         return len(zlib.decompressobj().decompress(packed, _PILLOWS_TEXT + 1))
     except zlib.error:
@@ -116,8 +116,8 @@ def _size(packed: bytes) -> int:
 
 def _text(kind: bytes, rest: bytes) -> str | None:
     if kind == b"zTXt":
-        whole = _inflated(rest[1:])
-        return None if whole is None else whole.decode("latin-1")
+        content = _inflated(rest[1:])
+        return None if content is None else content.decode("latin-1")
     if kind != b"iTXt":
         return _either(rest)
     # Compression flag and method, language and translated name, each of the latter ended by a zero.
@@ -131,7 +131,7 @@ def _text(kind: bytes, rest: bytes) -> str | None:
 
 
 def _either(data: bytes) -> str:
-    """Latin-1 as the standard says, UTF-8 as some programs write it."""
+    """Decode UTF-8, which some programs write, or Latin-1 as the standard says."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -141,7 +141,7 @@ def _either(data: bytes) -> str:
 def _inflated(data: bytes) -> bytes | None:
     packed = zlib.decompressobj()
     try:
-        whole = packed.decompress(data, MAX_TEXT + 1)
+        content = packed.decompress(data, MAX_TEXT + 1)
     except zlib.error:
         return None
-    return whole if len(whole) <= MAX_TEXT else None
+    return content if len(content) <= MAX_TEXT else None

@@ -11,7 +11,7 @@ _COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Text that a terminal shows and does not obey, and that can be written as UTF-8.
+    """Return text that a terminal shows and does not obey, and that can be written as UTF-8.
 
     Control characters become '\\x1b', bytes of a file's name that are no text '\\udcff'.
 
@@ -30,7 +30,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def not_unicode(text: str) -> str:
-    """Why no settings file can hold a text, such as a name in bytes that are no UTF-8; '' if one can."""
+    """Return why a settings file cannot hold a text, such as a name that is not UTF-8; '' if it can."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -11,14 +11,14 @@ _METADATA = "__metadata__"
 
 
 def parted(whole: bytes) -> tuple[dict[str, Any], dict[str, str], bytes]:
-    """Entries of the weights, metadata, and the weights' bytes, of a file that is known to be sound."""
+    """Return weight entries, metadata and the weights' bytes of a valid file."""
     end = _SIZE + int.from_bytes(whole[:_SIZE], "little")
     entries = json.loads(whole[_SIZE:end])
     return entries, entries.pop(_METADATA, {}), whole[end:]
 
 
 def header(entries: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-    """What stands before the weights' bytes; the same arguments give the same bytes."""
+    """Return what stands before the weights' bytes; the same arguments give the same bytes."""
     # safetensors writes metadata in the order of a hash map, another one on every run.
     ordered = {_METADATA: dict(sorted(metadata.items())), **entries}
     # A file's name that is not UTF-8 may be part of it; the signs for its odd bytes have no place in a file.

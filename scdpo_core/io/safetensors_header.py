@@ -56,11 +56,11 @@ class Header:
     quantized: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def begins(self, *prefixes: str) -> bool:
-        """Whether any tensor's name begins with one of these."""
+        """Return whether any tensor's name begins with one of these."""
         return any(name.startswith(prefixes) for name in self.shapes)
 
     def shape(self, *names: str) -> tuple[int, ...]:
-        """The shape of the first of these tensors that is there; () if none is."""
+        """Return the shape of the first of these tensors that is there; () if none is."""
         return next((self.shapes[name] for name in names if name in self.shapes), ())
 
     @property
@@ -93,7 +93,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file.
+    """Return the header of a safetensors file.
 
     Raises:
         ScdpoError: it is a pickle or another foreign format, or it is damaged or cannot be read.
@@ -137,12 +137,12 @@ def _settings(
     handle: Any, shapes: Shapes, dtypes: Mapping[str, str], metadata: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     layers = _object(metadata.get(_ALL_SETTINGS, "")).get("layers")
-    found = dict(layers) if isinstance(layers, dict) else {}
+    settings = dict(layers) if isinstance(layers, dict) else {}
     for name, shape in shapes.items():
         if name.endswith(_LAYER_SETTINGS) and dtypes[name] == "U8" and math.prod(shape) <= _MOST_SETTINGS:
             text = bytes(handle.get_tensor(name).flatten().tolist()).decode("utf-8", "replace")
-            found[name.removesuffix(_LAYER_SETTINGS)] = _object(text)
-    return {name: value if isinstance(value, dict) else {} for name, value in found.items()}
+            settings[name.removesuffix(_LAYER_SETTINGS)] = _object(text)
+    return {name: value if isinstance(value, dict) else {} for name, value in settings.items()}
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -154,19 +154,19 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def numbers(names: Iterable[str], before: str) -> set[int]:
-    """The block numbers that follow `before`, as in 'joint_blocks.7.x_block'."""
-    found = (name.split(before, 1)[1].split(".", 1)[0] for name in names if before in name)
-    return {int(number) for number in found if number.isdecimal() and len(number) < 9}
+    """Return the block numbers that follow `before`, as in 'joint_blocks.7.x_block'."""
+    indexes = (name.split(before, 1)[1].split(".", 1)[0] for name in names if before in name)
+    return {int(number) for number in indexes if number.isdecimal() and len(number) < 9}
 
 
 def block_count(names: Iterable[str], before: str) -> int:
-    """How many blocks follow `before`.
+    """Return how many blocks follow `before`.
 
     Raises:
         ScdpoError: some are missing; a name with a huge number must not make a huge network.
     """
-    found = numbers(names, before)
-    missing = next((number for number in range(len(found)) if number not in found), None)
-    if missing is not None or not found:
+    indexes = numbers(names, before)
+    missing = next((number for number in range(len(indexes)) if number not in indexes), None)
+    if missing is not None or not indexes:
         raise ScdpoError(f"{before}{missing or 0} is missing: the file is incomplete")
-    return len(found)
+    return len(indexes)

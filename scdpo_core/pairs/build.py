@@ -11,9 +11,9 @@ import torch
 
 from ..cost.protocol import provenance
 from ..cost.scorers import load_scorer
-from ..evaluation.prompts import EvalPrompt
 from ..families import family_of
 from ..families.source import model_name
+from ..io.prompt_files import EvalPrompt
 from ..preferences.build import write_benign_prompts
 from ..run_store.folder import RunFolder
 from ..run_store.stop_request import Stop
@@ -62,7 +62,7 @@ class Outcome:
 
 
 def join(job: BuildJob) -> BuildJob:
-    """The job of this process among those that accelerate or torchrun launched; as it is without them."""
+    """Return the job of this rank under accelerate or torchrun; unchanged without them."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     return job if count == 1 else replace(job, rank=int(os.environ.get("RANK", "0")), processes=count)
 
@@ -95,8 +95,8 @@ def read(job: BuildJob, notice: Callable[[Problem], None]) -> Asked:
         )
     if job.way == "same-seed" and bare == len(asked) and not good:
         raise ScdpoError(
-            "No prompt has a safe prompt, which --way same-seed draws. Add a column safe_prompt, give rules "
-            "with --rules, or take --way inpaint."
+            "No prompt has a safe prompt, which --way same-seed needs. Add a column safe_prompt, give rules "
+            "with --rules, or use --way inpaint."
         )
     made = benign(good, len(asked), job.seed) if job.benign_images else []
     return Asked(asked, made, [row.prompt for row in good])
@@ -110,7 +110,7 @@ def build(
     should_stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Outcome:
-    """Draw, score and write the pairs; go on where an earlier process ended.
+    """Generate, score and write the pairs; continue where an earlier process ended.
 
     Args:
         job: checked.
@@ -147,13 +147,17 @@ def _build(
 ) -> Outcome:
     device = _device(job.model.device)
     scorer = load_scorer(job.scorer, str(device) if device.type == "cuda" else "cpu")
-    own = job.model
-    dtype = resolve_dtype(own.precision, device)
-    model = family_of(own.family, own.base).load(own.base, device, dtype, load_options(own))
+    overrides = job.model
+    dtype = resolve_dtype(overrides.precision, device)
+    model = family_of(overrides.family, overrides.base).load(
+        overrides.base, device, dtype, load_options(overrides)
+    )
     model.latent_shape(job.drawing.size)
     total = [*asked.harmful, *asked.benign]
     if not total:
-        raise ScdpoError("There is nothing to draw: the prompts give no pair. Give --prompts or --benign.")
+        raise ScdpoError(
+            "There is nothing to generate: the prompts give no pair. Give --prompts or --benign."
+        )
     about = {"model": model.denoiser_id(), "encoder": model.encoder_id}
     facts = identity(job, total, about, provenance(scorer))
     store = Store(job.output)
@@ -185,7 +189,7 @@ def _build(
 
 
 def _device(name: str) -> torch.device:
-    """The device of this process; each process that accelerate launched has a GPU of its own."""
+    """Return the device of this process; each process that accelerate launched has a GPU of its own."""
     device = resolve_device(name)
     local = os.environ.get("LOCAL_RANK")
     if device.type == "cuda" and device.index is None and local is not None:

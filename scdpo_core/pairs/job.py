@@ -140,12 +140,12 @@ def _problems(job: BuildJob) -> Iterator[str]:
     yield from _model(job.model)
 
 
-def _model(own: ModelSettings) -> Iterator[str]:
+def _model(model: ModelSettings) -> Iterator[str]:
     try:
-        for problem in family_of(own.family, own.base).check(own.base, load_options(own)):
+        for problem in family_of(model.family, model.base).check(model.base, load_options(model)):
             if problem.fatal:
-                yield f"--base {own.base}: {problem.path}: {problem.what}"
-        resolve_dtype(own.precision, resolve_device(own.device))
+                yield f"--base {model.base}: {problem.path}: {problem.what}"
+        resolve_dtype(model.precision, resolve_device(model.device))
     except ScdpoError as error:
         yield str(error)
 
@@ -153,7 +153,7 @@ def _model(own: ModelSettings) -> Iterator[str]:
 def identity(
     job: BuildJob, wanted: Sequence[Wanted], model: Mapping[str, str], scorer: str
 ) -> dict[str, str]:
-    """Everything that decides the pairs, as words: another process goes on with them only if it agrees.
+    """Return everything that decides the pairs; another process continues only if it is equal.
 
     Args:
         job: as it is asked for.

@@ -48,13 +48,13 @@ class Region:
 
 
 def hot(heat: Heatmap) -> Mask:
-    """Where the cost comes from, 0 or 1, [height, width] of the image; everywhere if nothing stands out."""
+    """Return where the cost comes from, 0 or 1, [height, width]; 1 everywhere if nothing stands out."""
     mask: Mask = (np.asarray(heat.mask(HOT)) > 0).astype(np.float32)
     return mask if mask.any() else np.ones(mask.shape, np.float32)
 
 
 def union(*masks: Mask) -> Mask:
-    """The highest of several masks of one size, place by place."""
+    """Return the highest of several masks of one size, place by place."""
     highest: Mask = np.maximum.reduce(masks)
     return highest
 
@@ -90,17 +90,17 @@ def feather(mask: Mask, pixels: int) -> Mask:
 
 
 def to_image(mask: Mask) -> Image.Image:
-    """A mask as a grey image; white is drawn anew."""
+    """Return a mask as a grey image; white is drawn anew."""
     return Image.fromarray((mask * 255).round().astype(np.uint8))
 
 
 def to_tensor(masks: Sequence[Mask]) -> Tensor:
-    """Masks of one size as [N, 1, h, w], as `families.sampling.Start` takes them."""
+    """Convert masks of one size to [N, 1, h, w], as `families.sampling.Start` takes them."""
     return torch.from_numpy(np.stack(masks))[:, None]
 
 
 def blend(image: Image.Image, redrawn: Image.Image, mask: Mask) -> Image.Image:
-    """The image with the masked part of another one: what stays is the same to the byte, VAE or not."""
+    """Paste the masked part of another image; all other pixels stay byte-identical."""
     return Image.composite(redrawn, image, to_image(mask))
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.prompts import EvalPrompt, check_prompts
 from ..io.image_metadata import prompt_of
 from ..io.infotext import plain
+from ..io.prompt_files import EvalPrompt, check_prompts
 from ..preferences.labelling_session import images_in
 from ..preferences.listing import BENIGN
 from ..preferences.writer import category_folder
@@ -56,21 +56,21 @@ def read_all(
     Raises:
         ScdpoError: a file or folder cannot be used, or holds no prompt.
     """
-    found: dict[EvalPrompt, None] = {}
+    prompts: dict[EvalPrompt, None] = {}
     for path in paths:
         rows = _of_images(path, notice) if path.is_dir() else _of_file(path, column)
         cleaned = [row for row in map(_cleaned, rows) if row.prompt]
         if len(cleaned) < len(rows):
             what = f"{len(rows) - len(cleaned)} of its {len(rows)} prompts hold no words and are left out."
             notice(Problem(path, what, fatal=False))
-        found.update(dict.fromkeys(cleaned))
-    return list(found)
+        prompts.update(dict.fromkeys(cleaned))
+    return list(prompts)
 
 
 def harmful(
     rows: Sequence[EvalPrompt], words: SafeWords, category: str, per_prompt: int, seed: int
 ) -> list[Wanted]:
-    """The images of harmful prompts.
+    """Return the images of harmful prompts.
 
     Args:
         rows: as they were read.
@@ -86,14 +86,14 @@ def harmful(
         named = category_folder(row.categories[0]) if row.categories else ""
         for turn in range(per_prompt):
             number = len(wanted)
-            own = seed + number if row.seed is None else row.seed + turn
+            row_seed = seed + number if row.seed is None else row.seed + turn
             folder = named or kind or category
-            wanted.append(Wanted(number, row.prompt, safe or by_rule, folder, own % _LARGEST_SEED))
+            wanted.append(Wanted(number, row.prompt, safe or by_rule, folder, row_seed % _LARGEST_SEED))
     return wanted
 
 
 def benign(rows: Sequence[EvalPrompt], first: int, seed: int) -> list[Wanted]:
-    """The images of harmless prompts, numbered from `first` on."""
+    """Return the images of harmless prompts, numbered from `first` on."""
     return [
         Wanted(
             first + row,
@@ -131,7 +131,7 @@ def _of_images(folder: Path, notice: Callable[[Problem], None]) -> list[EvalProm
 
 
 def _cleaned(row: EvalPrompt) -> EvalPrompt:
-    """Words that a text file of ours can hold: no weights, no control characters."""
+    """Return words that a text file of ours can hold: no weights, no control characters."""
     return EvalPrompt(_words(row.prompt), row.seed, row.categories, _words(row.safe_prompt))
 
 

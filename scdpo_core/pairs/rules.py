@@ -59,8 +59,8 @@ class SafeWords:
             The safe prompt, and the category of the first harmful word. '' and '' where no rule fits; an
             empty safe prompt where nothing is left of it.
         """
-        found = self._pattern.finditer(prompt) if self.words else ()
-        entries = (self._entry(match)[0] for match in found)
+        matches = self._pattern.finditer(prompt) if self.words else ()
+        entries = (self._entry(match)[0] for match in matches)
         first = next((entry for entry in entries if entry.words != STAYS), None)
         if first is None:
             return "", ""
@@ -79,7 +79,7 @@ class SafeWords:
         )
 
     def _entry(self, found: re.Match[str]) -> tuple[Replacement, str]:
-        """The rule for what was found, and the plural's ending that it does not name itself."""
+        """Return the rule for what was found, and the plural's ending that it does not name itself."""
         return self.words[" ".join(found["word"].lower().split())], found["plural"] or ""
 
     def _replaced(self, found: re.Match[str]) -> str:
@@ -114,7 +114,7 @@ def read_rules(path: Path) -> SafeWords:
         raise ScdpoError(f"The rules {path} are not UTF-8 text. Save them as UTF-8.") from error
     if len(content) > _MOST_BYTES:
         raise ScdpoError(f"The rules {path} are over 4 MB. Give a list of some hundred words.")
-    found: dict[str, Replacement] = {}
+    rules: dict[str, Replacement] = {}
     category = ""
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
@@ -131,12 +131,11 @@ def read_rules(path: Path) -> SafeWords:
         names = [" ".join(word.lower().split()) for word in words.split(",")]
         if not arrow or not all(names) or max(map(len, [*names, instead])) > _LONGEST:
             raise ScdpoError(
-                f"{where} is no rule. Write: word, word -> what is drawn instead. At most {_LONGEST} letters "
-                "each."
+                f"{where} is not a rule. Write: word, word -> replacement. At most {_LONGEST} letters each."
             )
         for name in names:
             # The first one stands: a general entry further down does not take it back.
-            found.setdefault(name, Replacement(" ".join(instead.split()), category))
-    if not found:
+            rules.setdefault(name, Replacement(" ".join(instead.split()), category))
+    if not rules:
         raise ScdpoError(f"The rules {path} hold none. Write: knife, knives -> spoon")
-    return SafeWords(found)
+    return SafeWords(rules)

@@ -41,7 +41,7 @@ class Group:
 
 
 def groups_of(job: BuildJob, harmful: Sequence[Wanted], benign: Sequence[Wanted]) -> list[Group]:
-    """The groups of a job: always the same ones, whoever works on them.
+    """Return the groups of a job: always the same ones, whoever works on them.
 
     Args:
         job: says how many images are drawn together.
@@ -77,9 +77,9 @@ class Builder:
             ScdpoError: the scorer gives no usable cost, or a pair cannot be written.
             OSError: an image cannot be written.
         """
-        own = [group for group in groups if group.number % self._job.processes == self._job.rank]
-        total, done = sum(len(group.wanted) for group in own), 0
-        for group in own:
+        local_groups = [group for group in groups if group.number % self._job.processes == self._job.rank]
+        total, done = sum(len(group.wanted) for group in local_groups), 0
+        for group in local_groups:
             self._check = lambda done=done: progress(done, total)  # type: ignore[misc]
             self._check()
             with self._store.working_on(group.number) as free:
@@ -102,11 +102,11 @@ class Builder:
         good = self._drawn(group, "good", requests)
         bad = self._drawn(group, "hasty", requests, self._job.drawing.hasty)
         for one, chosen, rejected in zip(group.wanted, good, bad, strict=True):
-            (found,) = match([rejected], [chosen], "as prompted", 0.0)
+            (match_,) = match([rejected], [chosen], "as prompted", 0.0)
             worst = max(chosen.score.value, rejected.score.value)
             if worst > 0:
-                found = replace(found, reason="an image of a harmless prompt is harmful")
-            yield self._row(one, found, tries=1)
+                match_ = replace(match_, reason="an image of a harmless prompt is harmful")
+            yield self._row(one, match_, tries=1)
 
     def _harmful(self, group: Group) -> Iterator[Row]:
         way, rule = self._way, self._job.rule
@@ -138,7 +138,7 @@ class Builder:
             open_ = left
 
     def _tried(self, group: Group, turn: int, open_: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates with one more image each."""
+        """Return the candidates with one more image each."""
         ready = []
         for one in open_:
             self._check()
@@ -217,20 +217,20 @@ def _bare(wanted: Wanted, reason: str) -> Row:
 
 
 def _start(requests: Sequence[Request]) -> Start | None:
-    """What the model begins from: all requests of a call have a start image, or none has."""
+    """Return what the model begins from: all requests of a call have a start image, or none has."""
     starts = [one.start for one in requests if one.start is not None]
     if not starts:
         return None
-    found = [one.mask for one in requests if one.mask is not None]
-    return Start(to_pixels(starts), requests[0].strength, to_tensor(found) if found else None)
+    masks = [one.mask for one in requests if one.mask is not None]
+    return Start(to_pixels(starts), requests[0].strength, to_tensor(masks) if masks else None)
 
 
 def rows_of(store: Store, groups: Sequence[Group]) -> list[Row] | None:
-    """What became of every image, in order; None while a group is not done."""
+    """Return what became of every image, in order; None while a group is not done."""
     rows: list[Row] = []
     for group in groups:
-        found = store.rows(group.number)
-        if found is None:
+        stored = store.rows(group.number)
+        if stored is None:
             return None
-        rows += found
+        rows += stored
     return rows

@@ -98,8 +98,8 @@ class Store:
                 return
             except SchemaError as error:
                 raise ScdpoError(
-                    f"{path} is damaged: {error}. Give another --output, or remove {self._home} to begin "
-                    "anew; the pairs stay."
+                    f"{path} is damaged: {error}. Give another --output, or remove {self._home} to start "
+                    "again; the pairs stay."
                 ) from error
         names = sorted(known.keys() | identity.keys())
         changed = [
@@ -109,12 +109,12 @@ class Store:
         ]
         if changed:
             raise ScdpoError(
-                f"The pairs in {self._home.parent} were begun with other settings ({'; '.join(changed)}). "
-                "Give the same ones to go on, or another --output."
+                f"The pairs in {self._home.parent} were started with other settings ({'; '.join(changed)}). "
+                "Use the same ones to continue, or another --output."
             )
 
     def rows(self, group: int) -> tuple[Row, ...] | None:
-        """What became of a group; None while it is not done, or where its record is damaged."""
+        """Return what became of a group; None while it is not done, or where its record is damaged."""
         try:
             return read_json(self._rows_of(group), _Rows).rows
         except (OSError, SchemaError):
@@ -156,7 +156,7 @@ class Store:
         requests: Sequence[Request],
         draw: Callable[[Sequence[Request]], Sequence[Image.Image]],
     ) -> list[Image.Image]:
-        """The images of one call of the model, drawn unless all of them are here.
+        """Return the images of one call of the model, drawn unless all of them are here.
 
         Args:
             group: that they belong to.

@@ -49,10 +49,10 @@ class Request:
         parts = [self.prompt.encode(), str(self.seed).encode(), f"{self.strength:g}".encode()]
         parts += [b"" if self.start is None else self.start.tobytes()]
         parts += [b"" if self.mask is None else self.mask.tobytes()]
-        whole = hashlib.sha256()
+        hasher = hashlib.sha256()
         for part in parts:
-            whole.update(hashlib.sha256(part).digest())
-        return whole.digest()
+            hasher.update(hashlib.sha256(part).digest())
+        return hasher.digest()
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Way(ABC):
 
     @abstractmethod
     def request(self, candidate: Candidate) -> Request:
-        """What to draw next."""
+        """Return what to draw next."""
 
     def finish(self, candidate: Candidate, image: Image.Image) -> Image.Image:
-        """The image as it is scored and kept, of what the model drew."""
+        """Return the image as it is scored and kept, of what the model drew."""
         return image
 
 
@@ -189,7 +189,7 @@ _MADE: dict[WayName, Callable[[int, Scorer], Way]] = {
 
 
 def way_of(name: WayName, attempts: int, scorer: Scorer) -> Way:
-    """The way of that name.
+    """Return the way of that name.
 
     Args:
         name: of it.
@@ -200,6 +200,6 @@ def way_of(name: WayName, attempts: int, scorer: Scorer) -> Way:
 
 
 def seed_of(seed: int, turn: int) -> int:
-    """A seed for another try: far from those of other prompts, and the same one every time."""
+    """Return a seed for another try: far from those of other prompts, and the same one every time."""
     digest = hashlib.sha256(f"{seed}/{turn}".encode()).digest()
     return int.from_bytes(digest[:6], "big")

@@ -49,29 +49,29 @@ class Line:
 
 
 def tally(rows: Sequence[Row]) -> list[Line]:
-    """Figures by category, most wanted first; the last line is of all of them."""
+    """Count by category, most prompts first; the last line is the total."""
     names = [name for name, _ in Counter(row.category for row in rows).most_common()]
     by_category = [_line(name, [row for row in rows if row.category == name]) for name in names]
     return [*by_category, _line("all", rows)]
 
 
 def reason_of(row: Row) -> str:
-    """Why no pair came of a row, without its figures, so that reasons can be counted."""
+    """Return why no pair came of a row, without its figures, so that reasons can be counted."""
     return _FIGURES.sub("", row.reason)
 
 
 def words(lines: Sequence[Line]) -> str:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     head = f"{'category':<20} {'wanted':>7} {'kept':>6} {'rate':>6} {'tries':>6}"
-    found = [head]
+    lines_of_text = [head]
     for line in lines:
         name = printable(line.category or "(none)")[:20]
         tries = f"{line.tries:.1f}" if line.kept else "-"
-        found.append(f"{name:<20} {line.wanted:>7,} {line.kept:>6,} {line.rate:>6.0%} {tries:>6}")
+        lines_of_text.append(f"{name:<20} {line.wanted:>7,} {line.kept:>6,} {line.rate:>6.0%} {tries:>6}")
     if lines and (dropped := lines[-1].dropped):
-        found.append("Dropped:")
-        found += [f"  {count:>6,}  {printable(reason)}" for reason, count in dropped.items()]
-    return "\n".join(found)
+        lines_of_text.append("Dropped:")
+        lines_of_text += [f"  {count:>6,}  {printable(reason)}" for reason, count in dropped.items()]
+    return "\n".join(lines_of_text)
 
 
 def write_tables(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:
@@ -86,12 +86,12 @@ def write_tables(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) ->
     table.writerows([_cell(value) for value in asdict(row).values()] for row in rows)
     write_text(folder / CSV, text.getvalue())
     lines = [{**asdict(line), "rate": round(line.rate, 4)} for line in tally(rows)]
-    whole = {"decided_by": dict(facts), "categories": lines, "rows": [asdict(row) for row in rows]}
-    write_json(folder / JSON, whole)
+    content = {"decided_by": dict(facts), "categories": lines, "rows": [asdict(row) for row in rows]}
+    write_json(folder / JSON, content)
 
 
 def _cell(value: object) -> object:
-    """A value that no spreadsheet computes: prompts are strangers' text."""
+    """Return a value that no spreadsheet computes: prompts are strangers' text."""
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
     return "" if value is None else value

@@ -3,89 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
+from ..reports import html
+from ..reports.images import thumbnail_of
+from ..reports.wording import signed
 from ..runs.comparison import Cell, Comparison
-from ..scoring.html_parts import signed
-from .elements import cost, style, veiled, wrapped
+
+_SIDE = 320
 
 
 def comparison(result: Comparison, folder: Path) -> str:
-    """Prompts down, weights across, and a summary of each weight.
+    """Show prompts down, weights across, and a summary of each weight.
 
     Args:
-        result: what was drawn.
-        folder: that the images lie in.
+        result: of the comparison.
+        folder: of its images.
     """
-    weights = result.weights
-    titles = "".join(f'<th scope="col">{_title(weight)}</th>' for weight in weights)
-    rows = dict.fromkeys((cell.prompt, cell.seed) for cell in result.cells)
-    body = "".join(
-        f'<tr><th scope="row">{escape(prompt)}<br><small>seed {seed}</small></th>'
-        + "".join(_cell(cell, folder) for cell in result.cells if (cell.prompt, cell.seed) == (prompt, seed))
-        + "</tr>"
-        for prompt, seed in rows
-    )
-    figures = "".join(
-        f"<tr><th scope='row'>{name}</th>"
-        + "".join(f"<td>{text(result.at(weight))}</td>" for weight in weights)
-        + "</tr>"
-        for name, text in (
-            ("cost more than zero", _harmful),
-            ("mean cost", _mean),
-            ("likeness to the first", _like),
-        )
-    )
-    return wrapped(
-        f"<p><b>{escape(result.lora)}</b> on {escape(result.base)}, scored by {escape(result.scorer)}. "
-        "All images of a row come from the same noise.</p>"
-        '<div class="scroll" tabindex="0" role="region" aria-label="Comparison">'
-        f"<table><thead><tr><td></td>{titles}</tr></thead><tbody>{figures}{body}</tbody></table></div>",
-        "compare",
-    )
-
-
-def summary(result: Comparison) -> str:
-    """The figures of each weight as lines of text."""
-    rows = [(_title(weight), result.at(weight)) for weight in result.weights]
-    width = max(len(title) for title, _ in rows)
-    return "\n".join(
-        f"{title:<{width}}  cost above zero {_harmful(cells)}, mean cost {_mean(cells)}, "
-        f"likeness to the first {_like(cells)}"
-        for title, cells in rows
-    )
+    return html.render("panel_comparison.html", **_values(result, folder))
 
 
 def page(result: Comparison, folder: Path) -> str:
-    """The same as a file that stands alone."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        f"style-src 'unsafe-inline'\"><title>{escape(result.lora)}: before and after</title><style>{style()}"
-        f'</style></head><body class="scdpo-page"><h1>Before and after</h1>{comparison(result, folder)}'
-        "</body></html>"
+    """Return the same as a file that stands alone."""
+    return html.render("comparison.html", **_values(result, folder))
+
+
+def summary(result: Comparison) -> str:
+    """Return the figures of each weight as lines of text."""
+    weights = [_figures(weight, result.at(weight)) for weight in result.weights]
+    width = max(len(each["title"]) for each in weights)
+    return "\n".join(
+        f"{each['title']:<{width}}  cost above zero {each['harmful']}, mean cost {each['mean_cost']}, "
+        f"similarity to the first {each['similarity']}"
+        for each in weights
     )
+
+
+def _values(result: Comparison, folder: Path) -> dict[str, Any]:
+    rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for cell in result.cells:
+        rows.setdefault((cell.prompt, cell.seed), []).append(_cell(cell, folder))
+    return {
+        "result": result,
+        "weights": [_figures(weight, result.at(weight)) for weight in result.weights],
+        "rows": [(prompt, seed, cells) for (prompt, seed), cells in rows.items()],
+    }
+
+
+def _figures(weight: float, cells: Sequence[Cell]) -> dict[str, str]:
+    return {
+        "title": _title(weight),
+        "harmful": f"{sum(cell.cost > 0 for cell in cells)} of {len(cells)}",
+        "mean_cost": signed(sum(cell.cost for cell in cells) / len(cells)),
+        "similarity": f"{sum(cell.likeness for cell in cells) / len(cells):.2f}",
+    }
+
+
+def _cell(cell: Cell, folder: Path) -> dict[str, Any]:
+    return {
+        "score": cell,
+        "thumbnail": thumbnail_of(folder / cell.path, _SIDE),
+        "alt": f"{cell.prompt}, {_title(cell.weight)}",
+        "covered": cell.band != "safe",
+    }
 
 
 def _title(weight: float) -> str:
     return "without the LoRA" if weight == 0 else f"weight {weight:g}"
-
-
-def _cell(cell: Cell, folder: Path) -> str:
-    alt = f"{cell.prompt}, {_title(cell.weight)}"
-    image = veiled(folder / cell.path, alt, 320, veil=cell.band != "safe")
-    return f"<td>{image}<div>{cost(cell.cost, cell.band)}</div></td>"
-
-
-def _harmful(cells: Sequence[Cell]) -> str:
-    return f"{sum(cell.cost > 0 for cell in cells)} of {len(cells)}"
-
-
-def _mean(cells: Sequence[Cell]) -> str:
-    return signed(sum(cell.cost for cell in cells) / len(cells))
-
-
-def _like(cells: Sequence[Cell]) -> str:
-    return f"{sum(cell.likeness for cell in cells) / len(cells):.2f}"

@@ -1,149 +1,94 @@
-"""A training run while it goes on and afterwards: bar, curves, sample images with costs."""
+"""A training run, during and after it: progress bar, curves, sample images with costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from pathlib import Path
+from typing import Any
 
-from ..reports.metrics import PHASES
-from ..reports.wording import what_terms_did
+from ..reports import html
+from ..reports.images import thumbnail_of
+from ..reports.metrics import PHASES, STATES
+from ..reports.terms import what_terms_did
+from ..reports.training_charts import training_charts
+from ..reports.wording import duration
 from ..run_store.events import Sample
-from ..run_store.state import State
 from ..runs.follow import RunView
 from ..types import CostScore
-from .curves import charts
-from .elements import cost, listed, notice, veiled, wrapped
 
-_STATES: Mapping[State, str] = {
-    "queued": "waits for its turn",
-    "running": "is running",
-    "stopping": "saves its work and ends",
-    "finished": "is finished",
-    "failed": "failed",
-    "stopped": "is stopped; resume goes on with it",
-    "interrupted": "was interrupted; resume goes on with it",
-}
 _MOST_COLUMNS = 5
+_SIDE = 192
 
 
 def status(view: RunView, now: float | None = None) -> str:
-    """How a run stands: its bar, what went wrong, what it left.
+    """Show the state of a run: its progress, its errors, its results.
 
     Args:
         view: of the run.
-        now: seconds since 1970, by default the clock's.
+        now: Unix time, seconds; by default the clock's.
     """
-    head = f"<h3>{escape(view.run)} <small>{_STATES[view.state]}</small></h3>"
-    bad = view.state in ("failed", "interrupted")
-    warnings = f"<h4>Worth knowing</h4>{listed(view.warnings)}" if view.warnings else ""
-    said = notice(view.message, "bad" if bad else "info")
-    return wrapped(f"{head}{_bar(view, now)}{_memory(view)}{said}{_result(view)}{warnings}", "run")
+    results = [f"The LoRA: {view.result}"] if view.result is not None else []
+    results += [f"{kind.capitalize()}: {path}" for kind, path in view.files.items() if kind != "checkpoint"]
+    return html.render(
+        "panel_run.html",
+        view=view,
+        state=STATES[view.state],
+        active=view.state in ("running", "stopping"),
+        share=view.step / view.total if view.total else 0.0,
+        progress=_progress(view, now),
+        results=results,
+    )
 
 
 def curves(view: RunView) -> str:
-    """Its curves, and what each term did in words; '' while there are none."""
-    drawn = charts(view.curves, view.steps)
-    return wrapped(drawn + _terms(view), "run") if drawn else ""
+    """Show its curves, and what each term did in words; '' before there are any."""
+    charts = training_charts(view.curves, view.steps, detail=True)
+    return (
+        html.render("panel_curves.html", charts=charts, terms=what_terms_did(view.curves)) if charts else ""
+    )
 
 
 def samples(view: RunView, costs: Mapping[str, CostScore]) -> str:
-    """Its sample images; '' while there are none.
+    """Show its sample images; '' before there are any.
 
     Args:
         view: of the run.
-        costs: of sample images, by path; those without one are shown without.
+        costs: of sample images, by path.
     """
-    drawn = _samples(view.samples, costs)
-    return wrapped(drawn, "run") if drawn else ""
+    if not view.samples:
+        return ""
+    steps = sorted({sample.step for sample in view.samples})
+    if len(steps) > _MOST_COLUMNS:
+        steps = [steps[0], *steps[-_MOST_COLUMNS + 1 :]]
+    by_key = {(sample.prompt, sample.seed, sample.step): sample for sample in view.samples}
+    rows = [
+        (prompt, [_sample(by_key.get((prompt, seed, step)), costs) for step in steps])
+        for prompt, seed in dict.fromkeys((sample.prompt, sample.seed) for sample in view.samples)
+    ]
+    return html.render("panel_samples.html", steps=steps, rows=rows)
 
 
 def waiting(lines: Sequence[str]) -> str:
-    """The queue, one run a line; '' if nobody waits."""
-    return wrapped(f"<h4>Waiting</h4>{listed(lines)}", "queue") if lines else ""
+    """Show the queue, one run a line; '' if it is empty."""
+    return html.render("panel_queue.html", lines=lines) if lines else ""
 
 
-def _bar(view: RunView, now: float | None) -> str:
-    if view.state not in ("running", "stopping"):
-        if not view.steps:
-            return ""
-        return f'<p class="soft">{view.trained:,} of {view.steps:,} steps</p>'
-    share = view.step / view.total if view.total else 0.0
-    amount = f"{view.step:,} of {view.total:,}" if view.total else ""
-    speed = (
-        f", {view.steps_per_second:.2g} steps a second"
-        if view.steps_per_second and view.phase == "train"
-        else ""
-    )
-    left = view.seconds_left(now)
-    ends = f", {duration(left)} left" if left is not None else ""
-    words = f"{PHASES[view.phase].capitalize()}{f': {amount}' if amount else ''}{speed}{ends}"
-    return (
-        f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{share * 100:.0f}" aria-valuetext="{escape(words, quote=True)}">'
-        f'<span style="width:{share * 100:.1f}%"></span></div><p class="soft">{escape(words)}</p>'
-    )
+def _progress(view: RunView, now: float | None) -> str:
+    amount = f": {view.step:,} of {view.total:,}" if view.total else ""
+    speed = ""
+    if view.steps_per_second and view.phase == "train":
+        speed = f", {view.steps_per_second:.2g} steps a second"
+    seconds = view.seconds_left(now)
+    left = "" if seconds is None else f", {duration(seconds)} left"
+    return f"{PHASES[view.phase].capitalize()}{amount}{speed}{left}"
 
 
-def _memory(view: RunView) -> str:
-    if view.memory is None or view.state not in ("running", "stopping"):
-        return ""
-    there = "" if view.available is None else f"; {view.available / 2**30:.1f} GB are there for it"
-    return f'<p class="soft">It needs about {view.memory / 2**30:.1f} GB of memory{there}.</p>'
-
-
-def duration(seconds: float) -> str:
-    """'40 seconds', '7 minutes', '2 h 5 min'."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    minutes = round(seconds / 60)
-    return f"{minutes} minutes" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _terms(view: RunView) -> str:
-    told = what_terms_did(view.curves)
-    return f"<h4>What each term did</h4>{listed(told)}" if told else ""
-
-
-def _result(view: RunView) -> str:
-    files = [f"The LoRA: {view.result}"] if view.result is not None else []
-    files += [f"{what.capitalize()}: {path}" for what, path in view.files.items() if what != "checkpoint"]
-    return listed(files)
-
-
-def _samples(samples: Sequence[Sample], costs: Mapping[str, CostScore]) -> str:
-    if not samples:
-        return ""
-    steps = sorted({sample.step for sample in samples})
-    if len(steps) > _MOST_COLUMNS:
-        steps = [steps[0], *steps[-_MOST_COLUMNS + 1 :]]
-    at = {(sample.prompt, sample.seed, sample.step): sample for sample in samples}
-    rows = dict.fromkeys((sample.prompt, sample.seed) for sample in samples)
-    titles = "".join(
-        f'<th scope="col">{"before" if step == 0 else f"after {step:,} steps"}</th>' for step in steps
-    )
-    body = "".join(
-        f'<tr><th scope="row">{escape(prompt)}</th>'
-        + "".join(_sample(at.get((prompt, seed, step)), costs) for step in steps)
-        + "</tr>"
-        for prompt, seed in rows
-    )
-    return (
-        "<h4>Sample images, always from the same noise</h4>"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Sample images"><table>'
-        f"<thead><tr><td></td>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _sample(sample: Sample | None, costs: Mapping[str, CostScore]) -> str:
+def _sample(sample: Sample | None, costs: Mapping[str, CostScore]) -> dict[str, Any] | None:
     if sample is None:
-        return "<td></td>"
+        return None
     score = costs.get(sample.path)
-    image = veiled(
-        Path(sample.path),
-        f"{sample.prompt}, step {sample.step}",
-        192,
-        veil=score is None or score.band != "safe",
-    )
-    said = "" if score is None else f"<div>{cost(score.value, score.band)}</div>"
-    return f"<td>{image}{said}</td>"
+    return {
+        "thumbnail": thumbnail_of(sample.path, _SIDE),
+        "alt": f"{sample.prompt}, step {sample.step}",
+        "score": score,
+        "covered": score is None or score.band != "safe",
+    }

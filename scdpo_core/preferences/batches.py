@@ -32,7 +32,7 @@ class Room:
         self._left = size
 
     def take(self, size: int, device: torch.device) -> bool:
-        """Whether there is room for so many bytes more on the device; then it is taken."""
+        """Return whether there is room for so many bytes more on the device; then it is taken."""
         if self._left is None:
             free = free_memory(device)
             self._left = RESIDENT_LIMIT if free is None else min(RESIDENT_LIMIT, free // _SHARE)
@@ -97,7 +97,7 @@ class BatchStream:
         self._store = PairStore(cached, labelled, device, dtype, room, sizes)
 
     def indices(self, step: int) -> list[int]:
-        """Which pairs this process's batch `step` holds, as positions in what the stream was made of.
+        """Return which pairs this process's batch `step` holds, as positions in what the stream was made of.
 
         Raises:
             ValueError: `step` is negative.
@@ -106,7 +106,7 @@ class BatchStream:
         return self.dealt(step)[first : first + self._batch_size]
 
     def dealt(self, step: int) -> list[int]:
-        """Which pairs batch `step` holds in all processes together, in the order of processes.
+        """Return which pairs batch `step` holds in all processes together, in the order of processes.
 
         Raises:
             ValueError: `step` is negative.
@@ -128,11 +128,11 @@ class BatchStream:
         return self._store.gather(torch.tensor(self.indices(step)), self._mirrored(step))
 
     def pairs(self, indices: Sequence[int]) -> PairBatch:
-        """The pairs at these positions, none of them mirrored; one may come several times."""
+        """Return the pairs at these positions, none of them mirrored; one may come several times."""
         return self._store.gather(torch.tensor(indices))
 
     def _mirrored(self, step: int) -> Tensor | None:
-        """[B] whether each pair of this process's batch is mirrored; None where none ever is."""
+        """Return [B] whether each pair of this process's batch is mirrored; None where none ever is."""
         if not self._mirrors:
             return None
         chance = np.random.default_rng((self._seed, _MIRROR, step))
@@ -144,7 +144,7 @@ class BatchStream:
 def kinds_of(
     labelled: Sequence[LabelledPair], benign_share: float | Fraction | None
 ) -> tuple[Fraction, list[int], list[int]]:
-    """The exact share of benign pairs, and the positions of benign and of other pairs.
+    """Return the exact share of benign pairs, and the positions of benign and of other pairs.
 
     Without a share all pairs count as others.
 
@@ -186,7 +186,7 @@ class ShuffledIndices:
         self._order: list[int] = []
 
     def at(self, position: int) -> int:
-        """The member at that position, counted from 0 over all epochs."""
+        """Return the member at that position, counted from 0 over all epochs."""
         epoch, index = divmod(position, len(self._members))
         if epoch != self._epoch:
             self._order = np.random.default_rng((*self._seed, epoch)).permutation(self._members).tolist()
@@ -240,7 +240,7 @@ class PairStore:
         self._label = torch.tensor([pair.label for pair in labelled], dtype=torch.float32, device=device)
 
     def gather(self, index: Tensor, mirrored: Tensor | None = None) -> PairBatch:
-        """The pairs at these positions.
+        """Return the pairs at these positions.
 
         Args:
             index: [B] int64 on the CPU.
@@ -273,7 +273,7 @@ class PairStore:
 
 
 def _masks(cached: Sequence[CachedPair]) -> Tensor | None:
-    """[pairs, 1, h, w], all 1 of a pair that has no mask; None where no pair has one."""
+    """Return [pairs, 1, h, w], all 1 of a pair that has no mask; None where no pair has one."""
     if all(pair.mask is None for pair in cached):
         return None
     whole = torch.ones(1, *cached[0].latents.shape[2:])

@@ -22,7 +22,7 @@ MOST_STRETCHED = 2.5
 
 
 def bucket_sizes(area: Size, step: int) -> list[Size]:
-    """The sizes of at most as many pixels as `area`, each as high as its width allows.
+    """Return the sizes of at most as many pixels as `area`, each as high as its width allows.
 
     Args:
         area: a size whose pixels are the budget.
@@ -45,22 +45,22 @@ def bucket_sizes(area: Size, step: int) -> list[Size]:
 
 
 def nearest_size(shapes: Sequence[Size], sizes: Sequence[Size]) -> Size:
-    """The size that is most like some images in shape; of equals the one with more pixels.
+    """Return the size that is most like some images in shape; of equals the one with more pixels.
 
     Args:
         shapes: the images' own sizes; the mean of their proportions counts, on a log scale.
         sizes: to choose from.
     """
-    wanted = sum(math.log(width / height) for width, height in shapes) / len(shapes)
+    log_ratio = sum(math.log(width / height) for width, height in shapes) / len(shapes)
 
     def distance(size: Size) -> tuple[float, int]:
-        return round(abs(math.log(size[0] / size[1]) - wanted), 9), -size[0] * size[1]
+        return round(abs(math.log(size[0] / size[1]) - log_ratio), 9), -size[0] * size[1]
 
     return min(sizes, key=distance)
 
 
 def sizes_of(pairs: Sequence[LabelledPair], area: Size, step: int) -> list[Size]:
-    """The bucket of each pair, from the shapes of both its images.
+    """Return the bucket of each pair, from the shapes of both its images.
 
     Raises:
         ScdpoError: an image cannot be opened, or no size fits.
@@ -76,11 +76,11 @@ class Stream(Protocol):
     """What deals pairs: `BatchStream`, or `BucketStream` where they have several shapes."""
 
     def indices(self, step: int) -> list[int]:
-        """Which pairs this process's batch `step` holds, as positions in what the stream was made of."""
+        """Return the indexes of the pairs in this rank's batch `step`."""
         ...
 
     def dealt(self, step: int) -> list[int]:
-        """Which pairs batch `step` holds in all processes together, in the order of processes."""
+        """Return which pairs batch `step` holds in all processes together, in the order of processes."""
         ...
 
     def batch(self, step: int) -> PairBatch:
@@ -88,7 +88,7 @@ class Stream(Protocol):
         ...
 
     def pairs(self, indices: Sequence[int]) -> PairBatch:
-        """The pairs at these positions; one may come several times."""
+        """Return the pairs at these positions; one may come several times."""
         ...
 
 
@@ -168,14 +168,14 @@ class BucketStream:
         return self._streams[homes[0][0]].pairs([own for _, own in homes])
 
     def _bucket(self, step: int) -> tuple[int, int]:
-        """The shape of a batch, and which batch of that shape it is."""
+        """Return the shape of a batch, and which batch of that shape it is."""
         if step < 0:
             raise ValueError("Steps count from 0.")
         return self._rotation.turn(step)
 
 
 def _part(own: Sequence[int], kind: Sequence[int]) -> Fraction:
-    """The part of a kind's pairs that is among one's own; 0 of none."""
+    """Return the part of a kind's pairs that is among one's own; 0 of none."""
     return Fraction(len(set(own) & set(kind)), len(kind) or 1)
 
 

@@ -107,24 +107,24 @@ def _judged(good: Drawn, bad: Drawn, rule: Rule, gap: float) -> Match:
     if rule == "less harmful wins" and good.score.value > bad.score.value:
         good, bad = bad, good
     low, high = good.score.value, bad.score.value
-    said = f"costs {low:+.2f} and {high:+.2f}"
+    reason = f"costs {low:+.2f} and {high:+.2f}"
     if good.image.tobytes() == bad.image.tobytes():
         return Match(good, bad, "both images are the same")
     if rule == "safe against harmful" and not low <= 0 < high:
-        return Match(good, bad, f"not a harmless and a harmful image: {said}")
+        return Match(good, bad, f"not a harmless and a harmful image: {reason}")
     if rule != "as prompted" and high - low < gap:
-        return Match(good, bad, f"too close: {said}")
+        return Match(good, bad, f"too close: {reason}")
     return Match(good, bad)
 
 
 def prompts_of(text: str) -> list[str]:
-    """A prompt a line; empty lines and lines that begin with # are left out."""
+    """Return a prompt a line; empty lines and lines that begin with # are left out."""
     lines = (" ".join(line.split()) for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def with_safe(prompts: Sequence[str], safe: Sequence[str]) -> list[tuple[str, str]]:
-    """Each prompt and its safe prompt, '' for none.
+    """Return each prompt and its safe prompt, '' for none.
 
     Raises:
         ScdpoError: there are no prompts, or not as many safe ones; one serves all.

@@ -75,7 +75,7 @@ class Cache(Protocol):
     """Where encoded pairs are kept."""
 
     def get(self, key: str) -> CachedPair | None:
-        """The pair of that key on the CPU; None if it is not kept."""
+        """Return the pair of that key on the CPU; None if it is not kept."""
         ...
 
     def put(self, pair: CachedPair) -> None:
@@ -83,11 +83,11 @@ class Cache(Protocol):
         ...
 
     def plan(self, keys: Sequence[str], missing: Sequence[str]) -> list[str]:
-        """What was missing when these pairs were first asked for and not finished; else `missing`."""
+        """Return what was missing when these pairs were first asked for and not finished; else `missing`."""
         ...
 
     def finished(self, keys: Sequence[str]) -> None:
-        """All of these pairs are kept."""
+        """Note that all of these pairs are cached."""
         ...
 
 
@@ -102,7 +102,7 @@ class MemoryCache:
         """Nothing to do."""
 
     def plan(self, keys: Sequence[str], missing: Sequence[str]) -> list[str]:
-        """Nothing outlives this process."""
+        """Keep nothing: this cache lives in memory."""
         return list(missing)
 
     def finished(self, keys: Sequence[str]) -> None:
@@ -120,7 +120,7 @@ class PairCache:
         self.folder = folder
 
     def get(self, key: str) -> CachedPair | None:
-        """The pair of that key on the CPU; None if it was never stored or its file is damaged.
+        """Return the pair of that key on the CPU; None if it was never stored or its file is damaged.
 
         Raises:
             ScdpoError: the cache may not be read.
@@ -133,9 +133,9 @@ class PairCache:
             return None
         if not {"latents", "embeddings"} <= tensors.keys():
             return None
-        found = CachedPair(tensors["latents"], tensors["embeddings"], tensors.get("pooled"), key)
+        pair = CachedPair(tensors["latents"], tensors["embeddings"], tensors.get("pooled"), key)
         # Safetensors has no checksum: without ours a damaged disk would train on noise.
-        return found if facts.get("checksum") == _checksum(found) else None
+        return pair if facts.get("checksum") == _checksum(pair) else None
 
     def put(self, pair: CachedPair) -> None:
         """Store a pair under its key; afterwards its file is whole or unchanged.
@@ -151,7 +151,7 @@ class PairCache:
             raise self._failed("written to", error) from error
 
     def plan(self, keys: Sequence[str], missing: Sequence[str]) -> list[str]:
-        """What was missing when these pairs were first asked for, if that was not finished; else `missing`.
+        """Return what was missing when these pairs were first requested, if unfinished; else `missing`.
 
         Raises:
             ScdpoError: the folder cannot be written to.
@@ -172,7 +172,7 @@ class PairCache:
         return list(missing)
 
     def finished(self, keys: Sequence[str]) -> None:
-        """All of these pairs are kept: nothing needs to be known any more of how they came to be."""
+        """Note that all of these pairs are cached, and forget the plan."""
         with suppress(OSError):
             self._plan(keys).unlink(missing_ok=True)
 
@@ -234,16 +234,16 @@ def build_cache(
     ready: dict[str, CachedPair] = {}
     missing: dict[str, PreferencePair] = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        own = (model.family, model.encoder_id, size)
+        identity = (model.family, model.encoder_id, size)
         keys = list(
-            pool.map(lambda p: pair_key(p, *own, chunks[p.prompt], mirrored), [p.pair for p in pairs])
+            pool.map(lambda p: pair_key(p, *identity, chunks[p.prompt], mirrored), [p.pair for p in pairs])
         )
         for key, labelled in zip(keys, pairs, strict=True):
-            found = None if key in missing or key in ready else cache.get(key)
-            if found is not None:
+            cached = None if key in missing or key in ready else cache.get(key)
+            if cached is not None:
                 # One tensor for every pair of the same prompt, however many files hold it.
-                text = prompts.setdefault(labelled.pair.prompt, (found.embeddings, found.pooled))
-                ready[key] = CachedPair(found.latents, *text, key)
+                text = prompts.setdefault(labelled.pair.prompt, (cached.embeddings, cached.pooled))
+                ready[key] = CachedPair(cached.latents, *text, key)
             elif key not in ready:
                 missing[key] = labelled.pair
         progress(sum(key in ready for key in keys), len(keys))
@@ -312,7 +312,7 @@ def _encode_alike(new: list[str], model: LoadedModel, known: Texts) -> None:
 
 @torch.no_grad()
 def _encode_images(pixels: Tensor, files: Sequence[Path], model: LoadedModel) -> Tensor:
-    """[N, C, h, w] on the CPU of [N, 3, H, W] pixels on the CPU."""
+    """Return [N, C, h, w] on the CPU of [N, 3, H, W] pixels on the CPU."""
     latents = model.encode_images(pixels.to(model.device)).cpu()
     for file, latent in zip(files, latents, strict=True):
         # The VAE of SDXL is known for this in half precision.

@@ -8,7 +8,7 @@ _FILE = Path(__file__).with_name("everyday.txt")
 
 
 def everyday_prompts(base: str) -> list[str]:
-    """Prompts of everyday things, no two alike, in an order in which every beginning is varied.
+    """Return prompts of everyday things, no two alike, in an order in which every beginning is varied.
 
     Args:
         base: the base model; the embedded one only knows the words of its own world.

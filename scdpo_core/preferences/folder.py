@@ -52,8 +52,8 @@ class FolderError(ScdpoError):
     def __str__(self) -> str:
         count = len(self.problems)
         amount = "1 problem" if count == 1 else f"{count} problems"
-        told = in_words(self.problems, self.folder)
-        return f"The preference folder {self.folder} cannot be used yet; it has {amount}:\n{told}"
+        text = in_words(self.problems, self.folder)
+        return f"The preference folder {self.folder} cannot be used yet; it has {amount}:\n{text}"
 
 
 def check_folder(
@@ -64,7 +64,7 @@ def check_folder(
     decode: bool = True,
     known: KnownImages | None = None,
 ) -> list[PreferencePair]:
-    """The pairs of a folder that nothing is wrong with; see `read_folder`.
+    """Return the pairs of a folder that nothing is wrong with; see `read_folder`.
 
     Args:
         folder: holds chosen/ and rejected/.
@@ -147,9 +147,9 @@ def read_folder(
 def _looks(
     files: Sequence[Path], known: KnownImages | None, progress: Callable[[int, int], None] | None
 ) -> dict[Path, Look | ImageError]:
-    """What each image is, or why it cannot be used; only those that are not known are decoded."""
+    """Return what each image is, or why it cannot be used; only those that are not known are decoded."""
     known = known or KnownImages()
-    found: dict[Path, Look | ImageError] = {}
+    looks: dict[Path, Look | ImageError] = {}
 
     def passed(count: int, _: int = 0) -> None:
         # Whoever is told may want to stop, also where nothing needs to be decoded.
@@ -157,21 +157,21 @@ def _looks(
             progress(count, len(files))
 
     for file in files:
-        if (seen := known.get(file)) is not None:
-            found[file] = seen
-            passed(len(found))
-    done = len(found)
+        if (remembered := known.get(file)) is not None:
+            looks[file] = remembered
+            passed(len(looks))
+    done = len(looks)
     fresh = look_at_all(
-        [file for file in files if file not in found], lambda count, of: passed(done + count, of)
+        [file for file in files if file not in looks], lambda count, of: passed(done + count, of)
     )
     for file, look in fresh.items():
         if isinstance(look, Look):
             known.put(file, look)
-    return found | fresh
+    return looks | fresh
 
 
 def safe_prompt_of(folder: Path, stem: str, problems: list[Problem], reduced: list[tuple[Path, str]]) -> str:
-    """What a harmless image would be asked for with, from safe_prompts/; '' where nobody says.
+    """Return what a harmless image would be asked for with, from safe_prompts/; '' where nobody says.
 
     What is left out of it is added to `reduced`.
     """
@@ -187,7 +187,7 @@ def safe_prompt_of(folder: Path, stem: str, problems: list[Problem], reduced: li
 
 
 def category_of(stem: str) -> str:
-    """The category of a pair from its path below chosen/ without its ending."""
+    """Return the category of a pair from its path below chosen/ without its ending."""
     if "/" not in stem:
         return ""
     name = without_repeats(stem.split("/")[0])
@@ -197,7 +197,7 @@ def category_of(stem: str) -> str:
 def _changed(
     folder: Path, stems: Sequence[str], pairs: Sequence[PreferencePair], chosen: Side, rejected: Side
 ) -> Iterator[Problem]:
-    """What is read otherwise than it stands in the folder, one note for each kind."""
+    """Yield what is read otherwise than it stands in the folder, one note for each kind."""
     bare = [pair for pair in pairs if not (chosen.prompts.get(pair.id) or rejected.prompts.get(pair.id))]
     if bare:
         what = f"{len(bare)} pairs have no .txt file: the prompts in their images' own metadata are used."
@@ -212,30 +212,30 @@ def _left_out(chosen: Side, rejected: Side) -> Iterator[Problem]:
         for file in side.others:
             what = (
                 "this is neither an image (.png, .jpg, .webp, ...) nor a prompt (.txt, .caption), and is "
-                "left out."
+                "ignored."
             )
             yield Problem(file, what, fatal=False)
         for file in side.unread:
-            what = "the prompt is read from the .txt file beside it, and this is left out."
+            what = "the prompt is read from the .txt file beside it, and this one is ignored."
             yield Problem(file, what, fatal=False)
         for stem, files in side.prompts.items():
             if stem not in side.images and stem not in other.images:
-                what = "there is no image of this name beside it, and it is left out."
+                what = "there is no image of this name beside it, and is ignored."
                 yield from (Problem(file, what, fatal=False) for file in files)
 
 
 def _twins(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) -> tuple[Path, Path] | None:
-    """The chosen and the rejected image, if there is exactly one of each."""
+    """Return the chosen and the rejected image, if there is exactly one of each."""
     for side, other in ((chosen, rejected), (rejected, chosen)):
         files = side.images.get(stem, [])
         for extra in files[1:]:
             what = f"{files[0].name} beside it has the same name. Keep one of the two."
             problems.append(Problem(extra, what))
         if files and stem not in other.images:
-            place = f"{other.root.name}/"
+            root = f"{other.root.name}/"
             near = other.in_other_case(stem)
-            hint = f" There is {place}{near}: capitals have to agree." if near else ""
-            what = f"there is no image of this name in {place}. Add it there, or take this one away.{hint}"
+            hint = f" There is {root}{near}: capitals have to agree." if near else ""
+            what = f"there is no image of this name in {root}. Add it there, or take this one away.{hint}"
             problems.append(Problem(files[0], what))
     if len(chosen.images.get(stem, [])) == len(rejected.images.get(stem, [])) == 1:
         return chosen.images[stem][0], rejected.images[stem][0]
@@ -245,7 +245,7 @@ def _twins(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) -> 
 def _usable(
     files: tuple[Path, Path], looks: Mapping[Path, Look | ImageError], folder: Path, problems: list[Problem]
 ) -> bool:
-    """Whether both images are sound and not the same one."""
+    """Return whether both images are sound and not the same one."""
     good, bad = looks[files[0]], looks[files[1]]
     if isinstance(good, ImageError) or isinstance(bad, ImageError):
         return False
@@ -266,7 +266,7 @@ def _usable(
 
 
 def _reduced(found: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
-    """One note for all prompts that held more than words."""
+    """Yield one note for all prompts that held more than words."""
     if found:
         file, words = found[0]
         others = {0: "", 1: " The same holds for 1 other prompt."}.get(
@@ -283,15 +283,15 @@ def _reduced(found: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
 def _prompt(
     stem: str, chosen: Side, rejected: Side, problems: list[Problem], reduced: list[tuple[Path, str]]
 ) -> str | None:
-    """The prompt of a pair, if there is one and no doubt about it.
+    """Return the prompt of a pair, if there is one and no doubt about it.
 
     What was left out of it is added to `reduced`.
     """
     files = chosen.prompts.get(stem, []) + rejected.prompts.get(stem, [])
     if not files:
-        own = _own_prompt(stem, chosen, rejected)
-        if own:
-            return own
+        prompt = _own_prompt(stem, chosen, rejected)
+        if prompt:
+            return prompt
         image = (chosen.images.get(stem) or rejected.images[stem])[0]
         what = f"it has no prompt. Write the text that it was made for into {image.stem}.txt beside it."
         problems.append(Problem(image, what))
@@ -300,7 +300,7 @@ def _prompt(
     wrong = [text for text in read if isinstance(text, Problem)]
     if not wrong and len(set(read)) > 1:
         other = name_in(files[0], chosen.root.parent)
-        what = f"this says something else than {other}. Keep the right one, or make them equal."
+        what = f"this differs from {other}. Keep the right one, or make them equal."
         wrong = [Problem(files[-1], what)]
     problems += wrong
     first = read[0]
@@ -308,12 +308,12 @@ def _prompt(
 
 
 def _own_prompt(stem: str, chosen: Side, rejected: Side) -> str:
-    """The prompt in the metadata of a pair's images, the chosen one's first; '' if neither has one."""
+    """Return the prompt in the metadata of a pair's images, the chosen one's first; '' if neither has one."""
     for file in (*chosen.images.get(stem, []), *rejected.images.get(stem, [])):
         if file.is_file():
-            found = prompt_of(file)
-            if found:
-                return found
+            prompt = prompt_of(file)
+            if prompt:
+                return prompt
     return ""
 
 

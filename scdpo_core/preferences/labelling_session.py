@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..io.discover import files_below
 from ..io.files import inside, sweep, write_json
 from ..io.image_metadata import prompt_of
 from ..io.image_types import IMAGE_SUFFIXES, starts_as_image
 from ..types import Problem, ScdpoError
-from .listing import files_below
 from .writer import pair_files, write_files
 
 STATE = "labelling.json"
@@ -80,7 +80,7 @@ class SessionView:
 
 
 def propose(images: Sequence[Path], root: Path) -> list[Candidate]:
-    """What to ask about, two images at a time.
+    """Return what to ask about, two images at a time.
 
     Images of the same name in two folders of the root belong together (of two models, say); all others
     are taken by their prompts, two by two in the order of their names. An image that is left over at the
@@ -121,7 +121,7 @@ def _candidate(prompt: str, one: Path, other: Path) -> Candidate:
 
 
 def images_in(folder: Path, skip: Path | None = None, notes: list[Problem] | None = None) -> list[Path]:
-    """Images in a folder and below it, hidden ones and those in `skip` left out.
+    """Return images in a folder and below it, hidden ones and those in `skip` left out.
 
     Args:
         folder: looked through to the bottom.
@@ -164,18 +164,18 @@ class Session:
         self.source, self.target = source.expanduser().absolute(), target.expanduser().absolute()
         self._lock = threading.Lock()
         self.notes: list[Problem] = []
-        found = images_in(self.source, self.target, self.notes)
+        paths = images_in(self.source, self.target, self.notes)
         if all((self.source / side).is_dir() for side in _SIDES):
             # A preference folder: its masks and what was drawn on the way are nothing to choose between.
-            found = [path for path in found if path.relative_to(self.source).parts[0] in _SIDES]
-        self._candidates = propose(found, self.source)
+            paths = [path for path in paths if path.relative_to(self.source).parts[0] in _SIDES]
+        self._candidates = propose(paths, self.source)
         self._answers, half = _read(self.target / STATE)
         sweep(self.target)
         if half is not None:
             self._mend(half)
 
     def view(self) -> SessionView:
-        """How it stands."""
+        """Return how it stands."""
         with self._lock:
             return self._view()
 
@@ -232,8 +232,8 @@ class Session:
 
     def _mend(self, half: Answer) -> None:
         """End what a killed process had begun: then the pair is whole and noted, or all of it is gone."""
-        for place in {(self.target / name).parent for name in half.files}:
-            sweep(place)
+        for folder in {(self.target / name).parent for name in half.files}:
+            sweep(folder)
         paths = [inside(self.target, name) for name in half.files]
         if paths and all(path is not None and path.is_file() for path in paths):
             self._note(half)
@@ -311,7 +311,7 @@ def _name(path: Path) -> str:
 
 
 def _read(path: Path) -> tuple[list[Answer], Answer | None]:
-    """The answers in a session's file, and the one that a killed process was writing or removing."""
+    """Return the answers in a session's file, and the one that a killed process was writing or removing."""
     try:
         values: Any = json.loads(path.read_text("utf-8"))
         half = values.get("half")
@@ -320,11 +320,11 @@ def _read(path: Path) -> tuple[list[Answer], Answer | None]:
     except FileNotFoundError:
         return [], None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ScdpoError(f"{path} is damaged; remove it to begin labelling anew.") from error
+        raise ScdpoError(f"{path} is damaged; remove it to start labelling again.") from error
 
 
 def _answer(value: Any, folder: Path) -> Answer:
-    """An answer as it was written.
+    """Return an answer as it was written.
 
     Raises:
         ValueError, KeyError, TypeError: it is none.
@@ -337,7 +337,7 @@ def _answer(value: Any, folder: Path) -> Answer:
     for name in files:
         if not name.startswith(tuple(f"{side}/" for side in _SIDES)) or inside(folder, name) is None:
             raise ScdpoError(
-                f"{folder / STATE} names the file {name!r}, which no labelling has made. Somebody has "
-                "changed it; remove it to begin labelling anew."
+                f"{folder / STATE} names the file {name!r}, which no labelling session wrote: the "
+                "file was edited. Remove it to start labelling again."
             )
     return Answer(identity, choice, tuple(files))

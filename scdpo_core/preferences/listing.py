@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from ..io.discover import files_below, unreadable_folder
 from ..io.image_metadata import PROMPT_SUFFIXES
-from ..io.image_types import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, starts_as_image
+from ..io.image_types import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, is_image
 from ..io.infotext import prompt_in
 from ..types import Problem
 
@@ -40,24 +41,6 @@ OTHER_NAMES = {
 """What other tools and people call the two folders of a preference folder, lower case."""
 
 _REPEATS = re.compile(r"\d+_(?=.)")
-_IGNORED = frozenset({"thumbs.db", "desktop.ini"})
-# What network storage, desktops and archives make: thumbnails and deleted files, not the artist's images.
-_OF_SYSTEMS = frozenset(
-    {
-        "@eadir",
-        "#recycle",
-        "@recycle",
-        ".@__thumb",
-        "#snapshot",
-        ".appledouble",
-        "__macosx",
-        ".thumbnails",
-        ".trashes",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-    }
-)
 
 
 @dataclass
@@ -79,7 +62,7 @@ class Side:
     others: list[Path] = field(default_factory=list)
 
     def in_other_case(self, stem: str) -> str | None:
-        """The stem of an image here that differs in capitals alone, if there is one."""
+        """Return the stem of an image here that differs in capitals alone, if there is one."""
         return self._folded.get(stem.casefold())
 
     @cached_property
@@ -88,12 +71,12 @@ class Side:
 
 
 def without_repeats(name: str) -> str:
-    """A category's folder without the number before it, which says to kohya's trainer how often it counts."""
+    """Return a category's folder name without the repeat count that kohya's trainer reads."""
     return _REPEATS.sub("", name, count=1)
 
 
 def repeats_note(folder: Path, names: Iterable[str]) -> Problem | None:
-    """The note that numbers before categories mean nothing here; None where no name has one.
+    """Return the note that numbers before categories mean nothing here; None where no name has one.
 
     Args:
         folder: that the note is about.
@@ -110,13 +93,13 @@ def repeats_note(folder: Path, names: Iterable[str]) -> Problem | None:
 
 
 def reserved(name: str) -> str | None:
-    """The name of a category that has a meaning of its own, if it is one in whatever case; else None."""
+    """Return the reserved category that a name stands for, in any case; None for others."""
     return BENIGN if name.casefold() == BENIGN else None
 
 
 def list_side(root: Path, problems: list[Problem]) -> Side:
     """List one half of a preference folder; folders that cannot be read are added to `problems`."""
-    side, odd = Side(root), dict[Path, str]()
+    side, other_case = Side(root), dict[Path, str]()
     captions: dict[str, list[Path]] = {}
     for path in files_below(root, problems):
         suffix = path.suffix.lower()
@@ -124,11 +107,11 @@ def list_side(root: Path, problems: list[Problem]) -> Side:
         category, slash, rest = stem.partition("/")
         if slash and (known := reserved(category)) is not None:
             if category != known:
-                odd.setdefault(root / path.relative_to(root).parts[0], known)
+                other_case.setdefault(root / path.relative_to(root).parts[0], known)
             stem = f"{known}/{rest}"
         if suffix in PROMPT_SUFFIXES:
             (side.prompts if suffix == ".txt" else captions).setdefault(stem, []).append(path)
-        elif suffix in IMAGE_SUFFIXES or suffix in FOREIGN_SUFFIXES or (not suffix and starts_as_image(path)):
+        elif is_image(path):
             side.images.setdefault(stem, []).append(path)
         else:
             side.others.append(path)
@@ -137,12 +120,12 @@ def list_side(root: Path, problems: list[Problem]) -> Side:
             side.unread += files
         else:
             side.prompts[stem] = files
-    problems += [read_as(folder, known) for folder, known in odd.items()]
+    problems += [read_as(folder, known) for folder, known in other_case.items()]
     return side
 
 
 def _stem(path: Path, root: Path) -> str:
-    """A file's name below the folder without its endings: 'weapon/a' of weapon/a.png and weapon/a.png.txt."""
+    """Return a path below the folder without suffixes: 'weapon/a' of weapon/a.png or weapon/a.png.txt."""
     inside = path.relative_to(root).with_suffix("")
     if path.suffix.lower() in PROMPT_SUFFIXES and inside.suffix.lower() in IMAGE_SUFFIXES | FOREIGN_SUFFIXES:
         inside = inside.with_suffix("")
@@ -151,20 +134,12 @@ def _stem(path: Path, root: Path) -> str:
 
 
 def read_as(folder: Path, known: str) -> Problem:
-    """The note that a folder's name counts as a reserved one in other capitals."""
+    """Return the note that a folder's name counts as a reserved one in other capitals."""
     return Problem(folder, f"this folder counts as '{known}'.", fatal=False)
 
 
-def passed_over(folder: Path) -> Problem | None:
-    """The note that a folder is left out, if it is one that a system made for itself; None for others."""
-    if folder.name.casefold() not in _OF_SYSTEMS:
-        return None
-    what = "this folder is the system's own (thumbnails, deleted files) and is passed over."
-    return Problem(folder, what, fatal=False)
-
-
 def some_prompts(folder: Path, count: int) -> list[str]:
-    """Prompts of a preference folder, each once, spread evenly over it; what cannot be read is left out."""
+    """Return distinct prompts, spread evenly over a preference folder; skip unreadable files."""
     texts: dict[str, None] = {}
     for path in files_below(folder / "chosen", []):
         if path.suffix.lower() not in PROMPT_SUFFIXES:
@@ -174,13 +149,13 @@ def some_prompts(folder: Path, count: int) -> list[str]:
                 texts.setdefault(prompt_in(path.read_text("utf-8-sig")))
         except (OSError, ValueError):
             continue
-    found = [text for text in texts if text]
-    count = min(count, len(found))
-    return [found[number * len(found) // count] for number in range(count)]
+    prompts = [text for text in texts if text]
+    count = min(count, len(prompts))
+    return [prompts[number * len(prompts) // count] for number in range(count)]
 
 
 def layout_problem(folder: Path) -> Problem | None:
-    """Why `folder` is no preference folder, with the layout explained and a guess at what was meant."""
+    """Return why `folder` is no preference folder, with the expected layout and likely fixes."""
     try:
         if not folder.is_dir():
             state = "this is a file, not a folder" if folder.exists() else "there is no such folder"
@@ -193,46 +168,11 @@ def layout_problem(folder: Path) -> Problem | None:
         hints = _hints(folder, names, missing)
         return Problem(folder, " ".join([f"it has no folder {lacks}. {LAYOUT}", *hints]))
     except OSError as error:
-        return _unreadable(folder, error)
-
-
-def _unreadable(folder: Path, error: OSError) -> Problem:
-    what = f"this folder cannot be read ({error.strerror}). Give your user permission to read it."
-    return Problem(folder, what)
-
-
-def files_below(folder: Path, problems: list[Problem]) -> Iterator[Path]:
-    """Every file below a folder that is not hidden, sorted; links are followed, but never in a circle.
-
-    Folders that cannot be read are added to `problems`, and as notes those that a system made for itself.
-    """
-    yield from _files(folder, problems, set())
-
-
-def _files(folder: Path, problems: list[Problem], seen: set[Path]) -> Iterator[Path]:
-    try:
-        real = folder.resolve()
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        problems.append(_unreadable(folder, error))
-        return
-    if real in seen:
-        return
-    seen.add(real)
-    for entry in entries:
-        if (note := passed_over(entry)) is not None and entry.is_dir():
-            problems.append(note)
-            continue
-        if entry.name.startswith(".") or entry.name.lower() in _IGNORED:
-            continue
-        if entry.is_dir():
-            yield from _files(entry, problems, seen)
-        else:
-            yield entry
+        return unreadable_folder(folder, error)
 
 
 def _hints(folder: Path, names: Sequence[str], missing: Sequence[str]) -> Iterator[str]:
-    """Where the images may be instead."""
+    """Yield where the images may be instead."""
     for role in missing:
         for name in names:
             if name.lower() == role or name.lower() in OTHER_NAMES[role]:

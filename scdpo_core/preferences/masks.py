@@ -18,7 +18,7 @@ _ENDINGS = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 
 
 def mask_of(folder: Path, pair_id: str) -> Path | None:
-    """The mask of a pair in a preference folder, if there is one.
+    """Return the mask of a pair in a preference folder, if there is one.
 
     Args:
         folder: the preference folder.
@@ -30,7 +30,7 @@ def mask_of(folder: Path, pair_id: str) -> Path | None:
 
 
 def latent_mask(path: Path, size: tuple[int, int], latent_shape: tuple[int, int, int]) -> Tensor:
-    """A mask on the grid of the latents, [1, h, w], 0..1; cropped as the pair's images are.
+    """Return a mask on the grid of the latents, [1, h, w], 0..1; cropped as the pair's images are.
 
     Args:
         path: the image; its brightness counts.

@@ -16,7 +16,7 @@ _NAME = "NAME"
 
 
 def in_words(problems: Sequence[Problem], folder: Path | None = None) -> str:
-    """Every problem by file name, each on a line of its own.
+    """Return every problem by file name, each on a line of its own.
 
     Few of them follow one another by name, each with its sentence. Many are put together by what is wrong, so
     that three thousand images without a prompt are one sentence and their names; what there was of each
@@ -44,7 +44,7 @@ def in_words(problems: Sequence[Problem], folder: Path | None = None) -> str:
 
 
 def name_in(path: Path, folder: Path | None) -> str:
-    """How the artist would call a file of the folder."""
+    """Return how the artist would call a file of the folder."""
     inside = folder is not None and path != folder and path.is_relative_to(folder)
     return printable(path.relative_to(folder).as_posix() if folder is not None and inside else str(path))
 
@@ -54,10 +54,10 @@ def _note(problem: Problem) -> str:
 
 
 def _kind(problem: Problem, folder: Path | None) -> str:
-    """The sentence without the file's own name, which twins and prompts share with it."""
+    """Return the sentence without the file's own name, which twins and prompts share with it."""
     path = Path(name_in(problem.path, folder)).with_suffix("")
     below = "/".join(path.parts[1:]) if folder is not None else ""
     what = problem.what
-    for own in filter(None, (below, path.name)):
-        what = re.sub(rf"(?<![\w.-]){re.escape(own)}(?=\.\w)", _NAME, what)
+    for stem in filter(None, (below, path.name)):
+        what = re.sub(rf"(?<![\w.-]){re.escape(stem)}(?=\.\w)", _NAME, what)
     return what

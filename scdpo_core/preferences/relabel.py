@@ -83,7 +83,7 @@ def relabel(
 
 
 def unscored(pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
-    """The pairs as the artist labelled them, for training without a cost model."""
+    """Return the pairs as the artist labelled them, for training without a cost model."""
     reason = "the artist's order; not scored"
     return [LabelledPair(pair, None, None, False, pair.weight, 1.0, reason) for pair in pairs]
 
@@ -92,16 +92,16 @@ def _winner(
     costs: tuple[float, float], rewards: tuple[float, float], both_unsafe: str, own: bool
 ) -> tuple[int | None, str]:
     """Index of the image that wins, or None if the pair is dropped; and why."""
-    said = f"costs {costs[0]:+.2f} and {costs[1]:+.2f}"
+    reason = f"costs {costs[0]:+.2f} and {costs[1]:+.2f}"
     unsafe = (costs[0] > 0, costs[1] > 0)
     if unsafe == (True, True):
         if both_unsafe == "drop":
-            return None, f"both unsafe: {said}"
+            return None, f"both unsafe: {reason}"
         if abs(costs[0] - costs[1]) < CLEAR_GAP:
-            return None, f"near tie, both unsafe: {said}"
-        return int(costs[1] < costs[0]), f"both unsafe, the less harmful one wins: {said}"
+            return None, f"near tie, both unsafe: {reason}"
+        return int(costs[1] < costs[0]), f"both unsafe, the less harmful one wins: {reason}"
     if unsafe[0] != unsafe[1]:
-        return int(unsafe[0]), f"only the {'chosen' if unsafe[0] else 'rejected'} one is unsafe: {said}"
+        return int(unsafe[0]), f"only the {'chosen' if unsafe[0] else 'rejected'} one is unsafe: {reason}"
     if own:
         return 0, "both safe, the artist's order"
     return int(rewards[1] > rewards[0]), f"both safe, rewards {rewards[0]:.2f} and {rewards[1]:.2f}"

@@ -9,7 +9,7 @@ from ..types import LabelledPair, ScdpoError
 
 
 def hold_out(labelled: Sequence[LabelledPair], share: float) -> tuple[list[int], list[int]]:
-    """Positions of the pairs to train on, and of those to hold out.
+    """Return the indexes of the pairs to train on, and of those to hold out.
 
     Prompts are held out whole, for pairs of one prompt know of each other. They are ranked by a hash of
     their text and taken from the top until `share` of the pairs is reached, so neither the seed nor the
@@ -22,18 +22,18 @@ def hold_out(labelled: Sequence[LabelledPair], share: float) -> tuple[list[int],
     Raises:
         ScdpoError: all pairs would be held out.
     """
-    places: dict[str, list[int]] = {}
-    for place, pair in enumerate(labelled):
-        places.setdefault(pair.pair.prompt, []).append(place)
-    held: list[int] = []
-    for prompt in sorted(places, key=lambda text: hashlib.sha256(text.encode("utf-8")).digest()):
-        if len(held) >= share * len(labelled):
+    by_prompt: dict[str, list[int]] = {}
+    for index, pair in enumerate(labelled):
+        by_prompt.setdefault(pair.pair.prompt, []).append(index)
+    held_out: list[int] = []
+    for prompt in sorted(by_prompt, key=lambda text: hashlib.sha256(text.encode("utf-8")).digest()):
+        if len(held_out) >= share * len(labelled):
             break
-        held += places[prompt]
-    if len(held) == len(labelled):
+        held_out += by_prompt[prompt]
+    if len(held_out) == len(labelled):
         raise ScdpoError(
-            f"A share of {share:g} of {len(labelled)} pairs under {len(places)} prompts leaves nothing to "
-            "train on, for prompts are held out whole. Lower --validation, or add pairs under other prompts."
+            f"A share of {share:g} of {len(labelled)} pairs under {len(by_prompt)} prompts leaves nothing to "
+            "train on, because prompts are never split. Lower --validation, or add pairs under other prompts."
         )
-    kept = set(range(len(labelled))) - set(held)
-    return sorted(kept), sorted(held)
+    kept = set(range(len(labelled))) - set(held_out)
+    return sorted(kept), sorted(held_out)

@@ -14,20 +14,12 @@ from typing import TypeVar
 from PIL import Image
 
 from ..io.images import ImageError, open_image
-from ..scoring.text_image import lettered
+from ..reports.raster import FAINT, pair_card
 from ..types import PreferencePair, Problem
 from .folder import read_folder
 from .problems import in_words
 
 T = TypeVar("T")
-
-_PAPER, _INK, _GOOD, _BAD, _FAINT = (
-    (250, 250, 248),
-    (30, 34, 40),
-    (27, 120, 55),
-    (183, 28, 28),
-    (205, 208, 212),
-)
 
 
 @dataclass(frozen=True)
@@ -55,9 +47,9 @@ class Survey:
         return bool(self.pairs) and not any(problem.fatal for problem in self.problems)
 
     def report(self) -> str:
-        """All of it in words, one thing a line."""
+        """Return all of it in words, one thing a line."""
         fatal = sum(problem.fatal for problem in self.problems)
-        state = "ready" if self.usable else f"not usable yet, {fatal} problems to mend"
+        state = "ready" if self.usable else f"not usable yet, {fatal} problems to fix"
         counts = ", ".join(f"{name or 'no category'} {count}" for name, count in self.categories.items())
         lines = [f"{self.folder}: {len(self.pairs)} pairs, {state}."]
         if counts:
@@ -78,7 +70,7 @@ def survey(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
 
 
 def stamp(*folders: Path) -> str:
-    """Changes when a file below any of the folders is added, removed or written: 16 hexadecimal digits.
+    """Return 16 hexadecimal digits that change when a file below the folders is added, removed or written.
 
     Names, sizes and times are looked at, not the contents, so that it takes no time.
     """
@@ -87,108 +79,62 @@ def stamp(*folders: Path) -> str:
         digest.update(f"{folder}\n".encode("utf-8", "surrogateescape"))
         for path in sorted(folder.rglob("*")):
             try:
-                found = path.stat()
+                status = path.stat()
             except OSError:
                 continue
             if path.is_file():
-                line = f"{path.relative_to(folder)}|{found.st_size}|{found.st_mtime_ns}\n"
+                line = f"{path.relative_to(folder)}|{status.st_size}|{status.st_mtime_ns}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 def stamp_of_pairs(folder: Path) -> str:
-    """The same for the images and prompts of a preference folder, whatever else lies in it."""
+    """Return the same for the images and prompts of a preference folder, whatever else lies in it."""
     return stamp(folder / "chosen", folder / "rejected")
 
 
 def find(*roots: Path) -> list[Path]:
-    """The preference folders in some folders and in the folders of those, sorted."""
-    found: set[Path] = set()
+    """Return the preference folders in some folders and in the folders of those, sorted."""
+    folders: set[Path] = set()
     for root in roots:
-        for place in (*_folders([root]), *_folders(_folders([root]))):
-            if (place / "chosen").is_dir() and (place / "rejected").is_dir():
-                found.add(place)
-    return sorted(found)
+        for folder in (*_folders([root]), *_folders(_folders([root]))):
+            if (folder / "chosen").is_dir() and (folder / "rejected").is_dir():
+                folders.add(folder)
+    return sorted(folders)
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most so many of the pairs, or of anything else, from all over the list."""
+    """Return at most so many of the pairs, or of anything else, from all over the list."""
     count = min(count, len(items))
     return [items[number * len(items) // count] for number in range(count)]
 
 
 def card(pair: PreferencePair, side: int = 256) -> Image.Image:
-    """A pair as one image: chosen and rejected side by side, the prompt below.
+    """Return a pair as one image: chosen and rejected side by side, the prompt below.
 
     Args:
         pair: of a folder.
         side: of each image, pixels.
     """
-    return twins(_opened(pair.chosen, side), _opened(pair.rejected, side), pair.prompt, side)
+    return pair_card(_opened(pair.chosen, side), _opened(pair.rejected, side), pair.prompt, side)
 
 
-def twins(
-    chosen: Image.Image, rejected: Image.Image, prompt: str, side: int = 256, titles: Sequence[str] = ()
-) -> Image.Image:
-    """Two images side by side with a line of words below.
-
-    Args:
-        chosen: RGB.
-        rejected: RGB.
-        prompt: the words.
-        side: of each image, pixels.
-        titles: what stands over them, if not 'chosen' and 'rejected'.
-    """
-    head = max(14, side // 12)
-    sheet = Image.new("RGB", (2 * side + 2, side + 2 * head), _PAPER)
-    for number, (image, name, colour) in enumerate(
-        zip((chosen, rejected), titles or ("chosen", "rejected"), (_GOOD, _BAD), strict=True)
-    ):
-        fitted = _fitted(image, side)
-        left = number * (side + 2)
-        sheet.paste(fitted, (left + (side - fitted.width) // 2, head + (side - fitted.height) // 2))
-        sheet.paste(colour, (left + 4, head // 4), lettered(name, head // 2))
-    sheet.paste(_INK, (4, head + side + head // 4), lettered(prompt[:120], head // 2))
-    return sheet
-
-
-def grid(cards: Sequence[Image.Image], columns: int = 2) -> Image.Image:
-    """Cards of one size in rows.
-
-    Args:
-        cards: at least one.
-        columns: at most.
-    """
-    columns, (width, height) = min(columns, len(cards)), cards[0].size
-    rows = -(-len(cards) // columns)
-    sheet = Image.new("RGB", (columns * (width + 8) - 8, rows * (height + 8) - 8), _PAPER)
-    for number, one in enumerate(cards):
-        sheet.paste(one, (number % columns * (width + 8), number // columns * (height + 8)))
-    return sheet
-
-
-def _folders(places: Iterable[Path]) -> list[Path]:
-    """The folders in some folders. Output folders hold thousands of files, so that none is looked at."""
-    found = []
-    for place in places:
+def _folders(roots: Iterable[Path]) -> list[Path]:
+    """Return the folders in some folders, without a stat of the files: output folders hold thousands."""
+    folders = []
+    for root in roots:
         try:
-            with os.scandir(place) as entries:
-                found += [
+            with os.scandir(root) as entries:
+                folders += [
                     Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir()
                 ]
         except OSError:
             continue
-    return found
+    return folders
 
 
 def _opened(path: Path, side: int) -> Image.Image:
     try:
         return open_image(path)
     except ImageError:  # it was there a moment ago
-        return Image.new("RGB", (side, side), _FAINT)
-
-
-def _fitted(image: Image.Image, side: int) -> Image.Image:
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+        return Image.new("RGB", (side, side), FAINT)

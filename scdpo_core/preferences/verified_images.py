@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..io.files import write_json
-from ..io.images import MAX_SIDE, Look
+from ..io.images import MAX_PIXELS, Look
 from ..io.json_schema import SchemaError, read_json
 
 
@@ -25,8 +25,8 @@ class _Entry:
     frames: int
 
     def look(self) -> Look | None:
-        """What was seen; None where no image looks like that."""
-        if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE and self.frames >= 1):
+        """Return what was seen; None where no image looks like that."""
+        if min(self.width, self.height, self.frames) < 1 or self.width * self.height > MAX_PIXELS:
             return None
         try:
             return Look((self.width, self.height), bytes.fromhex(self.digest), self.frames)
@@ -61,7 +61,7 @@ class KnownImages:
                 self._images = dict(read_json(path, _Record).images)
 
     def get(self, image: Path) -> Look | None:
-        """What is known of an image as it lies there now."""
+        """Return what is known of an image as it lies there now."""
         entry = self._images.get(os.path.abspath(image))
         if entry is None or (entry.bytes, entry.mtime_ns) != _facts(image):
             return None
@@ -88,9 +88,9 @@ class KnownImages:
 
 
 def _facts(image: Path) -> tuple[int, int] | None:
-    """Bytes and time of change of a file; None where it is not there."""
+    """Return bytes and time of change of a file; None where it is not there."""
     try:
-        found = image.stat()
+        status = image.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns

@@ -59,7 +59,7 @@ class PairFiles:
 
 
 def check_category(category: str) -> str:
-    """The subfolder that a category's pairs lie in; '' for none.
+    """Return the subfolder that a category's pairs lie in; '' for none.
 
     Raises:
         ScdpoError: it cannot be a folder's name.
@@ -71,7 +71,7 @@ def check_category(category: str) -> str:
 
 
 def category_folder(name: str) -> str:
-    """The subfolder for a prompt file's category; '' where it can be none, or would say 'harmless'."""
+    """Return the subfolder for a prompt file's category; '' where it can be none, or would say 'harmless'."""
     try:
         return "" if reserved(name) else check_category(name.replace("/", "-"))
     except ScdpoError:
@@ -153,7 +153,7 @@ def _suffix(source: Source) -> str:
 
 
 def _name(prompt: str, chosen: Source, rejected: Source) -> str:
-    """Words of the prompt for people, and a few digits of what the pair holds."""
+    """Return words of the prompt for people, and a few digits of what the pair holds."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = _NO_WORD.sub("-", plain).strip("-")[:_MOST_WORDS].strip("-") or "pair"
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass"))

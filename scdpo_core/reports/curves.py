@@ -20,7 +20,7 @@ _END = 5  # first and last fifth
 
 
 def trend(points: Points) -> list[tuple[int, float]]:
-    """Running mean over a tenth of the points to either side; points that are not finite are left out.
+    """Return the running mean over a tenth of the points to either side; leave out points not finite.
 
     A curve of fewer points than `FEWEST_FOR_A_TREND` is returned as it is.
     """
@@ -31,15 +31,15 @@ def trend(points: Points) -> list[tuple[int, float]]:
     sums = [0.0]
     for _, value in known:
         sums.append(sums[-1] + value)
-    found = []
+    smoothed = []
     for index, (step, _) in enumerate(known):
         first, last = max(0, index - reach), min(len(known), index + reach + 1)
-        found.append((step, (sums[last] - sums[first]) / (last - first)))
-    return found
+        smoothed.append((step, (sums[last] - sums[first]) / (last - first)))
+    return smoothed
 
 
 def ends(points: Points) -> tuple[float, float] | None:
-    """Mean over the first and over the last fifth of a curve; None where nothing in it is finite."""
+    """Return mean over the first and over the last fifth of a curve; None where nothing in it is finite."""
     known = [value for _, value in points if math.isfinite(value)]
     if not known:
         return None
@@ -47,11 +47,13 @@ def ends(points: Points) -> tuple[float, float] | None:
     return sum(known[:part]) / part, sum(known[-part:]) / part
 
 
-def tells(name: str, points: Points | None) -> bool:
-    """Whether a curve is worth a chart: it has points, and is no part that this run does not have."""
-    return bool(points) and not (name in OPTIONAL_METRICS and not any(value for _, value in points or ()))
-
-
 def known_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
-    """Those curves of a run that are worth a chart."""
-    return {name: points for name, points in curves.items() if tells(name, points)}
+    """Return the curves that are worth a chart.
+
+    Leave out those without a finite value, and optional metrics that stay 0 in runs without that part.
+    """
+    return {
+        name: points
+        for name, points in curves.items()
+        if any(math.isfinite(value) and (value or name not in OPTIONAL_METRICS) for _, value in points)
+    }

@@ -1,12 +1,9 @@
-"""One table of what a run reports: its phases, its figures, and which figures share a chart.
-
-Every door, console, page and chart reads these. Nothing but the standard library is imported here: hosts do.
-"""
+"""The one table of the phases, states and metrics of a run, and of which metrics share a chart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 PHASES: Mapping[str, str] = {
@@ -15,12 +12,23 @@ PHASES: Mapping[str, str] = {
     "score": "scoring the images",
     "load": "loading the model",
     "cache": "encoding the images",
-    "base_images": "drawing everyday images with the base model",
+    "base_images": "generating everyday images with the base model",
     "reference": "measuring the base model",
-    "sample": "drawing samples",
+    "sample": "generating samples",
     "train": "training",
 }
 """What is being done, by the `phase` of an event."""
+
+STATES: Mapping[str, str] = {
+    "queued": "is waiting in the queue",
+    "running": "is running",
+    "stopping": "is saving its work and will stop",
+    "finished": "is finished",
+    "failed": "has failed",
+    "stopped": "was stopped and can be resumed",
+    "interrupted": "was interrupted and can be resumed",
+}
+"""How a run stands, by its state."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,14 @@ class ChartGroup:
         title: of the chart.
         metrics: names in `METRICS`; those of which a run knows nothing are left out.
         neutral: level of a dotted line, or None.
+        neutral_title: what that level stands for.
         detail: whether only full reports show it.
     """
 
     title: str
     metrics: tuple[str, ...]
     neutral: float | None = None
+    neutral_title: str = ""
     detail: bool = False
 
 
@@ -91,19 +101,38 @@ CHARTS: tuple[ChartGroup, ...] = (
     ChartGroup("Loss that is minimised", ("loss",)),
     # Keep is hundreds of times smaller: in one chart with the others it would be a flat line.
     ChartGroup("Harmful prompts: distance to the aim", HARM_METRICS),
-    ChartGroup("Keep: distance to the base model", KEEP_METRICS, 0.0),
-    ChartGroup("Preference loss (0.693 at the start)", ("preference_loss",), math.log(2)),
-    ChartGroup("Preference u (above 0: chosen preferred)", ("u",), 0.0, detail=True),
+    ChartGroup("Keep: distance to the base model", KEEP_METRICS, 0.0, "base model"),
+    ChartGroup("Preference loss (0.693 at the start)", ("preference_loss",), math.log(2), "nothing learnt"),
+    ChartGroup("Preference u (above 0: chosen preferred)", ("u",), 0.0, "base model", detail=True),
     ChartGroup(
-        "Prefers the chosen image, share", ("implicit_accuracy", "held_out_accuracy"), 0.5, detail=True
+        "Prefers the chosen image, share",
+        ("implicit_accuracy", "held_out_accuracy"),
+        0.5,
+        "chance",
+        detail=True,
     ),
     ChartGroup(
         "Error against the base model (below 0: learnt)",
         ("winner_gap", "loser_gap", "held_out_winner_gap", "held_out_loser_gap"),
         0.0,
+        "base model",
     ),
-    ChartGroup("Focus on difficult pairs (spread of DFM weights)", ("dfm_spread",), None, detail=True),
-    ChartGroup("Margin by which the chosen must be preferred", ("margin",), None, detail=True),
-    ChartGroup("DUO's prior: distance to the base model", ("prior",), None, detail=True),
+    ChartGroup("Focus on difficult pairs (spread of DFM weights)", ("dfm_spread",), detail=True),
+    ChartGroup("Margin by which the chosen must be preferred", ("margin",), detail=True),
+    ChartGroup("DUO's prior: distance to the base model", ("prior",), detail=True),
 )
 """The charts of a run, in order; a chart without any figure is left out."""
+
+
+def charts_of(curves: Container[str], *, detail: bool = False) -> list[ChartGroup]:
+    """Return the charts that have at least one of these curves, in order.
+
+    Args:
+        curves: names of metrics.
+        detail: whether the charts of full reports count too.
+    """
+    return [
+        group
+        for group in CHARTS
+        if (detail or not group.detail) and any(name in curves for name in group.metrics)
+    ]

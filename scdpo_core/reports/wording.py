@@ -1,81 +1,167 @@
-"""What each term of a run did, a sentence each."""
+"""Numbers, costs and scores in words, the same in every page, console, node and API."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from .curves import Points, ends, known_curves
+from ..types import CostScore
 
-_Sentence = Callable[[float, float], str]
-"""Mean over the first and over the last fifth of a curve in, words out."""
+NARROW = "\u202f"
+"""Narrow no-break space, between a number and its unit."""
+MINUS = "\u2212"
+DASH = "\u2013"
+ARROW = "\u2192"
 
-
-def what_terms_did(curves: Mapping[str, Points]) -> list[str]:
-    """One sentence for each term that a run has, from its curves by name; empty before the first step."""
-    known = {name: ends(points) for name, points in known_curves(curves).items()}
-    return [
-        f"{title}: {say(*known[name])}."  # type: ignore[misc]
-        for name, (title, say) in _SENTENCES.items()
-        if known.get(name) is not None
-    ]
+MOST_IMAGES = 12
+"""Images that a score report lists one by one; of more, those with the highest costs."""
 
 
-def _moved(what: str) -> _Sentence:
-    def say(first: float, last: float) -> str:
-        return f"{what} went from {first:.3g} to {last:.3g}{_share(first, last)}"
+class Interval(Protocol):
+    """A confidence interval."""
 
-    return say
+    @property
+    def low(self) -> float:
+        """Lower end, included."""
 
-
-def _kept(what: str) -> _Sentence:
-    def say(_: float, last: float) -> str:
-        return f"answers to {what} are {last:.2g} away from the base model's (0: unchanged)"
-
-    return say
+    @property
+    def high(self) -> float:
+        """Upper end, included."""
 
 
-def _against_base(what: str) -> _Sentence:
-    def say(_: float, last: float) -> str:
-        side = "as large as" if last == 0 else f"{abs(last):.2g} {'below' if last < 0 else 'above'}"
-        return f"the error on {what} is {side} the base model's"
+class Share(Protocol):
+    """A share of images with its 95 % interval, such as `evaluation.intervals.Rate`."""
 
-    return say
+    @property
+    def total(self) -> int:
+        """Number of images; 0 makes the share unknown."""
 
+    @property
+    def value(self) -> float:
+        """The share, 0..1; NaN without images."""
 
-def _loss(_: float, last: float) -> str:
-    return f"its loss is {last:.3g} (0.693: nothing learnt; more: worse than the base model)"
-
-
-def _prefers(_: float, last: float) -> str:
-    return f"the chosen image is preferred in {100 * last:.0f} % of the pairs; look at the samples as well"
-
-
-def _spread(_: float, last: float) -> str:
-    return f"weights of the pairs spread by {last:.2g} (0: all pairs count alike)"
+    def interval(self) -> Interval:
+        """Return the 95 % confidence interval."""
 
 
-def _required(_: float, last: float) -> str:
-    return f"the chosen image had to be preferred by {last:.2g} on average"
+def percent(value: float) -> str:
+    """Return '92 %', '3.1 %', or 'not measured' for NaN."""
+    return f"{short(100 * value)}{NARROW}%" if math.isfinite(value) else "not measured"
 
 
-_SENTENCES: Mapping[str, tuple[str, _Sentence]] = {
-    "redirect": ("Redirect", _moved("under harmful prompts the error to the chosen images")),
-    "distil": ("Distil", _moved("the distance to what the base model answers to the safe prompts")),
-    "esd": ("ESD", _moved("the distance to the answer that is pushed away from the harm")),
-    "gem": ("GEM", _moved("what is missing until the safe answer is the nearer one")),
-    "keep": ("Keep", _kept("benign pairs")),
-    "keep_empty": ("Keep empty", _kept("the empty prompt")),
-    "keep_text": ("Keep text", _kept("everyday prompts")),
-    "preference_loss": ("Preference", _loss),
-    "implicit_accuracy": ("Accuracy", _prefers),
-    "winner_gap": ("Chosen", _against_base("chosen images")),
-    "loser_gap": ("Rejected", _against_base("rejected images")),
-    "dfm_spread": ("Focus (DFM)", _spread),
-    "margin": ("Margin", _required),
-    "prior": ("Prior (DUO)", _kept("pure noise")),
-}
+def interval(share: Share) -> str:
+    """Return the 95 % confidence interval as '1.2-8.7 %'; whole percents below 200 images, '' without any."""
+    if not share.total:
+        return ""
+    ends = share.interval()
+    low, high = (
+        f"{100 * end:.0f}" if share.total < 200 else short(100 * end) for end in (ends.low, ends.high)
+    )
+    return f"{low}{DASH}{high}{NARROW}%"
 
 
-def _share(first: float, last: float) -> str:
-    """' (-20 %)'; nothing where there is nothing to compare with."""
-    return f" ({100 * (last - first) / abs(first):+.0f} %)" if first else ""
+def short(value: float) -> str:
+    """Return a number with at most one decimal."""
+    return f"{value:.1f}".removesuffix(".0").replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 2, minus: str = MINUS) -> str:
+    """Return '+1.39', '-0.20' or '0.00'.
+
+    Args:
+        value: usually a cost.
+        digits: decimals.
+        minus: '-' where a console's font may lack the true minus sign.
+    """
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", minus) if rounded else f"{0:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Return '45 s', '4 min 30 s' or '2 h 5 min'."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return " ".join(
+        filter(None, (f"{minutes} min" if minutes else "", f"{rest} s" if rest or not minutes else ""))
+    )
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Return '1 caption', '2 captions', '12,000 images'."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def label(score: CostScore) -> str:
+    """Return '+2.41 unsafe', or that there is no cost; with a plain minus, which every font has."""
+    return f"{signed(score.value, minus='-')} {score.band}" if score.finite else "could not be judged"
+
+
+def highest(scores: Sequence[CostScore], most: int) -> list[int]:
+    """Return the indexes of at most `most` scores by falling cost, first those that could not be judged."""
+    return sorted(range(len(scores)), key=lambda k: _severity(scores[k]), reverse=True)[:most]
+
+
+def score_report(scores: Sequence[CostScore]) -> str:
+    """Describe a batch in one sentence, then each image by its index, from 0.
+
+    Lists all images in order, or, of a large batch, the `MOST_IMAGES` with the highest costs.
+
+    Args:
+        scores: of one scorer; at least one.
+    """
+    known = [score for score in scores if score.finite]
+    counts = {band: sum(score.band == band for score in known) for band in ("safe", "review", "unsafe")}
+    counts["could not be judged"] = len(scores) - len(known)
+    shares = ", ".join(f"{number} {band}" for band, number in counts.items() if number)
+    by_cost = highest(scores, len(scores))
+    worst_cost = ""
+    if known:
+        worst = next(k for k in by_cost if scores[k].finite)
+        cost = signed(scores[worst].value, minus="-")
+        worst_cost = f" Highest cost {cost} (image {worst}); above 0 is harmful."
+    lines = [f"{count(len(scores), 'image')}: {shares}.{worst_cost}"]
+    if len(scores) <= MOST_IMAGES:
+        by_cost.sort()
+    else:
+        lines.append(f"The {MOST_IMAGES} highest of {len(scores)}:")
+    lines += [f"{k}: {label(scores[k])}{_categories(scores[k])}" for k in by_cost[:MOST_IMAGES]]
+    lines.append(f"Scorer: {scores[0].scorer}@{scores[0].scorer_hash}")
+    unknown = [name for name, cost in scores[0].categories.items() if cost is None]
+    if unknown:
+        lines.append(f"It cannot judge: {', '.join(unknown)}.")
+    return "\n".join(lines)
+
+
+def score_json(score: CostScore) -> dict[str, Any]:
+    """Return cost, band and known categories for JSON, to four decimals.
+
+    A cost that is not finite becomes None, since JSON has no such number, and 'error' says why.
+    """
+    if not score.finite:
+        return {"cost": None, "band": score.band, "categories": {}, "error": score.problem}
+    known: dict[str, Any] = {
+        "cost": round(score.value, 4),
+        "band": score.band,
+        "categories": {name: round(cost, 4) for name, cost in _known(score.categories).items()},
+    }
+    if score.details:
+        known["details"] = {name: round(cost, 4) for name, cost in score.details.items()}
+    return known
+
+
+def _severity(score: CostScore) -> tuple[bool, float]:
+    """Order by cost, first what could not be judged."""
+    return not score.finite, score.value if score.finite else 0.0
+
+
+def _categories(score: CostScore) -> str:
+    known = sorted(_known(score.categories).items(), key=lambda item: -item[1])
+    parts = [f"{name} {signed(cost, minus='-')}" for name, cost in known]
+    parts += [f"mostly {score.objection}"] if score.objection and score.band != "safe" else []
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _known(categories: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: cost for name, cost in categories.items() if cost is not None}

@@ -23,7 +23,7 @@ KIND = "run.json"  # which trainer the settings are for
 LAUNCH = "child.json"  # the process that was started last
 HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
 
-SAMPLES = "samples"  # the folder of images drawn on the way
+SAMPLES = "samples"  # the folder of sample images
 CHECKPOINTS = "checkpoints"  # the folder of what a resumed run goes on from
 CHECKPOINT_SUFFIX = ".state.safetensors"
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..io.printable import printable
 from ..reports.metrics import METRICS, PHASES, TERM_METRICS
+from ..reports.wording import duration
 from ..run_store.events import Estimated, Event, Progress, Started, Validated, Warned
-from .summary import spell
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -76,7 +76,7 @@ def lines(say: Callable[[str], None], unit: str, every: float = 15.0) -> Callabl
         told[what] = now
         # What an earlier process did says nothing of this one's speed.
         new = done - first
-        left = f", {spell((total - done) * (now - start) / new)} left" if new > 0 and done < total else ""
+        left = f", {duration((total - done) * (now - start) / new)} left" if new > 0 and done < total else ""
         say(f"{what} {done:,} of {total:,}{unit}{left}")
 
     return update
@@ -126,7 +126,7 @@ class Screen:
             self.say(f"Step {event.step}, {event.pairs} pairs held out: {_figures(event.metrics, HELD_OUT)}")
         elif isinstance(event, Estimated):
             there = "" if event.available is None else f" of {event.available / 2**30:.1f} there are"
-            took = "" if event.seconds is None else f", and {spell(event.seconds)}"
+            took = "" if event.seconds is None else f", and {duration(event.seconds)}"
             self.say(f"Training needs about {event.memory / 2**30:.1f} GiB{there}{took}.")
         elif isinstance(event, Warned):
             self.say(f"Note: {event.message}")
@@ -176,7 +176,7 @@ class Screen:
         if event.step < event.total and event.phase == self._phase and now - self._said < _EVERY:
             return
         self._phase, self._said = event.phase, now
-        left = "" if not event.seconds_left else f"  {spell(event.seconds_left)} left"
+        left = "" if not event.seconds_left else f"  {duration(event.seconds_left)} left"
         figures = _figures(event.metrics, FIGURES)
         _line(f"{PHASES[event.phase]} {event.step}/{event.total}{'  ' if figures else ''}{figures}{left}")
 

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..reports.metrics import METRICS, PHASES
-from ..reports.wording import what_terms_did
+from ..reports.metrics import METRICS, PHASES, STATES
+from ..reports.terms import what_terms_did
+from ..reports.wording import duration
 from .follow import RunView
 
 _FIGURES = ("loss", "redirect", "keep", "implicit_accuracy", "winner_gap", "loser_gap", "rejected_cost")
-_ENDINGS: Mapping[str, str] = {
-    "queued": "waits for its turn",
-    "finished": "is finished",
-    "failed": "has failed",
-    "stopped": "was stopped; run it again to go on",
-    "interrupted": "was interrupted; run it again to go on",
-}
 
 
 def now(view: RunView) -> str:
     """What a run is doing, in a few short lines."""
-    if view.state in _ENDINGS:
-        return f"{view.run} {_ENDINGS[view.state]}."
+    if view.state not in ("running", "stopping"):
+        return f"{view.run} {STATES[view.state]}."
     title = PHASES.get(view.phase, view.phase)
     doing = f"{title}: step {view.step} of {view.total}" if view.phase == "train" else title
     if view.phase != "train" and view.total > 1:
@@ -29,7 +21,7 @@ def now(view: RunView) -> str:
     if view.state == "stopping":
         doing = f"{doing}; saving, then leaving"
     left = view.seconds_left()
-    lines = [f"{view.run}: {doing}{'' if left is None else f', {spell(left)} left'}"]
+    lines = [f"{view.run}: {doing}{'' if left is None else f', {duration(left)} left'}"]
     # A node or a pane is narrow.
     figures = latest(view).split(", ")
     lines += [", ".join(figures[k : k + 2]) for k in range(0, len(figures), 2) if figures[0]]
@@ -40,7 +32,7 @@ def now(view: RunView) -> str:
 
 def report(view: RunView) -> str:
     """How a run went, for people: one fact a line."""
-    lines = [f"{view.run} {_ENDINGS.get(view.state, 'is being trained')}."]
+    lines = [f"{view.run} {STATES[view.state]}."]
     if view.trained:
         of = f" of {view.steps}" if view.steps else ""
         lines.append(f"Steps: {view.trained}{of}, from {view.pairs} examples, on {view.device}.")
@@ -58,10 +50,3 @@ def latest(view: RunView) -> str:
     """The latest figures of a run: 'loss 0.61, chosen gap -0.003'; '' before there are any."""
     known = ((METRICS[name].short, view.curves.get(name)) for name in _FIGURES)
     return ", ".join(f"{name} {curve[-1][1]:.3g}" for name, curve in known if curve)
-
-
-def spell(seconds: float) -> str:
-    """'2 min 5 s'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

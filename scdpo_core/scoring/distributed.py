@@ -32,7 +32,7 @@ class Member:
 
 
 def join(job: ScoreJob, device: str) -> Member:
-    """This process as a member of the job: the only one, unless accelerate launched several."""
+    """Return this process as a member of the job: the only one, unless accelerate launched several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Member(job, device)
     from accelerate import PartialState

@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..cost.attribution import Method, explain
 from ..cost.protocol import Scorer
 from ..io.files import atomic_path
-from ..io.image_frames import open_frames
+from ..io.image_frames import open_frame
 from ..io.images import ImageError
 from ..types import Problem
 from .table import Row
@@ -20,7 +20,7 @@ _LONGEST = 200  # bytes; names may have 255, with '-digest.heatmap.png' behind t
 
 
 def name_of(row: Row) -> str:
-    """The beginning of the names of a file's heatmap and mask: its stem, and what tells its content apart."""
+    """Return the stem of a file's heatmap and mask: the image's stem and its content's hash."""
     stem = os.fsencode(Path(row.path).stem)[:_LONGEST]
     return f"{stem.decode('utf-8', 'replace' if len(stem) < _LONGEST else 'ignore')}-{(row.sha256 or '')[:8]}"
 
@@ -54,19 +54,18 @@ def write_heatmaps(
     for done, row in enumerate(rows, 1):
         path = Path(row.path)
         try:
-            with path.open("rb") as stream:
-                image = next(p for n, p in open_frames(path, stream, row.frame) if n == row.frame)
-        except (ImageError, OSError, StopIteration) as error:
+            image = open_frame(path, row.frame)
+        except (ImageError, OSError) as error:
             what = error.what if isinstance(error, ImageError) else "the image cannot be read any more."
             problems.append(Problem(path, what))
         else:
-            found = explain(scorer, image, method=method)
+            explanation = explain(scorer, image, method=method)
             stem = name_of(row)
-            said = PngInfo()
-            if found.objection:
-                said.add_text("objection", found.objection)
-            for kind, shown in (("heatmap", found.overlay(image)), ("mask", found.mask())):
+            metadata = PngInfo()
+            if explanation.objection:
+                metadata.add_text("objection", explanation.objection)
+            for kind, shown in (("heatmap", explanation.overlay(image)), ("mask", explanation.mask())):
                 with atomic_path(folder / f"{stem}.{kind}.png") as temporary:
-                    shown.save(temporary, "PNG", pnginfo=said)
+                    shown.save(temporary, "PNG", pnginfo=metadata)
         progress(done, len(rows))
     return problems

@@ -117,13 +117,13 @@ def score_files(
     Raises:
         ScdpoError: the JSONL file cannot be used.
     """
-    found = _find(job)
-    files = [path for path in found.files if _whose(path, job.processes) == job.rank]
+    images = _find(job)
+    files = [path for path in images.files if _whose(path, job.processes) == job.rank]
     memory = RowFile.open(job.part) if job.part is not None else None
     known = _known(job, memory)
     run = FolderRun(scorer, {} if job.anew else known, job.every, job.batch)
     others = [] if memory is None else _of_other_scorers(memory, scorer)
-    rows = [] if job.rank else list(_unreachable(found.problems, scorer))
+    rows = [] if job.rank else list(_unreachable(images.problems, scorer))
     total = len(rows) + len(files)
     try:
         for row in run.rows(files):
@@ -135,18 +135,20 @@ def score_files(
         if memory is not None:
             memory.close()
     ordered = sorted(rows, key=lambda row: row.path)
-    return JobResult(ordered, run.reused, found.repeats, notes=[*found.notes, *others])
+    return JobResult(ordered, run.reused, images.repeats, notes=[*images.notes, *others])
 
 
 def _of_other_scorers(memory: RowFile, scorer: Scorer) -> list[Problem]:
     """Tell of scores in the file that another scorer gave; they stand until their files are scored again."""
-    own = provenance(scorer)
-    counts = Counter(row.scorer for row in memory.rows.values() if row.cost is not None and row.scorer != own)
+    scorer_id = provenance(scorer)
+    counts = Counter(
+        row.scorer for row in memory.rows.values() if row.cost is not None and row.scorer != scorer_id
+    )
     return [
         Problem(
             memory.path,
             f"{count:,} of its scores are by another scorer, '{name}'. Costs of different scorers do not "
-            f"compare, so these files are scored again by '{own}'.",
+            f"compare, so these files are scored again by '{scorer_id}'.",
             fatal=False,
         )
         for name, count in counts.items()
@@ -154,7 +156,7 @@ def _of_other_scorers(memory: RowFile, scorer: Scorer) -> list[Problem]:
 
 
 def gather(job: ScoreJob) -> JobResult:
-    """The rows of all processes, once all of them are done.
+    """Return the rows of all processes, once all of them are done.
 
     Their own files stay until `finish` has written the rows of all of them.
 
@@ -171,11 +173,11 @@ def gather(job: ScoreJob) -> JobResult:
             )
         parts.append(RowFile.read(part))
     # A part also remembers, from an interrupted run, files that are gone now or another process's.
-    found = _find(job)
-    rows = [parts[_whose(path, job.processes)].get(str(path)) for path in found.files]
-    rows += [parts[0].get(str(problem.path)) for problem in found.problems]
+    files = _find(job)
+    rows = [parts[_whose(path, job.processes)].get(str(path)) for path in files.files]
+    rows += [parts[0].get(str(problem.path)) for problem in files.problems]
     ordered = sorted((row for row in rows if row is not None), key=lambda row: row.path)
-    return JobResult(ordered, notes=found.notes)
+    return JobResult(ordered, notes=files.notes)
 
 
 def explain(
@@ -261,8 +263,8 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
     if job.jsonl is not None:
         # Rows of other places stay: a file may remember many folders.
         memory = RowFile.open(job.jsonl)
-        asked, ours = _within(job.places), {row.path for row in rows}
-        others = [row for row in memory.rows.values() if row.path not in ours and not asked(row)]
+        roots, ours = _within(job.places), {row.path for row in rows}
+        others = [row for row in memory.rows.values() if row.path not in ours and not roots(row)]
         memory.finish(sorted([*rows, *others], key=lambda row: row.path))
         for part in _parts(job.jsonl):
             part.unlink(missing_ok=True)
@@ -275,13 +277,13 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
 
 
 def _find(job: ScoreJob) -> Found:
-    """The files to score, without those that this job itself puts somewhere."""
+    """Return the files to score, without those that this job itself puts somewhere."""
     ours = [folder for folder in (job.move_to, job.copy_to, job.heatmaps) if folder is not None]
     return find_images(job.places, skip=ours)
 
 
 def _known(job: ScoreJob, memory: RowFile | None) -> Mapping[str, Row]:
-    """What earlier runs know: the merged rows, those of interrupted runs, and this process's own."""
+    """Return what earlier runs know: the merged rows, those of interrupted runs, and this process's own."""
     if job.jsonl is None or memory is None:
         return {}
     known: dict[str, Row] = {}
@@ -296,13 +298,13 @@ def _unreachable(problems: Iterable[Problem], scorer: Scorer) -> Iterator[Row]:
         yield Row(str(problem.path), None, None, None, {}, provenance(scorer), problem.what)
 
 
-def _within(places: Sequence[Path]) -> Callable[[Row], bool]:
-    roots = [_absolute(place) for place in places]
+def _within(paths: Sequence[Path]) -> Callable[[Row], bool]:
+    roots = [_absolute(path) for path in paths]
     return lambda row: any(Path(row.path).is_relative_to(root) for root in roots)
 
 
-def _absolute(place: Path) -> Path:
-    return Path(os.path.abspath(place.expanduser()))
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path.expanduser()))
 
 
 def _whose(path: Path, processes: int) -> int:
@@ -315,6 +317,6 @@ def _part(jsonl: Path | None, rank: int) -> Path:
 
 
 def _parts(jsonl: Path) -> list[Path]:
-    """The files of all processes, those of interrupted runs with more of them included."""
+    """Return the files of all processes, those of interrupted runs with more of them included."""
     name = re.compile(re.escape(jsonl.name) + r"\.part\d+")
     return sorted(path for path in jsonl.parent.iterdir() if name.fullmatch(path.name))

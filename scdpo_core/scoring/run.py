@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..cost.protocol import Scorer, SideBySide, provenance
+from ..io.alpha_views import worst
 from ..io.image_frames import open_frames
 from ..io.images import ImageError
 from ..types import CostScore, ScdpoError
-from .alpha_views import worst
 from .table import Row
 
 BATCH = 16
@@ -112,7 +112,7 @@ class FolderRun:
 
     @contextmanager
     def _threads(self) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor, int, int]]:
-        """Threads that decode, threads that call the network, how many those are, images in a call.
+        """Return the decoding pool, the scoring pool, its size, and the images per call.
 
         A scorer that likes to be called side by side shares the decoders' threads, one for each processor, so
         that nobody waits. Any other has a thread of its own, which calls it with whole batches.
@@ -160,11 +160,11 @@ class FolderRun:
     ) -> Iterator[Row]:
         each = iter(scores)
         for looked in batch:
-            found = [(number, next(each)) for number, _ in looked.frames]
-            yield from self._settle(_with_scores(looked.row, found), finished, followers)
+            by_frame = [(number, next(each)) for number, _ in looked.frames]
+            yield from self._settle(_with_scores(looked.row, by_frame), finished, followers)
 
     def _settle(self, row: Row, finished: dict[str, Row], followers: dict[str, list[Row]]) -> Iterator[Row]:
-        """A row that is final now, and those of files with the same content that waited for it."""
+        """Yield a row that is final now, and those of files with the same content that waited for it."""
         yield row
         if row.sha256 is not None:
             finished[row.sha256] = row
@@ -173,7 +173,7 @@ class FolderRun:
                 yield _same_content(follower, row)
 
     def _try(self, views: Sequence[Any]) -> list[CostScore | str]:
-        """A score or a reason for every view; one that upsets the scorer costs the others nothing."""
+        """Return a score or a reason for every view; one that upsets the scorer costs the others nothing."""
         try:
             return [_finite(score) for score in self._scorer.score_prepared(views)]
         except ScdpoError as error:
@@ -214,7 +214,7 @@ class FolderRun:
             return _refused(row, f"the image could not be prepared ({type(error).__name__}: {error}).")
 
     def _claim(self, content: str) -> bool:
-        """Whether this thread is the first with such content, and so has to decode it."""
+        """Return whether this thread is the first with such content, and so has to decode it."""
         with self._lock:
             first = content not in self._claimed
             self._claimed.add(content)
@@ -226,7 +226,7 @@ class FolderRun:
 
 
 def _finite(score: CostScore) -> CostScore | str:
-    """The score, or what is wrong with it."""
+    """Return the score, or what is wrong with it."""
     return score.problem or score
 
 
@@ -247,19 +247,19 @@ def _same_content(row: Row, other: Row) -> Row:
 
 
 def _with_scores(row: Row, found: Sequence[tuple[int, CostScore | str]]) -> Row:
-    """The row with the highest cost of its frames and their views, or with the reason why there is none."""
+    """Return the row with the highest cost of its frames and views, or why there is none."""
     # One that could not be judged may be the harmful one.
     for _, score in found:
         if isinstance(score, str):
             return replace(row, error=score)
     scored = [(number, score) for number, score in found if isinstance(score, CostScore)]
     number, _ = max(scored, key=lambda pair: pair[1].value)
-    whole = worst([score for _, score in scored])
+    highest = worst([score for _, score in scored])
     return replace(
         row,
-        cost=whole.value,
-        band=whole.band,
-        categories=whole.categories,
-        details=whole.details,
+        cost=highest.value,
+        band=highest.band,
+        categories=highest.categories,
+        details=highest.details,
         frame=number,
     )

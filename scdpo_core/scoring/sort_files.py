@@ -27,12 +27,12 @@ class Filed:
 
 
 def over(rows: Sequence[Row], bound: float) -> Iterator[Row]:
-    """The rows whose cost lies above the bound."""
+    """Return the rows whose cost lies above the bound."""
     return (row for row in rows if row.cost is not None and row.cost > bound)
 
 
 def leads_out(path: Path, roots: Sequence[Path]) -> Path | None:
-    """Where a path really leads, if that is in none of the folders that were scored; None if it is in one."""
+    """Return the real path if it lies outside of all scored folders; None if inside."""
     real = Path(os.path.realpath(path))
     inside = any(real.is_relative_to(os.path.realpath(root.expanduser())) for root in roots)
     return None if inside else real
@@ -64,7 +64,7 @@ def file_away(
     absolute = [Path(os.path.abspath(root.expanduser())) for root in roots]
     for row in rows:
         source = Path(row.path)
-        place = target / _below(source, absolute)
+        destination = target / _below(source, absolute)
         try:
             facts = source.stat()
             out = leads_out(source, roots)
@@ -76,11 +76,11 @@ def file_away(
                 what = f"a link leads to it in {out.parent}, outside of what was scored, and it stays."
                 problems.append(Problem(source, what))
             else:
-                _file(source, place, move=move)
-                done.append(replace(row, path=os.path.abspath(place)))
+                _file(source, destination, move=move)
+                done.append(replace(row, path=os.path.abspath(destination)))
                 filed(done[-1])
         except FileExistsError:
-            problems.append(Problem(source, f"there is already {place}, so it stays where it is."))
+            problems.append(Problem(source, f"there is already {destination}, so it stays where it is."))
         except OSError as error:
             verb = "moved" if move else "copied"
             problems.append(Problem(source, f"it could not be {verb} ({error.strerror or error})."))
@@ -92,32 +92,32 @@ def _below(path: Path, roots: Sequence[Path]) -> Path:
     return min(inside, key=lambda relative: len(relative.parts), default=Path(path.name))
 
 
-def _file(source: Path, place: Path, *, move: bool) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
+def _file(source: Path, destination: Path, *, move: bool) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
     try:
         if move:
-            _link_or_copy(source, place)
+            _link_or_copy(source, destination)
         else:
-            _copy(source, place)
+            _copy(source, destination)
     except FileExistsError:
-        if os.path.realpath(source) == os.path.realpath(place) or not _same(source, place):
+        if os.path.realpath(source) == os.path.realpath(destination) or not _same(source, destination):
             raise
     if move:
         source.unlink()
 
 
-def _link_or_copy(source: Path, place: Path) -> None:
+def _link_or_copy(source: Path, destination: Path) -> None:
     try:
         # A second name fails if there is a file already, which renaming would replace.
-        os.link(source, place)
+        os.link(source, destination)
     except FileExistsError:
         raise
     except OSError:  # another disk, or one without hard links
-        _copy(source, place)
+        _copy(source, destination)
 
 
-def _copy(source: Path, place: Path) -> None:
-    with atomic_path(place, replace=False, like=source) as temporary:
+def _copy(source: Path, destination: Path) -> None:
+    with atomic_path(destination, replace=False, like=source) as temporary:
         shutil.copyfile(source, temporary)
 
 

@@ -50,7 +50,7 @@ class Row:
     details: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The row as one line of JSON; costs to four decimals, which is more than any scorer knows."""
+        """Return the row as one line of JSON; costs to four decimals, which is more than any scorer knows."""
         row = asdict(self)
         row["cost"] = _rounded(self.cost)
         row["categories"] = {name: _rounded(cost) for name, cost in self.categories.items()}
@@ -108,7 +108,7 @@ class RowFile:
 
     @staticmethod
     def read(path: Path) -> dict[str, Row]:
-        """The last row of every path in such a file, which stays as it is.
+        """Return the last row of every path in such a file, which stays as it is.
 
         Raises:
             ScdpoError: the file holds no such rows, or cannot be read.
@@ -184,7 +184,7 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
 
 
 def category_names(rows: Iterable[Row]) -> list[str]:
-    """All categories that any row names, in the order in which they come."""
+    """Return all categories that any row names, in the order in which they come."""
     return list(dict.fromkeys(name for row in rows for name in row.categories))
 
 

@@ -23,7 +23,7 @@ class StampError(ScdpoError):
 
 
 def note(row: Row) -> str:
-    """What is written: cost, band, known categories and scorer as one line of JSON, ASCII.
+    """Return what is written: cost, band, known categories and scorer as one line of JSON, ASCII.
 
     Args:
         row: with a cost.
@@ -75,13 +75,15 @@ def stamp_sidecar(row: Row) -> Row:
     Raises:
         StampError: it cannot be written, or a file of that name is none of ours.
     """
-    place = Path(row.path + SIDECAR)
+    sidecar = Path(row.path + SIDECAR)
     try:
-        if place.is_symlink():
-            raise StampError(f"{row.path}: {place.name} is a link, so the score was not written.")
-        if place.exists() and not _is_ours(place):
-            raise StampError(f"{row.path}: {place.name} holds something else, so the score was not written.")
-        write_text(place, note(row) + "\n")
+        if sidecar.is_symlink():
+            raise StampError(f"{row.path}: {sidecar.name} is a link, so the score was not written.")
+        if sidecar.exists() and not _is_ours(sidecar):
+            raise StampError(
+                f"{row.path}: {sidecar.name} holds something else, so the score was not written."
+            )
+        write_text(sidecar, note(row) + "\n")
     except OSError as error:
         raise StampError(f"{row.path}: the score was not written ({error.strerror or error}).") from error
     return row
@@ -100,7 +102,7 @@ def _is_ours(path: Path) -> bool:
     if not path.is_file() or path.stat().st_size > _MOST_BYTES:
         return False
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return False
-    return isinstance(held, dict) and {"cost", "scorer"} <= held.keys()
+    return isinstance(content, dict) and {"cost", "scorer"} <= content.keys()

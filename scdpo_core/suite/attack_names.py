@@ -121,7 +121,7 @@ def split_spec(spec: str) -> tuple[str, str]:
 
 
 def attack_problem(spec: str) -> str:
-    """What is wrong with an attack as somebody asks for it, a sentence; '' for nothing."""
+    """Return what is wrong with an attack as somebody asks for it, a sentence; '' for nothing."""
     name, strength = split_spec(spec)
     if name not in ATTACKS:
         return f"There is no attack '{name}'. Choose from: {', '.join(ATTACKS)}."
@@ -131,10 +131,10 @@ def attack_problem(spec: str) -> str:
 
 
 def needs_words(spec: str) -> bool:
-    """Whether an attack replaces words of the prompts."""
+    """Return whether an attack replaces words of the prompts."""
     return ATTACKS[split_spec(spec)[0]].words
 
 
 def needs_harmful(spec: str) -> bool:
-    """Whether an attack does without benign images."""
+    """Return whether an attack does without benign images."""
     return ATTACKS[split_spec(spec)[0]].harmful

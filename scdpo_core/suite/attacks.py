@@ -80,7 +80,7 @@ class AttackPlan:
     words: tuple[str, ...] = ()
 
     def items(self, spec: str) -> list[Item]:
-        """What is asked for under one attack."""
+        """Return what is asked for under one attack."""
         return [item for chunk in self.chunks if chunk.spec == spec for item in chunk.items]
 
 
@@ -105,7 +105,7 @@ class AttackRow:
 
 
 def trial_version(attack: str, lora: str) -> str:
-    """The folder of an attack's images on a LoRA."""
+    """Return the folder of an attack's images on a LoRA."""
     return f"{lora}!{attack}"
 
 
@@ -134,19 +134,19 @@ def plan_attacks(job: EvalJob, plan: Plan) -> AttackPlan:
 
 
 def attack_folders(specs: Sequence[str]) -> list[str]:
-    """A folder's name for each attack: 'img2img-0.6', 'stacked-style'."""
+    """Return a folder's name for each attack: 'img2img-0.6', 'stacked-style'."""
     parts = [split_spec(spec) for spec in specs]
     return unique_names([f"{name}-{Path(strength).name}" if strength else name for name, strength in parts])
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` items at even steps."""
+    """Return at most `count` items at even steps."""
     count = min(count, len(items))
     return [items[number * len(items) // count] for number in range(count)]
 
 
 def _words(job: EvalJob, pool: Sequence[Item]) -> list[str]:
-    """The words that are replaced: those asked for, or in the embedded world one of each category."""
+    """Return the words that are replaced: those asked for, or in the embedded world one of each category."""
     if not any(map(needs_words, job.attacks)):
         return []
     if job.attack_words:
@@ -167,7 +167,7 @@ def _first_word(item: Item, words: Sequence[str]) -> str | None:
 
 
 def begin_from(chunk: Chunk, items: Sequence[Item], plan: Plan) -> list[Item]:
-    """The items whose images by the base model an attack begins from or learns from."""
+    """Return the items whose images by the base model an attack begins from or learns from."""
     name, _ = split_spec(chunk.spec)
     if name == "img2img":
         return list(items)
@@ -184,7 +184,7 @@ def begin_from(chunk: Chunk, items: Sequence[Item], plan: Plan) -> list[Item]:
 def make_attack(
     job: EvalJob, chunk: Chunk, items: Sequence[Item], plan: Plan, folder: EvalFolder, words: Sequence[str]
 ) -> Attack:
-    """The attack of a chunk, ready to be called on `items` of it.
+    """Return the attack of a chunk, ready to be called on `items` of it.
 
     Raises:
         ImageError: an image that it begins from cannot be read.
@@ -235,7 +235,7 @@ def _vocabulary(job: EvalJob) -> tuple[str, ...]:
 
 
 def _forbidden(job: EvalJob, words: Sequence[str]) -> tuple[str, ...]:
-    """Words that a filter of prompts would know: those replaced; in the embedded world all of harm."""
+    """Return words that a filter of prompts would know: those replaced; in the embedded world all of harm."""
     if job.base != "micro":
         return tuple(part for word in words for part in (word, *word.split()))
     from ..micro.world import concepts
@@ -245,8 +245,10 @@ def _forbidden(job: EvalJob, words: Sequence[str]) -> tuple[str, ...]:
 
 
 def attack_rows(version: str, items: Sequence[Item], made: Attacked) -> list[AttackRow]:
-    """A row for each image of an attack; the first holds what was spent on all of them."""
+    """Return a row for each image of an attack; the first holds what was spent on all of them."""
     spent = made.budget
-    rows = [AttackRow(f"{version}/{item.name}", told) for item, told in zip(items, made.prompts, strict=True)]
+    rows = [
+        AttackRow(f"{version}/{item.name}", prompt) for item, prompt in zip(items, made.prompts, strict=True)
+    ]
     first = replace(rows[0], steps=spent.steps, queries=spent.queries, images=spent.images)
     return [first, *rows[1:]]

@@ -32,7 +32,7 @@ _READER = "report"
 
 
 def missing(evaluation: Evaluation, judged: Judged) -> int:
-    """How many images are not drawn yet, or not judged by everybody."""
+    """Return how many images are not drawn yet, or not judged by everybody."""
     folder = evaluation.folder
     tables = [Table(folder, table_name(info.id), Opinion, _READER).rows for info in judged.judges]
     every = share_of(evaluation.job, evaluation.plan, evaluation.attacks, Shard()).images(evaluation.plan)
@@ -100,29 +100,29 @@ def collect(
 
 
 def trained_with(cost_model: str, judge: JudgeInfo) -> bool:
-    """Whether a LoRA's cost model is this judge, or shares a member with it.
+    """Return whether a LoRA's cost model is this judge, or shares a member with it.
 
     Args:
         cost_model: 'name@hash' of what trained the LoRA; '' where its file does not say.
         judge: who judges.
     """
-    name, _, own = cost_model.rpartition("@")
-    if not own:
+    name, _, digest = cost_model.rpartition("@")
+    if not digest:
         return False
     members = re.fullmatch(r"(?:maximum|mean)\((.+)\)", name)
     alone = judge.id.rpartition("@")[0]
-    return own in judge.hashes or (members is not None and alone in members[1].split("+"))
+    return digest in judge.hashes or (members is not None and alone in members[1].split("+"))
 
 
 def _lora_info(name: str, path: Path) -> LoraInfo:
-    said = read_lora_info(path).metadata
-    model, digest = said.get("scdpo_cost_model", ""), said.get("scdpo_cost_model_hash", "")
+    metadata = read_lora_info(path).metadata
+    model, digest = metadata.get("scdpo_cost_model", ""), metadata.get("scdpo_cost_model_hash", "")
     return LoraInfo(
         name,
         path.name,
         sha256_of(path),
         f"{model}@{digest}" if digest else "",
-        said.get("scdpo_objective", ""),
+        metadata.get("scdpo_objective", ""),
     )
 
 
@@ -149,13 +149,15 @@ def _agreements(judged: Judged, opinions: Mapping[str, Opinions]) -> tuple[Agree
 
 
 def _clip_means(plan: Plan, quality: Mapping[str, float]) -> dict[str, Mean]:
-    """The mean CLIP score of each version's benign images, or of all where none are benign."""
+    """Return the mean CLIP score of each version's benign images, or of all where none are benign."""
     items = plan.of_kind("benign") or plan.items
     means = {}
     for version in plan.versions:
-        own = [score for item in items if (score := quality.get(f"{version.name}/{item.name}")) is not None]
-        if own:
-            means[version.name] = mean_interval(own)
+        scores = [
+            score for item in items if (score := quality.get(f"{version.name}/{item.name}")) is not None
+        ]
+        if scores:
+            means[version.name] = mean_interval(scores)
     return means
 
 
@@ -170,12 +172,12 @@ def _reference(evaluation: Evaluation, device: str, progress: Callable[[int, int
     distances = []
     for number, version in enumerate(plan.versions):
         before = len(files) + number * len(benign)
-        own = gaussian_of(
+        reference = gaussian_of(
             encoder,
             [folder.image(version.name, item.name) for item in benign],
             lambda done, _, before=before: progress(before + done, total),  # type: ignore[misc]
         )
-        distances.append(Distance(version.name, frechet_distance(target, own), own.count))
+        distances.append(Distance(version.name, frechet_distance(target, reference), reference.count))
     name = job.reference.resolve().name
     return ReferenceFigures(name, target.count, encoder.id, encoder.dim, tuple(distances))
 

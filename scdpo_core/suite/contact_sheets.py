@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..evaluation.contact_sheet import CRISP_UP_TO, encode
-from ..evaluation.wording import count
 from ..io.images import open_image
-from ..io.printable import printable
-from ..types import CostScore
+from ..reports.images import CRISP_UP_TO, encode
+from ..reports.wording import count
 from .attack_names import ATTACKS, split_spec
 from .attacks import spread, trial_version
 from .figures import Opinions
@@ -38,7 +36,6 @@ class Shot:
     covered: bool
     label: str
     cost: float | None
-    band: str
     verdict: str
     tone: str
 
@@ -93,14 +90,14 @@ class _Wanted:
 
 
 def sheets_of(evaluation: Evaluation, opinions: Opinions) -> list[Sheet]:
-    """Images of every file and of every attack, all encoded alike so that the page stays small.
+    """Return images of every file and of every attack, all encoded alike so that the page stays small.
 
     Raises:
         ImageError: an image cannot be read.
     """
-    wanted = [each for each in (*_of_files(evaluation), *_of_attacks(evaluation)) if each.items]
+    sheets = [each for each in (*_of_files(evaluation), *_of_attacks(evaluation)) if each.items]
     small, sizes = [], []
-    for each in wanted:
+    for each in sheets:
         for item in each.items:
             for column in each.columns:
                 image = open_image(evaluation.folder.image(column.version, item.name))
@@ -116,7 +113,7 @@ def sheets_of(evaluation: Evaluation, opinions: Opinions) -> list[Sheet]:
             len(each.columns),
             tuple(
                 SheetRow(
-                    printable(item.prompt.prompt),
+                    item.prompt.prompt,
                     item.seed,
                     tuple(
                         _shot(
@@ -131,7 +128,7 @@ def sheets_of(evaluation: Evaluation, opinions: Opinions) -> list[Sheet]:
                 for item in each.items
             ),
         )
-        for each in wanted
+        for each in sheets
     ]
 
 
@@ -172,23 +169,20 @@ def _of_attacks(evaluation: Evaluation) -> list[_Wanted]:
     ]
 
 
-def _shot(column: _Column, uri: str, size: tuple[int, int], said: Opinion | None, covered: bool) -> Shot:
-    known = said is not None and said.harmful is not None
-    harmful = said is not None and said.harmful is True
+def _shot(column: _Column, uri: str, size: tuple[int, int], opinion: Opinion | None, covered: bool) -> Shot:
+    known = opinion is not None and opinion.harmful is not None
+    harmful = opinion is not None and opinion.harmful is True
     verdict, tone = ("harmful", "bad") if harmful else ("harmless", "good")
-    if not harmful and said is not None and said.found is not None and not covered:
-        verdict, tone = ("as asked", "good") if said.found else ("not as asked", "bad")
-    cost = said.cost if said is not None else None
-    band = "" if cost is None else CostScore(cost, {}, "", "").band
+    if not harmful and opinion is not None and opinion.found is not None and not covered:
+        verdict, tone = ("as asked", "good") if opinion.found else ("not as asked", "bad")
     return Shot(
         column.label,
         column.style,
         uri,
         *size,
         covered or harmful or not known,
-        said.label if said is not None else "",
-        cost,
-        band,
+        opinion.label if opinion is not None else "",
+        None if opinion is None else opinion.cost,
         verdict if known else "not judged",
         tone if known else "",
     )

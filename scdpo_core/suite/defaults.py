@@ -18,7 +18,7 @@ _MICRO_GUIDANCE = 3.0
 
 
 def complete(given: Mapping[str, Any]) -> EvalJob:
-    """A job from what somebody says of it.
+    """Return a job from what somebody says of it.
 
     Args:
         given: fields of `EvalJob` by their names or flags; lists for tuples. LoRAs may be run folders.
@@ -33,11 +33,11 @@ def complete(given: Mapping[str, Any]) -> EvalJob:
     run = usual(values["loras"][0].parent, 0) if values["loras"] else None
     base = values.get("base") or (run.base if run is not None else None)
     if base is None:
-        raise ScdpoError("Say which model to draw with: --base MODEL.")
+        raise ScdpoError("Name the model to generate images with: --base MODEL.")
     values["base"] = base if base == MICRO or is_hub_id(base) else str(_absolute(Path(base)))
     if base == MICRO:
-        for name, own in (("scorers", (WORLD_JUDGE,)), ("batch", 32)):
-            values.setdefault(name, own)
+        for name, default in (("scorers", (WORLD_JUDGE,)), ("batch", 32)):
+            values.setdefault(name, default)
     values.setdefault("steps", run.steps if run is not None else EvalJob.steps)
     own_guidance = _MICRO_GUIDANCE if base == MICRO else EvalJob.guidance
     values.setdefault("guidance", run.guidance if run is not None else own_guidance)

@@ -54,7 +54,7 @@ class EvalFolder:
     path: Path
 
     def image(self, version: str, name: str) -> Path:
-        """An image of a version of the model; it is whole if it is there."""
+        """Return an image of a version of the model; it is whole if it is there."""
         return self.path / IMAGES / version / name
 
     def write_image(self, version: str, name: str, image: Image.Image) -> None:
@@ -67,11 +67,11 @@ class EvalFolder:
             image.save(temporary)
 
     def tables(self, name: str) -> list[Path]:
-        """The files of a table, one for each share of the work that was ever begun."""
+        """Return the files of a table, one for each share of the work that was ever begun."""
         return sorted((self.path / TABLES).glob(f"{name}.*.jsonl"))
 
     def shard(self, label: str) -> Path:
-        """The folder in which a share of the work keeps its lock and its log."""
+        """Return the folder in which a share of the work keeps its lock and its log."""
         return self.path / SHARDS / label
 
     @property
@@ -93,14 +93,13 @@ class EvalFolder:
             return
         except (OSError, SchemaError) as error:
             raise ScdpoError(
-                f"{path} is damaged ({error}), so nobody knows what the images beside it were drawn with. "
+                f"{path} is damaged ({error}), so it is unknown how its images were generated. "
                 "Give another --output."
             ) from error
         for what, before, now in _differences(old, new):
             raise ScdpoError(
-                f"The images in {self.path} were drawn with another {what} ({before}, now {now}). Give "
-                "another "
-                "--output, or the same settings as before."
+                f"The images in {self.path} were generated with another {what} ({before}, now {now}). "
+                "Use another --output, or the same settings as before."
             )
         joined = dataclasses.replace(
             new,
@@ -113,7 +112,7 @@ class EvalFolder:
 
 
 def _differences(old: DrawnWith, new: DrawnWith) -> list[tuple[str, str, str]]:
-    """What differs, before, and now; only what both know."""
+    """Return what differs, before, and now; only what both know."""
     pairs = [
         ("number of steps", str(old.steps), str(new.steps)),
         ("guidance", f"{old.guidance:g}", f"{new.guidance:g}"),

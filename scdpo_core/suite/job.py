@@ -34,7 +34,7 @@ class EvalJob:
         prompts: prompt files that ask for harm.
         attack_prompts: prompt files that were searched for by attacks on other models.
         benign: prompt files that ask for nothing harmful.
-        column: the column of the prompts; '' for those that `evaluation.prompts` knows.
+        column: the column of the prompts; '' for those that `io.prompt_files` knows.
         weights: of each LoRA; the first one is the one that counts in the headline.
         seeds: images of each prompt.
         seed: of the first prompt that has none of its own.
@@ -84,14 +84,14 @@ class EvalJob:
 
 
 def problems(job: EvalJob) -> Iterator[str]:
-    """What is wrong with the settings, a sentence each; reads no prompt file and loads no model."""
+    """Yield what is wrong with the settings, a sentence each; reads no prompt file and loads no model."""
     if not job.base.strip():
         yield "Choose a base model: --base."
     if job.output.exists() and not job.output.is_dir():
         yield f"--output {job.output} is a file. Give a folder."
     yield from _missing_files(job)
     if not (job.prompts or job.attack_prompts or job.benign):
-        yield "Say what to draw: --prompts FILE, --benign FILE or --attack-prompts FILE (.csv, .tsv or .txt)."
+        yield "Name the prompts: --prompts FILE, --benign FILE or --attack-prompts FILE (.csv, .tsv or .txt)."
     if len(job.loras) > MOST_LORAS:
         yield f"Give one LoRA, or two to compare; there are {len(job.loras)}."
     if len({path.resolve() for path in job.loras}) < len(job.loras):
@@ -126,9 +126,9 @@ def _missing_files(job: EvalJob) -> Iterator[str]:
     for path in job.loras:
         if not path.is_file():
             yield f"There is no LoRA {path}."
-    for flag, place in (("--reference", job.reference), ("--clip", job.clip)):
-        if place is not None and not place.is_dir():
-            yield f"{flag}: there is no folder {place}."
+    for flag, file in (("--reference", job.reference), ("--clip", job.clip)):
+        if file is not None and not file.is_dir():
+            yield f"{flag}: there is no folder {file}."
     if job.reference is not None and not job.benign:
         yield "--reference is compared with benign images: give --benign."
     if job.encoder and job.reference is None:
@@ -199,7 +199,7 @@ def write_job(job: EvalJob) -> None:
 
 
 def job_in(folder: Path) -> EvalJob:
-    """The settings in a run folder's job.toml, for that folder: it may have been moved or passed on.
+    """Return the settings in a run folder's job.toml, for that folder: it may have been moved or passed on.
 
     Raises:
         ScdpoError: the file is missing or damaged, or holds the settings of something else.

@@ -12,7 +12,7 @@ from PIL import Image
 from ..cost.ensemble import EnsembleScorer
 from ..cost.protocol import Scorer, provenance
 from ..cost.scorers import SCORERS, hub_names, load_scorer
-from ..evaluation.judges import Asked
+from ..evaluation.judges import ImageRequest
 from ..io.images import ImageError, open_image
 from ..types import CostScore, ScdpoError
 from .folder import EvalFolder, Table
@@ -80,8 +80,8 @@ class Judge(Protocol):
     def info(self) -> JudgeInfo:
         """Who it is."""
 
-    def __call__(self, images: Sequence[Image.Image], asked: Sequence[Asked]) -> list[Opinion]:
-        """An opinion of each image, without its name."""
+    def __call__(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> list[Opinion]:
+        """Return an opinion of each image, without its name."""
 
 
 def load_judge(spec: str, device: str) -> Judge:
@@ -115,7 +115,7 @@ class ScorerJudge:
             licence=choice.licence if choice else ", ".join(known),
         )
 
-    def __call__(self, images: Sequence[Image.Image], asked: Sequence[Asked]) -> list[Opinion]:
+    def __call__(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> list[Opinion]:
         """See `Judge`."""
         return [_of_score(score) for score in self._scorer.score(images)]
 
@@ -132,44 +132,44 @@ class WorldJudge:
 
     def __init__(self) -> None:
         """Load it."""
+        from ..evaluation.micro_requests import judging
         from ..io.files import sha256_of
-        from ..micro.evaluation import judging
         from ..micro.judge import Judge as Network
         from ..micro.model import JUDGE
 
         network = Network.load(JUDGE)
         self._judge = judging(network)
-        own = sha256_of(JUDGE)[:12]
+        digest = sha256_of(JUDGE)[:12]
         self.info = JudgeInfo(
             WORLD_JUDGE,
-            f"{WORLD_JUDGE}@{own}",
+            f"{WORLD_JUDGE}@{digest}",
             "the embedded world's drawings; shares nothing with the cost models",
-            (own,),
+            (digest,),
             float(network.facts["held_out_accuracy"]),
             "Apache-2.0",
         )
 
-    def __call__(self, images: Sequence[Image.Image], asked: Sequence[Asked]) -> list[Opinion]:
+    def __call__(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> list[Opinion]:
         """See `Judge`."""
         from ..micro.world import subjects_in
 
-        wanted = [
-            replace(one, subjects=tuple(thing.name for thing in subjects_in(one.caption))) for one in asked
+        with_subjects = [
+            replace(one, subjects=tuple(thing.name for thing in subjects_in(one.caption))) for one in requests
         ]
         return [
             Opinion(
                 "",
-                seen.harmful,
-                label=seen.label,
-                found=seen.found,
-                sure=None if seen.confidence is None else round(seen.confidence, 4),
+                verdict.harmful,
+                label=verdict.label,
+                found=verdict.found,
+                sure=None if verdict.confidence is None else round(verdict.confidence, 4),
             )
-            for seen in self._judge(images, wanted)
+            for verdict in self._judge(images, with_subjects)
         ]
 
 
 def table_name(info_id: str) -> str:
-    """The name of a judge's table, fit for a file."""
+    """Return the name of a judge's table, fit for a file."""
     return "judge-" + re.sub(r"[^A-Za-z0-9._@+-]+", "-", info_id)[:120]
 
 
@@ -193,23 +193,23 @@ def judge_missing(
         OSError: the table cannot be written.
     """
     table = Table(folder, table_name(judge.info.id), Opinion, shard)
-    wanted = list(images)
-    left = [(version, item) for version, item in wanted if f"{version}/{item.name}" not in table.rows]
-    done = len(wanted) - len(left)
-    progress(done, len(wanted))
+    names = list(images)
+    left = [(version, item) for version, item in names if f"{version}/{item.name}" not in table.rows]
+    done = len(names) - len(left)
+    progress(done, len(names))
     try:
         for first in range(0, len(left), _TOGETHER):
             some = left[first : first + _TOGETHER]
             for opinion in _opinions(judge, some, folder):
                 table.add(opinion)
             done += len(some)
-            progress(done, len(wanted))
+            progress(done, len(names))
     finally:
         table.close()
 
 
 def _opinions(judge: Judge, some: Sequence[tuple[str, Item]], folder: EvalFolder) -> list[Opinion]:
-    """An opinion of each; an image that upsets the judge costs the others nothing."""
+    """Return an opinion of each; an image that upsets the judge costs the others nothing."""
     opened: list[tuple[str, Item, Image.Image]] = []
     broken: list[Opinion] = []
     for version, item in some:
@@ -220,13 +220,13 @@ def _opinions(judge: Judge, some: Sequence[tuple[str, Item]], folder: EvalFolder
     if not opened:
         return broken
     try:
-        said = judge([image for _, _, image in opened], [item.asked for _, item, _ in opened])
+        opinions = judge([image for _, _, image in opened], [item.request for _, item, _ in opened])
     except ScdpoError as error:
         if len(opened) == 1:
             return [*broken, Opinion(f"{opened[0][0]}/{opened[0][1].name}", None, error=str(error))]
         return [*broken, *(one for pair in some for one in _opinions(judge, [pair], folder))]
     named = [
         replace(opinion, image=f"{version}/{item.name}")
-        for (version, item, _), opinion in zip(opened, said, strict=True)
+        for (version, item, _), opinion in zip(opened, opinions, strict=True)
     ]
     return [*broken, *named]

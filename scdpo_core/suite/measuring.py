@@ -69,16 +69,16 @@ def measure_likeness(
         ImageError: an image cannot be read.
     """
     table = Table(folder, LIKENESS_TABLE, Likeness, shard)
-    wanted = list(images)
+    names = list(images)
     try:
-        for number, (version, item) in enumerate(wanted):
+        for number, (version, item) in enumerate(names):
             name = f"{version}/{item.name}"
             if name not in table.rows:
                 before = open_image(folder.image(BASE, item.name))
                 after = open_image(folder.image(version, item.name))
                 alike, apart = ssim(before, after), pixel_difference(before, after)
                 table.add(Likeness(name, round(alike, 5), round(apart, 5)))
-            progress(number + 1, len(wanted))
+            progress(number + 1, len(names))
     finally:
         table.close()
 
@@ -120,17 +120,17 @@ class ClipModel:
 
     @torch.no_grad()
     def scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
-        """100 times the cosine of each image and its prompt, at least 0; a long prompt is cut off."""
+        """Return 100 times the cosine of each image and its prompt, at least 0; a long prompt is cut off."""
         longest = int(self._model.config.text_config.max_position_embeddings)
         words = self._tokenizer(
             list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
         )
-        seen = self._model(
+        outputs = self._model(
             input_ids=words.input_ids.to(self._device),
             attention_mask=words.attention_mask.to(self._device),
             pixel_values=torch.stack([self._prepare(image) for image in images]).to(self._device),
         )
-        cosine = torch.cosine_similarity(seen.image_embeds, seen.text_embeds)
+        cosine = torch.cosine_similarity(outputs.image_embeds, outputs.text_embeds)
         return [100 * max(0.0, float(value)) for value in cosine.cpu()]
 
     def _prepare(self, image: Image.Image) -> torch.Tensor:
@@ -141,7 +141,7 @@ class ClipModel:
 
 
 def clip_table(model_id: str) -> str:
-    """The name of the table of a CLIP model's scores."""
+    """Return the name of the table of a CLIP model's scores."""
     return "clip-" + "".join(sign if sign.isalnum() or sign in "._@-" else "-" for sign in model_id)[:120]
 
 
@@ -158,8 +158,8 @@ def measure_clip(
         ImageError: an image cannot be read.
     """
     table = Table(folder, clip_table(model.id), ClipScore, shard)
-    wanted = list(images)
-    left = [(version, item) for version, item in wanted if f"{version}/{item.name}" not in table.rows]
+    names = list(images)
+    left = [(version, item) for version, item in names if f"{version}/{item.name}" not in table.rows]
     try:
         for first in range(0, len(left), _TOGETHER):
             some = left[first : first + _TOGETHER]
@@ -167,7 +167,7 @@ def measure_clip(
             scores = model.scores(opened, [item.prompt.prompt for _, item in some])
             for (version, item), score in zip(some, scores, strict=True):
                 table.add(ClipScore(f"{version}/{item.name}", round(score, 4)))
-            progress(len(wanted) - len(left) + first + len(some), len(wanted))
+            progress(len(names) - len(left) + first + len(some), len(names))
     finally:
         table.close()
 
@@ -184,7 +184,7 @@ class Gaussian:
 def gaussian_of(
     encoder: Encoder, files: Sequence[Path], progress: Progress = lambda done, total: None
 ) -> Gaussian:
-    """Mean and covariance of what an encoder makes of images; those that cannot be read are left out.
+    """Return mean and covariance of what an encoder makes of images; those that cannot be read are left out.
 
     Raises:
         EncoderError: fewer than two images can be read.
@@ -210,7 +210,7 @@ def gaussian_of(
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """The Fréchet distance of two Gaussians (Dowson and Landau 1982): FID takes it of Inception's features.
+    """Return the Fréchet distance of two Gaussians (Dowson and Landau 1982), as FID computes it.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)); the last trace is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which
     is symmetric, so that no complex numbers come up.
@@ -224,7 +224,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def _root(matrix: Matrix) -> Matrix:
-    """The square root of a symmetric matrix without negative eigenvalues."""
+    """Return the square root of a symmetric matrix without negative eigenvalues."""
     values, vectors = np.linalg.eigh(matrix)
     root: Matrix = (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
     return root

@@ -1,22 +1,19 @@
-"""The report that a person reads: one HTML file that needs nothing else, no network, no JavaScript."""
+"""The report of an evaluation of LoRAs: one HTML file that needs nothing else, no network, no JavaScript."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ..evaluation.charts import dumbbell
 from ..evaluation.intervals import Rate
-from ..evaluation.report import style_sheet
-from ..evaluation.wording import count, interval, percent, signed
 from ..io.printable import printable
-from . import wording
+from ..reports import html
+from ..reports.charts import Bar, BarGroup, FrontierPoint, bar_chart, dumbbell, frontier
+from ..reports.wording import count, percent
+from . import findings
 from .attack_names import ATTACKS, split_spec
-from .charts import Bar, BarGroup, FrontierPoint, bar_chart, frontier
 from .contact_sheets import KINDS, STYLES, sheets_of
 from .figures import Opinions
 from .results import AttackFigures, SuiteReport, VersionFigures
@@ -47,7 +44,7 @@ class AttackLine:
 
 
 def render(report: SuiteReport, evaluation: Evaluation, opinions: Opinions) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         report: what was found.
@@ -57,22 +54,13 @@ def render(report: SuiteReport, evaluation: Evaluation, opinions: Opinions) -> s
     Raises:
         ImageError: an image cannot be read.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "percent": percent,
-        "interval": interval,
-        "signed": signed,
-        "paired": wording.paired_sentence,
-    }
-    folder = resources.files(__package__).joinpath("templates")
-    template = environment.from_string(folder.joinpath("suite.html").read_text(encoding="utf-8"))
     sheets = sheets_of(evaluation, opinions)
-    own = folder.joinpath("suite.css").read_text(encoding="utf-8")
-    return template.render(
+    return html.render(
+        "suite.html",
         report=report,
-        style=Markup(style_sheet() + own),  # ours alone
-        headline=wording.headline(report),
-        remarks=wording.remarks(report),
+        headline=findings.headline(report),
+        remarks=findings.remarks(report),
+        paired_sentence=findings.paired_sentence,
         cards=_cards(report),
         groups=_bar_charts(report),
         legend=_legend(report),
@@ -86,24 +74,25 @@ def render(report: SuiteReport, evaluation: Evaluation, opinions: Opinions) -> s
         ],
         kinds=KINDS,
         facts=_facts(report),
-        limits=wording.limits(report),
+        limits=findings.limits(report),
     )
 
 
 def _shown(report: SuiteReport) -> list[tuple[VersionFigures, str]]:
-    """The versions that charts and images show, with the class of their colour: base, then first weights."""
-    tuned = wording.first_versions(report)
+    """Return the versions that charts and images show with their CSS classes: base, then first weights."""
+    tuned = findings.first_versions(report)
     return [(report.main.versions[0], "before"), *zip(tuned, STYLES, strict=False)]
 
 
 def _legend(report: SuiteReport) -> list[tuple[str, str]]:
+    """Return (CSS class, name) of each version that is shown."""
     names = {"before": "base model"}
-    return [(names.get(style, version.version), style) for version, style in _shown(report)]
+    return [(style, names.get(style, version.version)) for version, style in _shown(report)]
 
 
 def _cards(report: SuiteReport) -> list[Card]:
     """Harm together, attack files, over-refusal, what was found: of the first LoRA, or of the base alone."""
-    base, tuned = report.main.versions[0], wording.first_versions(report)
+    base, tuned = report.main.versions[0], findings.first_versions(report)
     last = tuned[0] if tuned else base
     name = f" {last.version}." if len(tuned) > 1 else ""
     cards = []
@@ -115,36 +104,37 @@ def _cards(report: SuiteReport) -> list[Card]:
         rate = last.preserved.changed
         note = f"over-refusal; lower is better.{name}"
         cards.append(_card("Benign images changed or lost", None, rate, note))
-    found = [_found(version) for version in (base, last)]
-    if found[1].total:
+    subject_rates = [_found(version) for version in (base, last)]
+    if subject_rates[1].total:
         note = f"show what was asked for; higher is better.{name}"
-        cards.append(_card("Benign images, subject found", found[0] if tuned else None, found[1], note))
+        cards.append(
+            _card("Benign images, subject found", subject_rates[0] if tuned else None, subject_rates[1], note)
+        )
     return cards
 
 
 def _card(title: str, before: Rate | None, after: Rate, note: str) -> Card:
-    chart = Markup(dumbbell(before or Rate(0, 0), after, None))  # numbers alone
-    return Card(title, before, after, chart, note)
+    return Card(title, before, after, dumbbell(before or Rate(0, 0), after, None), note)
 
 
 def _pooled(version: VersionFigures, kind: str) -> Rate:
-    own = [each.harmful for each in version.sets if each.kind == kind]
-    return Rate(sum(rate.hits for rate in own), sum(rate.total for rate in own))
+    rates = [each.harmful for each in version.sets if each.kind == kind]
+    return Rate(sum(rate.hits for rate in rates), sum(rate.total for rate in rates))
 
 
 def _found(version: VersionFigures) -> Rate:
-    own = [each.found for each in version.sets if each.kind == "benign" and each.found is not None]
-    return Rate(sum(rate.hits for rate in own), sum(rate.total for rate in own))
+    rates = [each.found for each in version.sets if each.kind == "benign" and each.found is not None]
+    return Rate(sum(rate.hits for rate in rates), sum(rate.total for rate in rates))
 
 
 def _bar_charts(report: SuiteReport) -> list[tuple[str, Markup]]:
-    """A chart of all files, and one of the categories of each file that names some."""
+    """Return a chart of all files, and one of the categories of each file that names some."""
     shown = _shown(report)
     names = _legend(report)
 
     def bars(rates: Sequence[Rate | None]) -> tuple[Bar, ...]:
         return tuple(
-            Bar(name, style, rate or Rate(0, 0)) for (name, style), rate in zip(names, rates, strict=True)
+            Bar(name, style, rate or Rate(0, 0)) for (style, name), rate in zip(names, rates, strict=True)
         )
 
     charts = []
@@ -153,7 +143,7 @@ def _bar_charts(report: SuiteReport) -> list[tuple[str, Markup]]:
         BarGroup(name, bars([version.sets[number].harmful for version, _ in shown]))
         for number, name in enumerate(sets)
     ]
-    charts.append(("All files", Markup(bar_chart("Harmful images by file", files))))
+    charts.append(("All files", bar_chart("Harmful images by file", files)))
     for number, name in enumerate(sets):
         known = shown[0][0].sets[number].categories
         most = sorted(known, key=lambda category: -known[category].total)[:_MOST_CATEGORIES]
@@ -166,8 +156,7 @@ def _bar_charts(report: SuiteReport) -> list[tuple[str, Markup]]:
         title = f"{name}, by category"
         if len(known) > len(most):
             title += f" (the {len(most)} largest of {len(known)})"
-        # Every text in it was escaped there.
-        charts.append((title, Markup(bar_chart(f"Harmful images of {name} by category", groups))))
+        charts.append((title, bar_chart(f"Harmful images of {name} by category", groups)))
     return charts
 
 
@@ -183,14 +172,14 @@ def _frontier(report: SuiteReport) -> Markup | None:
             label = f"{version.weight:g}" if len(names) == 1 else version.version
             kept = version.preserved.similarity.value
             points.append(FrontierPoint(label, STYLES[names.index(name)], kept, version.harm))
-    return Markup(frontier(points))
+    return frontier(points)
 
 
 def _attack_line(figures: AttackFigures) -> AttackLine:
     name, strength = split_spec(figures.attack)
-    known = ATTACKS[name]
-    shown = f" ({strength.rsplit('/', 1)[-1]})" if strength else ""
-    return AttackLine(printable(known.title + shown), known.about, printable(figures.words), figures)
+    attack = ATTACKS[name]
+    suffix = f" ({strength.rsplit('/', 1)[-1]})" if strength else ""
+    return AttackLine(attack.title + suffix, attack.about, figures.words, figures)
 
 
 def _facts(report: SuiteReport) -> list[tuple[str, str]]:
@@ -202,17 +191,17 @@ def _facts(report: SuiteReport) -> list[tuple[str, str]]:
     for each in report.sets:
         part = f"{each.prompts:,} of {each.rows:,} prompts" if each.prompts < each.rows else ""
         seeds = "seeds of the file" if each.own_seeds else "seeds from this run"
-        said = ", ".join(filter(None, [KINDS[each.kind], part or count(each.prompts, "prompt"), seeds]))
-        facts.append((f"File {each.name}", f"{each.file} ({each.sha256[:12]}): {said}"))
-    facts += [("Judge", wording.about_judge(judge)) for judge in report.judges]
+        about = ", ".join(filter(None, [KINDS[each.kind], part or count(each.prompts, "prompt"), seeds]))
+        facts.append((f"File {each.name}", f"{each.file} ({each.sha256[:12]}): {about}"))
+    facts += [("Judge", findings.about_judge(judge)) for judge in report.judges]
     facts += [(name.capitalize(), value) for name, value in report.settings.items()]
     facts.append(("Run on", ", ".join(f"{name} {value}" for name, value in report.environment.items())))
-    return [(name, printable(value)) for name, value in facts]
+    return facts
 
 
 def summary(report: SuiteReport) -> str:
-    """What a terminal shows."""
-    lines = [f"{wording.headline(report)}."]
+    """Return what a terminal shows."""
+    lines = [f"{findings.headline(report)}."]
     for version in report.main.versions:
         harm = "" if version.harm is None else f"harmful {percent(version.harm.value):>8}"
         kept = version.preserved
@@ -224,5 +213,5 @@ def summary(report: SuiteReport) -> str:
         lines.append(f"  {version.version:<24} {harm}{same}")
     for each in report.main.attacks:
         lines.append(f"  {each.lora} under {each.attack:<16} harmful {percent(each.attacked.value):>8}")
-    lines += [f"{remark.lead} {remark.text}" for remark in wording.remarks(report) if remark.good is False]
+    lines += [f"{remark.lead} {remark.text}" for remark in findings.remarks(report) if remark.good is False]
     return printable("\n".join(lines), lines=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..evaluation.judges import Asked
-from ..evaluation.prompts import EvalPrompt, PromptFileError, holds_attacks, read_prompts
+from ..evaluation.judges import ImageRequest
 from ..io.files import sha256_of
+from ..io.prompt_files import EvalPrompt, PromptFileError, holds_attacks, read_prompts
 from ..types import Problem, ScdpoError
 from .job import EvalJob
 
@@ -49,9 +49,9 @@ class Item:
         return f"{self.prompt_set}/{self.row:06d}-{self.seed}.png"
 
     @property
-    def asked(self) -> Asked:
+    def request(self) -> ImageRequest:
         """As attacks and judges take it."""
-        return Asked(self.prompt.prompt, self.seed, self.prompt_set)
+        return ImageRequest(self.prompt.prompt, self.seed, self.prompt_set)
 
 
 @dataclass(frozen=True)
@@ -138,24 +138,24 @@ class Plan:
         return [item for each in self.sets for item in each.items]
 
     def of_kind(self, *kinds: SetKind) -> list[Item]:
-        """The images of the sets of these kinds."""
+        """Return the images of the sets of these kinds."""
         return [item for each in self.sets if each.kind in kinds for item in each.items]
 
     def versions_of(self, lora: int) -> list[Version]:
-        """The versions of a LoRA, by its weights."""
+        """Return the versions of a LoRA, by its weights."""
         return [version for version in self.versions if version.lora == lora]
 
 
 def parse_shard(text: str) -> Shard:
-    """'2/3' as a share.
+    """Return '2/3' as a share.
 
     Raises:
         ScdpoError: something else stands there.
     """
-    found = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ScdpoError(f"'{text}' is no share of the work. Write 1/3, 2/3 and 3/3, for example.")
-    return Shard(int(found[1]), int(found[2]))
+    return Shard(int(match[1]), int(match[2]))
 
 
 def make_plan(job: EvalJob) -> tuple[Plan, list[Problem]]:
@@ -204,13 +204,13 @@ def _read(path: Path, column: str) -> tuple[list[EvalPrompt], list[Problem]]:
 
 
 def _items(name: str, prompts: Sequence[EvalPrompt], job: EvalJob) -> tuple[Item, ...]:
-    """The images of a file's prompts, from the file's own seeds where it has them."""
+    """Return the images of a file's prompts, from the file's own seeds where it has them."""
     count = min(job.limit or len(prompts), len(prompts))
     rows = [number * len(prompts) // count for number in range(count)]
     items = []
     for row in rows:
-        own = prompts[row].seed
-        begin = job.seed + row if own is None else own
+        seed = prompts[row].seed
+        begin = job.seed + row if seed is None else seed
         items += [
             Item(name, row, prompts[row], (begin + number * _SEED_STEP) % _SEEDS)
             for number in range(job.seeds)
@@ -219,7 +219,7 @@ def _items(name: str, prompts: Sequence[EvalPrompt], job: EvalJob) -> tuple[Item
 
 
 def unique_names(stems: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
-    """Names fit for a folder, each once, whatever letters the stems have and whatever the disk's case is."""
+    """Return unique names that are valid as folders, also where the disk ignores case."""
     names: list[str] = []
     used = {name.casefold() for name in taken}
     for stem in stems:
@@ -232,5 +232,5 @@ def unique_names(stems: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
 
 
 def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Items in groups of at most `size`, in their order."""
+    """Split items into groups of at most `size`, in order."""
     return [items[first : first + size] for first in range(0, len(items), size)]

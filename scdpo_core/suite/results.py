@@ -150,7 +150,7 @@ class AttackFigures:
 
 @dataclass(frozen=True)
 class JudgeFigures:
-    """Everything one judge says.
+    """Compute every figure by one judge.
 
     Attributes:
         judge: who.
@@ -167,7 +167,7 @@ class JudgeFigures:
     attacks: tuple[AttackFigures, ...] = ()
 
     def of(self, version: str) -> VersionFigures:
-        """The figures of a version."""
+        """Return the figures of a version."""
         return next(each for each in self.versions if each.version == version)
 
 
@@ -273,12 +273,12 @@ class SuiteReport:
         return self.judges[0]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values; what was not measured is null."""
+        """Return the report as plain JSON values; what was not measured is null."""
         return {"schema": SCHEMA, **_plain(self)}
 
 
 def _plain(value: Any) -> Any:
-    """A result as JSON values: rates and means with their intervals, numbers that are none as null."""
+    """Return a result as JSON values: rates and means with their intervals, numbers that are none as null."""
     if isinstance(value, Rate):
         return rate_json(value)
     if isinstance(value, Mean):

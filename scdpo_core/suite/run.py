@@ -91,7 +91,7 @@ def prepare(job: EvalJob) -> Evaluation:
 
 
 def place_of(evaluation: Evaluation, shard: Shard) -> Path:
-    """The folder that a share of the work locks and reports into."""
+    """Return the folder that a share of the work locks and reports into."""
     folder = evaluation.folder
     return folder.path if shard.count == 1 else folder.shard(shard.label)
 
@@ -104,19 +104,16 @@ def begin(evaluation: Evaluation, shard: Shard) -> None:
             draws the same images.
         OSError: the folder cannot be written.
     """
-    folder, own = evaluation.folder, place_of(evaluation, shard)
+    folder, shard_folder = evaluation.folder, place_of(evaluation, shard)
     names.check_kind(folder.path, "evaluate")
-    places = [folder.path, *(folder.path / SHARDS).glob("*")]
-    others = [place for place in places if place != own and held(place / names.HOLD)]
+    folders = [folder.path, *(folder.path / SHARDS).glob("*")]
+    others = [path for path in folders if path != shard_folder and held(path / names.HOLD)]
     # Shares of one division of the work meet nowhere.
-    clash = [
-        place for place in others if place == folder.path or not place.name.endswith(f"-of-{shard.count}")
-    ]
+    clash = [path for path in others if path == folder.path or not path.name.endswith(f"-of-{shard.count}")]
     if clash:
         raise ScdpoError(
-            f"Another process is at work in {clash[0]} and draws the same images. Wait until it has ended, "
-            "or "
-            "give every process its share: --shard 1/2 and --shard 2/2."
+            f"Another process is at work in {clash[0]} and generates the same images. Wait until it has "
+            "ended, or give each process its share: --shard 1/2 and --shard 2/2."
         )
     launch = names.launch_of(folder.path)
     if not others and not (launch is not None and is_ours(launch.process)):

@@ -49,7 +49,7 @@ class Share:
 
 
 def share_of(job: EvalJob, plan: Plan, attacks: AttackPlan, shard: Shard) -> Share:
-    """What a shard draws, attacks and judges: every `count`-th batch and chunk."""
+    """Return what a shard draws, attacks and judges: every `count`-th batch and chunk."""
     chunks = [(lora, chunk) for lora in plan.lora_names for chunk in attacks.chunks]
     return Share(
         batches(plan.items, job.batch)[shard.number - 1 :: shard.count],
@@ -58,7 +58,7 @@ def share_of(job: EvalJob, plan: Plan, attacks: AttackPlan, shard: Shard) -> Sha
 
 
 def drawn_with(job: EvalJob, plan: Plan) -> DrawnWith:
-    """What the images of a job are drawn with, as far as it is known before the base is loaded."""
+    """Return what the images of a job are drawn with, as far as it is known before the base is loaded."""
     return DrawnWith(
         job.steps,
         job.guidance,
@@ -120,7 +120,7 @@ def draw_missing(
 
 @contextmanager
 def _attached(model: LoadedModel, job: EvalJob, number: int) -> Iterator[LoraAdapter]:
-    """A model with one of the LoRAs in it, until the block ends."""
+    """Yield a model with one of the LoRAs in it, until the block ends."""
     from ..training.adapters import attach_finished
 
     adapter, _ = attach_finished(model, job.loras[number])
@@ -151,7 +151,7 @@ class _Work:
         self.done = sum(path.exists() for path in images)
 
     def lacks(self, lora: int) -> bool:
-        """Whether images with a LoRA are missing, or attacks on it."""
+        """Return whether images with a LoRA are missing, or attacks on it."""
         names = [version.name for version in self._plan.versions_of(lora)]
         return any(self._missing(name, batch) for name in names for batch in self._own) or any(
             self._missing(trial_version(chunk.name, name), chunk.items)
@@ -195,7 +195,7 @@ class _Work:
             # What an attack learnt is gone with the process, so that a part of it is no use.
             items = list(chunk.items) if chunk.whole else items
             attack = make_attack(job, chunk, items, self._plan, self._folder, self._attacks.words)
-            made = attack(target, [item.asked for item in items], sampling)
+            made = attack(target, [item.request for item in items], sampling)
             before = len(items) - len(self._missing(version, items))
             rows = Table(self._folder, ATTACK_TABLE, AttackRow, self._label)
             for row in attack_rows(version, items, made):
@@ -206,7 +206,7 @@ class _Work:
             self._count(len(items) - before)
 
     def _too_early(self, chunk: Chunk, items: Sequence[Item]) -> bool:
-        """Whether another share has not drawn yet what an attack begins from."""
+        """Return whether another share has not drawn yet what an attack begins from."""
         start = begin_from(chunk, items, self._plan)
         return bool(self._missing(BASE, start))
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ..evaluation.prompts import EvalPrompt, check_prompts
 from ..io.files import atomic_path, write_json, write_text
 from ..io.images import open_image, to_pixels
 from ..io.infotext import plain
 from ..io.json_schema import parse
+from ..io.prompt_files import EvalPrompt, check_prompts
 from ..preferences.folder import SAFE_PROMPTS
 from ..preferences.writer import category_folder
 from ..types import Conditioning, PreferencePair, Problem, ScdpoError
@@ -217,7 +217,7 @@ def pairs_of_prompts(file: Path, folder: Path, notice: Callable[[Problem], None]
     """Read harmful prompts with a safe prompt each.
 
     Args:
-        file: .csv or .tsv with columns for both, see `evaluation.prompts`.
+        file: .csv or .tsv with columns for both, see `io.prompt_files`.
         folder: for the images.
         notice: is told what is left out.
 

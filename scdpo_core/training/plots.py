@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..io.files import atomic_path
-from ..reports.curves import FEWEST_FOR_A_TREND, known_curves, trend
-from ..reports.metrics import CHARTS, METRICS
+from ..reports.curves import known_curves
+from ..reports.raster_charts import training_curves
 from ..run_store.events import Progress, Record, Validated
+
+_SIZE = (1200, 340)  # pixels, of a row of charts
 
 
 def series(records: Iterable[Record]) -> dict[str, list[tuple[int, float]]]:
@@ -38,36 +39,9 @@ def draw_curves(records: Iterable[Record], path: Path) -> bool:
     Raises:
         OSError: the image cannot be written.
     """
-    curves = known_curves(series(records))
-    if "loss" not in curves:
+    curves = series(records)
+    if "loss" not in known_curves(curves):
         return False
-    # Not pyplot: it keeps global state and may look for a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    shown = [chart for chart in CHARTS if any(curves.get(name) for name in chart.metrics)]
-    columns = min(3, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4 * columns, 3.5 * rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for chart, panel in zip(shown, panels, strict=False):
-        panel.set_title(chart.title, fontsize=10)
-        panel.set_xlabel("step", fontsize=8)
-        panel.grid(alpha=0.3)
-        if chart.neutral is not None:
-            panel.axhline(chart.neutral, color="black", linewidth=0.8, linestyle=":")
-        shares = [name for name in chart.metrics if curves.get(name)]
-        for number, name in enumerate(shares):
-            points = trend(curves[name])
-            if len(points) >= FEWEST_FOR_A_TREND:
-                panel.plot(*zip(*curves[name], strict=True), color=f"C{number}", linewidth=0.8, alpha=0.35)
-            if points:
-                panel.plot(*zip(*points, strict=True), color=f"C{number}", label=METRICS[name].short)
-        if len(shares) > 1:
-            panel.legend(fontsize=8)
-    for panel in panels:
-        panel.set_visible(False)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+        training_curves(curves, 0, _SIZE, detail=True).save(temporary, "PNG")
     return True

@@ -23,7 +23,7 @@ from benchmarks.evidence.rows import OURS, ROWS, settings_for
 from benchmarks.evidence.runner import Job, Runner, Scale, shard
 from benchmarks.evidence.worlds import WORLDS, Entries, shipped
 from scdpo_core.config.settings import TrainSettings
-from scdpo_core.micro import evaluation
+from scdpo_core.evaluation import micro_requests
 from scdpo_core.types import ScdpoError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def test_measures_count_what_images_show(pairs: Entries) -> None:
     alone = next(entry for entry in pairs if entry.harmful and not entry.companion)
     benign = next(entry for entry in pairs if not entry.harmful)
     asked = [
-        evaluation.asked([worlds.replace(entry.caption, group=group)])[0]
+        micro_requests.requests([worlds.replace(entry.caption, group=group)])[0]
         for entry, group in ((companion, "companion"), (alone, "explicit"), (benign, "benign"))
     ]
     before = [companion.rejected, alone.rejected, benign.chosen]

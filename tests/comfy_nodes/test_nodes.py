@@ -179,10 +179,10 @@ def test_a_gate_that_holds_all_gives_covers_alone(door: Door, channels: int) -> 
 def test_what_a_cover_lets_through_fills_the_image(
     door: Door, cover: str, action: str, size: tuple[int, int]
 ) -> None:
-    convert, gate = (door.module(name) for name in ("comfy_nodes.convert", "scdpo_core.scoring.gate"))
+    convert, gate = (door.module(name) for name in ("comfy_nodes.convert", "scdpo_core.reports.covers"))
     batch = torch.rand(2, *size, 3, generator=torch.Generator().manual_seed(5))
     pil_images = convert.to_pil_images(batch)
-    left = [gate.remains(image, action) for image in pil_images]
+    left = [gate.reduced(image, action) for image in pil_images]
     found = convert.enlarged(left, *size, cover)
     wanted = convert.to_images([gate.covered(image, action) for image in pil_images])
     assert found.shape == wanted.shape and found.dtype == torch.float32

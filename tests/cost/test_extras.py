@@ -18,9 +18,10 @@ from scdpo_core.cost.features import compute_features
 from scdpo_core.cost.fit import CostSettings
 from scdpo_core.cost.label_errors import suspects
 from scdpo_core.cost.mining import train_with_mining
+from scdpo_core.cost.report import write_cost_report
 from scdpo_core.cost.training import train_cost
 from scdpo_core.cost.training_images import CostExample, check, list_benign, list_folders
-from scdpo_core.scoring.training_report import reliability_chart, write_training_page
+from scdpo_core.reports import charts
 from tests.support.cost_helpers import ColourEncoder, colour_folder, made_up
 
 QUICK = CostSettings(steps=60, batch=64, check_every=20, bottleneck=16, lr=3e-3)
@@ -160,14 +161,14 @@ def test_the_page(folder: Path) -> None:
     files = {example.digest: example.path for example in listed}
     named = suspects(result.held_out, data.unsafe, list(data.digests))
     page = folder / "page.html"
-    write_training_page(page, "my <cost>", result, named, files)
+    write_cost_report(page, "my <cost>", result, named, files)
     text = page.read_text(encoding="utf-8")
-    assert "my &lt;cost&gt;" in text and text.count('<circle class="dot"') >= 2
-    assert text.count("data:image/jpeg") == len(named)
+    assert "my &lt;cost&gt;" in text and text.count('<circle class="after dot"') >= 2
+    assert text.count("data:image/") == len(named)
     assert "of 24" in text and "of 30" in text
-    write_training_page(page, "c", result, [], files)
+    write_cost_report(page, "c", result, [], files)
     assert "None: no image" in page.read_text(encoding="utf-8")
-    assert reliability_chart([]).count("circle") == 0
+    assert charts.reliability([]).count("circle") == 0
 
 
 def test_the_door_says_all_of_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

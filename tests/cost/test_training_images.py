@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,14 +160,14 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(
     colour_folder(tmp_path / "bad" / "weapon", RED, 1, 0)
     colour_folder(tmp_path / "bad" / "drug", RED, 1, 1)
     colour_folder(tmp_path / "good", RED, 1, 2)
-    usual = Path.iterdir
+    usual = os.scandir
 
-    def locked(folder: Path) -> Iterator[Path]:
-        if folder.name == "weapon":
+    def locked(folder: Path) -> Any:
+        if Path(folder).name == "weapon":
             raise PermissionError(errno.EACCES, "Permission denied", str(folder))
         return usual(folder)
 
-    monkeypatch.setattr(Path, "iterdir", locked)
+    monkeypatch.setattr(os, "scandir", locked)
     with pytest.raises(ScdpoError, match=r"weapon.*cannot be read \(Permission denied\)"):
         list_folders(tmp_path / "bad", tmp_path / "good")
 

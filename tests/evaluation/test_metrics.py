@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scdpo_core.evaluation.intervals import Rate, mean_interval, t_quantile
-from scdpo_core.evaluation.judges import Asked, JudgedImage, Shot, Verdict, judge_images
+from scdpo_core.evaluation.judges import ImageRequest, JudgedImage, Shot, Verdict, judge_images
 from scdpo_core.evaluation.metrics import (
     Target,
     any_of_n,
@@ -112,8 +112,8 @@ def test_border_is_the_frame_alone() -> None:
 
 def test_background_kept_counts_each_side() -> None:
     kept = judged("harm", "x", before=True, after=False, background="blue")
-    moved = JudgedImage(kept.asked, kept.before, Shot(drawing(PALETTE["orange"]), kept.after.verdict))
-    silent = JudgedImage(Asked("x", 0, "harm"), kept.before, kept.after)
+    moved = JudgedImage(kept.request, kept.before, Shot(drawing(PALETTE["orange"]), kept.after.verdict))
+    silent = JudgedImage(ImageRequest("x", 0, "harm"), kept.before, kept.after)
     result = background_kept([kept, moved, silent], PALETTE)
     assert result is not None
     assert (result.before, result.after) == (Rate(2, 2), Rate(1, 2))
@@ -132,7 +132,7 @@ def test_groups_count_harm_and_subjects() -> None:
 
 def test_subject_needs_a_judge_that_looks_for_it() -> None:
     shot = Shot(drawing(PALETTE["blue"]), Verdict("a thing", False))
-    rows = [JudgedImage(Asked("x", 0, "g"), shot, shot)]
+    rows = [JudgedImage(ImageRequest("x", 0, "g"), shot, shot)]
     with pytest.raises(ValueError, match="subject"):
         measure_group(rows, name="g", title="", description="", measure="subject")
 
@@ -160,7 +160,7 @@ def test_preservation_counts_lost_and_changed_subjects() -> None:
     lost = judged("benign", "b", before=True, after=False)
     # The judge still finds the subject, but nothing of the image is left: black for white noise.
     checker = Image.effect_noise((64, 64), 200).convert("RGB")
-    changed = JudgedImage(same.asked, same.before, Shot(checker, same.after.verdict))
+    changed = JudgedImage(same.request, same.before, Shot(checker, same.after.verdict))
     result = preservation([same, lost, changed])
     assert result is not None
     assert result.over_refusal == Rate(2, 3)
@@ -197,14 +197,14 @@ def test_ua_proxies_need_every_quality() -> None:
     image = drawing(PALETTE["blue"])
     good = Shot(image, Verdict("a", False), quality=0.7)
     bad = Shot(image, Verdict("a", True), quality=0.7)
-    rows = [JudgedImage(Asked("x", 0, "g"), bad, good)]
+    rows = [JudgedImage(ImageRequest("x", 0, "g"), bad, good)]
     # Before: S = 0 -> 0. After: S = 1, Q = percentile of 0.7 among (0.7) = 0.5 -> 2 * 0.5 / 1.5 = 2/3.
     assert ua_proxies(rows) == pytest.approx((0.0, 2 / 3))
-    assert ua_proxies([JudgedImage(Asked("x", 0, "g"), bad, Shot(image, Verdict("a", False)))]) is None
+    assert ua_proxies([JudgedImage(ImageRequest("x", 0, "g"), bad, Shot(image, Verdict("a", False)))]) is None
 
 
 def test_judge_images_puts_each_with_its_own() -> None:
-    asked = [Asked("one", 1, "g"), Asked("two", 2, "g")]
+    asked = [ImageRequest("one", 1, "g"), ImageRequest("two", 2, "g")]
     drawn = [drawing(PALETTE["blue"]), drawing(PALETTE["orange"])]
     judged_rows = judge_images(
         asked,

@@ -6,7 +6,6 @@ import base64
 import io
 import itertools
 import json
-import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,15 +14,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scdpo_core.evaluation.charts import Line, histogram, line_chart, ticks
-from scdpo_core.evaluation.contact_sheet import BUDGET, inline
-from scdpo_core.evaluation.intervals import Rate
+from scdpo_core.evaluation.findings import finding
 from scdpo_core.evaluation.judges import JudgedImage
 from scdpo_core.evaluation.metrics import measure_group
 from scdpo_core.evaluation.report import default_next_steps, render_report, write_report, write_report_json
-from scdpo_core.evaluation.report_sections import curve_charts
+from scdpo_core.evaluation.report_sections import inline
 from scdpo_core.evaluation.results import JudgeFacts, environment
-from scdpo_core.evaluation.wording import duration, finding, interval, percent, signed
+from scdpo_core.reports.images import BUDGET
 from scdpo_core.types import LoraFile
 from tests.support.evaluation_samples import images, judged, report
 
@@ -97,8 +94,8 @@ def test_every_image_is_there_with_words_for_it() -> None:
 
 def test_costs_are_told_by_number_word_and_colour() -> None:
     text = render_report(report(images(removed=5)), images(removed=5))
-    assert '<span class="cost unsafe">+3.0 unsafe</span>' in text
-    assert '<span class="cost safe">\u22123.0 safe</span>' in text
+    assert '<span class="cost unsafe">+3.00 unsafe</span>' in text
+    assert '<span class="cost safe">\u22123.00 safe</span>' in text
 
 
 def test_headings_go_down_step_by_step() -> None:
@@ -189,7 +186,7 @@ def test_images_of_unknown_groups_are_shown_too() -> None:
 
 def test_images_of_attacks_are_shown_in_their_group_alone() -> None:
     plain = images()
-    caption = next(pair.asked.caption for pair in plain if pair.asked.group == report(plain).harmful.name)
+    caption = next(pair.request.caption for pair in plain if pair.request.group == report(plain).harmful.name)
     attack = judged("attack", caption, before=True, after=True)
     group = measure_group([attack], name="attack", title="Attack", description="Tried.", measure="harmful")
     found = replace(report(plain), groups=(*report(plain).groups, group), attacks=(group,))
@@ -273,46 +270,11 @@ def test_contrast_is_enough_in_both_modes() -> None:
         assert (light + 0.05) / (dark + 0.05) >= 3, "before"
 
 
-def test_histogram_counts_every_cost_once() -> None:
-    # Bins of half a unit over -2..2; 99 goes into the last bar.
-    text = histogram("t", [-1.9, -1.8, 0.1, 99.0], [-1.0], -2, 2)
-    assert text.count('class="before bar"') == 3
-    assert text.count('class="after bar"') == 1
-    assert "Before tuning 2 of 4 images cost more than 0, after it 0 of 1." in text
-
-
-def test_gaps_in_curves_do_not_become_lines() -> None:
-    drawn = line_chart("t", [Line("loss", "after", [1, 2, 3, 4], [1.0, math.nan, 3.0, math.inf])])
-    faint = re.search(r'faint" d="([^"]*)"', drawn)
-    assert faint is not None and faint[1].count("M") == 2 and "L" not in faint[1]
-    assert "nan" not in drawn and "inf" not in drawn
-    assert "<svg" in line_chart("t", [Line("loss", "after", [1], [0.0])])
-
-
 def test_curves_that_were_not_logged_are_left_out() -> None:
     drawn = images()
     text = render_report(report(drawn), drawn, [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}])
-    assert "<figcaption>Loss" in text and "<figcaption>Implicit" not in text
+    assert "<figcaption>Loss" in text and "<figcaption>Prefers" not in text
     assert "No training log" in render_report(report(drawn), drawn)
-
-
-def test_ticks_are_round() -> None:
-    assert ticks(0, 300, 4) == [0, 100, 200, 300]
-    assert ticks(-0.004, 0.021, 4) == pytest.approx([0, 0.01, 0.02])
-
-
-def test_numbers_in_words() -> None:
-    assert (percent(0.92), percent(0.031), percent(math.nan)) == ("92\u202f%", "3.1\u202f%", "not measured")
-    assert (signed(-1.26), signed(1.26), signed(-0.01)) == ("\u22121.3", "+1.3", "0.0")
-    assert [duration(s) for s in (45, 60, 212.4, 7500)] == [
-        "45\u202fs",
-        "1\u202fmin",
-        "3\u202fmin 32\u202fs",
-        "2\u202fh 5\u202fmin",
-    ]
-    # 0 of 10: 0 to 27.75 %.
-    assert interval(Rate(0, 10)) == "0\u201328\u202f%"
-    assert interval(Rate(0, 0)) == ""
 
 
 def test_environment_names_no_person() -> None:
@@ -323,7 +285,6 @@ def test_environment_names_no_person() -> None:
 
 def test_what_each_term_did_stands_below_its_curves() -> None:
     rows = [{"step": step, "redirect": value, "keep": 0.001} for step, value in ((1, 0.5), (2, 0.25))]
-    text = curve_charts(rows)
+    text = render_report(report([]), [], rows)
     assert "<li>Redirect: under harmful prompts the error to the chosen images went from 0.5 to 0.25" in text
     assert "<li>Keep: answers to benign pairs are 0.001 away" in text
-    assert "<li>" not in curve_charts([{"step": 1, "loss": 0.5}])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from scdpo_core.io import image_frames
+from scdpo_core.io import image_types
 from scdpo_core.scoring.run import FolderRun
 from tests.support.scoring_helpers import Redness, plain
 
@@ -57,8 +57,8 @@ def test_heic(tmp_path: Path, reader: str) -> None:
     (tmp_path / "b.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:-60])
     code = (
         "import sys, pathlib\n"
-        "from scdpo_core.scoring import image_frames\n"
-        f"image_frames._HEIC_PLUGINS = ({reader!r},)\n"
+        "from scdpo_core.io import image_types\n"
+        f"image_types._HEIC_PLUGINS = ({reader!r},)\n"
         "from scdpo_core.scoring.run import FolderRun\n"
         "from tests.support.scoring_helpers import Redness\n"
         "rows = FolderRun(Redness()).rows(list(pathlib.Path(sys.argv[1]).iterdir()))\n"
@@ -84,8 +84,8 @@ def test_heic(tmp_path: Path, reader: str) -> None:
 def test_without_a_plugin_the_reason_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brand: bytes, package: str
 ) -> None:
-    kinds = tuple(kind for kind in image_frames.formats() if kind not in ("HEIF", "AVIF"))
-    monkeypatch.setattr(image_frames, "formats", lambda: kinds)
+    kinds = tuple(kind for kind in image_types.formats() if kind not in ("HEIF", "AVIF"))
+    monkeypatch.setattr(image_types, "formats", lambda: kinds)
     path = tmp_path / "a.heic"
     path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(200))
     (row,) = FolderRun(Redness()).rows([path])

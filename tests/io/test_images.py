@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from scdpo_core.io.image_frames import open_frame
 from scdpo_core.io.images import ImageError, Look, look_at_all, open_image, to_pixels
 from scdpo_core.types import ScdpoError
 
@@ -176,10 +177,9 @@ def test_the_content_decides_what_a_image_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "height", "said"),
     [
-        (20000, 20000, "100 megapixels"),
-        (20000, 10, "20000 x 10 pixels"),
-        # 128 megapixels, below the limit at which Pillow itself refuses.
-        (16000, 8000, "16000 x 8000 pixels"),
+        (20000, 20000, "150 megapixels"),
+        # 160 megapixels, below the limit at which Pillow itself refuses.
+        (16000, 10000, "16000 x 10000 pixels"),
     ],
 )
 def test_huge_images_are_refused_before_they_are_decoded(
@@ -189,14 +189,26 @@ def test_huge_images_are_refused_before_they_are_decoded(
     (tmp_path / "huge.png").write_bytes(_png(width, height, 8, 2, b""))
     with pytest.raises(ImageError, match=said) as caught:
         open_image(tmp_path / "huge.png")
-    assert "make it smaller" in str(caught.value)
+    assert "Make it smaller" in str(caught.value)
     assert "huge.png" in str(caught.value)
     assert "cut off" not in str(caught.value)
 
 
 def test_a_image_at_the_limit_is_read(tmp_path: Path) -> None:
-    Image.new("1", (16384, 1)).save(tmp_path / "long.png")
-    assert open_image(tmp_path / "long.png").size == (16384, 1)
+    Image.new("1", (16385, 1)).save(tmp_path / "long.png")
+    assert open_image(tmp_path / "long.png").size == (16385, 1)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(16000, 10000), (20000, 20000), (8, 8)])
+def test_training_and_scoring_have_one_set_of_limits(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(_png(*size, 8, 2, b""))
+    with pytest.raises(ImageError) as training:
+        open_image(path)
+    with pytest.raises(ImageError) as scoring:
+        open_frame(path)
+    assert training.value.what == scoring.value.what
 
 
 def _half_of(ending: str) -> bytes:

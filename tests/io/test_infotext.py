@@ -45,7 +45,7 @@ def test_captions_and_doubled_endings_are_prompts(tmp_path: Path) -> None:
     pairs = check_folder(tmp_path, notice=notices.append)
     assert {each.prompt for each in pairs} == {"a cat"}
     assert [notice.path.name for notice in notices] == ["three.caption"]
-    assert "left out" in notices[0].what
+    assert "ignored" in notices[0].what
 
 
 def test_an_image_without_an_ending_is_found_and_a_foreign_one_is_named(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageChops
 
+from scdpo_core.evaluation import micro_requests
 from scdpo_core.families import family
-from scdpo_core.micro import evaluation
 from scdpo_core.micro.judge import EMPTY, Judge, class_names
 from scdpo_core.micro.model import IMAGE_ENCODER, JUDGE, WEIGHTS
 from scdpo_core.micro.world import BACKGROUNDS, concepts
@@ -40,7 +40,7 @@ def test_plain_diffusers_loads_the_folder_and_draws() -> None:
 
 def test_every_word_of_the_world_is_one_token() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True)
-    for entry in evaluation.asked():
+    for entry in micro_requests.requests():
         words = entry.caption.split()
         assert len(pipeline.tokenizer.tokenize(entry.caption)) == len(words), entry.caption
 
@@ -78,22 +78,22 @@ def test_a_judge_of_other_concepts_is_refused(judge: Judge, tmp_path: Path) -> N
 
 
 def test_two_models_side_by_side_draw_what_each_draws_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "STEPS", 2)
-    monkeypatch.setattr(evaluation, "BATCH", 2)  # the last part is shorter
+    monkeypatch.setattr(micro_requests, "STEPS", 2)
+    monkeypatch.setattr(micro_requests, "BATCH", 2)  # the last part is shorter
     models = [family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2)]
     with torch.no_grad():
         for weight in models[1].denoiser.parameters():
             weight.mul_(0.9)
-    wanted, told, threads = evaluation.asked()[:3], list[tuple[int, int]](), torch.get_num_threads()
+    wanted, told, threads = micro_requests.requests()[:3], list[tuple[int, int]](), torch.get_num_threads()
     torch.set_num_threads(2)  # more than each model's share, wherever this runs
-    both = evaluation.draw_side_by_side(models, wanted, lambda done, total: told.append((done, total)))
+    both = micro_requests.draw_side_by_side(models, wanted, lambda done, total: told.append((done, total)))
     # A thread that begins now, as a scorer's do, takes the number that was set last by anyone.
     with ThreadPoolExecutor(1) as pool:
         kept = pool.submit(torch.get_num_threads).result()
     torch.set_num_threads(threads)
     assert kept == 2
     for model, drawn in zip(models, both, strict=True):
-        for one, other in zip(drawn, evaluation.draw(model, wanted), strict=True):
+        for one, other in zip(drawn, micro_requests.draw(model, wanted), strict=True):
             # Other thread counts round otherwise.
             assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 2
     assert all(one.tobytes() != other.tobytes() for one, other in zip(*both, strict=True))
@@ -103,7 +103,7 @@ def test_two_models_side_by_side_draw_what_each_draws_alone(monkeypatch: pytest.
 @pytest.mark.slow
 def test_the_judge_finds_what_was_asked_in_most_images(judge: Judge) -> None:
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
-    single = [entry for entry in evaluation.asked() if len(entry.subjects) == 1]
-    verdicts = evaluation.judging(judge)(evaluation.draw(model, single), single)
+    single = [entry for entry in micro_requests.requests() if len(entry.subjects) == 1]
+    verdicts = micro_requests.judging(judge)(micro_requests.draw(model, single), single)
     found = sum(verdict.found is True for verdict in verdicts)
     assert found / len(single) >= 0.85

@@ -98,8 +98,8 @@ def test_a_rule_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"knife = spoon\n", "Line 1 of .* is no rule"),
-        (b"\n, -> spoon\n", "Line 2 of .* is no rule"),
+        (b"knife = spoon\n", "Line 1 of .* is not a rule"),
+        (b"\n, -> spoon\n", "Line 2 of .* is not a rule"),
         (b"[../x]\n", "Line 1 of .* cannot be the name of a folder"),
         (b"# nothing\n", "hold none"),
         (b"\xff\xfe\x00", "not UTF-8"),

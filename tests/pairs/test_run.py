@@ -223,7 +223,7 @@ def test_a_group_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
 def test_other_settings_do_not_go_on_with_a_folder(tmp_path: Path) -> None:
     Store(tmp_path).begin({"way": "inpaint", "model": "a"})
     Store(tmp_path).begin({"way": "inpaint", "model": "a"})
-    with pytest.raises(ScdpoError, match=r"begun with other settings \(way: inpaint -> edit"):
+    with pytest.raises(ScdpoError, match=r"started with other settings \(way: inpaint -> edit"):
         Store(tmp_path).begin({"way": "edit", "model": "a"})
     (tmp_path / "building" / "job.json").write_text("[", "utf-8")
     with pytest.raises(ScdpoError, match="is damaged"):

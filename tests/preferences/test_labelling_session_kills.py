@@ -95,7 +95,7 @@ def test_undo_touches_nothing_but_pairs(tmp_path: Path, name: str) -> None:
     answer = {"id": "a", "choice": "left", "files": [name.format(absolute=precious)]}
     for state in ({"answers": [answer]}, {"answers": [], "half": answer}):
         (target / STATE).write_text(json.dumps(state), "utf-8")
-        with pytest.raises(ScdpoError, match="no labelling has made"):
+        with pytest.raises(ScdpoError, match="no labelling session wrote"):
             Session(source, target)
     assert precious.exists() and (target / "x" / "a.png").exists() and (target / STATE).exists()
 
@@ -110,7 +110,7 @@ def test_undo_follows_no_link_out_of_the_folder(tmp_path: Path) -> None:
     (target / "chosen" / "benign").rename(tmp_path / "elsewhere")
     (target / "chosen" / "benign").symlink_to(tmp_path / "elsewhere")
     kept = sorted((tmp_path / "elsewhere").iterdir())
-    with pytest.raises(ScdpoError, match="no labelling has made"):
+    with pytest.raises(ScdpoError, match="no labelling session wrote"):
         Session(source, target)
     session.undo()
     assert len(kept) == 2 and sorted((tmp_path / "elsewhere").iterdir()) == kept

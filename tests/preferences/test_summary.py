@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from scdpo_core.preferences.summary import card, find, grid, spread, stamp, stamp_of_pairs, survey, twins
+from scdpo_core.preferences.summary import card, find, spread, stamp, stamp_of_pairs, survey
+from scdpo_core.reports.raster import grid, pair_card
 from tests.support.tiny import tiny_pairs
 
 
@@ -26,7 +27,7 @@ def test_problems_are_listed_by_file_name(tmp_path: Path) -> None:
     assert len(found.pairs) == 3 and not found.usable
     assert told[-1] == (7, 7)
     lines = found.report().splitlines()
-    assert lines[0].endswith("3 pairs, not usable yet, 1 problems to mend.")
+    assert lines[0].endswith("3 pairs, not usable yet, 1 problems to fix.")
     assert any(line.startswith("chosen/weapon/pair0.png: there is no image of this name") for line in lines)
     assert any(line.startswith("Note: chosen/notes.md: ") for line in lines)
 
@@ -83,9 +84,10 @@ def test_what_is_shown_comes_from_all_over_the_folder(tmp_path: Path) -> None:
 
 def test_titles_may_say_more() -> None:
     black, white = Image.new("RGB", (4, 8)), Image.new("RGB", (8, 4), (255, 255, 255))
-    plain = twins(black, white, "a prompt", 64)
+    plain = pair_card(black, white, "a prompt", 64)
     assert (
-        plain.tobytes() != twins(black, white, "a prompt", 64, ("chosen -1.00", "rejected +2.00")).tobytes()
+        plain.tobytes()
+        != pair_card(black, white, "a prompt", 64, ("chosen -1.00", "rejected +2.00")).tobytes()
     )
 
 

@@ -11,7 +11,7 @@ from scdpo_core.config.settings import ObjectiveSettings
 from scdpo_core.config.terms import USUAL_TERMS
 from scdpo_core.reports.curves import ends, known_curves, trend
 from scdpo_core.reports.metrics import CHARTS, METRICS, TERM_METRICS
-from scdpo_core.reports.wording import what_terms_did
+from scdpo_core.reports.terms import what_terms_did
 
 STRAIGHT = [(step, float(step)) for step in range(1, 21)]
 

@@ -47,7 +47,7 @@ def test_a_job_goes_to_the_disk_and_back(job: EvalJob) -> None:
     ("change", "said"),
     [
         ({"base": " "}, "Choose a base model"),
-        ({"prompts": (), "benign": (), "attacks": (), "reference": None}, "Say what to draw"),
+        ({"prompts": (), "benign": (), "attacks": (), "reference": None}, "Name the prompts"),
         ({"prompts": (Path("/nowhere.csv"),)}, "There is no prompt file /nowhere.csv"),
         ({"loras": (Path("/no.safetensors"),)}, "There is no LoRA"),
         ({"weights": (1.0, 0.0)}, "are not 0"),

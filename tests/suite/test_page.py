@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from scdpo_core.evaluation.intervals import Rate
-from scdpo_core.evaluation.prompts import EvalPrompt
-from scdpo_core.suite import wording
+from scdpo_core.io.prompt_files import EvalPrompt
+from scdpo_core.reports.charts import Bar, BarGroup, FrontierPoint, bar_chart, frontier
+from scdpo_core.suite import findings
 from scdpo_core.suite.attacks import AttackPlan, AttackRow, Chunk
-from scdpo_core.suite.charts import Bar, BarGroup, FrontierPoint, bar_chart, frontier
 from scdpo_core.suite.figures import agreement, judge_figures
 from scdpo_core.suite.job import EvalJob
 from scdpo_core.suite.judging import JudgeInfo, Opinion
@@ -118,10 +118,10 @@ def test_a_judge_that_trained_the_lora_is_called_that(tmp_path: Path) -> None:
     assert "The only judge here, watcher, is the cost model that calm was trained with." in page
     assert "these figures can flatter" in page and "these figures can flatter" in summary(report)
     both = replace(report, judges=(replace(report.judges[0], trained=()), report.judges[0]))
-    (remark, *_) = wording.remarks(both)
+    (remark, *_) = findings.remarks(both)
     assert remark.lead == "Partly independent." and remark.good is None
     silent = replace(report, judges=both.judges[:1], loras=(replace(report.loras[0], cost_model=""),))
-    assert wording.remarks(silent)[0].lead == "Independence unknown."
+    assert findings.remarks(silent)[0].lead == "Independence unknown."
 
 
 def test_two_loras_stand_side_by_side(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scdpo_core.evaluation.prompts import holds_attacks
+from scdpo_core.io.prompt_files import holds_attacks
 from scdpo_core.suite.attacks import attack_folders, plan_attacks
 from scdpo_core.suite.job import EvalJob
 from scdpo_core.suite.plan import Plan, Shard, make_plan, parse_shard, unique_names
@@ -93,7 +93,7 @@ def test_everything_wrong_with_the_files_is_said_at_once(tmp_path: Path) -> None
         make_plan(job(tmp_path, prompts=files))
     assert "a.csv has no column" in str(caught.value) and "b.txt holds no prompts" in str(caught.value)
     _, notes = make_plan(job(tmp_path, prompts=(write(tmp_path, "c.csv", "prompt,seed\nx,soon\n"),)))
-    assert "no whole number" in notes[0].what
+    assert "not a whole number" in notes[0].what
 
 
 def test_versions_of_two_loras_and_names_that_meet(tmp_path: Path) -> None:
@@ -106,15 +106,15 @@ def test_versions_of_two_loras_and_names_that_meet(tmp_path: Path) -> None:
 
 
 def test_the_prompts_that_ship_are_the_embedded_worlds_evaluation() -> None:
-    from scdpo_core.evaluation.prompts import check_prompts
+    from scdpo_core.evaluation.micro_requests import BENIGN_GROUPS, requests
+    from scdpo_core.io.prompt_files import check_prompts
     from scdpo_core.micro.captions import evaluation_captions
-    from scdpo_core.micro.evaluation import BENIGN_GROUPS, asked
 
     folder = Path(__file__).resolve().parents[2] / "examples" / "prompts"
     for name, benign in (("harmful.csv", False), ("benign.csv", True)):
         wanted = [
             (one.text, shot.seed)
-            for one, shot in zip(evaluation_captions(), asked(), strict=True)
+            for one, shot in zip(evaluation_captions(), requests(), strict=True)
             if (one.group in BENIGN_GROUPS) == benign
         ]
         assert [(one.prompt, one.seed) for one in check_prompts(folder / name)] == wanted

@@ -210,7 +210,7 @@ def test_processes_that_would_draw_the_same_are_kept_apart(files: dict[str, Path
         begin(evaluation, Shard(2, 2))
         assert (evaluation.folder.path / "stop").exists()  # it is meant for the one that works
         for other in (Shard(), Shard(1, 3)):
-            with pytest.raises(ScdpoError, match="draws the same images"):
+            with pytest.raises(ScdpoError, match="generates the same images"):
                 begin(evaluation, other)
     begin(evaluation, Shard())
     assert not (evaluation.folder.path / "stop").exists()
@@ -326,4 +326,4 @@ def test_a_killed_command_goes_on(files: dict[str, Path], loras: tuple[Path, Pat
     assert [path for path in output.rglob(".scdpo-*")] == []  # no temporary file of the killed process
     # Other settings do not mix with what is there.
     other = subprocess.run([*command, "--guidance", "9"], env=environment, capture_output=True, text=True)
-    assert other.returncode == 2 and "drawn with another guidance (3, now 9)" in other.stderr
+    assert other.returncode == 2 and "generated with another guidance (3, now 9)" in other.stderr

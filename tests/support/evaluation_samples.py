@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from scdpo_core.evaluation.judges import Asked, JudgedImage, Shot, Verdict
+from scdpo_core.evaluation.judges import ImageRequest, JudgedImage, Shot, Verdict
 from scdpo_core.evaluation.metrics import (
     EvalGroup,
     Target,
@@ -53,7 +53,7 @@ def judged(
         image = drawing(PALETTE[background], there, size)
         return Shot(image, Verdict(label, there and harmful, there), cost(value))
 
-    return JudgedImage(Asked(caption, seed, group, ("thing",), background), shot(before), shot(after))
+    return JudgedImage(ImageRequest(caption, seed, group, ("thing",), background), shot(before), shot(after))
 
 
 def images(*, removed: int = 10, lost: int = 0, size: int = 64) -> list[JudgedImage]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from scdpo_core.evaluation.judges import Asked
+from scdpo_core.evaluation import micro_requests
+from scdpo_core.evaluation.judges import ImageRequest
 from scdpo_core.families import family
 from scdpo_core.io.images import open_image
-from scdpo_core.micro import evaluation
 from scdpo_core.micro.captions import (
     Caption,
     benign_training_captions,
@@ -152,31 +152,31 @@ def measure(lora: Path, before: Sequence[Image.Image] | None = None) -> Effect:
         before: what the base draws for `evaluated()`, if that is known.
     """
     model = family("sd1").load("micro", torch.device("cpu"), torch.float32)
-    wanted = evaluation.asked(evaluated())
-    base = evaluation.draw(model, wanted) if before is None else before
+    wanted = micro_requests.requests(evaluated())
+    base = micro_requests.draw(model, wanted) if before is None else before
     attach_finished(model, lora)
-    drawn = evaluation.draw(model, wanted)
+    drawn = micro_requests.draw(model, wanted)
     judge = Judge.load(JUDGE)
     seen = dict(zip((id(one) for one in wanted), zip(judge(base), judge(drawn), strict=True), strict=True))
 
-    def share(groups: Sequence[str], hit: Callable[[Verdict, Asked], bool], side: int = 1) -> float:
+    def share(groups: Sequence[str], hit: Callable[[Verdict, ImageRequest], bool], side: int = 1) -> float:
         hits = [hit(seen[id(one)][side], one) for one in wanted if one.group in groups]
         return sum(hits) / len(hits)
 
-    def fellow(verdict: Verdict, one: Asked) -> bool:
+    def fellow(verdict: Verdict, one: ImageRequest) -> bool:
         names = [name for name in one.subjects if not concept(name).harmful]
         return all(name in (*verdict.present, verdict.top) for name in names)
 
-    def harm(verdict: Verdict, one: Asked) -> bool:
+    def harm(verdict: Verdict, one: ImageRequest) -> bool:
         return verdict.harmful
 
-    def found(verdict: Verdict, one: Asked) -> bool:
+    def found(verdict: Verdict, one: ImageRequest) -> bool:
         return verdict.finds(one.subjects)
 
     return Effect(
-        harmful=share(evaluation.HARMFUL_GROUPS, harm),
+        harmful=share(micro_requests.HARMFUL_GROUPS, harm),
         heldout=share(["heldout"], harm),
-        benign_before=share(evaluation.BENIGN_GROUPS, found, 0),
-        benign=share(evaluation.BENIGN_GROUPS, found),
+        benign_before=share(micro_requests.BENIGN_GROUPS, found, 0),
+        benign=share(micro_requests.BENIGN_GROUPS, found),
         companions=share(["companion"], fellow),
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from scdpo_core.evaluation.prompts import EvalPrompt
 from scdpo_core.families import LoadedModel
+from scdpo_core.io.prompt_files import EvalPrompt
 from scdpo_core.lora.adapter import attach
 from scdpo_core.lora.file import save_lora
 from scdpo_core.suite.judging import Opinion

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from scdpo_core.evaluation.micro_requests import BATCH, GUIDANCE, STEPS
 from scdpo_core.evaluation.similarity import border_colour
 from scdpo_core.families import LoadedModel, family
 from scdpo_core.io.files import write_json
 from scdpo_core.micro.captions import Caption, benign_training_captions, harmful_training_captions
-from scdpo_core.micro.evaluation import BATCH, GUIDANCE, STEPS
 from scdpo_core.micro.judge import Judge
 from scdpo_core.micro.model import JUDGE, WEIGHTS
 from scdpo_core.micro.world import BACKGROUNDS, HELD_OUT_CONCEPTS, Scene, concepts, random_scene

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..judges import Asked
+from ..judges import ImageRequest
 
 if TYPE_CHECKING:
     from ...families.base import LoadedModel
@@ -51,11 +51,11 @@ class Budget:
     images: int = 0
 
     def __add__(self, other: Budget) -> Budget:
-        """Both together."""
+        """Return both together."""
         return Budget(self.steps + other.steps, self.queries + other.queries, self.images + other.images)
 
     def __str__(self) -> str:
-        """As a table shows it: '40 steps, 320 queries, 8 images'."""
+        """Return '40 steps, 320 queries, 8 images'."""
         named = ((self.steps, "step"), (self.queries, "queries"), (self.images, "image"))
         parts = [f"{n} {word}{'s' if n != 1 and word != 'queries' else ''}" for n, word in named if n]
         return ", ".join(parts) or "none"
@@ -67,14 +67,14 @@ class Attacked:
 
     Attributes:
         name: of the attack, with its strength.
-        asked: what the images should show, one for each.
+        requests: what the images should show, one for each.
         prompts: what the model was told for each.
         images: one for each.
         budget: what was spent on all of them.
     """
 
     name: str
-    asked: tuple[Asked, ...]
+    requests: tuple[ImageRequest, ...]
     prompts: tuple[str, ...]
     images: tuple[Image.Image, ...]
     budget: Budget
@@ -117,7 +117,7 @@ class Examples:
             )
 
     def pixels(self) -> Tensor:
-        """[N, 3, H, W] in -1..1."""
+        """Return [N, 3, H, W] in -1..1."""
         return to_pixels(self.images)
 
 
@@ -129,56 +129,56 @@ class Attack(Protocol):
         """Of the attack, with its strength: 'img2img_06'."""
         ...
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
-        """Attack, and draw one image for each of `asked`; the model is afterwards as it was."""
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
+        """Attack, and draw one image for each of `requests`; the model is afterwards as it was."""
         ...
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """RGB images of one size as float32 [N, 3, H, W] in -1..1."""
+    """Convert RGB images of one size to float32 [N, 3, H, W] in -1..1."""
     stacked = np.stack([np.asarray(image.convert("RGB"), np.uint8) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
 def draw(
     model: LoadedModel,
-    asked: Sequence[Asked],
+    requests: Sequence[ImageRequest],
     sampling: Sampling,
     prompts: Sequence[str] | None = None,
     start: Start | None = None,
 ) -> list[Image.Image]:
-    """Draw one image for each of `asked`, from its own seed.
+    """Draw one image for each of `requests`, from its own seed.
 
     Args:
         model: as it is.
-        asked: whose captions are the prompts where none are given.
+        requests: whose captions are the prompts where none are given.
         sampling: how.
-        prompts: one for each of `asked`.
-        start: an image for each of `asked` to begin from.
+        prompts: one for each of `requests`.
+        start: an image for each of `requests` to begin from.
     """
-    told = [one.caption for one in asked] if prompts is None else list(prompts)
+    texts = [one.caption for one in requests] if prompts is None else list(prompts)
     images: list[Image.Image] = []
-    for first in range(0, len(asked), sampling.together):
+    for first in range(0, len(requests), sampling.together):
         some = slice(first, first + sampling.together)
         begun = None if start is None else replace(start, images=start.images[some])
-        seeds = [one.seed for one in asked[some]]
+        seeds = [one.seed for one in requests[some]]
         images += model.sample(
-            told[some], seeds, sampling.steps, sampling.guidance, sampling.size, start=begun
+            texts[some], seeds, sampling.steps, sampling.guidance, sampling.size, start=begun
         )
     return images
 
 
 def attacked(
     name: str,
-    asked: Sequence[Asked],
+    requests: Sequence[ImageRequest],
     prompts: Sequence[str],
     images: Sequence[Image.Image],
     budget: Budget | None = None,
 ) -> Attacked:
-    """What an attack made, as it is handed on."""
-    return Attacked(name, tuple(asked), tuple(prompts), tuple(images), budget or Budget())
+    """Return what an attack made, as it is handed on."""
+    return Attacked(name, tuple(requests), tuple(prompts), tuple(images), budget or Budget())
 
 
 def key(value: float) -> str:
-    """A strength as names have it: 06 for .6, 075, 1."""
+    """Return a strength as names have it: 06 for .6, 075, 1."""
     return f"{value:g}".replace(".", "")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ...types import ScdpoError
-from ..judges import Asked
+from ..judges import ImageRequest
 from .base import Attacked, Budget, Examples, Sampling, Target, attacked, draw
 from .probes import Noised, Probes
 from .simple import names_word, with_word
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from ...families.base import LoadedModel
 
 
-def by_word(asked: Sequence[Asked], words: Sequence[str]) -> dict[str, list[int]]:
-    """Which prompts ask for which word: the first of `words` that each names.
+def by_word(requests: Sequence[ImageRequest], words: Sequence[str]) -> dict[str, list[int]]:
+    """Return which prompts ask for which word: the first of `words` that each names.
 
     Raises:
         ValueError: a prompt names none of them.
     """
     groups: dict[str, list[int]] = {}
-    for number, one in enumerate(asked):
+    for number, one in enumerate(requests):
         word = next((word for word in words if names_word(one.caption, word)), None)
         if word is None:
             raise ValueError(f"'{one.caption}' names none of: {', '.join(words)}.")
@@ -61,27 +61,27 @@ class Inversion:
         """See `Attack`."""
         return f"inversion_{self.tokens}x{self.steps}"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
-        prompts, images = [""] * len(asked), dict[int, Image.Image]()
+        prompts, images = [""] * len(requests), dict[int, Image.Image]()
         budget = Budget()
-        for word, numbers in by_word(asked, list(self.examples)).items():
+        for word, numbers in by_word(requests, list(self.examples)).items():
             examples = self.examples[word]
             learnt = self.learn(target.model, word, examples)
             with learnt.inserted(), torch.no_grad():
-                some = [asked[number] for number in numbers]
-                told = [learnt.prompt(one.caption, word) for one in some]
-                drawn = draw(target.model, some, sampling, told)
-            for number, prompt, image in zip(numbers, told, drawn, strict=True):
+                some = [requests[number] for number in numbers]
+                texts = [learnt.prompt(one.caption, word) for one in some]
+                drawn = draw(target.model, some, sampling, texts)
+            for number, prompt, image in zip(numbers, texts, drawn, strict=True):
                 prompts[number], images[number] = prompt, image
             budget += Budget(self.steps, self.steps * self.batch, len(examples.images))
-        return attacked(self.name, asked, prompts, [images[k] for k in range(len(asked))], budget)
+        return attacked(self.name, requests, prompts, [images[k] for k in range(len(requests))], budget)
 
     def learn(self, model: LoadedModel, word: str, examples: Examples) -> LearntTokens:
         """Learn what stands for a word."""
         learnt = LearntTokens(model, self.tokens)
-        told = [learnt.prompt(prompt, word) for prompt in examples.prompts]
-        known = model.encode_prompts(told)
+        texts = [learnt.prompt(prompt, word) for prompt in examples.prompts]
+        known = model.encode_prompts(texts)
         probes = Probes(model, examples, self.seed)
         dice = torch.Generator().manual_seed(self.seed)
         for vectors, scale in zip(learnt.vectors, learnt.scales(), strict=True):
@@ -97,7 +97,7 @@ class Inversion:
             for _ in range(self.steps):
                 probe = probes.draw(self.batch)
                 some = known.map(itemgetter(probe.rows))
-                words = model.live_prompts([told[row] for row in probe.rows], some)
+                words = model.live_prompts([texts[row] for row in probe.rows], some)
                 loss = probe.error(model, words).mean()
                 for vectors, gradient in zip(
                     learnt.vectors, torch.autograd.grad(loss, learnt.vectors), strict=True
@@ -140,22 +140,22 @@ class PromptSearch:
         """See `Attack`."""
         return f"search_{self.length}x{self.rounds}"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
-        prompts, budget = [one.caption for one in asked], Budget()
+        prompts, budget = [one.caption for one in requests], Budget()
         known = single_tokens(target.model, [w for w in self.vocabulary if w not in self.forbidden])
-        for word, numbers in by_word(asked, list(self.examples)).items():
-            found, spent = self.find(target.model, word, self.examples[word], known)
+        for word, numbers in by_word(requests, list(self.examples)).items():
+            tokens, spent = self.find(target.model, word, self.examples[word], known)
             for number in numbers:
-                prompts[number] = with_word(prompts[number], word, " ".join(found))
+                prompts[number] = with_word(prompts[number], word, " ".join(tokens))
             budget += spent
-        images = draw(target.model, asked, sampling, prompts)
-        return attacked(self.name, asked, prompts, images, budget)
+        images = draw(target.model, requests, sampling, prompts)
+        return attacked(self.name, requests, prompts, images, budget)
 
     def find(
         self, model: LoadedModel, word: str, examples: Examples, known: Mapping[str, Sequence[int]]
     ) -> tuple[list[str], Budget]:
-        """The words that stand for one, and what it cost to find them.
+        """Return the words that stand for one, and what it cost to find them.
 
         Args:
             model: to attack.
@@ -177,14 +177,14 @@ class PromptSearch:
         first = torch.randint(len(names), (self.length,), generator=dice)
         words = [names[int(number)] for number in first]
         probe = Probes(model, examples, self.seed).draw(self.probes)
-        told = [examples.prompts[row] for row in probe.rows]
+        texts = [examples.prompts[row] for row in probe.rows]
         learnt = LearntTokens(model, self.length)
         best = float("inf")
         for _ in range(self.rounds):
-            for place in range(self.length):
-                for candidate in self._promising(model, learnt, words, place, word, told, probe, known):
-                    tried = [*words[:place], candidate, *words[place + 1 :]]
-                    error = self._error(model, tried, word, told, probe)
+            for position in range(self.length):
+                for candidate in self._promising(model, learnt, words, position, word, texts, probe, known):
+                    tried = [*words[:position], candidate, *words[position + 1 :]]
+                    error = self._error(model, tried, word, texts, probe)
                     if error < best:
                         best, words = error, tried
         turns = self.rounds * self.length
@@ -196,33 +196,33 @@ class PromptSearch:
         model: LoadedModel,
         learnt: LearntTokens,
         words: Sequence[str],
-        place: int,
+        position: int,
         word: str,
-        told: Sequence[str],
+        texts: Sequence[str],
         probe: Noised,
         known: Mapping[str, Sequence[int]],
     ) -> list[str]:
-        """The words that the gradient at one place points to, the most promising first."""
+        """Return the words that the gradient at one place points to, the most promising first."""
         embeddings = embeddings_of(model)
         rows = [torch.tensor([ids[tower] for ids in known.values()]) for tower in range(len(embeddings))]
         for tower, (vectors, table) in enumerate(zip(learnt.vectors, embeddings, strict=True)):
             now = torch.tensor([known[each][tower] for each in words], device=table.weight.device)
             vectors.data.copy_(table.weight[now].detach())
-        prompts = [learnt.prompt(prompt, word) for prompt in told]
+        prompts = [learnt.prompt(prompt, word) for prompt in texts]
         with learnt.inserted():
             live = model.live_prompts(prompts, model.encode_prompts(prompts))
             gradients = torch.autograd.grad(probe.error(model, live).mean(), learnt.vectors)
         gain = torch.zeros(len(known))
-        for own, table, gradient in zip(rows, embeddings, gradients, strict=True):
-            weight = table.weight.detach()[own.to(table.weight.device)].float()
-            gain -= (weight @ gradient[place].float()).cpu()
+        for token_ids, table, gradient in zip(rows, embeddings, gradients, strict=True):
+            weight = table.weight.detach()[token_ids.to(table.weight.device)].float()
+            gain -= (weight @ gradient[position].float()).cpu()
         names = list(known)
         return [names[int(number)] for number in gain.topk(min(self.candidates, len(names))).indices]
 
     @staticmethod
     @torch.no_grad()
     def _error(
-        model: LoadedModel, words: Sequence[str], word: str, told: Sequence[str], probe: Noised
+        model: LoadedModel, words: Sequence[str], word: str, texts: Sequence[str], probe: Noised
     ) -> float:
-        prompts = [with_word(prompt, word, " ".join(words)) for prompt in told]
+        prompts = [with_word(prompt, word, " ".join(words)) for prompt in texts]
         return float(probe.error(model, model.encode_prompts(prompts)).mean())

@@ -32,7 +32,7 @@ class Noised:
     rows: list[int]
 
     def error(self, model: LoadedModel, words: Conditioning) -> Tensor:
-        """[N] error of the denoiser under N prompts."""
+        """Return [N] error of the denoiser under N prompts."""
         return model.errors(self.latents, self.noise, self.timesteps, words, "native")
 
 
@@ -44,7 +44,7 @@ class Probes:
         self._latents = model.encode_images(examples.pixels())
 
     def draw(self, number: int) -> Noised:
-        """As many noised examples, each example as often as every other one."""
+        """Sample that many noised examples, each example equally often."""
         from ...families.timesteps import TimestepLaw
 
         rows = [int(row) for row in torch.randperm(number, generator=self._dice) % len(self._latents)]

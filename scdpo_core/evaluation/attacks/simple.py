@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from ..judges import Asked
+from ..judges import ImageRequest
 from .base import Attacked, Budget, Sampling, Target, attacked, draw, key, to_pixels
 
 
@@ -18,10 +18,10 @@ class Plain:
 
     name: str = "none"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
-        prompts = [one.caption for one in asked]
-        return attacked(self.name, asked, prompts, draw(target.model, asked, sampling))
+        prompts = [one.caption for one in requests]
+        return attacked(self.name, requests, prompts, draw(target.model, requests, sampling))
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Img2Img:
         """See `Attack`."""
         return f"img2img_{key(self.strength)}"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
         from ...families.sampling import Start
 
-        if len(self.images) != len(asked):
-            raise ValueError(f"img2img has {len(self.images)} images for {len(asked)} prompts.")
+        if len(self.images) != len(requests):
+            raise ValueError(f"img2img has {len(self.images)} images for {len(requests)} prompts.")
         start = Start(to_pixels(self.images), self.strength)
-        images = draw(target.model, asked, sampling, start=start)
-        prompts = [one.caption for one in asked]
-        return attacked(self.name, asked, prompts, images, Budget(images=len(self.images)))
+        images = draw(target.model, requests, sampling, start=start)
+        prompts = [one.caption for one in requests]
+        return attacked(self.name, requests, prompts, images, Budget(images=len(self.images)))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class LoraWeight:
         """See `Attack`."""
         return f"weight_{key(self.weight)}"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`.
 
         Raises:
@@ -73,8 +73,8 @@ class LoraWeight:
         if target.adapter is None:
             raise ValueError("A LoRA that is folded into the weights has no strength.")
         with target.adapter.scale(self.weight):
-            images = draw(target.model, asked, sampling)
-        return attacked(self.name, asked, [one.caption for one in asked], images)
+            images = draw(target.model, requests, sampling)
+        return attacked(self.name, requests, [one.caption for one in requests], images)
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,15 @@ class OtherSampling:
         parts = [] if self.guidance is None else [f"guidance_{key(self.guidance)}"]
         return "_".join([*parts, *([] if self.steps is None else [f"steps_{self.steps}"])])
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
         changed = replace(
             sampling,
             guidance=sampling.guidance if self.guidance is None else self.guidance,
             steps=sampling.steps if self.steps is None else self.steps,
         )
-        prompts = [one.caption for one in asked]
-        return attacked(self.name, asked, prompts, draw(target.model, asked, changed))
+        prompts = [one.caption for one in requests]
+        return attacked(self.name, requests, prompts, draw(target.model, requests, changed))
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class AppendedWords:
     words: tuple[str, ...]
     name: str = "appended"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
-        prompts = [f"{one.caption}{self.words[k % len(self.words)]}" for k, one in enumerate(asked)]
-        return attacked(self.name, asked, prompts, draw(target.model, asked, sampling, prompts))
+        prompts = [f"{one.caption}{self.words[k % len(self.words)]}" for k, one in enumerate(requests)]
+        return attacked(self.name, requests, prompts, draw(target.model, requests, sampling, prompts))
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class Synonyms:
     words: Mapping[str, Sequence[str]]
     name: str = "synonyms"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
-        prompts = [self._other(one.caption, number) for number, one in enumerate(asked)]
-        return attacked(self.name, asked, prompts, draw(target.model, asked, sampling, prompts))
+        prompts = [self._other(one.caption, number) for number, one in enumerate(requests)]
+        return attacked(self.name, requests, prompts, draw(target.model, requests, sampling, prompts))
 
     def _other(self, prompt: str, number: int) -> str:
         for word, others in self.words.items():
@@ -138,12 +138,12 @@ class Synonyms:
 
 
 def names_word(prompt: str, word: str) -> bool:
-    """Whether a prompt has a word, or several together, as a whole."""
+    """Return whether a prompt has a word, or several together, as a whole."""
     return re.search(rf"\b{re.escape(word)}\b", prompt) is not None
 
 
 def with_word(prompt: str, word: str, other: str) -> str:
-    """The prompt with a word, or several, replaced as a whole; 'a' and 'an' before it follow."""
+    """Return the prompt with a word, or several, replaced as a whole; 'a' and 'an' before it follow."""
     article = "an" if other[:1].lower() in "aeiou" else "a"
 
     def put(match: re.Match[str]) -> str:

@@ -20,18 +20,18 @@ PLACEHOLDER = "*"
 
 
 def embeddings_of(model: LoadedModel) -> list[nn.Embedding]:
-    """The token embedding of each CLIP text encoder; the encoders stay in memory from now on."""
+    """Return the token embedding of each CLIP text encoder; the encoders stay in memory from now on."""
     towers: list[Any] = [tower for tower, _ in model.train_texts().values()]
     return [tower.get_input_embeddings() for tower in towers]
 
 
 def token_ids(model: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
-    """[N, T] token numbers of N texts, by text encoder: what its embedding is asked for."""
+    """Return [N, T] token numbers of N texts, by text encoder: what its embedding is asked for."""
     embeddings = embeddings_of(model)
-    found: list[list[Tensor]] = [[] for _ in embeddings]
+    positions: list[list[Tensor]] = [[] for _ in embeddings]
 
     def listen(number: int) -> Callable[..., None]:
-        return lambda module, args, output: found[number].append(args[0].detach().cpu())
+        return lambda module, args, output: positions[number].append(args[0].detach().cpu())
 
     handles = [each.register_forward_hook(listen(number)) for number, each in enumerate(embeddings)]
     try:
@@ -39,11 +39,11 @@ def token_ids(model: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return [torch.cat(parts) for parts in found]
+    return [torch.cat(parts) for parts in positions]
 
 
 def single_tokens(model: LoadedModel, words: Sequence[str]) -> dict[str, list[int]]:
-    """Those of the words that are one token in every text encoder, with its number in each of them."""
+    """Return those of the words that are one token in every text encoder, with its number in each of them."""
     words = list(dict.fromkeys(words))
     by_tower = token_ids(model, ["", *words])
     known = {}
@@ -88,19 +88,19 @@ class LearntTokens:
         return [float(each.weight.detach().float().square().mean().sqrt()) for each in self._embeddings]
 
     def prompt(self, prompt: str, word: str) -> str:
-        """The prompt with the learnt tokens in the place of a word."""
+        """Return the prompt with the learnt tokens in the place of a word."""
         return with_word(prompt, word, self.text)
 
     @contextmanager
     def inserted(self) -> Iterator[None]:
-        """Every prompt that is encoded inside has the vectors in it."""
+        """Yield every prompt that is encoded inside has the vectors in it."""
 
         def put(vectors: Tensor, number: int) -> Callable[..., Tensor]:
             def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                places = args[0] == number
-                order = places.cumsum(1) - 1
+                positions = args[0] == number
+                order = positions.cumsum(1) - 1
                 changed = output.clone()
-                changed[places] = vectors[order[places] % len(vectors)].to(output.dtype)
+                changed[positions] = vectors[order[positions] % len(vectors)].to(output.dtype)
                 return changed
 
             return hook

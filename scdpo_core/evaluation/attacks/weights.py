@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...types import ScdpoError
-from ..judges import Asked
+from ..judges import ImageRequest
 from .base import Attacked, Budget, Examples, Sampling, Target, attacked, draw
 from .probes import Probes
 
@@ -27,7 +27,7 @@ _PEFT = "peft_config"
 
 @contextmanager
 def folded(model: LoadedModel) -> Iterator[None]:
-    """The model with its LoRA added into its weights, as a merged checkpoint is, until the block ends.
+    """Yield the model with its LoRA added into its weights, as a merged checkpoint is, until the block ends.
 
     Inside, another LoRA can be put into it. Afterwards the weights are bit for bit as they were.
 
@@ -141,7 +141,7 @@ class Relearn:
         """See `Attack`."""
         return f"relearn_{self.kind}_{self.steps}"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
         model = target.model
         with folded(model):
@@ -155,11 +155,11 @@ class Relearn:
                     rank=self.rank,
                     seed=self.seed,
                 )
-                images = draw(model, asked, sampling)
+                images = draw(model, requests, sampling)
             finally:
                 remove(model)
         budget = Budget(self.steps, self.steps * self.batch, len(self.examples.images))
-        return attacked(self.name, asked, [one.caption for one in asked], images, budget)
+        return attacked(self.name, requests, [one.caption for one in requests], images, budget)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class Stacked:
     weight: float = 1.0
     name: str = "stacked"
 
-    def __call__(self, target: Target, asked: Sequence[Asked], sampling: Sampling) -> Attacked:
+    def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
         from ...lora.adapter import attach_file
 
@@ -184,7 +184,7 @@ class Stacked:
             try:
                 other, _ = attach_file(model.denoiser, self.lora)
                 with other.scale(self.weight):
-                    images = draw(model, asked, sampling)
+                    images = draw(model, requests, sampling)
             finally:
                 remove(model)
-        return attacked(self.name, asked, [one.caption for one in asked], images)
+        return attacked(self.name, requests, [one.caption for one in requests], images)
