@@ -27,18 +27,19 @@ _STATES: Mapping[State, str] = {
 _MOST_COLUMNS = 5
 
 
-def status(view: RunView, now: float | None = None) -> str:
+def status(view: RunView, now: float | None = None, *, unit: str = "steps") -> str:
     """How a run stands: its bar, what went wrong, what it left.
 
     Args:
         view: of the run.
         now: seconds since 1970, by default the clock's.
+        unit: what its total counts.
     """
     head = f"<h3>{escape(view.run)} <small>{_STATES[view.state]}</small></h3>"
     bad = view.state in ("failed", "interrupted")
     warnings = f"<h4>Worth knowing</h4>{listed(view.warnings)}" if view.warnings else ""
     said = notice(view.message, "bad" if bad else "info")
-    return wrapped(f"{head}{_bar(view, now)}{_memory(view)}{said}{_result(view)}{warnings}", "run")
+    return wrapped(f"{head}{_bar(view, now, unit)}{_memory(view)}{said}{_result(view)}{warnings}", "run")
 
 
 def curves(view: RunView) -> str:
@@ -63,11 +64,11 @@ def waiting(lines: Sequence[str]) -> str:
     return wrapped(f"<h4>Waiting</h4>{listed(lines)}", "queue") if lines else ""
 
 
-def _bar(view: RunView, now: float | None) -> str:
+def _bar(view: RunView, now: float | None, unit: str) -> str:
     if view.state not in ("running", "stopping"):
         if not view.steps:
             return ""
-        return f'<p class="soft">{view.trained:,} of {view.steps:,} steps</p>'
+        return f'<p class="soft">{view.trained or view.step:,} of {view.steps:,} {unit}</p>'
     share = view.step / view.total if view.total else 0.0
     amount = f"{view.step:,} of {view.total:,}" if view.total else ""
     speed = (
