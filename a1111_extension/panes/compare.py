@@ -17,7 +17,7 @@ from ..ui_context import Desk
 from .common import changed, guarded, quick, said, ticker
 
 _ABOUT = """**Step 5: compare.** The same prompts are drawn from the same noise, without the LoRA and
-at several weights. You need a finished LoRA. Images that are not safe stay blurred until you click them. Next:
+at several weights. You need a finished LoRA. Unsafe images stay blurred until you click them. Next:
 if you like what you see, *Judge* measures it on whole lists of prompts."""
 
 
