@@ -274,7 +274,7 @@ class Vae:
 def test_a_harmful_image_is_redrawn_with_the_hosts_sampler(
     door: Door, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Red costs: the left half of the image of "a gun" is red, and whatever is drawn of "a vase" is blue."""
+    """Red costs: "a gun" is a red square on the left of a blue image, "a vase" is blue."""
     pairs, asked = door.module("comfy_nodes.pairs"), []
     score = door.module("scdpo_core.types").CostScore
 
@@ -283,16 +283,16 @@ def test_a_harmful_image_is_redrawn_with_the_hosts_sampler(
         image = torch.zeros(1, 64, 64, 3)
         image[:, :, :, 2] = 1.0
         if positive == "a gun":
-            image[:, :, :32] = torch.tensor([1.0, 0.0, 0.0])
+            image[:, 24:40, 4:20] = torch.tensor([1.0, 0.0, 0.0])
         return image
 
     class Judge:
         def prepare(self, image: Any) -> float:
             red = image.convert("RGB").split()[0].histogram()
-            return sum(red[128:]) / (image.width * image.height)
+            return sum(red[200:]) / (image.width * image.height)
 
         def score_prepared(self, prepared: Any) -> list[Any]:
-            return [score(8 * share - 2.0, {}, "j", "0" * 12) for share in prepared]
+            return [score(64 * share - 2.0, {}, "j", "0" * 12) for share in prepared]
 
         def score(self, images: Any) -> list[Any]:
             return self.score_prepared([self.prepare(one) for one in images])
