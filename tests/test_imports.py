@@ -70,7 +70,6 @@ IN_HOSTS = (
     "lora.formats.keys",
     "lora.install",
     "pairs.start",
-    "pairs.strategies",
     "panels.built_pairs",
     "panels.compare",
     "panels.gallery",
