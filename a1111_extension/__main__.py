@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve the page until Ctrl-C; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m a1111_extension",
-        description="Label pairs, train a safety LoRA and compare, in the browser, with no other program.",
+        description="Make pairs, train a safety LoRA, compare and judge it, all in the browser.",
     )
     parser.add_argument("--port", type=int, default=7870, help="(default: 7870)")
     parser.add_argument(
@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         default=ROOT / "runs" / "page",
         help="where runs and pairs lie (default: %(default)s)",
     )
-    parser.add_argument("--compare", type=Path, help="folder whose images the first pane offers to compare")
+    parser.add_argument(
+        "--compare", type=Path, help="folder whose images the pane Preferences offers to compare"
+    )
     parser.add_argument("--pairs", type=Path, help="preference folder that its answers go to")
     options = parser.parse_args(arguments)
     if options.listen and options.token == "":

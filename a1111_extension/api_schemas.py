@@ -75,6 +75,38 @@ class JobRequest(BaseModel):
     settings: str = Field("", description="further settings as TOML, those that name no files")
 
 
+class PairsRequest(BaseModel):
+    """Pairs to build."""
+
+    name: str = Field(description="of the run; its folder becomes the preference folder")
+    prompts: list[str] = Field(
+        default=[], description="files of harmful prompts, or folders of images, that may be read"
+    )
+    benign: list[str] = Field(default=[], description="the same for harmless prompts")
+    base: str = Field("micro", description="the model that draws, by its name in the host")
+    way: str = Field("inpaint", description="inpaint, same-seed, edit or best-of")
+    cost_model: str = Field(description="one of /cost-models")
+    per_prompt: int = Field(1, description="images of each harmful prompt")
+    attempts: int = Field(4, description="at each chosen image, at most")
+    limit: int = Field(0, description="prompts of each kind at most; 0 for all")
+
+
+class EvaluationRequest(BaseModel):
+    """A safety LoRA to judge on prompt files."""
+
+    name: str = Field(description="of the run")
+    lora: str = Field(
+        description="name of a finished run or of one of the host's LoRAs; '' for the base alone"
+    )
+    prompts: list[str] = Field(default=[], description="files of harmful prompts that may be read")
+    benign: list[str] = Field(default=[], description="files of harmless prompts")
+    base: str = Field("micro", description="the model that draws, by its name in the host")
+    cost_model: str = Field("", description="one of /cost-models; '' for the model's usual judge")
+    weights: list[float] = Field(default=[1.0], description="of the LoRA")
+    seeds: int = Field(1, description="images of each prompt")
+    limit: int = Field(0, description="prompts of each file at most; 0 for all")
+
+
 class JobDone(BaseModel):
     """What happens now."""
 
@@ -86,7 +118,7 @@ class Job(BaseModel):
     """How a run stands."""
 
     name: str
-    trains: str = Field(description="lora, cost, or compare")
+    trains: str = Field(description="lora, cost, compare, pairs or evaluate")
     state: str = Field(description="queued, running, stopping, finished, failed, stopped or interrupted")
     phase: str
     step: int = Field(description="done of the phase")

@@ -1,4 +1,4 @@
-"""Trainings and comparisons of one runs root, as the tab and the API use them."""
+"""Pairs, trainings, comparisons and evaluations of one runs root, as the tab and the API use them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from scdpo_core.cost.protocol import Scorer
 from scdpo_core.io.images import open_image
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.lora.install import publish, published
+from scdpo_core.pairs.start import PairsJob, write_pairs_job
 from scdpo_core.run_store.folder import Kind, kind_of, run_folder, runs_in
 from scdpo_core.run_store.state import State, state_of
 from scdpo_core.runs import jobs as core_jobs
 from scdpo_core.runs.comparison import CompareJob, write_comparison
 from scdpo_core.runs.follow import Follower, RunView
 from scdpo_core.runs.supervisor import Supervisor
+from scdpo_core.suite.job import EvalJob, write_evaluation
 from scdpo_core.types import CostScore, ScdpoError
 
 _MOST_COSTS = 2000
@@ -90,9 +92,21 @@ class Jobs:
         return self.supervisor.add(folder)
 
     def compare(self, job: CompareJob) -> str:
-        """The same for a comparison."""
+        """Likewise for a comparison."""
         with self._lock:
             folder = write_comparison(job)
+        return self.supervisor.add(folder)
+
+    def make_pairs(self, job: PairsJob) -> str:
+        """Likewise for pairs to build."""
+        with self._lock:
+            folder = write_pairs_job(job)
+        return self.supervisor.add(folder)
+
+    def evaluate(self, job: EvalJob) -> str:
+        """Likewise for an evaluation."""
+        with self._lock:
+            folder = write_evaluation(job)
         return self.supervisor.add(folder)
 
     def resume(self, name: str) -> str:
@@ -103,7 +117,7 @@ class Jobs:
         """
         folder = self.folder(name)
         if state_of(folder) == "finished":
-            raise ScdpoError(f"'{name}' is finished. To train more, give it a new name.")
+            raise ScdpoError(f"'{name}' is finished. To do more, start anew under another name.")
         return self.supervisor.add(folder, resume=True)
 
     def stop(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The part of the API that trains: start, list, look, events, stop, resume."""
+"""The part of the API for jobs: start one of each kind, list, look, events, stop, resume."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scdpo_core.runs.follow import RunView
 from scdpo_core.runs.jobs import QUALITIES, LoraJob
 from scdpo_core.types import ScdpoError
 
+from . import work_api
 from .api import PREFIX
 from .api_responses import router
 from .api_schemas import Job, JobDone, JobEvents, JobRequest, JobsList
@@ -98,6 +99,7 @@ def add_routes(app: FastAPI, desk: Desk, callers: Callers, reach: Reach) -> None
         return JobDone(name=name, message=desk.jobs.resume(name))
 
     app.include_router(routes)
+    work_api.add_routes(app, desk, callers, reach)
 
 
 def _job(desk: Desk, name: str) -> Job:

@@ -1,4 +1,4 @@
-"""The tab 'Safety LoRA': four panes, the same in a host and alone."""
+"""The tab 'Safety LoRA': six panes, from prompts to a judged LoRA, the same in a host and alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import gradio as gr
 
 from scdpo_core.panels import style
 
-from .panes import compare, preferences, score, train
+from .panes import compare, judge, make, preferences, score, train
 from .ui_context import Desk
 
 TITLE, ID = "Safety LoRA", "scdpo_tab"
 PANES = (
+    ("Make", "scdpo_pane_make", make.build),
     ("Score", "scdpo_pane_score", score.build),
     ("Preferences", "scdpo_pane_preferences", preferences.build),
     ("Train", "scdpo_pane_train", train.build),
     ("Compare", "scdpo_pane_compare", compare.build),
+    ("Judge", "scdpo_pane_judge", judge.build),
 )
 
 

@@ -39,3 +39,10 @@ class Desk:
     in_use: Callable[[], str]
     scorer: Callable[[str], Scorer]
     reach: Reach = field(default_factory=Reach)
+
+    def all_loras(self) -> dict[str, Path]:
+        """LoRAs of finished runs, newest first, then the others."""
+        runs = {name: self.jobs.root / name / f"{name}.safetensors" for name in self.jobs.names("lora")}
+        return {name: file for name, file in runs.items() if file.is_file()} | {
+            name: file for name, file in self.loras().items() if name not in runs
+        }

@@ -23,11 +23,13 @@ from ..scdpo_core.preferences.build import (
     with_safe,
     write_pair,
 )
+from ..scdpo_core.preferences.masks import write_mask
 from ..scdpo_core.reports.raster import grid, pair_card
 from ..scdpo_core.reports.wording import signed
 from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images, to_pil_images
+from .pair_ways import MOST_ATTEMPTS, REDRAWS, WAYS, redraw, sampler
 from .sampling import draw, sampling_inputs
 from .shared import CostModelType, SafetyNode, say, schema, with_text
 
@@ -57,6 +59,9 @@ class MakePreferencePairs(SafetyNode):
                 io.Combo.Input("rule", options=list(RULES)),
                 io.Float.Input("gap", default=1.0, min=0.0, max=20.0, step=0.1),
                 *sampling_inputs(seeds=4, most=1000),
+                # Last, and optional: graphs that were saved without them stay valid.
+                io.Combo.Input("way", options=list(WAYS), default=WAYS[0], optional=True),
+                io.Int.Input("attempts", default=4, min=1, max=MOST_ATTEMPTS, optional=True),
             ],
             outputs=[
                 io.String.Output("pairs"),
@@ -76,13 +81,14 @@ class MakePreferencePairs(SafetyNode):
         rule: str | None,
         prompts: str | None,
         safe_prompts: str | None,
+        way: str | None = None,
     ) -> bool | str:
         """Say at once what would make no pairs; what is connected is None here, and looked at later."""
         try:
             own_folder("any" if folder is None else folder)
             check_names(category or "", next(iter(RULES)) if rule is None else rule)
             if None not in (prompts, safe_prompts, rule):
-                _planned(prompts or "", safe_prompts or "", rule)
+                _planned(prompts or "", safe_prompts or "", rule, way or WAYS[0])
         except ScdpoError as error:
             return str(error)
         return True
@@ -100,24 +106,36 @@ class MakePreferencePairs(SafetyNode):
         gap: float,
         seed: int,
         seeds: int,
+        way: Any = WAYS[0],
+        attempts: int = 4,
         **sampling: Any,
     ) -> io.NodeOutput:
         """Draw, score, keep what says something; each pair is written as soon as it is there."""
         place = own_folder(folder)
         check_names(category, rule)
-        asked = _planned(prompts, safe_prompts, rule)
+        asked = _planned(prompts, safe_prompts, rule, way)
         numbers = [seed + k for k in range(seeds)]
         cards: list[Image.Image] = []
         new, old, reasons = 0, 0, []
         for number, (prompt, safe) in enumerate(asked):
             say(cls, f"Prompt {number + 1} of {len(asked)}: {prompt}\n{new} pairs so far.")
             drawn = list(_drawn(clip, prompt, numbers, cost_model, sampling))
-            partners = list(_drawn(clip, safe, numbers, cost_model, sampling)) if safe else []
-            for found in match(drawn, partners, rule, gap):
+            if way in REDRAWS:
+                found_pairs = [
+                    redraw(way, attempts, one, safe, rule, gap, cost_model, sampler(clip, draw, sampling))
+                    for one in drawn
+                ]
+            else:
+                beside = bool(safe) and way != "best-of"
+                partners = list(_drawn(clip, safe, numbers, cost_model, sampling)) if beside else []
+                found_pairs = [(found, None) for found in match(drawn, partners, rule, gap)]
+            for found, mask in found_pairs:
                 if found.reason:
                     reasons.append(f"Left out: {prompt} (seed {found.rejected.seed}): {found.reason}")
                     continue
-                _, is_new = write_pair(place, prompt, category, found, safe)
+                pair, is_new = write_pair(place, prompt, category, found, safe)
+                if mask is not None:
+                    write_mask(place, pair.id, mask)
                 new, old = new + is_new, old + (not is_new)
                 cards.append(_card(prompt, found))
         known = f", {old} were there already" if old else ""
@@ -138,11 +156,11 @@ class MakePreferencePairs(SafetyNode):
         )
 
 
-def _planned(prompts: str, safe_prompts: str, rule: Any) -> list[tuple[str, str]]:
+def _planned(prompts: str, safe_prompts: str, rule: Any, way: str) -> list[tuple[str, str]]:
     """Each prompt and its safe prompt, checked before the first image is drawn."""
     asked = with_safe(prompts_of(prompts), prompts_of(safe_prompts))
     for _, safe in asked:
-        check_rule(rule, bool(safe))
+        check_rule(rule, way in REDRAWS or (bool(safe) and way != "best-of"))
     return asked
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,8 +16,9 @@ from ..path_policy import listed_cost_model
 from ..ui_context import Desk
 from .common import changed, guarded, quick, said, ticker
 
-_ABOUT = """The same prompts from the same noise, without the LoRA and at several weights. Images that are
-not safe stay blurred until you click them. The report is a file that you can pass on."""
+_ABOUT = """**Step 5: compare.** The same prompts are drawn from the same noise, without the LoRA and
+at several weights. You need a finished LoRA. Unsafe images stay blurred until you click them. Next:
+if you like what you see, *Judge* measures it on whole lists of prompts."""
 
 
 def build(desk: Desk) -> None:
@@ -27,13 +27,13 @@ def build(desk: Desk) -> None:
     with gr.Row():
         lora = gr.Dropdown(
             label="LoRA",
-            choices=list(_loras(desk)),
+            choices=list(desk.all_loras()),
             allow_custom_value=True,
             min_width=260,
             elem_id="scdpo_cmp_lora",
         )
         base = gr.Dropdown(
-            label="Model to draw with",
+            label="Model that draws",
             choices=list(desk.bases()),
             value=desk.base(),
             allow_custom_value=True,
@@ -49,7 +49,7 @@ def build(desk: Desk) -> None:
             elem_id="scdpo_cmp_model",
         )
         seed = gr.Number(label="Seed", value=0, precision=0, elem_id="scdpo_cmp_seed")
-    prompts = gr.Textbox(label="Prompts, one a line", lines=4, elem_id="scdpo_cmp_prompts")
+    prompts = gr.Textbox(label="Prompts, one per line", lines=4, elem_id="scdpo_cmp_prompts")
     with gr.Row():
         start = gr.Button("Draw and compare", variant="primary", elem_id="scdpo_cmp_start")
         stop = gr.Button("Stop", elem_id="scdpo_cmp_stop")
@@ -73,9 +73,9 @@ def build(desk: Desk) -> None:
 
     @guarded(2)
     def begin(name: str, chosen: str, wanted: str, scorer: str, first: Any, text: str) -> list[Any]:
-        files = _loras(desk)
+        files = desk.all_loras()
         if name not in files:
-            raise ScdpoError("Choose a LoRA of the list. A finished training appears there.")
+            raise ScdpoError("Choose a LoRA from the list. A finished training appears there.")
         found = usual(desk.jobs.root / name)
         job = CompareJob(
             lora=files[name],
@@ -99,7 +99,7 @@ def build(desk: Desk) -> None:
             result = read_result(desk.jobs.folder(run))
             drawn = "" if result is None else panel.comparison(result, desk.jobs.folder(run))
             pieces = [run_panel.status(desk.jobs.view(run)), drawn]
-        files = list(_loras(desk))
+        files = list(desk.all_loras())
         updates, new = changed(old, [*pieces, "|".join([run, *names]), "|".join(files)])
         still = gr.update()
         chooser = still if updates[2] == still else gr.update(choices=names, value=run or None)
@@ -110,11 +110,3 @@ def build(desk: Desk) -> None:
     lora.change(choose, inputs=[lora], outputs=[prompts, base, message], queue=False, show_progress="hidden")
     quick(start, begin, [lora, base, weights, model, seed, prompts], [which, message])
     quick(stop, guarded(1)(lambda run: said(desk.jobs.stop(run or ""))), [which], [message])
-
-
-def _loras(desk: Desk) -> dict[str, Path]:
-    """LoRAs of finished runs, newest first, then the host's others."""
-    own = {name: desk.jobs.root / name / f"{name}.safetensors" for name in desk.jobs.names("lora")}
-    return {name: file for name, file in own.items() if file.is_file()} | {
-        name: file for name, file in desk.loras().items() if name not in own
-    }

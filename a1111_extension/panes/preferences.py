@@ -17,9 +17,10 @@ from scdpo_core.types import ScdpoError
 from ..ui_context import Desk
 from .common import changed, files_of, guarded, quick, said, ticker
 
-_ABOUT = """Two images of the same prompt stand side by side: say which one you want more of. For a harmful
-prompt that is the image without the harm, for a harmless prompt simply the better one. Keys: **1** left,
-**2** right, **3** skip, **U** undo. Every answer is on the disk at once."""
+_ABOUT = """**Step 3: choose.** Two images of the same prompt stand side by side: choose the one you want
+more of. For a harmful prompt that is the image without the harm, for a harmless prompt simply the better one.
+You need two images of each prompt, such as the pairs of *Make*. Next: *Train*. Keys: **1** left, **2** right,
+**3** skip, **U** undo. Every answer is saved at once."""
 _CATEGORIES = ["", "benign", *HARM_CATEGORIES]
 
 

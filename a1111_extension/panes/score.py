@@ -21,7 +21,9 @@ from ..ui_context import Desk
 from .common import files_of, guarded, said
 
 MOST_HEATMAPS = 12
-_ABOUT = """Every image gets a **cost**: above zero is harmful. Images stay blurred until you click them."""
+_ABOUT = """**Step 2: score.** Every image gets a **cost**: above zero is harmful. You need images: those of
+*Make*, or your own. Next: if the costs match what you see, go to *Preferences*; if not, choose another cost
+model. Images stay blurred until you click them."""
 
 
 def build(desk: Desk) -> None:

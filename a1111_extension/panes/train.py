@@ -19,7 +19,9 @@ from .common import changed, guarded, quick, said, ticker
 
 NO_COSTS = "none"
 _EXAMPLE = "[optim]\nmax_train_steps = 400\nlr = 1e-4\n\n[terms]\nkeep_benign = 10.0"
-_ABOUT = "Training continues if you close this page or the program. Image generation is paused while it runs."
+_ABOUT = """**Step 4: train.** Your pairs become a safety LoRA. You need a preference folder, from *Make* or
+*Preferences*, and the model that the LoRA is for. Next: *Compare* shows what it changes. Training continues
+if you close this page or the program; image generation is paused while it runs."""
 
 
 def build(desk: Desk) -> None:
@@ -76,7 +78,7 @@ def build(desk: Desk) -> None:
 
     def job(chosen: str, folder: str, own: str, level: Any, scorer: str, text: str, aim: str) -> LoraJob:
         if not folder.strip():
-            raise ScdpoError("Name the preference folder.")
+            raise ScdpoError("Name the preference folder, such as that of Make or Preferences.")
         place = desk.reach.folder(folder)
         found = desk.reach.base(chosen or "", desk.bases())
         listed_cost_model(scorer, [NO_COSTS, *desk.cost_models()])

@@ -38,7 +38,8 @@ def as_flags(path: Path, known: Collection[str]) -> list[str]:
     """A file of settings as the flags of a command line that say the same.
 
     Args:
-        path: keys are flags' names, with _ for -; a flag that takes no value is true or false.
+        path: keys are flags' names, with _ for -; a flag that takes no value is true or false,
+            one that takes several has a list.
         known: those there are.
 
     Raises:
@@ -68,5 +69,8 @@ def as_flags(path: Path, known: Collection[str]) -> list[str]:
     flags: list[str] = []
     for key, value in values.items():
         flag = f"--{key.replace('_', '-')}"
-        flags += [flag] * value if isinstance(value, bool) else [f"{flag}={value}"]
+        if isinstance(value, list):
+            flags += [flag, *map(str, value)] if value else []
+        else:
+            flags += [flag] * value if isinstance(value, bool) else [f"{flag}={value}"]
     return flags

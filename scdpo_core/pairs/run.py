@@ -11,7 +11,6 @@ from PIL import Image
 from ..cost.protocol import Scorer
 from ..evaluation.attacks.base import to_pixels
 from ..families.sampling import Start
-from ..io.files import atomic_path
 from ..preferences import masks
 from ..preferences.build import Drawn, Match, Rule, match, write_pair
 from ..types import ScdpoError
@@ -197,11 +196,7 @@ class Builder:
         pair, _ = write_pair(folder, wanted.prompt, wanted.category, found, wanted.safe_prompt)
         name = ""
         if mask is not None:
-            path = folder / masks.FOLDER / f"{pair.id}.png"
-            name = path.relative_to(folder).as_posix()
-            if not path.is_file():
-                with atomic_path(path) as temporary:
-                    mask.save(temporary, format="PNG")
+            name = masks.write_mask(folder, pair.id, mask).relative_to(folder).as_posix()
         chosen, rejected = (path.relative_to(folder).as_posix() for path in (pair.chosen, pair.rejected))
         return replace(row, pair=pair.id, chosen=chosen, rejected=rejected, mask=name)
 

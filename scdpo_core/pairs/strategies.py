@@ -9,15 +9,18 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ..cost.attribution import occlusion
 from ..cost.protocol import Scorer
 from ..preferences.build import Drawn
-from .job import WayName
 from .region import Mask, Region, blend, hot, to_image, union
 from .requests import Wanted
+
+if TYPE_CHECKING:
+    from .job import WayName
 
 STRENGTHS = (0.45, 0.95)
 """Of the first and the last try of `Edit`: shares of the denoising steps that are taken again."""

@@ -19,12 +19,13 @@ _MOST_COLUMNS = 5
 _SIDE = 192
 
 
-def status(view: RunView, now: float | None = None) -> str:
+def status(view: RunView, now: float | None = None, *, unit: str = "steps") -> str:
     """Show the state of a run: its progress, its errors, its results.
 
     Args:
         view: of the run.
         now: Unix time, seconds; by default the clock's.
+        unit: what its total counts.
     """
     results = [f"The LoRA: {view.result}"] if view.result is not None else []
     results += [f"{kind.capitalize()}: {path}" for kind, path in view.files.items() if kind != "checkpoint"]
@@ -36,6 +37,7 @@ def status(view: RunView, now: float | None = None) -> str:
         share=view.step / view.total if view.total else 0.0,
         progress=_progress(view, now),
         results=results,
+        unit=unit,
     )
 
 

@@ -8,13 +8,33 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ..io.files import atomic_path
 from ..io.images import open_image, to_pixels
 
 FOLDER = "masks"
 _ENDINGS = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
+
+
+def write_mask(folder: Path, pair_id: str, mask: Image.Image) -> Path:
+    """Write the mask of a pair, unless it is there already; returns its file.
+
+    Args:
+        folder: the preference folder.
+        pair_id: of the pair.
+        mask: grey image, white where the images differ.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = folder / FOLDER / f"{pair_id}.png"
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            mask.save(temporary, format="PNG")
+    return path
 
 
 def mask_of(folder: Path, pair_id: str) -> Path | None:

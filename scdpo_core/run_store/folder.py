@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -165,6 +167,32 @@ def _is_lora_job(path: Path) -> bool:
 def write_kind(folder: Path, kind: Kind) -> None:
     """Say what a run trains."""
     write_json(folder / KIND, asdict(_KindRecord(kind)))
+
+
+def copy_inputs(folder: Path, files: Sequence[Path]) -> tuple[Path, ...]:
+    """Copy files that a job reads below its run folder, so that it can be resumed without the originals.
+
+    Args:
+        folder: that gets the copies; of two files with the same name the second gets a number.
+        files: to copy; folders among them are returned as they are.
+
+    Raises:
+        ScdpoError: a file cannot be copied.
+    """
+    copies = []
+    for file in files:
+        if file.is_dir():
+            copies.append(file.absolute())
+            continue
+        names = (file.name, *(f"{file.stem}-{number}{file.suffix}" for number in range(2, 10_000)))
+        target = next(path for name in names if not (path := folder / name).exists())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        except OSError as error:
+            raise ScdpoError(f"{file} cannot be copied to {target} ({error.strerror or error}).") from error
+        copies.append(target.absolute())
+    return tuple(copies)
 
 
 def launch_of(folder: Path) -> Launch | None:

@@ -18,6 +18,8 @@ from .attack_names import attack_problem, needs_harmful, needs_words
 WORLD_JUDGE = "micro-judge"
 """Name of the judge of the embedded world, beside the scorers."""
 
+INPUTS = "inputs"
+"""The folder in a run folder with copies of the prompt files."""
 MOST_WEIGHTS, MOST_SEEDS, MOST_LORAS = 8, 100, 2
 _STRONGEST = 4.0
 _MOST_STEPS, _MOST_BATCH = 1000, 256
@@ -196,6 +198,27 @@ def write_job(job: EvalJob) -> None:
         if value is not None
     }
     write_text(job.output / names.JOB, tomli_w.dumps(tree))
+
+
+def write_evaluation(job: EvalJob) -> Path:
+    """Write a new evaluation into its run folder, with copies of its prompt files, for `Queue.add`.
+
+    Raises:
+        ScdpoError: what is wrong with it, one thing a line.
+    """
+    folder = job.output
+    wrong = [names.name_problem(folder.name)] if names.name_problem(folder.name) else []
+    if not wrong and folder.exists():
+        wrong = [f"There is a run '{folder.name}' already. Choose another name."]
+    if wrong := [*wrong, *problems(job)]:
+        raise ScdpoError("\n".join(wrong))
+    inputs = folder / INPUTS
+    prompts, attack_prompts, benign = (
+        names.copy_inputs(inputs, files) for files in (job.prompts, job.attack_prompts, job.benign)
+    )
+    write_job(replace(job, prompts=prompts, attack_prompts=attack_prompts, benign=benign))
+    names.write_kind(folder, "evaluate")
+    return folder
 
 
 def job_in(folder: Path) -> EvalJob:

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from a1111_extension import jobs_api
 from a1111_extension.jobs import Jobs
 from a1111_extension.path_policy import Reach
+from a1111_extension.prompt_files import HARMFUL
 from a1111_extension.request_checks import Callers
 from a1111_extension.ui_context import Desk
 from scdpo_core.runs.launch import Child
@@ -63,6 +64,9 @@ class House:
 
     def post(self, path: str, **values: Any) -> Any:
         return self.client.post(f"/scdpo/v1/jobs{path}", json=values)
+
+    def post_to(self, route: str, **values: Any) -> Any:
+        return self.client.post(f"/scdpo/v1/{route}", json=values)
 
     def get(self, path: str = "") -> Any:
         return self.client.get(f"/scdpo/v1/jobs{path}")
@@ -185,6 +189,48 @@ def test_a_password_is_asked_for(tmp_path: Path) -> None:
     refused(house.start(), 401)
     right = {"Authorization": "Basic " + base64.b64encode(b"artist:secret").decode()}
     assert house.client.get("/scdpo/v1/jobs", headers=right).status_code == 200
+
+
+def test_pairs_are_built_as_a_job(house: House) -> None:
+    prompts = house.pairs / "knives.txt"
+    prompts.write_text("a knife\n", "utf-8")
+    asked = {"name": "made", "prompts": [str(prompts)], "cost_model": "redness"}
+    wrong = house.post_to("pairs", **asked | {"cost_model": "/any/file"})
+    assert wrong.status_code == 422 and "no cost model" in wrong.text
+    object.__setattr__(house.desk, "cost_models", lambda: ["micro"])
+    asked["cost_model"] = "micro"
+    wrong = house.post_to("pairs", **asked, way="by hand")
+    assert wrong.status_code == 422 and "no way 'by hand'" in wrong.text
+    answer = house.post_to("pairs", **asked)
+    assert answer.status_code == 200, answer.text
+    until(lambda: house.get("/made").json()["state"] == "finished")
+    assert house.get("/made").json()["trains"] == "pairs"
+    assert (house.runs / "made/building/inputs/knives.txt").read_text("utf-8") == "a knife\n"
+
+
+def test_what_is_made_and_judged_lies_in_folders_that_may_be_read(house: House, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden.txt"
+    hidden.write_text("a knife\n", "utf-8")
+    for route, more in (("pairs", {"cost_model": "redness"}), ("evaluations", {"lora": ""})):
+        for field in ("prompts", "benign"):
+            answer = house.post_to(route, name="x", **{field: [str(hidden)]}, **more)
+            assert answer.status_code == 403, answer.text
+        answer = house.post_to(route, name="../x", prompts=[str(HARMFUL)], **more)
+        assert answer.status_code == 422
+    assert not (house.runs / "x").exists()
+
+
+def test_a_lora_is_judged_as_a_job(house: House) -> None:
+    asked = {"name": "judged", "lora": "", "prompts": [str(HARMFUL)], "seeds": 2}
+    answer = house.post_to("evaluations", **asked | {"lora": "nothing"})
+    assert answer.status_code == 422 and "no LoRA 'nothing'" in answer.text
+    answer = house.post_to("evaluations", **asked)
+    assert answer.status_code == 200, answer.text
+    until(lambda: house.get("/judged").json()["state"] == "finished")
+    assert house.get("/judged").json()["trains"] == "evaluate"
+    assert (house.runs / "judged" / "inputs" / "harmful.csv").read_bytes() == HARMFUL.read_bytes()
+    again = house.post_to("evaluations", **asked)
+    assert again.status_code == 422 and "already" in again.text
 
 
 def test_the_schema_tells_of_the_jobs(house: House) -> None:

@@ -212,7 +212,7 @@ def test_every_control_has_a_name(browser: Any, tmp_path: Path) -> None:
         page = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme="dark")
         page.goto(url + OPEN)
         page.get_by_role("button", name="Score", exact=True).wait_for()
-        for title in ("Score", "Preferences", "Train", "Compare"):
+        for title in ("Make", "Score", "Preferences", "Train", "Compare", "Judge"):
             pane(page, title)
             time.sleep(0.5)
             nameless = page.evaluate(
