@@ -16,7 +16,7 @@ from ..families.source import model_name
 from ..io.prompt_files import EvalPrompt
 from ..preferences.build import write_benign_prompts
 from ..run_store.folder import RunFolder
-from ..run_store.stop_request import Stop
+from ..run_store.stop_request import StopRequest
 from ..runs.log import Reporter, StopAskedError
 from ..training.checks import load_options, resolve_device, resolve_dtype
 from ..types import Problem, ScdpoError
@@ -127,12 +127,12 @@ def build(
     # Each process logs in a folder of its own; a file 'stop' in the preference folder asks all of them.
     alone = job.processes == 1
     log = job.output if alone else job.output / FOLDER / f"shard-{job.rank + 1}-of-{job.processes}"
-    stop = Stop(RunFolder(job.output), True, should_stop)
+    stop = StopRequest(RunFolder(job.output), True, should_stop)
     outcome = Outcome(stopped=True)
     reporter = Reporter(log, "pairs")
     with reporter.last_words():
         if alone:
-            stop.forget_old()
+            stop.clear_stale()
         outcome = _build(job, asked, reporter, stop, progress, say)
     return outcome
 
@@ -141,7 +141,7 @@ def _build(
     job: BuildJob,
     asked: Asked,
     reporter: Reporter,
-    stop: Stop,
+    stop: StopRequest,
     progress: Progress,
     say: Callable[[str], None],
 ) -> Outcome:

@@ -16,7 +16,7 @@ from .state import outcome, process_of
 _LOOKS, _MOST_LOOKS, _PAUSE = 4, 200, 0.05
 
 
-class Hold:
+class RunLock:
     """What keeps others out of a run folder until a `with` block ends."""
 
     def __init__(self, folder: Path, flag: str = "--output") -> None:
@@ -29,7 +29,7 @@ class Hold:
         self._folder, self._flag = folder, flag
         self._handle: int | None = None
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> RunLock:
         return self
 
     def __exit__(

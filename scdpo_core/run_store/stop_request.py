@@ -14,7 +14,7 @@ class StopAskedError(Exception):
     """Somebody asked to stop before training began."""
 
 
-class Stop:
+class StopRequest:
     """What asks one process to leave, from the moment it looks at its settings.
 
     A file that is there already when this process comes asked an earlier one, unless a door has started us:
@@ -43,12 +43,12 @@ class Stop:
         """Whether somebody asks."""
         return self._asked() or self._is_told()
 
-    def forget_old(self) -> None:
+    def clear_stale(self) -> None:
         """Remove the file that asked an earlier process, now that the folder is ours."""
         if self._file is not None and self._old is not None and _mark(self._file) == self._old:
             self._file.unlink(missing_ok=True)
 
-    def heard(self) -> None:
+    def acknowledge(self) -> None:
         """Remove the file that asked this process: it leaves."""
         if self._file is not None and self._is_told():
             self._file.unlink(missing_ok=True)

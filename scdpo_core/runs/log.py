@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..run_store import folder as names
 from ..run_store.events import Done, EventLog, Failed, Phase, Progress, Saved, Started, Warned
-from ..run_store.run_lock import Hold
+from ..run_store.run_lock import RunLock
 from ..types import ScdpoError
 
 _EVERY = 0.5  # seconds between two reports
@@ -99,7 +99,7 @@ class Reporter:
         """
         names.check_kind(self.folder, self._kind)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with Hold(self.folder, "run folder") as hold:
+        with RunLock(self.folder, "run folder") as hold:
             hold.take()
             if not (self.folder / names.KIND).exists():
                 names.write_kind(self.folder, self._kind)

@@ -10,13 +10,13 @@ from ..config.settings import TrainSettings, to_toml
 from ..io.files import write_bytes, write_text
 from ..run_store.events import EventLog
 from ..run_store.folder import RunFolder, launch_of, size
-from ..run_store.run_lock import Hold, is_ours
+from ..run_store.run_lock import RunLock, is_ours
 from ..types import ScdpoError
 from . import checkpoint
 from .distributed import ProcessGroup, identity_of
 
 
-def enter(folder: RunFolder, hold: Hold, team: ProcessGroup, *, write: bool) -> EventLog | None:
+def lock_run(folder: RunFolder, lock: RunLock, team: ProcessGroup, *, write: bool) -> EventLog | None:
     """Keep other processes out of a folder that is there; its log, if we may write there already.
 
     Until the checks have passed, nobody knows whether the folder is ours: a refused run must not write into
@@ -25,24 +25,24 @@ def enter(folder: RunFolder, hold: Hold, team: ProcessGroup, *, write: bool) -> 
 
     Args:
         folder: of the run.
-        hold: on the folder.
+        lock: on the folder.
         team: its first process keeps others out; all of them must come here.
-        write: see `Hold.take`.
+        write: see `RunLock.take`.
 
     Raises:
         ScdpoError: another process is at work there. Nothing was written then.
     """
-    _occupy(hold, team, write=write)
+    _occupy(lock, team, write=write)
     launch = launch_of(folder.path)
     free = not folder.has_results() or (launch is not None and is_ours(launch.process))
     return EventLog(folder.events) if write and free and os.path.isdir(folder.path) else None
 
 
-def _occupy(hold: Hold, team: ProcessGroup, *, write: bool) -> None:
+def _occupy(lock: RunLock, team: ProcessGroup, *, write: bool) -> None:
     refusal = ""
     if team.rank == 0:
         try:
-            hold.take(write=write)
+            lock.take(write=write)
         except ScdpoError as error:
             refusal = str(error)
     refusal = team.broadcast(refusal)
@@ -50,8 +50,8 @@ def _occupy(hold: Hold, team: ProcessGroup, *, write: bool) -> None:
         raise ScdpoError(refusal)
 
 
-def claim(
-    folder: RunFolder, settings: TrainSettings, resume: bool, hold: Hold, team: ProcessGroup
+def begin_run(
+    folder: RunFolder, settings: TrainSettings, resume: bool, lock: RunLock, team: ProcessGroup
 ) -> tuple[checkpoint.Checkpoint | None, list[str]]:
     """The checkpoint to go on from, if there is one, and sentences for the artist. Then the folder is ours.
 
@@ -59,7 +59,7 @@ def claim(
         folder: of the run.
         settings: of the run; they become its job.toml.
         resume: whether an interrupted run is to go on.
-        hold: on the folder.
+        lock: on the folder.
         team: its first process writes, all of them read.
 
     Raises:
@@ -72,7 +72,7 @@ def claim(
     team.assert_equal(0 if state is None else state.step, "The newest checkpoint")
     if team.rank == 0:
         folder.path.mkdir(parents=True, exist_ok=True)
-    _occupy(hold, team, write=True)
+    _occupy(lock, team, write=True)
     if team.rank:
         return state, []
     notes = [f"The checkpoint {path.name} is damaged; an older one is used." for path in damaged]

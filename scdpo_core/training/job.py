@@ -18,18 +18,18 @@ from ..preferences.verified_images import KnownImages
 from ..run_store import events
 from ..run_store.events import Event, EventLog, Phase, read_events
 from ..run_store.folder import RunFolder
-from ..run_store.run_lock import Hold
-from ..run_store.stop_request import Stop, StopAskedError, listener
+from ..run_store.run_lock import RunLock
+from ..run_store.stop_request import StopAskedError, StopRequest, listener
 from ..types import LabelledPair, LoraFile, PreferencePair, ScdpoError
 from . import checkpoint
 from .base_images import PromptPairs, draw_pairs
 from .batch_sources import deal
-from .begin import Before, claim, enter
+from .begin import Before, begin_run, lock_run
 from .checks import check_run, epochs_of, many_epochs, resolve_device
 from .dataset import Dataset, encode, unread_prompts
 from .distributed import ProcessGroup, init_group, shutdown_group
 from .estimate import estimate
-from .labels import from_rows, label_pairs, sample_scorer, to_rows
+from .labels import label_pairs, sample_scorer, share_labels
 from .loading import load_base, make_ready
 from .loop import Outcome, Trainer
 from .lora_metadata import facts, sample_costs
@@ -70,8 +70,8 @@ def run_job(
         ScdpoError: something the artist can do something about; the message says what.
     """
     team = init_group(settings.model.device)
-    with Hold(settings.output.output or Path()) as hold:
-        job = _Job(settings, resume, listen, should_stop, unasked, team, hold)
+    with RunLock(settings.output.output or Path()) as lock:
+        job = _Job(settings, resume, listen, should_stop, unasked, team, lock)
         with job.failures():
             result = job.run()
     shutdown_group(team)
@@ -89,9 +89,9 @@ class _Job:
         should_stop: Callable[[], bool],
         unasked: Sequence[TrainSettings] | None,
         team: ProcessGroup,
-        hold: Hold,
+        lock: RunLock,
     ) -> None:
-        self.settings, self.resume, self.team, self._hold = settings, resume, team, hold
+        self.settings, self.resume, self.team, self._lock = settings, resume, team, lock
         self._unasked = [settings] if unasked is None else unasked
         self._listen, self._began = listen, time.monotonic()
         self._log: EventLog | None = None
@@ -103,9 +103,9 @@ class _Job:
         out = settings.output.output
         # Without an output the checks refuse the run, unless somebody asks to stop before they have ended.
         self.folder = RunFolder(out or Path())
-        self._stop = Stop(None if out is None else self.folder, resume, should_stop)
+        self._stop = StopRequest(None if out is None else self.folder, resume, should_stop)
         if out is not None:
-            self._log = enter(self.folder, hold, team, write=not self._stop.refused)
+            self._log = lock_run(self.folder, lock, team, write=not self._stop.refused)
 
     def emit(self, event: Event) -> None:
         if self.team.rank:
@@ -135,7 +135,7 @@ class _Job:
         except StopAskedError:
             return self._end(Outcome("stopped", self.folder.reached), None)
         self.device = self.team.device or resolve_device(settings.model.device)
-        state = self._claim(folder, len(pairs))
+        state = self._begin(folder, len(pairs))
         if self.team.rank == 0:
             known.write()
             self._tracking = start_tracking(settings.output.track, folder.path, self.emit)
@@ -187,11 +187,11 @@ class _Job:
         self.emit(events.Saved(step, folder.lora.name, "lora"))
         return lora
 
-    def _claim(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
+    def _begin(self, folder: RunFolder, pairs: int) -> checkpoint.Checkpoint | None:
         """Make the folder ours; the checkpoint to go on from, if there is one."""
         self._before = Before(folder) if self.resume and self.team.rank == 0 else None
-        state, notes = claim(folder, self.settings, self.resume, self._hold, self.team)
-        self._stop.forget_old()
+        state, notes = begin_run(folder, self.settings, self.resume, self._lock, self.team)
+        self._stop.clear_stale()
         self._log = EventLog(folder.events)
         steps, first = self.settings.optim.max_train_steps, 0 if state is None else state.step
         device = str(self.device) if self.team.size == 1 else f"{self.team.size} x {self.device.type}"
@@ -205,9 +205,7 @@ class _Job:
     def _label(self, pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
         if self.settings.data.cost_model == "none":
             return unscored(pairs)
-        # One process decides: another GPU's rounding could turn a near tie.
-        told = self.team.broadcast(to_rows(self._score(pairs), pairs) if self.team.rank == 0 else [])
-        return from_rows(told, pairs)
+        return share_labels(pairs, self._score, self.team)
 
     def _score(self, pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
         data, progress = self.settings.data, self._progress("score")
@@ -316,7 +314,7 @@ class _Job:
 
     def _end(self, outcome: Outcome, lora: LoraFile | None) -> JobResult:
         if self.team.rank == 0:
-            self._stop.heard()
+            self._stop.acknowledge()
             path = "" if lora is None else lora.path.name
             seconds = round(time.monotonic() - self._began, 3)
             self.emit(events.Done(outcome.reason, outcome.step, path, seconds))

@@ -18,6 +18,7 @@ from ..io.images import open_image
 from ..io.json_schema import SchemaError, read_json
 from ..preferences.relabel import relabel
 from ..types import CostScore, LabelledPair, PreferencePair, RelabelReport, ScdpoError, ScoredPair
+from .distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,22 @@ def sample_scorer(settings: DataSettings) -> Scorer | None:
     return None if settings.cost_model == "none" else load_scorer(settings.cost_model, "cpu")
 
 
-def to_rows(labelled: Sequence[LabelledPair], pairs: Sequence[PreferencePair]) -> list[list[Any]]:
+def share_labels(
+    pairs: Sequence[PreferencePair],
+    score: Callable[[Sequence[PreferencePair]], list[LabelledPair]],
+    team: ProcessGroup,
+) -> list[LabelledPair]:
+    """Score pairs in the first process and give every process its labels.
+
+    One process decides, because another GPU's rounding could turn a near tie.
+    """
+    if team.size == 1:
+        return score(pairs)
+    rows = serialize_labels(score(pairs), pairs) if team.rank == 0 else []
+    return deserialize_labels(team.broadcast(rows), pairs)
+
+
+def serialize_labels(labelled: Sequence[LabelledPair], pairs: Sequence[PreferencePair]) -> list[list[Any]]:
     """Labels as plain values, for another process that has the same pairs."""
     places = {pair.id: place for place, pair in enumerate(pairs)}
     return [
@@ -221,8 +237,8 @@ def to_rows(labelled: Sequence[LabelledPair], pairs: Sequence[PreferencePair]) -
     ]
 
 
-def from_rows(rows: Sequence[Sequence[Any]], pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
-    """The labels that `to_rows` wrote down."""
+def deserialize_labels(rows: Sequence[Sequence[Any]], pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
+    """The labels that `serialize_labels` wrote down."""
     labelled = []
     for place, chosen_cost, rejected_cost, swapped, weight, label, reason in rows:
         pair = pairs[place]

@@ -16,9 +16,9 @@ from scdpo_core.run_store import folder as names
 from scdpo_core.run_store.events import Progress, Started, read_events
 from scdpo_core.run_store.folder import RunFolder
 from scdpo_core.run_store.process import look
-from scdpo_core.run_store.run_lock import Hold
+from scdpo_core.run_store.run_lock import RunLock
 from scdpo_core.run_store.state import outcome, process_of, state_of
-from scdpo_core.run_store.stop_request import Stop
+from scdpo_core.run_store.stop_request import StopRequest
 from scdpo_core.runs.log import Reporter
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from scdpo_core.run_store.run_lock import Hold
-with Hold(Path(sys.argv[1])) as hold:
+from scdpo_core.run_store.run_lock import RunLock
+with RunLock(Path(sys.argv[1])) as hold:
     hold.take()
     print("held", flush=True)
     time.sleep(600)
@@ -204,19 +204,19 @@ def test_a_cost_model_and_a_comparison_keep_others_out_too(
         reporter.progress("check", 0, 1)
     assert kept(tmp_path) == before
     # Another folder is free.
-    with Hold(tmp_path.parent) as other:
+    with RunLock(tmp_path.parent) as other:
         other.take()
 
 
 def test_whoever_leaves_removes_only_the_file_that_asked_it(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
-    stop = Stop(RunFolder(tmp_path), True, lambda: False)
-    stop.heard()
+    stop = StopRequest(RunFolder(tmp_path), True, lambda: False)
+    stop.acknowledge()
     assert (tmp_path / "stop").exists() and not stop.asked()
     (tmp_path / "stop").unlink()
     # Some file systems count time in large steps.
     time.sleep(0.02)
     (tmp_path / "stop").touch()
     assert stop.asked()
-    stop.heard()
+    stop.acknowledge()
     assert not (tmp_path / "stop").exists()

@@ -17,7 +17,7 @@ from scdpo_core.run_store import folder as names
 from scdpo_core.run_store.events import EventLog, Failed, Started, Warned
 from scdpo_core.run_store.file_lock import held
 from scdpo_core.run_store.process import ProcessId, alive, end, look
-from scdpo_core.run_store.run_lock import Hold
+from scdpo_core.run_store.run_lock import RunLock
 from scdpo_core.run_store.state import last_words, process_of, state_of
 from scdpo_core.runs.follow import Follower
 from scdpo_core.runs.interpreter import Interpreter
@@ -177,7 +177,7 @@ def test_a_run_of_the_command_line_is_known_by_its_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pid", [1, os.getpid()], ids=["init", "ours"])
 def test_a_dead_run_is_not_running_because_its_pid_is_used(tmp_path: Path, pid: int) -> None:
     folder = make_run(tmp_path)
-    with Hold(folder) as hold:
+    with RunLock(folder) as hold:
         hold.take()
         # As the process writes it: it is older than the line, as is whoever has its number later.
         EventLog(folder / "events.jsonl")(Started("my run", pid, 0, 5, 3, "cpu", ""))
@@ -198,7 +198,7 @@ def test_looking_at_a_run_keeps_nobody_out(tmp_path: Path) -> None:
         looker.start()
     try:
         for _ in range(20):
-            with Hold(folder) as hold:
+            with RunLock(folder) as hold:
                 hold.take()
                 assert held(folder / "run.lock") is True
     finally:
@@ -235,7 +235,7 @@ def test_who_looks_for_long_on_a_busy_machine_keeps_nobody_out(tmp_path: Path) -
     looker = os.open(folder / "run.lock", os.O_RDONLY)
     fcntl.flock(looker, fcntl.LOCK_SH)
     threading.Timer(0.5, lambda: os.close(looker)).start()
-    with Hold(folder) as hold:
+    with RunLock(folder) as hold:
         hold.take()
-        with pytest.raises(ScdpoError, match="is at work in"), Hold(folder) as second:
+        with pytest.raises(ScdpoError, match="is at work in"), RunLock(folder) as second:
             second.take()

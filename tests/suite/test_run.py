@@ -18,7 +18,7 @@ import torch
 from scdpo_core.families import FAMILIES, LoadOptions, family
 from scdpo_core.run_store.events import Done, last_run
 from scdpo_core.run_store.folder import kind_of
-from scdpo_core.run_store.run_lock import Hold
+from scdpo_core.run_store.run_lock import RunLock
 from scdpo_core.runs.log import Reporter, StopAskedError
 from scdpo_core.suite.finish import finish
 from scdpo_core.suite.job import EvalJob
@@ -203,7 +203,7 @@ def test_processes_that_would_draw_the_same_are_kept_apart(files: dict[str, Path
     evaluation = prepare(job_of(files, tmp_path / "eval"))
     first = place_of(evaluation, Shard(1, 2))
     first.mkdir(parents=True)
-    with Hold(first) as hold:
+    with RunLock(first) as hold:
         hold.take()
         begin(evaluation, Shard(2, 2))  # the other half may work beside it
         (evaluation.folder.path / "stop").touch()

@@ -27,7 +27,7 @@ from scdpo_core.training.distributed import (
     init_group,
     share_of,
 )
-from scdpo_core.training.labels import from_rows, to_rows
+from scdpo_core.training.labels import deserialize_labels, serialize_labels
 from scdpo_core.training.loop import Trainer
 from scdpo_core.training.microbatch import MicroBatcher
 from scdpo_core.types import CachedPair, LabelledPair, PreferencePair, ScdpoError
@@ -241,4 +241,4 @@ def test_labels_travel_as_plain_values() -> None:
         LabelledPair(turned, -1.0, None, True, 0.5, 0.75, "turned round"),
         LabelledPair(first, None, None, False, 1.0, 1.0, ""),
     ]
-    assert from_rows(to_rows(labelled, [first, second]), [first, second]) == labelled
+    assert deserialize_labels(serialize_labels(labelled, [first, second]), [first, second]) == labelled

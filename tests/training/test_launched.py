@@ -14,7 +14,7 @@ import torch
 from scdpo_core.config.settings import to_toml
 from scdpo_core.io.files import read_tensors
 from scdpo_core.run_store.events import Failed, Progress, Sample, Started, read_events
-from scdpo_core.run_store.run_lock import Hold
+from scdpo_core.run_store.run_lock import RunLock
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import tiny_pairs, tiny_sd_folder, tiny_settings
@@ -71,7 +71,7 @@ def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: P
     assert figures(folder) == pytest.approx(figures(alone)[:3], rel=1e-4)
 
     log = (folder / "events.jsonl").read_bytes()
-    with Hold(folder) as hold:
+    with RunLock(folder) as hold:
         hold.take()
         refused = launch(*gpus, job=job, extra=("--resume",))
     assert refused.returncode != 0 and f"is at work in {folder}" in refused.stderr
