@@ -12,7 +12,7 @@ from torch import nn
 
 from scdpo_core.families.base import LoadOptions
 from scdpo_core.families.chunks import TextEncoder
-from scdpo_core.families.component_layout import Layout, TextPart
+from scdpo_core.families.component_layout import ComponentLayout, TextEncoderSpec
 from scdpo_core.families.components import Reader
 from scdpo_core.families.latent_model import LatentModel
 from scdpo_core.families.sd1 import LAYOUT as SD1_LAYOUT
@@ -46,7 +46,7 @@ class Shape:
         changes: to the configurations of its family, by component.
     """
 
-    layout: Layout
+    layout: ComponentLayout
     model: type[LatentModel]
     size: int
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class RandomReader(Reader):
         with self._device:
             return AutoencoderKL.from_config(self._config("vae"))
 
-    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
         """See `Reader.text`."""
         import transformers
 

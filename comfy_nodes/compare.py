@@ -97,7 +97,7 @@ class CompareBeforeAfter(SafetyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         """Draw, score, lay out."""
-        from ..scdpo_core.lora.short_summary import card_of
+        from ..scdpo_core.lora.summary import card_of
         from ..scdpo_core.scoring.image_sheet import Strip, comparison, histogram
         from . import preview
         from .convert import to_images

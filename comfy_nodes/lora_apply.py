@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..scdpo_core.lora.file import load_lora
 from ..scdpo_core.lora.formats.convert import to_file
-from ..scdpo_core.lora.formats.names import parted
+from ..scdpo_core.lora.formats.names import split_key
 from ..scdpo_core.lora.identity import BASES
 from ..scdpo_core.lora.weights import shape_of
 from ..scdpo_core.types import LoraFile, ScdpoError
@@ -163,7 +163,7 @@ def _check_sizes(name: str, tensors: Mapping[str, Tensor], places: Mapping[str, 
     """ComfyUI would log a misfit at sampling and go on without it."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        stem, part = parted(key)
+        stem, part = split_key(key)
         modules.setdefault(stem, {})[part] = tensor
     for stem, parts in modules.items():
         place, found = places[stem], math.prod(shape_of(parts))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scdpo_core.families import registered
-from scdpo_core.families.diffusers_family import LayoutFamily
+from scdpo_core.families.diffusers_family import DiffusersFamily
 from scdpo_core.families.flow import FlowModel
 from scdpo_core.families.sd1 import LAYOUT, SD1Model
 from scdpo_core.types import Conditioning
@@ -66,7 +66,7 @@ class FlowUNetModel(FlowModel, SD1Model):
         return super()._predict(scaled, cosine_timestep(angle), conditioning)
 
 
-FLOW_UNET = LayoutFamily(
+FLOW_UNET = DiffusersFamily(
     "unet_flow",
     "Stable Diffusion 1 (rectified flow)",
     dataclasses.replace(LAYOUT, pipeline=PIPELINE),

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..types import ScdpoError
 from .base import Family, LoadedModel, LoadOptions, Prediction
 from .detect import PIPELINES, TITLES, detect
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .flux import Flux
 from .parameterisation import MinSnr, Weighting
 from .sd1 import SD1
@@ -59,7 +59,7 @@ def family_of(name: str, base: str | Path) -> Family:
 
 
 @contextmanager
-def registered(new: LayoutFamily) -> Iterator[None]:
+def registered(new: DiffusersFamily) -> Iterator[None]:
     """Make one more family known while the block runs, for benchmarks and tests.
 
     Its folders are those whose model_index.json names its layout's pipeline.

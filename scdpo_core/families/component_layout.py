@@ -14,7 +14,7 @@ VAE_PREFIXES = ("first_stage_model.", "vae.")
 
 
 @dataclass(frozen=True)
-class TextPart:
+class TextEncoderSpec:
     """A text encoder.
 
     Attributes:
@@ -39,7 +39,7 @@ class TextPart:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ComponentLayout:
     """A family's components.
 
     Attributes:
@@ -55,7 +55,7 @@ class Layout:
     pipeline: str
     denoiser: str
     denoiser_class: str
-    texts: tuple[TextPart, ...]
+    texts: tuple[TextEncoderSpec, ...]
     configs: str
     bare_denoiser: bool = False
     adapt: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}

@@ -9,16 +9,16 @@ import torch
 from ..types import Problem, ScdpoError
 from . import checks
 from .base import DEFAULTS, LoadOptions
-from .component_layout import Layout
+from .component_layout import ComponentLayout
 from .components import FileReader, FolderReader, Reader
 from .latent_model import LatentModel
 from .source import locate, model_name
 
 
-class LayoutFamily:
+class DiffusersFamily:
     """A family told by its components' places and by the class of its models; see `Family`."""
 
-    def __init__(self, name: str, title: str, layout: Layout, model: type[LatentModel]) -> None:
+    def __init__(self, name: str, title: str, layout: ComponentLayout, model: type[LatentModel]) -> None:
         self.name, self.title = name, title
         self.layout = layout
         self._model = model

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from .component_layout import Layout, TextPart
+from .component_layout import ComponentLayout, TextEncoderSpec
 from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .unet import UNetModel
 
-LAYOUT = Layout(
+LAYOUT = ComponentLayout(
     pipeline="StableDiffusionPipeline",
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder",
             tokenizer="tokenizer",
             model="CLIPTextModel",
@@ -31,7 +31,7 @@ class SD1Model(UNetModel):
     family = "sd1"
 
 
-class SD1(LayoutFamily):
+class SD1(DiffusersFamily):
     """The family of UNet2DConditionModel, CLIP-L and a VAE of four channels."""
 
     def __init__(self) -> None:

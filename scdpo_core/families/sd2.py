@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from .component_layout import DENOISER_PREFIX, Layout, TextPart
+from .component_layout import DENOISER_PREFIX, ComponentLayout, TextEncoderSpec
 from .components import Reader
 from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .unet import UNetModel
 
-LAYOUT = Layout(
+LAYOUT = ComponentLayout(
     pipeline="StableDiffusionPipeline",
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder",
             tokenizer="tokenizer",
             model="CLIPTextModel",
@@ -52,7 +52,7 @@ class SD2Model(UNetModel):
         return _SIZE_OF_NOISE if shipped and self.prediction == "epsilon" else super()._own_size()
 
 
-class SD2(LayoutFamily):
+class SD2(DiffusersFamily):
     """The family of UNet2DConditionModel, OpenCLIP-H and a VAE of four channels."""
 
     def __init__(self) -> None:

@@ -11,10 +11,10 @@ from torch.nn.functional import pad
 
 from ..io.safetensors_header import Shapes, block_count, numbers
 from ..types import Conditioning, ScdpoError
-from .component_layout import Layout, TextPart
+from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders
 from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .flow import FlowModel
 
 _T5_TOKENS = 256
@@ -40,8 +40,8 @@ def adapt(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _clip(number: str, stem: str) -> TextPart:
-    return TextPart(
+def _clip(number: str, stem: str) -> TextEncoderSpec:
+    return TextEncoderSpec(
         folder=f"text_encoder{number}",
         tokenizer=f"tokenizer{number}",
         model="CLIPTextModelWithProjection",
@@ -51,14 +51,14 @@ def _clip(number: str, stem: str) -> TextPart:
     )
 
 
-LAYOUT = Layout(
+LAYOUT = ComponentLayout(
     pipeline="StableDiffusion3Pipeline",
     denoiser="transformer",
     denoiser_class="SD3Transformer2DModel",
     texts=(
         _clip("", "clip_l"),
         _clip("_2", "clip_g"),
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder_3",
             tokenizer="tokenizer_3",
             model="T5EncoderModel",
@@ -145,7 +145,7 @@ class SD3Model(FlowModel):
         return answer.float()
 
 
-class SD3(LayoutFamily):
+class SD3(DiffusersFamily):
     """The family of SD3Transformer2DModel, CLIP-L, OpenCLIP-bigG and T5, and a VAE of 16 channels."""
 
     def __init__(self) -> None:

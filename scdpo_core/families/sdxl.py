@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from ..types import Conditioning
-from .component_layout import Layout, TextPart
+from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders
 from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .unet import UNetModel, uncropped
 
-LAYOUT = Layout(
+LAYOUT = ComponentLayout(
     pipeline="StableDiffusionXLPipeline",
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder",
             tokenizer="tokenizer",
             model="CLIPTextModel",
@@ -28,7 +28,7 @@ LAYOUT = Layout(
             prefix="conditioner.embedders.0.transformer.",
             stem="clip_l",
         ),
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder_2",
             tokenizer="tokenizer_2",
             model="CLIPTextModelWithProjection",
@@ -73,7 +73,7 @@ class SDXLModel(UNetModel):
         return {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.float()}
 
 
-class SDXL(LayoutFamily):
+class SDXL(DiffusersFamily):
     """The family of a large UNet2DConditionModel, CLIP-L and OpenCLIP-bigG, and a VAE of four channels."""
 
     def __init__(self) -> None:
