@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scdpo_core.lora.identity import BASES
+from scdpo_core.family_info import FAMILY_INFO, family_by_class
 
-_ENGINES = {engine: family for family, base in BASES.items() for engine in base.engines}
 # Models that Forge and Forge Neo draw with and that no LoRA of this project is for, by the host's class.
 _OTHERS = {
     "Anima": "Anima",
@@ -29,8 +28,6 @@ _OTHERS = {
     "WAN21_T2V": "Wan",
     "ZImage": "Z-Image",
 }
-# A1111 knows models by flags of these names.
-_FLAGS = ("sd1", "sd2", "sdxl", "sd3")
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Checkpoint:
     """The checkpoint that a host draws with.
 
     Attributes:
-        family: its name among `BASES`; '' if no LoRA of this project is for it, or if nobody knows.
+        family: its name among `FAMILY_INFO`; '' if no LoRA of this project is for it, or if nobody knows.
         title: what people call its base model; '' if nobody knows.
         engine: the host's own name for a model that is not known here; '' where there is none.
     """
@@ -60,35 +57,13 @@ def checkpoint_of(model: Any) -> Checkpoint:
     config = getattr(model, "model_config", None)
     if config is not None:
         engine = type(config).__name__
-        if engine in _ENGINES:
-            return Checkpoint(_ENGINES[engine], BASES[_ENGINES[engine]].title)
+        info = family_by_class(engine, "engines")
+        if info is not None:
+            return Checkpoint(info.name, info.title)
         return Checkpoint("", _OTHERS[engine]) if engine in _OTHERS else Checkpoint(engine=engine)
     if getattr(model, "is_ssd", False) is True:
         return Checkpoint("", _OTHERS["SSD1B"])
-    family = next((name for name in _FLAGS if getattr(model, f"is_{name}", False) is True), "")
-    return Checkpoint(family, BASES[family].title) if family else Checkpoint()
-
-
-def weights_taken(network: Any, engine: Any) -> bool:
-    """Whether a host took any weight of a LoRA that it has loaded; True where that cannot be seen.
-
-    Hosts only log that a LoRA's names fit nothing, and draw as if there were none.
-
-    Args:
-        network: what the host's LoRA extension made of the file.
-        engine: the objects that Forge and Forge Neo draw with once LoRAs are applied; None in A1111.
-    """
-    if engine is None:
-        # A1111 keeps the layers that it found.
-        return bool(getattr(network, "modules", True))
-    patchers = [engine.unet, *([] if engine.clip is None else [engine.clip.patcher])]
-    model = getattr(getattr(patchers[0], "model", None), "diffusion_model", None)
-    if getattr(model, "loras", None):
-        # Quantised models of Forge Neo apply LoRAs themselves.
-        return True
-    if all(hasattr(patcher, "lora_patches") for patcher in patchers):
-        # Forge files weights under (file, strength, ...).
-        file = str(network.network_on_disk.filename)
-        return any(key[0] == file and held for p in patchers for key, held in p.lora_patches.items())
-    # Forge Neo keeps the weights of all LoRAs together.
-    return any(getattr(patcher, "patches", True) for patcher in patchers)
+    # A1111 marks its models with flags of these names.
+    flagged = (info for info in FAMILY_INFO.values() if info.webui_flag)
+    known = next((info for info in flagged if getattr(model, f"is_{info.name}", False) is True), None)
+    return Checkpoint(known.name, known.title) if known else Checkpoint()

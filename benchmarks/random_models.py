@@ -20,6 +20,7 @@ from scdpo_core.families.sd1 import SD1Model
 from scdpo_core.families.sdxl import LAYOUT as SDXL_LAYOUT
 from scdpo_core.families.sdxl import SDXLModel
 from scdpo_core.families.text_encoders import CONFIGS, clip_tokenizer
+from scdpo_core.family_info import FAMILY_INFO
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"block_out_channels": [32, 64, 128, 128], "cross_attention_dim": 64},
@@ -131,7 +132,7 @@ def save_pipeline(model: LatentModel, shape: Shape, folder: Path) -> Path:
     """Write a random model as a diffusers folder, for scripts that load one."""
     encoders = model._get_encoders()
     layout = shape.layout
-    index: dict[str, Any] = {"_class_name": layout.pipeline}
+    index: dict[str, Any] = {"_class_name": FAMILY_INFO[shape.model.family].pipeline}
     parts: list[tuple[str, Any]] = [(layout.denoiser, model.denoiser), ("vae", encoders.vae)]
     for part, text in zip(layout.texts, encoders.texts, strict=True):
         assert text is not None

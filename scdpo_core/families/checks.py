@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..family_info import FAMILY_INFO, MICRO
 from ..io.safetensors_header import Header, read_header
 from ..types import Problem, ScdpoError
 from .base import LoadOptions
 from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, ComponentLayout, TextEncoderSpec
-from .detect import TITLES, Kind, detect, read_config
-from .source import MICRO, is_hub_id, locate
+from .detect import Kind, detect, read_config
+from .source import is_hub_id, locate
 from .text_encoders import text_home, tokenizer_home
 from .weight_formats import check_folder, check_stored
 
@@ -55,21 +56,27 @@ def folders(layout: ComponentLayout) -> list[str]:
 
 
 def _mistaken(kind: Kind, family: str) -> str:
-    what = f"This is {kind.title}; a {TITLES[family]} model was expected."
+    what = f"This is {kind.title}; a {FAMILY_INFO[family].title} model was expected."
     if kind.family is not None:
         return f"{what} Set the family to '{kind.family}' or 'auto', or give another base."
     return f"{what} {kind.advice}".strip()
 
 
 def _check_prediction(path: Path, family: str, options: LoadOptions) -> Iterator[Problem]:
-    header = _header(path) if path.is_file() and family not in ("sd3", "flux") else None
+    header = _header(path) if path.is_file() and FAMILY_INFO[family].denoiser == "unet" else None
     if isinstance(header, Header) and header.unknown_prediction and options.prediction == "auto":
         what = (
             f"Its metadata says that it predicts '{header.unknown_prediction}', which is not known here. If "
         )
         yield Problem(path, what + "you know better, set prediction to 'epsilon' or 'v_prediction'.")
-    if family in ("sd3", "flux") and (options.prediction, options.zero_snr) != ("auto", "auto"):
-        what = f"{TITLES[family]} predicts a flow, so that prediction and zero_snr must stay 'auto'."
+    info = FAMILY_INFO[family]
+    if info.denoiser == "transformer" and (options.prediction, options.zero_snr) != (
+        "auto",
+        "auto",
+    ):
+        what = (
+            f"{FAMILY_INFO[family].title} predicts a flow, so that prediction and zero_snr must stay 'auto'."
+        )
         yield Problem(path, what)
 
 

@@ -43,7 +43,6 @@ class ComponentLayout:
     """A family's components.
 
     Attributes:
-        pipeline: diffusers' name for a whole model.
         denoiser: folder of the denoiser.
         denoiser_class: its class in diffusers.
         texts: its text encoders, in the order in which their states are joined.
@@ -52,7 +51,6 @@ class ComponentLayout:
         adapt: what a single file's shapes change in the denoiser's configuration.
     """
 
-    pipeline: str
     denoiser: str
     denoiser_class: str
     texts: tuple[TextEncoderSpec, ...]

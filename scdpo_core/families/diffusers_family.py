@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..family_info import FamilyInfo
 from ..types import Problem, ScdpoError
 from . import checks
 from .base import DEFAULTS, LoadOptions
@@ -16,10 +17,10 @@ from .source import locate, model_name
 
 
 class DiffusersFamily:
-    """A family told by its components' places and by the class of its models; see `Family`."""
+    """A family given by its record, its component layout and the class of its models; see `Family`."""
 
-    def __init__(self, name: str, title: str, layout: ComponentLayout, model: type[LatentModel]) -> None:
-        self.name, self.title = name, title
+    def __init__(self, info: FamilyInfo, layout: ComponentLayout, model: type[LatentModel]) -> None:
+        self.info, self.name, self.title = info, info.name, info.title
         self.layout = layout
         self._model = model
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..io.safetensors_header import Shapes, block_count
 from ..types import Conditioning
 from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders, Reader
-from .detect import TITLES
 from .diffusers_family import DiffusersFamily
 from .flow import FlowModel
 from .sampling import Denoiser
@@ -33,7 +33,6 @@ def adapt(shapes: Shapes) -> dict[str, Any]:
 
 
 LAYOUT = ComponentLayout(
-    pipeline="FluxPipeline",
     denoiser="transformer",
     denoiser_class="FluxTransformer2DModel",
     texts=(
@@ -156,4 +155,4 @@ class Flux(DiffusersFamily):
     """The family of FluxTransformer2DModel, CLIP-L and T5, and a VAE of 16 channels."""
 
     def __init__(self) -> None:
-        super().__init__(FluxModel.family, TITLES[FluxModel.family], LAYOUT, FluxModel)
+        super().__init__(FAMILY_INFO[FluxModel.family], LAYOUT, FluxModel)

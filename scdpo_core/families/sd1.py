@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from ..family_info import FAMILY_INFO
 from .component_layout import ComponentLayout, TextEncoderSpec
-from .detect import TITLES
 from .diffusers_family import DiffusersFamily
 from .unet import UNetModel
 
 LAYOUT = ComponentLayout(
-    pipeline="StableDiffusionPipeline",
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
@@ -35,4 +34,4 @@ class SD1(DiffusersFamily):
     """The family of UNet2DConditionModel, CLIP-L and a VAE of four channels."""
 
     def __init__(self) -> None:
-        super().__init__(SD1Model.family, TITLES[SD1Model.family], LAYOUT, SD1Model)
+        super().__init__(FAMILY_INFO[SD1Model.family], LAYOUT, SD1Model)

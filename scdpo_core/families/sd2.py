@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..family_info import FAMILY_INFO
 from .component_layout import DENOISER_PREFIX, ComponentLayout, TextEncoderSpec
 from .components import Reader
-from .detect import TITLES
 from .diffusers_family import DiffusersFamily
 from .unet import UNetModel
 
 LAYOUT = ComponentLayout(
-    pipeline="StableDiffusionPipeline",
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
@@ -56,4 +55,4 @@ class SD2(DiffusersFamily):
     """The family of UNet2DConditionModel, OpenCLIP-H and a VAE of four channels."""
 
     def __init__(self) -> None:
-        super().__init__(SD2Model.family, TITLES[SD2Model.family], LAYOUT, SD2Model)
+        super().__init__(FAMILY_INFO[SD2Model.family], LAYOUT, SD2Model)

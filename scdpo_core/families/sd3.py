@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..family_info import FAMILY_INFO
 from ..io.safetensors_header import Shapes, block_count, numbers
 from ..types import Conditioning, ScdpoError
 from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders
-from .detect import TITLES
 from .diffusers_family import DiffusersFamily
 from .flow import FlowModel
 
@@ -52,7 +52,6 @@ def _clip(number: str, stem: str) -> TextEncoderSpec:
 
 
 LAYOUT = ComponentLayout(
-    pipeline="StableDiffusion3Pipeline",
     denoiser="transformer",
     denoiser_class="SD3Transformer2DModel",
     texts=(
@@ -149,4 +148,4 @@ class SD3(DiffusersFamily):
     """The family of SD3Transformer2DModel, CLIP-L, OpenCLIP-bigG and T5, and a VAE of 16 channels."""
 
     def __init__(self) -> None:
-        super().__init__(SD3Model.family, TITLES[SD3Model.family], LAYOUT, SD3Model)
+        super().__init__(FAMILY_INFO[SD3Model.family], LAYOUT, SD3Model)

@@ -8,15 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..types import Conditioning
 from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders
-from .detect import TITLES
 from .diffusers_family import DiffusersFamily
 from .unet import UNetModel, uncropped
 
 LAYOUT = ComponentLayout(
-    pipeline="StableDiffusionXLPipeline",
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
@@ -77,4 +76,4 @@ class SDXL(DiffusersFamily):
     """The family of a large UNet2DConditionModel, CLIP-L and OpenCLIP-bigG, and a VAE of four channels."""
 
     def __init__(self) -> None:
-        super().__init__(SDXLModel.family, TITLES[SDXLModel.family], LAYOUT, SDXLModel)
+        super().__init__(FAMILY_INFO[SDXLModel.family], LAYOUT, SDXLModel)

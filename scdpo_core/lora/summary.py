@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..types import LoraFile, ScdpoError
 from .formats.layouts import block_of
-from .identity import BASES
+from .formats.peft_settings import is_number
+from .identity import FAMILY_INFO
 from .metadata import EVALUATION
 from .weights import Parts, by_module, delta, kind_of, kronecker, low_rank, rank_of
 
@@ -149,7 +150,7 @@ def as_text(found: Description) -> str:
     """A description as lines for people."""
     rows = {
         "file": str(found.path),
-        "base model": BASES[found.family].title if found.family else "not known",
+        "base model": FAMILY_INFO[found.family].title if found.family else "not known",
         "kind": ", ".join(found.kinds),
         "rank": _range(found.ranks),
         "alpha": _range(found.alphas),
@@ -205,7 +206,11 @@ def card_of(file: LoraFile) -> str:
     """Name, base model and rank, then what it was trained against and how it did, where the file says so."""
     metadata = file.metadata
     title = metadata.get("modelspec.title") or metadata.get("ss_output_name") or file.path.stem
-    base = BASES[file.family].title if file.family in BASES else "a base model that the file does not name"
+    base = (
+        FAMILY_INFO[file.family].title
+        if file.family in FAMILY_INFO
+        else "a base model that the file does not name"
+    )
     # A LoKr of two full factors has no rank.
     size = f"rank {file.rank}" if file.rank else "of full rank (LoKr)"
     lines = [f"{title}: for {base}, {size}."]
