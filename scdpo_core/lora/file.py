@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..io.files import atomic_path, name_for_safetensors, read_tensors, unshared, write_json
 from ..io.safetensors_container import header, parted
 from ..types import LoraFile, ScdpoError
@@ -26,7 +27,7 @@ from .formats.convert import ALPHAS, from_file, to_file
 from .formats.keys import Dialect, addresses, split
 from .formats.peft_settings import METADATA as PEFT_SETTINGS
 from .formats.peft_settings import WEIGHTS, Found, find_settings, settings_file
-from .identity import FAMILY_INFO, base_family, sidecar_version
+from .identity import base_family, sidecar_version
 from .metadata import OWN, as_metadata
 from .weights import Parts, by_module, check, kind_of, rank_of
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..types import LoraFile, ScdpoError
 from .formats.layouts import block_of
 from .formats.peft_settings import is_number
-from .identity import FAMILY_INFO
 from .metadata import EVALUATION
 from .weights import Parts, by_module, delta, kind_of, kronecker, low_rank, rank_of
 
