@@ -67,3 +67,28 @@ def checkpoint_of(model: Any) -> Checkpoint:
     flagged = (info for info in FAMILY_INFO.values() if info.webui_flag)
     known = next((info for info in flagged if getattr(model, f"is_{info.name}", False) is True), None)
     return Checkpoint(known.name, known.title) if known else Checkpoint()
+
+
+def weights_taken(network: Any, engine: Any) -> bool:
+    """Whether a host took any weight of a LoRA that it has loaded; True where that cannot be seen.
+
+    Hosts only log that a LoRA's names fit nothing, and draw as if there were none.
+
+    Args:
+        network: what the host's LoRA extension made of the file.
+        engine: the objects that Forge and Forge Neo draw with once LoRAs are applied; None in A1111.
+    """
+    if engine is None:
+        # A1111 keeps the layers that it found.
+        return bool(getattr(network, "modules", True))
+    patchers = [engine.unet, *([] if engine.clip is None else [engine.clip.patcher])]
+    model = getattr(getattr(patchers[0], "model", None), "diffusion_model", None)
+    if getattr(model, "loras", None):
+        # Quantised models of Forge Neo apply LoRAs themselves.
+        return True
+    if all(hasattr(patcher, "lora_patches") for patcher in patchers):
+        # Forge files weights under (file, strength, ...).
+        file = str(network.network_on_disk.filename)
+        return any(key[0] == file and held for p in patchers for key, held in p.lora_patches.items())
+    # Forge Neo keeps the weights of all LoRAs together.
+    return any(getattr(patcher, "patches", True) for patcher in patchers)
