@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scdpo_core.lora.identity import BASES
+from scdpo_core.family_info import FAMILY_INFO, family_by_class
 
-_ENGINES = {engine: family for family, base in BASES.items() for engine in base.engines}
 # Models that Forge and Forge Neo draw with and that no LoRA of this project is for, by the host's class.
 _OTHERS = {
     "Anima": "Anima",
@@ -29,8 +28,6 @@ _OTHERS = {
     "WAN21_T2V": "Wan",
     "ZImage": "Z-Image",
 }
-# A1111 knows models by flags of these names.
-_FLAGS = ("sd1", "sd2", "sdxl", "sd3")
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Checkpoint:
     """The checkpoint that a host draws with.
 
     Attributes:
-        family: its name among `BASES`; '' if no LoRA of this project is for it, or if nobody knows.
+        family: its name among `FAMILY_INFO`; '' if no LoRA of this project is for it, or if nobody knows.
         title: what people call its base model; '' if nobody knows.
         engine: the host's own name for a model that is not known here; '' where there is none.
     """
@@ -60,13 +57,16 @@ def checkpoint_of(model: Any) -> Checkpoint:
     config = getattr(model, "model_config", None)
     if config is not None:
         engine = type(config).__name__
-        if engine in _ENGINES:
-            return Checkpoint(_ENGINES[engine], BASES[_ENGINES[engine]].title)
+        info = family_by_class(engine, "engines")
+        if info is not None:
+            return Checkpoint(info.name, info.title)
         return Checkpoint("", _OTHERS[engine]) if engine in _OTHERS else Checkpoint(engine=engine)
     if getattr(model, "is_ssd", False) is True:
         return Checkpoint("", _OTHERS["SSD1B"])
-    family = next((name for name in _FLAGS if getattr(model, f"is_{name}", False) is True), "")
-    return Checkpoint(family, BASES[family].title) if family else Checkpoint()
+    # A1111 marks its models with flags of these names.
+    flagged = (info for info in FAMILY_INFO.values() if info.webui_flag)
+    known = next((info for info in flagged if getattr(model, f"is_{info.name}", False) is True), None)
+    return Checkpoint(known.name, known.title) if known else Checkpoint()
 
 
 def weights_taken(network: Any, engine: Any) -> bool:

@@ -174,7 +174,7 @@ class Jobs:
         if state != "finished" or kind_of(folder) != "lora" or not shelf:
             return
         # Late: a host that starts should not wait for what it may never use.
-        from scdpo_core.families.source import MICRO
+        from scdpo_core.family_info import MICRO
 
         try:
             # No host draws with the embedded model.

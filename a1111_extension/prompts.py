@@ -8,13 +8,12 @@ from typing import Any
 
 from safetensors import safe_open
 
+from scdpo_core.family_info import FAMILY_INFO
 from scdpo_core.lora.file import read_lora_info
-from scdpo_core.lora.identity import BASES
+from scdpo_core.lora.formats.layouts import UNETS
 from scdpo_core.types import ScdpoError
 
 from .checkpoints import Checkpoint
-
-_UNETS = ("sd1", "sd2", "sdxl")
 
 
 def check(path: Path, checkpoint: Checkpoint) -> str:
@@ -36,10 +35,10 @@ def check(path: Path, checkpoint: Checkpoint) -> str:
         raise ScdpoError(f"{path} was trained on the embedded model and fits no checkpoint of yours.")
     if found.family and checkpoint.title and found.family != checkpoint.family:
         raise ScdpoError(
-            f"{path} is for {BASES[found.family].title}, but the checkpoint in use is "
+            f"{path} is for {FAMILY_INFO[found.family].title}, but the checkpoint in use is "
             f"{checkpoint.title}. Choose another LoRA or another checkpoint."
         )
-    if (found.family or checkpoint.family) in _UNETS:
+    if (found.family or checkpoint.family) in UNETS:
         _check_names(path)
     if found.family and checkpoint.title:
         return ""

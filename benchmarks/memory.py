@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scdpo_core.config.settings import LoraSettings, OptimSettings, TrainSettings  # noqa: E402
 from scdpo_core.families import LoadOptions, flux, sd1, sd2, sd3, sdxl  # noqa: E402
-from scdpo_core.families.component_layout import Layout  # noqa: E402
+from scdpo_core.families.component_layout import ComponentLayout  # noqa: E402
 from scdpo_core.families.components import Reader, read_config  # noqa: E402
 from scdpo_core.families.latent_model import LatentModel  # noqa: E402
 from scdpo_core.families.text_encoders import CONFIGS  # noqa: E402
@@ -47,7 +47,7 @@ from scdpo_core.types import Conditioning, PairBatch  # noqa: E402
 
 RANK = 16
 # Model, layout, tokens and width of its words, width of the pooled state.
-FAMILIES: dict[str, tuple[type[LatentModel], Layout, int, int, int]] = {
+FAMILIES: dict[str, tuple[type[LatentModel], ComponentLayout, int, int, int]] = {
     "sd1": (sd1.SD1Model, sd1.LAYOUT, 77, 768, 0),
     "sd2": (sd2.SD2Model, sd2.LAYOUT, 77, 1024, 0),
     "sdxl": (sdxl.SDXLModel, sdxl.LAYOUT, 77, 2048, 1280),
@@ -96,7 +96,7 @@ class Encoding:
 class Blank(Reader):
     """A family's components: the denoiser in full size without memory, the VAE at random, no texts."""
 
-    def __init__(self, layout: Layout, mode: FakeTensorMode) -> None:
+    def __init__(self, layout: ComponentLayout, mode: FakeTensorMode) -> None:
         self._layout, self._mode, self._configs = layout, mode, CONFIGS / layout.configs
 
     def denoiser(self, dtype: torch.dtype) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import nn
 
 from scdpo_core.families.base import LoadOptions
 from scdpo_core.families.chunks import TextEncoder
-from scdpo_core.families.component_layout import Layout, TextPart
+from scdpo_core.families.component_layout import ComponentLayout, TextEncoderSpec
 from scdpo_core.families.components import Reader
 from scdpo_core.families.latent_model import LatentModel
 from scdpo_core.families.sd1 import LAYOUT as SD1_LAYOUT
@@ -20,6 +20,7 @@ from scdpo_core.families.sd1 import SD1Model
 from scdpo_core.families.sdxl import LAYOUT as SDXL_LAYOUT
 from scdpo_core.families.sdxl import SDXLModel
 from scdpo_core.families.text_encoders import CONFIGS, clip_tokenizer
+from scdpo_core.family_info import FAMILY_INFO
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"block_out_channels": [32, 64, 128, 128], "cross_attention_dim": 64},
@@ -46,7 +47,7 @@ class Shape:
         changes: to the configurations of its family, by component.
     """
 
-    layout: Layout
+    layout: ComponentLayout
     model: type[LatentModel]
     size: int
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -96,7 +97,7 @@ class RandomReader(Reader):
         with self._device:
             return AutoencoderKL.from_config(self._config("vae"))
 
-    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
         """See `Reader.text`."""
         import transformers
 
@@ -131,7 +132,7 @@ def save_pipeline(model: LatentModel, shape: Shape, folder: Path) -> Path:
     """Write a random model as a diffusers folder, for scripts that load one."""
     encoders = model._get_encoders()
     layout = shape.layout
-    index: dict[str, Any] = {"_class_name": layout.pipeline}
+    index: dict[str, Any] = {"_class_name": FAMILY_INFO[shape.model.family].pipeline}
     parts: list[tuple[str, Any]] = [(layout.denoiser, model.denoiser), ("vae", encoders.vae)]
     for part, text in zip(layout.texts, encoders.texts, strict=True):
         assert text is not None

@@ -4,7 +4,7 @@
     python benchmarks/reach.py [--kinds micro sd1] [--size 256] [--steps 3]
 
 A random model of the kind's shape takes steps beside the convolution that `scdpo_core.runs.benchmark` times,
-in turns. `runs/cost_table.py` has the share as `reach`; here it is on the machine that this runs on.
+in turns. `scdpo_core/family_info.py` has the share as `reach`; here it is on the machine that this runs on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from benchmarks.random_models import SHAPES, random_model
 from benchmarks.step_variants import floor, random_pairs
 from scdpo_core.families import family_of
 from scdpo_core.families.base import LoadOptions
-from scdpo_core.families.source import MICRO
+from scdpo_core.family_info import COST_RANK, FAMILY_INFO, MICRO
 from scdpo_core.lora.adapter import attach
 from scdpo_core.runs import benchmark
-from scdpo_core.runs.cost_table import NEEDS, RANK
 from scdpo_core.training.checks import resolve_device, resolve_dtype
 
 
@@ -44,14 +43,15 @@ def main() -> None:
 
 def measured(kind: str, size: int, batch: int, steps: int) -> str:
     """What a step took beside what the convolution's speed promised, and the share that was reached."""
-    device, needs = resolve_device("auto"), NEEDS[kind]
+    device, needs = resolve_device("auto"), FAMILY_INFO[kind].cost
+    assert needs is not None
     dtype = resolve_dtype("auto", device)
     if kind == MICRO:
         model, size = family_of("auto", MICRO).load(MICRO, device, dtype, LoadOptions()), needs.side
     else:
         model, size = random_model(SHAPES[kind], device, dtype), size or needs.side
     batch = batch or (16 if kind == MICRO else 1)
-    adapter = attach(model.denoiser, rank=RANK, alpha=RANK, targets="attention", seed=0)
+    adapter = attach(model.denoiser, rank=COST_RANK, alpha=COST_RANK, targets="attention", seed=0)
     model.denoiser.train()
     step = floor(model, adapter, random_pairs(model, size, batch), 2 * batch, 2 * batch).step
     step()

@@ -97,7 +97,7 @@ class CompareBeforeAfter(SafetyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         """Draw, score, lay out."""
-        from ..scdpo_core.lora.short_summary import card_of
+        from ..scdpo_core.lora.summary import card_of
         from ..scdpo_core.reports.raster import Strip, comparison
         from ..scdpo_core.reports.raster_charts import cost_histogram
         from . import preview

@@ -61,7 +61,7 @@ class LoadSafetyLora(SafetyNode):
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
         """Check and apply it."""
-        from ..scdpo_core.lora.short_summary import card_of
+        from ..scdpo_core.lora.summary import card_of
         from .lora_apply import apply, read
         from .lora_window import Window
 

@@ -12,33 +12,13 @@ import comfy.lora
 import comfy.utils
 from torch import Tensor
 
+from ..scdpo_core.family_info import FAMILY_INFO, family_by_class
 from ..scdpo_core.lora.file import load_lora
 from ..scdpo_core.lora.formats.convert import to_file
-from ..scdpo_core.lora.formats.names import parted
-from ..scdpo_core.lora.identity import BASES
+from ..scdpo_core.lora.formats.names import split_key
 from ..scdpo_core.lora.weights import shape_of
 from ..scdpo_core.types import LoraFile, ScdpoError
 from .lora_window import Window, patched
-
-FAMILIES = {
-    "SD15": "sd1",
-    "SD15_instructpix2pix": "sd1",
-    "SD20": "sd2",
-    "SD21UnclipL": "sd2",
-    "SD21UnclipH": "sd2",
-    "LotusD": "sd2",
-    "SDXL": "sdxl",
-    "SDXL_instructpix2pix": "sdxl",
-    "SSD1B": "sdxl",
-    "Segmind_Vega": "sdxl",
-    "KOALA_700M": "sdxl",
-    "KOALA_1B": "sdxl",
-    "SD3": "sd3",
-    "Flux": "flux",
-    "FluxInpaint": "flux",
-    "FluxSchnell": "flux",
-}
-"""ComfyUI's model classes -> our families."""
 
 _TEXT = ("lora_te_", "lora_te1_", "lora_te2_")
 
@@ -107,9 +87,9 @@ def apply(
     name, has = lora.file.path.name, _family(model)
     if lora.file.family and has != lora.file.family:
         raise ScdpoError(
-            f"{name} is for {BASES[lora.file.family].title}, but the model is "
-            f"{BASES[has].title if has in BASES else has}. Choose a LoRA for this model, or load the "
-            "checkpoint that it was trained on."
+            f"{name} is for {FAMILY_INFO[lora.file.family].title}, but the model is "
+            f"{FAMILY_INFO[has].title if has in FAMILY_INFO else has}. Choose a LoRA for this model, or load "
+            "the checkpoint that it was trained on."
         )
     text = {key: tensor for key, tensor in lora.tensors.items() if key.startswith(_TEXT)}
     image = {key: tensor for key, tensor in lora.tensors.items() if key not in text}
@@ -133,7 +113,8 @@ def apply(
 
 def _family(model: Any) -> str:
     kind = type(model.model.model_config).__name__
-    return FAMILIES.get(kind, f"a model of another kind ({kind})")
+    info = family_by_class(kind, "comfy_classes")
+    return info.name if info else f"a model of another kind ({kind})"
 
 
 def _patches(
@@ -163,7 +144,7 @@ def _check_sizes(name: str, tensors: Mapping[str, Tensor], places: Mapping[str, 
     """ComfyUI would log a misfit at sampling and go on without it."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        stem, part = parted(key)
+        stem, part = split_key(key)
         modules.setdefault(stem, {})[part] = tensor
     for stem, parts in modules.items():
         place, found = places[stem], math.prod(shape_of(parts))

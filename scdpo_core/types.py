@@ -322,7 +322,7 @@ class LoraFile:
 
     Attributes:
         path: the safetensors file.
-        family: the model family it was trained for, a name in `lora.identity.BASES`.
+        family: the model family it was trained for, a name in `family_info.FAMILY_INFO`.
         rank: of its matrices.
         keys: number of tensors.
         metadata: everything the file says of itself.

@@ -26,7 +26,7 @@ with waking():
     from scdpo_core.config.settings import TrainSettings
     from scdpo_core.config.toml import as_flags
     from scdpo_core.errors import explain
-    from scdpo_core.families.source import MICRO
+    from scdpo_core.family_info import MICRO
     from scdpo_core.io.printable import print_any_name, printable
     from scdpo_core.pairs.build import Outcome, build, join, read
     from scdpo_core.pairs.job import BuildJob, Drawing, check

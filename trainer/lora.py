@@ -19,11 +19,11 @@ with waking():
     import torch
 
     from scdpo_core.devices import is_out_of_memory
+    from scdpo_core.family_info import FAMILY_INFO
     from scdpo_core.io.printable import print_any_name, printable
     from scdpo_core.lora.edit import Target, convert_file, merge_files, resize_file
     from scdpo_core.lora.file import load_lora
     from scdpo_core.lora.formats.keys import DIALECTS
-    from scdpo_core.lora.identity import BASES
     from scdpo_core.lora.merge import METHODS
     from scdpo_core.lora.resize import Resized
     from scdpo_core.lora.summary import as_text, describe
@@ -173,7 +173,9 @@ def _writes(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     parser.add_argument(
         "--to", choices=DIALECTS, required=required, default=default, help="dialect of the names"
     )
-    parser.add_argument("--family", choices=[*BASES], help="of the base model, where the file does not tell")
+    parser.add_argument(
+        "--family", choices=[*FAMILY_INFO], help="of the base model, where the file does not tell"
+    )
     if not required:
         stored = "number format of the weights (default: resized, the input's; merged, fp32)"
         parser.add_argument("--dtype", choices=[*DTYPES], help=stored)

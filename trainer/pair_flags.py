@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scdpo_core.cost.scorers import offered_scorers
-from scdpo_core.families.source import MICRO
+from scdpo_core.family_info import MICRO
 from scdpo_core.pairs.job import MOST_ATTEMPTS, WAYS, BuildJob
 from scdpo_core.preferences.build import RULES
 from trainer.arguments import count, weight

@@ -8,7 +8,6 @@ eps - x_0.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from contextlib import AbstractContextManager
 
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor
 
 from scdpo_core.families import registered
-from scdpo_core.families.diffusers_family import LayoutFamily
+from scdpo_core.families.diffusers_family import DiffusersFamily
 from scdpo_core.families.flow import FlowModel
 from scdpo_core.families.sd1 import LAYOUT, SD1Model
+from scdpo_core.family_info import FamilyInfo
 from scdpo_core.types import Conditioning
 
 PIPELINE = "StableDiffusionFlowPipeline"
@@ -66,10 +66,15 @@ class FlowUNetModel(FlowModel, SD1Model):
         return super()._predict(scaled, cosine_timestep(angle), conditioning)
 
 
-FLOW_UNET = LayoutFamily(
-    "unet_flow",
-    "Stable Diffusion 1 (rectified flow)",
-    dataclasses.replace(LAYOUT, pipeline=PIPELINE),
+FLOW_UNET = DiffusersFamily(
+    FamilyInfo(
+        name="unet_flow",
+        title="Stable Diffusion 1 (rectified flow)",
+        pipeline=PIPELINE,
+        denoiser="unet",
+        lora_keys="sd1",
+    ),
+    LAYOUT,
     FlowUNetModel,
 )
 """Told by the pipeline that a folder's model_index.json names."""

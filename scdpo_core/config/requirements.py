@@ -10,14 +10,15 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..family_info import FAMILY_INFO, names_of, trainable
 from .bounds import Need, needs_of
 
 if TYPE_CHECKING:
     from .settings import TrainSettings
 
-_UNETS = ("sd1", "sd2", "sdxl")
-_TRANSFORMERS = ("sd3", "flux")
-_TITLES = {"sd1": "SD 1", "sd2": "SD 2", "sdxl": "SDXL", "sd3": "SD 3", "flux": "FLUX.1"}
+
+_BUILT_IN = trainable()
+_UNETS = names_of(info for info in _BUILT_IN if info.denoiser == "unet")
 
 
 def of_objective(*names: str) -> Need:
@@ -39,9 +40,9 @@ def of_family(*names: str) -> Need:
     """A base model of one of these families; one that is not among our own is taken at its word."""
 
     def is_met(run: TrainSettings, family: str | None) -> bool:
-        return family not in _TITLES or family in names
+        return family not in names_of(_BUILT_IN) or family in names
 
-    return Need(f"a base model of {_either([_TITLES[name] for name in names])}", is_met)
+    return Need(f"a base model of {_either([FAMILY_INFO[name].short_title for name in names])}", is_met)
 
 
 def any_of(*needs: Need) -> Need:
@@ -81,8 +82,8 @@ COSTS = Need("--cost-model", lambda run, family: run.data.cost_model != "none")
 VALIDATION = beside("validation", "validation", "--validation 0.1")
 SAMPLES = beside("sampling", "samples", "--samples 1")
 UNETS = of_family(*_UNETS)
-T5 = of_family(*_TRANSFORMERS)
-CHUNKS = of_family("sd1", "sd2", "sdxl", "sd3")
+T5 = of_family(*names_of(info for info in _BUILT_IN if info.denoiser == "transformer"))
+CHUNKS = of_family(*names_of(info for info in _BUILT_IN if info.long_prompts))
 SDXL = of_family("sdxl")
 FLUX = of_family("flux")
 LOGIT_NORMAL = any_of(

@@ -46,13 +46,14 @@ def require_fit(lora: Path, base: str, family: str) -> None:
         ScdpoError: it is; says both.
     """
     from ..families.source import lora_family
+    from ..family_info import FAMILY_INFO
     from ..lora.file import read_lora_info
-    from ..lora.identity import BASES
 
     made_for, required = read_lora_info(lora).family, lora_family(base, family)
     if made_for and made_for != required:
         raise ScdpoError(
-            f"{lora} is a LoRA for {BASES[made_for].title}, and {base} is {BASES[required].title}. "
+            f"{lora} is a LoRA for {FAMILY_INFO[made_for].title}, and {base} is "
+            f"{FAMILY_INFO[required].title}. "
             "Give the base that the LoRA was made for."
         )
 

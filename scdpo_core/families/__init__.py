@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..family_info import FAMILY_INFO, MICRO, trainable
 from ..types import ScdpoError
 from .base import Family, LoadedModel, LoadOptions, Prediction
-from .detect import PIPELINES, TITLES, detect
-from .diffusers_family import LayoutFamily
+from .detect import detect
+from .diffusers_family import DiffusersFamily
 from .flux import Flux
 from .parameterisation import MinSnr, Weighting
 from .sd1 import SD1
 from .sd2 import SD2
 from .sd3 import SD3
 from .sdxl import SDXL
-from .source import MICRO, is_hub_id, locate
+from .source import is_hub_id, locate
 
 FAMILIES: dict[str, Family] = {"sd1": SD1(), "sd2": SD2(), "sdxl": SDXL(), "sd3": SD3(), "flux": Flux()}
 
@@ -59,22 +60,22 @@ def family_of(name: str, base: str | Path) -> Family:
 
 
 @contextmanager
-def registered(new: LayoutFamily) -> Iterator[None]:
+def registered(new: DiffusersFamily) -> Iterator[None]:
     """Make one more family known while the block runs, for benchmarks and tests.
 
-    Its folders are those whose model_index.json names its layout's pipeline.
+    Folders are recognised as its own by the pipeline that its record names.
 
     Raises:
         ValueError: the name or the pipeline belongs to a family already.
     """
-    pipeline = new.layout.pipeline
-    if new.name in FAMILIES or pipeline in PIPELINES or pipeline == "StableDiffusionPipeline":
+    pipeline = new.info.pipeline
+    if new.name in FAMILY_INFO or any(pipeline == info.pipeline for info in trainable()):
         raise ValueError(f"The family '{new.name}' or the pipeline {pipeline} is known already.")
-    FAMILIES[new.name], PIPELINES[pipeline], TITLES[new.name] = new, new.name, new.title
+    FAMILIES[new.name], FAMILY_INFO[new.name] = new, new.info
     try:
         yield
     finally:
-        del FAMILIES[new.name], PIPELINES[pipeline], TITLES[new.name]
+        del FAMILIES[new.name], FAMILY_INFO[new.name]
 
 
 __all__ = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..types import Conditioning, Problem
 from .parameterisation import Weighting
 from .quantization import Quantize
-from .sampling import Heard, Start
+from .sampling import ProgressFn, Start
 from .timesteps import Timesteps
 
 Prediction = Literal["auto", "epsilon", "v_prediction"]
@@ -214,7 +214,7 @@ class LoadedModel(Protocol):
         steps: int,
         guidance: float,
         size: tuple[int, int] | None = None,
-        progress: Heard | None = None,
+        progress: ProgressFn | None = None,
         start: Start | None = None,
     ) -> list[Image.Image]:
         """One image for each prompt, from noise that its own seed alone decides.

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..family_info import FAMILY_INFO, MICRO
 from ..io.safetensors_header import Header, read_header
 from ..types import Problem, ScdpoError
 from .base import LoadOptions
-from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
-from .detect import TITLES, Kind, detect, read_config
-from .source import MICRO, is_hub_id, locate
+from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, ComponentLayout, TextEncoderSpec
+from .detect import Kind, detect, read_config
+from .source import is_hub_id, locate
 from .text_encoders import text_home, tokenizer_home
 from .weight_formats import check_folder, check_stored
 
 
-def check(base: str | Path, family: str, layout: Layout, options: LoadOptions) -> list[Problem]:
+def check(base: str | Path, family: str, layout: ComponentLayout, options: LoadOptions) -> list[Problem]:
     """Everything that is wrong with a base model's files for a family, found without loading them."""
     try:
         # Of a model on the hub only the small files are looked at: its own listing vouches for the others.
@@ -48,32 +49,40 @@ def check(base: str | Path, family: str, layout: Layout, options: LoadOptions) -
     return [*_check_folder(path, layout, options, weights=not is_hub_id(base)), *extras]
 
 
-def folders(layout: Layout) -> list[str]:
+def folders(layout: ComponentLayout) -> list[str]:
     """The subfolders of a family's diffusers folders."""
     texts = [folder for part in layout.texts for folder in (part.folder, part.tokenizer)]
     return [layout.denoiser, "vae", "scheduler", *texts]
 
 
 def _mistaken(kind: Kind, family: str) -> str:
-    what = f"This is {kind.title}; a {TITLES[family]} model was expected."
+    what = f"This is {kind.title}; a {FAMILY_INFO[family].title} model was expected."
     if kind.family is not None:
         return f"{what} Set the family to '{kind.family}' or 'auto', or give another base."
     return f"{what} {kind.advice}".strip()
 
 
 def _check_prediction(path: Path, family: str, options: LoadOptions) -> Iterator[Problem]:
-    header = _header(path) if path.is_file() and family not in ("sd3", "flux") else None
+    header = _header(path) if path.is_file() and FAMILY_INFO[family].denoiser == "unet" else None
     if isinstance(header, Header) and header.unknown_prediction and options.prediction == "auto":
         what = (
             f"Its metadata says that it predicts '{header.unknown_prediction}', which is not known here. If "
         )
         yield Problem(path, what + "you know better, set prediction to 'epsilon' or 'v_prediction'.")
-    if family in ("sd3", "flux") and (options.prediction, options.zero_snr) != ("auto", "auto"):
-        what = f"{TITLES[family]} predicts a flow, so that prediction and zero_snr must stay 'auto'."
+    info = FAMILY_INFO[family]
+    if info.denoiser == "transformer" and (options.prediction, options.zero_snr) != (
+        "auto",
+        "auto",
+    ):
+        what = (
+            f"{FAMILY_INFO[family].title} predicts a flow, so that prediction and zero_snr must stay 'auto'."
+        )
         yield Problem(path, what)
 
 
-def _check_guidance(path: Path, family: str, layout: Layout, options: LoadOptions) -> Iterator[Problem]:
+def _check_guidance(
+    path: Path, family: str, layout: ComponentLayout, options: LoadOptions
+) -> Iterator[Problem]:
     """A guidance embedding that the base has not (FLUX.1 schnell) would be told to nobody."""
     if family != "flux" or options.guidance == 1:
         return
@@ -90,7 +99,7 @@ def _check_guidance(path: Path, family: str, layout: Layout, options: LoadOption
         yield Problem(path, what + "--guidance-embedding out, or take FLUX.1 dev.")
 
 
-def _check_unused_texts(path: Path, layout: Layout, home: Path | None) -> Iterator[Problem]:
+def _check_unused_texts(path: Path, layout: ComponentLayout, home: Path | None) -> Iterator[Problem]:
     """A folder of text encoders beside a base that has all of them would not be read."""
     if home is None:
         return
@@ -108,7 +117,9 @@ def _check_unused_texts(path: Path, layout: Layout, home: Path | None) -> Iterat
     yield Problem(path, what + "--text-encoders out.")
 
 
-def _check_folder(folder: Path, layout: Layout, options: LoadOptions, *, weights: bool) -> list[Problem]:
+def _check_folder(
+    folder: Path, layout: ComponentLayout, options: LoadOptions, *, weights: bool
+) -> list[Problem]:
     problems: list[Problem] = []
     for part in layout.texts:
         if not (folder / part.folder).is_dir():
@@ -132,7 +143,7 @@ def _check_folder(folder: Path, layout: Layout, options: LoadOptions, *, weights
     return problems
 
 
-def _check_channels(folder: Path, layout: Layout) -> list[Problem]:
+def _check_channels(folder: Path, layout: ComponentLayout) -> list[Problem]:
     takes = read_config(folder / layout.denoiser / "config.json").get("in_channels", 4)
     gives = read_config(folder / "vae" / "config.json").get("latent_channels", 4)
     # FLUX sees blocks of 2x2 cells as channels.
@@ -166,7 +177,7 @@ def _header(path: Path) -> Header | Problem:
         return Problem(path, str(error))
 
 
-def _check_file(path: Path, layout: Layout, options: LoadOptions) -> list[Problem]:
+def _check_file(path: Path, layout: ComponentLayout, options: LoadOptions) -> list[Problem]:
     header = _header(path)
     if isinstance(header, Problem):
         return [header]
@@ -192,7 +203,9 @@ def _check_stored(path: Path, header: Header, prefix: str = "") -> Iterator[Prob
         yield Problem(path, str(error))
 
 
-def _check_text(path: Path, header: Header | None, part: TextPart, home: Path | None) -> Iterator[Problem]:
+def _check_text(
+    path: Path, header: Header | None, part: TextEncoderSpec, home: Path | None
+) -> Iterator[Problem]:
     inside = header is not None and bool(part.prefix) and header.begins(part.prefix)
     try:
         outside = None if home is None else text_home(home, part)

@@ -14,7 +14,7 @@ VAE_PREFIXES = ("first_stage_model.", "vae.")
 
 
 @dataclass(frozen=True)
-class TextPart:
+class TextEncoderSpec:
     """A text encoder.
 
     Attributes:
@@ -39,11 +39,10 @@ class TextPart:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ComponentLayout:
     """A family's components.
 
     Attributes:
-        pipeline: diffusers' name for a whole model.
         denoiser: folder of the denoiser.
         denoiser_class: its class in diffusers.
         texts: its text encoders, in the order in which their states are joined.
@@ -52,10 +51,9 @@ class Layout:
         adapt: what a single file's shapes change in the denoiser's configuration.
     """
 
-    pipeline: str
     denoiser: str
     denoiser_class: str
-    texts: tuple[TextPart, ...]
+    texts: tuple[TextEncoderSpec, ...]
     configs: str
     bare_denoiser: bool = False
     adapt: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}

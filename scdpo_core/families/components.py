@@ -24,7 +24,7 @@ from ..io.safetensors_header import Header, read_header
 from ..types import ScdpoError
 from .base import LoadOptions
 from .chunks import TextEncoder
-from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, Layout, TextPart
+from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, ComponentLayout, TextEncoderSpec
 from .detect import read_config
 from .text_encoders import (
     CONFIGS,
@@ -69,7 +69,7 @@ class Reader(ABC):
         """The VAE, in float32 on the CPU."""
 
     @abstractmethod
-    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
         """A text encoder on the CPU for prompts of `tokens` tokens (0: its own); None if it is not there."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class Reader(ABC):
 class FolderReader(Reader):
     """A folder in diffusers' form; see `Reader`."""
 
-    def __init__(self, folder: Path, layout: Layout, options: LoadOptions) -> None:
+    def __init__(self, folder: Path, layout: ComponentLayout, options: LoadOptions) -> None:
         self._folder, self._layout = folder, layout
         self._texts = options.text_encoders
         self._configs = options.configs or CONFIGS / layout.configs
@@ -102,7 +102,7 @@ class FolderReader(Reader):
 
         return _from_diffusers(AutoencoderKL, self._folder / "vae", torch.float32)
 
-    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
         """See `Reader.text`."""
         home, words = self._folder / part.folder, self._folder / part.tokenizer
         if not home.is_dir():
@@ -123,7 +123,7 @@ class FolderReader(Reader):
 class FileReader(Reader):
     """A single file in the original layout; see `Reader`. Other text encoders may be in a folder."""
 
-    def __init__(self, path: Path, layout: Layout, options: LoadOptions) -> None:
+    def __init__(self, path: Path, layout: ComponentLayout, options: LoadOptions) -> None:
         self._path, self._layout = path, layout
         self._texts = options.text_encoders
         self._configs = options.configs or CONFIGS / layout.configs
@@ -147,7 +147,7 @@ class FileReader(Reader):
         """See `Reader.vae`."""
         return vae_of_file(self._path, self._configs / "vae")
 
-    def text(self, part: TextPart, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
         """See `Reader.text`."""
         if not part.prefix or not self._header.begins(part.prefix):
             return _outside(self._texts, part, self._configs, dtype, tokens)
@@ -171,7 +171,7 @@ class FileReader(Reader):
 
 
 def _outside(
-    home: Path | None, part: TextPart, configs: Path, dtype: torch.dtype, tokens: int
+    home: Path | None, part: TextEncoderSpec, configs: Path, dtype: torch.dtype, tokens: int
 ) -> TextEncoder | None:
     """A text encoder from the artist's folder of text encoders; None if it is not there."""
     place = None if home is None else text_home(home, part)
@@ -190,7 +190,7 @@ def _outside(
     return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
 
 
-def _tokenizer(home: Path | None, part: TextPart, configs: Path) -> Any:
+def _tokenizer(home: Path | None, part: TextEncoderSpec, configs: Path) -> Any:
     """CLIP's, which ships with us, or T5's out of the artist's folder; None if it is not there."""
     if part.own_tokenizer:
         own = configs / part.tokenizer
@@ -199,7 +199,7 @@ def _tokenizer(home: Path | None, part: TextPart, configs: Path) -> Any:
     return None if place is None else t5_tokenizer(place)
 
 
-def vae_from(place: Path, layout: Layout, options: LoadOptions) -> Any:
+def vae_from(place: Path, layout: ComponentLayout, options: LoadOptions) -> Any:
     """A VAE that replaces a model's own: a diffusers folder (or one that has it in vae/), or a file."""
     from diffusers import AutoencoderKL
 
@@ -278,7 +278,7 @@ def _from_diffusers(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     )
 
 
-def _from_transformers(part: TextPart, folder: Path, dtype: torch.dtype) -> Any:
+def _from_transformers(part: TextEncoderSpec, folder: Path, dtype: torch.dtype) -> Any:
     import transformers
 
     check_folder(folder)

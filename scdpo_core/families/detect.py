@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..family_info import FAMILY_INFO, trainable
 from ..io.safetensors_header import Header, read_header
-from ..lora.identity import BASES
 from ..types import ScdpoError
 from .component_layout import DENOISER_PREFIX, VAE_PREFIXES
-from .source import MICRO
-
-TITLES: dict[str, str] = {name: base.title for name, base in BASES.items() if name != MICRO}
-"""What people call each family that can be told from a model's files."""
 
 _LATENT_CHANNELS = 4
 _FLUX_CHANNELS = 64
@@ -51,14 +47,18 @@ def of_header(header: Header) -> Kind:
         kind = recognise(header)
         if kind is not None:
             return kind
-    return Kind(None, "no model that is known here", _KNOWN)
+    return Kind(None, "no model that is known here", _known())
+
+
+def _known() -> str:
+    titles = ", ".join(info.title for info in trainable())
+    return f"Models of these families can be trained: {titles}."
 
 
 def _plain(family: str) -> Kind:
-    return Kind(family, f"a {TITLES[family]} model")
+    return Kind(family, f"a {FAMILY_INFO[family].title} model")
 
 
-_KNOWN = f"Models of these families can be trained: {', '.join(TITLES.values())}."
 _LORA = re.compile(r"lora_(unet|te\d?|transformer)_|\.lora[_.](A|B|up|down|linear_layer)|\.(hada|lokr)_w\d")
 # Names that no trainable model has, and what they mean.
 _FOREIGN: tuple[tuple[str, str], ...] = (
@@ -84,7 +84,7 @@ def _foreign(header: Header) -> Kind | None:
         return Kind(None, "a LoRA, not a base model", "Give the model that it was made for.")
     for pattern, title in _FOREIGN:
         if any(re.match(pattern, name) for name in header.shapes):
-            return Kind(None, title, _KNOWN)
+            return Kind(None, title, _known())
     return None
 
 
@@ -116,7 +116,7 @@ def _unet(header: Header) -> Kind | None:
     else:
         family = "sd1"
     if first[1:2] != (_LATENT_CHANNELS,):
-        title = f"a {TITLES[family]} model with extra channels (inpainting, depth or instructions)"
+        title = f"a {FAMILY_INFO[family].title} model with extra channels (inpainting, depth or instructions)"
         return Kind(None, title, "Use the plain model.")
     return _plain(family)
 
@@ -133,14 +133,6 @@ def _single_part(header: Header) -> Kind | None:
     return None
 
 
-PIPELINES = {
-    "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusion3Pipeline": "sd3",
-    "FluxPipeline": "flux",
-}
-"""What a folder's model_index.json names -> its family; `StableDiffusionPipeline` leaves two."""
-
-
 def _of_folder(folder: Path) -> Kind:
     if not (folder / "model_index.json").is_file():
         found = sorted(folder.glob("*.safetensors"))
@@ -149,12 +141,11 @@ def _of_folder(folder: Path) -> Kind:
     pipeline = read_config(folder / "model_index.json").get("_class_name", "StableDiffusionPipeline")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     if scheduler.is_file() and str(read_config(scheduler).get("_class_name", "")).startswith("EDM"):
-        return Kind(None, "an EDM model (such as Playground 2.5 or CosXL)", _KNOWN)
-    if pipeline in PIPELINES:
-        return _plain(PIPELINES[pipeline])
-    if pipeline != "StableDiffusionPipeline":
-        return Kind(None, f"a {pipeline}", _KNOWN)
-    return _plain(_with_one_text_encoder(folder))
+        return Kind(None, "an EDM model (such as Playground 2.5 or CosXL)", _known())
+    families = [info.name for info in trainable() if info.pipeline == pipeline]
+    if not families:
+        return Kind(None, f"a {pipeline}", _known())
+    return _plain(families[0] if len(families) == 1 else _with_one_text_encoder(folder))
 
 
 def _with_one_text_encoder(folder: Path) -> str:

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import torch
 
+from ..family_info import FamilyInfo
 from ..types import Problem, ScdpoError
 from . import checks
 from .base import DEFAULTS, LoadOptions
-from .component_layout import Layout
+from .component_layout import ComponentLayout
 from .components import FileReader, FolderReader, Reader
 from .latent_model import LatentModel
 from .source import locate, model_name
 
 
-class LayoutFamily:
-    """A family told by its components' places and by the class of its models; see `Family`."""
+class DiffusersFamily:
+    """A family given by its record, its component layout and the class of its models; see `Family`."""
 
-    def __init__(self, name: str, title: str, layout: Layout, model: type[LatentModel]) -> None:
-        self.name, self.title = name, title
+    def __init__(self, info: FamilyInfo, layout: ComponentLayout, model: type[LatentModel]) -> None:
+        self.info, self.name, self.title = info, info.name, info.title
         self.layout = layout
         self._model = model
 

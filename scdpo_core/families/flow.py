@@ -11,7 +11,7 @@ from torch import Tensor
 from .components import Reader, quiet
 from .latent_model import LatentModel
 from .parameterisation import Flow
-from .sampling import Predict, Start, begin, keep_outside
+from .sampling import Denoiser, Start, begin, keep_outside
 from .timesteps import ContinuousTimesteps
 
 
@@ -32,7 +32,7 @@ class FlowModel(LatentModel):
         is_t5 = self._layout.texts[index].model == "T5EncoderModel"
         return torch.bfloat16 if is_t5 and self.dtype != torch.float32 else torch.float32
 
-    def _denoise(self, noise: Tensor, predict: Predict, steps: int, start: Start | None) -> Tensor:
+    def _denoise(self, noise: Tensor, predict: Denoiser, steps: int, start: Start | None) -> Tensor:
         """Euler steps along the flow, at the times that the model's own schedule chooses."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..io.safetensors_header import Shapes, block_count
 from ..types import Conditioning
-from .component_layout import Layout, TextPart
+from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders, Reader
-from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .flow import FlowModel
-from .sampling import Predict
+from .sampling import Denoiser
 
 _T5_TOKENS = 512
 _HEAD = 128
@@ -32,12 +32,11 @@ def adapt(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-LAYOUT = Layout(
-    pipeline="FluxPipeline",
+LAYOUT = ComponentLayout(
     denoiser="transformer",
     denoiser_class="FluxTransformer2DModel",
     texts=(
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder",
             tokenizer="tokenizer",
             model="CLIPTextModel",
@@ -45,7 +44,7 @@ LAYOUT = Layout(
             prefix="text_encoders.clip_l.transformer.",
             stem="clip_l",
         ),
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder_2",
             tokenizer="tokenizer_2",
             model="T5EncoderModel",
@@ -102,7 +101,7 @@ class FluxModel(FlowModel):
         assert t5 is not None
         return Conditioning(t5.states(prompts).words, pooled)
 
-    def _guided(self, prompts: list[str], guidance: float) -> Predict:
+    def _guided(self, prompts: list[str], guidance: float) -> Denoiser:
         """Distilled models answer as if they were guided, in one pass; they are only told how strongly."""
         words = self.encode_prompts(prompts)
         told = torch.full((len(prompts),), guidance, device=self.device)
@@ -125,7 +124,7 @@ class FluxModel(FlowModel):
             pooled_projections=conditioning.pooled.to(self.dtype),
             encoder_hidden_states=words,
             txt_ids=words.new_zeros(words.shape[1], 3),
-            img_ids=places(noisy),
+            img_ids=position_ids(noisy),
         ).sample
         return unpack(answer.float(), noisy.shape[2], noisy.shape[3])
 
@@ -145,15 +144,15 @@ def unpack(squares: Tensor, height: int, width: int) -> Tensor:
     return cut.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def places(latents: Tensor) -> Tensor:
+def position_ids(latents: Tensor) -> Tensor:
     """[h/2 * w/2, 3] row and column of every square, after a zero; in float32."""
     rows, columns = (torch.arange(side // _SQUARE, device=latents.device) for side in latents.shape[2:])
     grid = torch.cartesian_prod(rows, columns)
     return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).float()
 
 
-class Flux(LayoutFamily):
+class Flux(DiffusersFamily):
     """The family of FluxTransformer2DModel, CLIP-L and T5, and a VAE of 16 channels."""
 
     def __init__(self) -> None:
-        super().__init__(FluxModel.family, TITLES[FluxModel.family], LAYOUT, FluxModel)
+        super().__init__(FAMILY_INFO[FluxModel.family], LAYOUT, FluxModel)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from ..types import ScdpoError
 from .base import LoadOptions
-from .component_layout import Layout
+from .component_layout import ComponentLayout
 from .components import Encoders, Reader, in_a_sentence, vae_from
 from .fingerprint import encoders_fingerprint, weights_fingerprint
-from .offload import DENOISER, TEXTS, VAE, Places, Result
+from .offload import DENOISER, TEXTS, VAE, OffloadManager, Result
 from .prompt_encoding import PromptModel, models_of
 from .quantization import quantize
 from .residuals import ResidualModel
-from .sampling import Heard, Predict, Start, at_once, followed, in_groups
+from .sampling import Denoiser, ProgressFn, Start, at_once, in_groups, with_progress
 from .timesteps import Timesteps
 
 
@@ -40,7 +40,7 @@ class LatentModel(PromptModel, ResidualModel):
         name: str,
         path: Path,
         reader: Reader,
-        layout: Layout,
+        layout: ComponentLayout,
         device: torch.device,
         dtype: torch.dtype,
         options: LoadOptions,
@@ -67,12 +67,12 @@ class LatentModel(PromptModel, ResidualModel):
             # Before it moves: a small GPU never holds the whole network in full size.
             quantize(denoiser, options.quantize)
             self.denoiser: nn.Module = denoiser
-            self._places = Places(device)
-            self._places.put(DENOISER, [denoiser])
+            self._offload = OffloadManager(device)
+            self._offload.register(DENOISER, [denoiser])
             if options.denoiser_spread:
-                self._places.fix(DENOISER)
+                self._offload.pin(DENOISER)
             else:
-                self._places.bring(DENOISER)
+                self._offload.load(DENOISER)
         self._live = None
         self._encoders: Encoders | None = self._read_encoders()
         vae = self._encoders.vae.config
@@ -99,7 +99,7 @@ class LatentModel(PromptModel, ResidualModel):
         """Height and width of latents are multiples of this."""
 
     @abstractmethod
-    def _denoise(self, noise: Tensor, predict: Predict, steps: int, start: Start | None) -> Tensor:
+    def _denoise(self, noise: Tensor, predict: Denoiser, steps: int, start: Start | None) -> Tensor:
         """Scaled latents of images, from noise, or from `start`, whose images are latents."""
 
     def _check_channels(self) -> None:
@@ -141,7 +141,7 @@ class LatentModel(PromptModel, ResidualModel):
         return (self._with_vae(encode) - self._shift) * self._scale
 
     def _with_vae(self, compute: Callable[[Any], Result]) -> Result:
-        return self._places.work(VAE, partial(compute, self._get_encoders().vae))
+        return self._offload.run(VAE, partial(compute, self._get_encoders().vae))
 
     @torch.no_grad()
     def sample(
@@ -151,7 +151,7 @@ class LatentModel(PromptModel, ResidualModel):
         steps: int,
         guidance: float,
         size: tuple[int, int] | None = None,
-        progress: Heard | None = None,
+        progress: ProgressFn | None = None,
         start: Start | None = None,
     ) -> list[Image.Image]:
         """See `LoadedModel.sample`. Without added noise, whatever scheduler the model came with."""
@@ -161,25 +161,25 @@ class LatentModel(PromptModel, ResidualModel):
         told = [self._guided(list(prompts[some]), guidance) for some in groups]
         if progress is not None:
             told = [
-                followed(predict, progress, some.start, some.stop - some.start, len(prompts), steps)
+                with_progress(predict, progress, some.start, some.stop - some.start, len(prompts), steps)
                 for some, predict in zip(groups, told, strict=True)
             ]
         starts = [start and start.encoded(some, self.encode_images, shape) for some in groups]
         latents = [
-            self._places.work(DENOISER, partial(self._drawn, shape, seeds[some], predict, steps, begun))
+            self._offload.run(DENOISER, partial(self._drawn, shape, seeds[some], predict, steps, begun))
             for some, predict, begun in zip(groups, told, starts, strict=True)
         ]
         return [image for part in latents for image in self._with_vae(partial(self._decode, part))]
 
     def _drawn(
-        self, shape: tuple[int, ...], seeds: Sequence[int], predict: Predict, steps: int, start: Start | None
+        self, shape: tuple[int, ...], seeds: Sequence[int], predict: Denoiser, steps: int, start: Start | None
     ) -> Tensor:
         dice = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in dice])
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self._denoise(noise.to(self.device), predict, steps, start)
 
-    def _guided(self, prompts: list[str], guidance: float) -> Predict:
+    def _guided(self, prompts: list[str], guidance: float) -> Denoiser:
         """The answer to prompts, pushed away from the answer to no words (Ho and Salimans 2022)."""
         guided = guidance > 1
         words = self.encode_prompts([*prompts, *([""] * len(prompts) if guided else [])])
@@ -208,14 +208,14 @@ class LatentModel(PromptModel, ResidualModel):
     def release_encoders(self) -> None:
         """See `LoadedModel.release_encoders`."""
         self._encoders = None
-        self._places.drop(TEXTS)
-        self._places.drop(VAE)
-        self._places.bring(DENOISER)
+        self._offload.drop(TEXTS)
+        self._offload.drop(VAE)
+        self._offload.load(DENOISER)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _bring_denoiser(self) -> None:
-        self._places.bring(DENOISER)
+        self._offload.load(DENOISER)
 
     def _get_encoders(self) -> Encoders:
         if self._encoders is None:
@@ -238,6 +238,6 @@ class LatentModel(PromptModel, ResidualModel):
         frozen = models_of(text for text, trains in zip(texts, live, strict=True) if trains is None)
         for module in (*frozen, vae):
             module.requires_grad_(False).eval()
-        self._places.put(TEXTS, frozen)
-        self._places.put(VAE, [vae])
+        self._offload.register(TEXTS, frozen)
+        self._offload.register(VAE, [vae])
         return Encoders(texts, vae)

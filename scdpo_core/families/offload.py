@@ -19,7 +19,7 @@ they do not suffice, the others leave after all."""
 Result = TypeVar("Result")
 
 
-class Places:
+class OffloadManager:
     """Brings the parts of a model to its device when their turn comes.
 
     On a large card all of them stay there, and nothing ever moves twice. Where one finds no room, others wait
@@ -36,33 +36,33 @@ class Places:
             free: says how many bytes that device has free; None where nobody knows, which counts as enough.
         """
         self._device, self._free = device, free
-        self._parts: dict[str, list[nn.Module]] = {}
-        self._here: list[str] = []
-        self._fixed: set[str] = set()
+        self._components: dict[str, list[nn.Module]] = {}
+        self._loaded: list[str] = []
+        self._pinned: set[str] = set()
 
-    def put(self, name: str, modules: Sequence[nn.Module]) -> None:
+    def register(self, name: str, modules: Sequence[nn.Module]) -> None:
         """Say what a part is made of, in main memory; it comes when it is called for."""
-        self._parts[name] = list(modules)
+        self._components[name] = list(modules)
 
     def drop(self, name: str) -> None:
         """Forget a part, so that nothing here keeps it alive."""
-        self._parts.pop(name, None)
-        self._here = [other for other in self._here if other != name]
+        self._components.pop(name, None)
+        self._loaded = [other for other in self._loaded if other != name]
 
-    def fix(self, name: str) -> None:
+    def pin(self, name: str) -> None:
         """From here on this part stays where it is: it trains, or it is spread over several processes."""
-        self._fixed.add(name)
+        self._pinned.add(name)
 
-    def bring(self, name: str) -> None:
+    def load(self, name: str) -> None:
         """Have a part on the device; others leave it, if they must, the one that worked longest ago first."""
-        if name not in self._here and name not in self._fixed:
+        if name not in self._loaded and name not in self._pinned:
             self._make_room(name)
-            for module in self._parts[name]:
+            for module in self._components[name]:
                 module.to(self._device)
-        if self._here[-1:] != [name]:
-            self._here = [*(other for other in self._here if other != name), name]
+        if self._loaded[-1:] != [name]:
+            self._loaded = [*(other for other in self._loaded if other != name), name]
 
-    def work(self, name: str, compute: Callable[[], Result]) -> Result:
+    def run(self, name: str, compute: Callable[[], Result]) -> Result:
         """What a computation with a part gives; if memory runs out, once more with the device to itself.
 
         A part that is fixed has the device to itself from the start, and one try: the processes that it is
@@ -72,43 +72,43 @@ class Places:
             name: of the part.
             compute: may be called twice.
         """
-        if name in self._fixed:
+        if name in self._pinned:
             self._clear(name)
-            self.bring(name)
+            self.load(name)
             return compute()
         try:
-            self.bring(name)
+            self.load(name)
             return compute()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not self._others(name):
                 raise
         # Out here the error is gone, and with it what its frames held on to.
         self._clear(name)
-        self.bring(name)
+        self.load(name)
         return compute()
 
     def _clear(self, name: str) -> None:
         for other in self._others(name):
-            self._send_home(other)
+            self._offload(other)
 
     def _others(self, name: str) -> list[str]:
         """What could leave the device for a part, in the order in which it should."""
         if self._device.type == _HOME.type:
             return []
-        return [other for other in self._here if other != name and other not in self._fixed]
+        return [other for other in self._loaded if other != name and other not in self._pinned]
 
     def _make_room(self, name: str) -> None:
-        wanted = sum(_bytes(module) for module in self._parts[name]) + _WORK
+        wanted = sum(_bytes(module) for module in self._components[name]) + _WORK
         for other in self._others(name):
             free = self._free(self._device)
             if free is None or free >= wanted:
                 return
-            self._send_home(other)
+            self._offload(other)
 
-    def _send_home(self, name: str) -> None:
-        for module in self._parts[name]:
+    def _offload(self, name: str) -> None:
+        for module in self._components[name]:
             module.to(_HOME)
-        self._here.remove(name)
+        self._loaded.remove(name)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

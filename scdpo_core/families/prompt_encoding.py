@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..types import Conditioning
 from .base import LoadOptions
 from .chunks import TextEncoder, common, fill
-from .component_layout import Layout
+from .component_layout import ComponentLayout
 from .components import Encoders
-from .offload import LIVE, TEXTS, Places
+from .offload import LIVE, TEXTS, OffloadManager
 
 _PROMPTS_AT_ONCE = 32
 
@@ -30,9 +30,9 @@ class PromptModel(ABC):
     repeats_chunks: ClassVar[bool] = True
     """Whether a prompt's chunks may be repeated without effect, see `chunks.fill`."""
 
-    _layout: Layout
+    _layout: ComponentLayout
     _options: LoadOptions
-    _places: Places
+    _offload: OffloadManager
     _live: tuple[TextEncoder | None, ...] | None
 
     @abstractmethod
@@ -54,7 +54,7 @@ class PromptModel(ABC):
         """See `LoadedModel.encode_prompts`."""
         encoders = self._get_encoders()
         chunks = common([self.prompt_chunks(prompt) for prompt in prompts] or [1], self.repeats_chunks)
-        return self._places.work(TEXTS, lambda: self._words(encoders, prompts, chunks, None))
+        return self._offload.run(TEXTS, lambda: self._words(encoders, prompts, chunks, None))
 
     def live_prompts(self, prompts: list[str], known: Conditioning) -> Conditioning:
         """See `LoadedModel.live_prompts`."""
@@ -134,12 +134,12 @@ class PromptModel(ABC):
             texts = self._get_encoders().texts
             trains = [part.model != "T5EncoderModel" for part in self._layout.texts]
             self._live = tuple(text if own else None for text, own in zip(texts, trains, strict=True))
-            self._places.put(
+            self._offload.register(
                 TEXTS, models_of(text for text, own in zip(texts, trains, strict=True) if not own)
             )
-            self._places.put(LIVE, models_of(self._live))
-            self._places.bring(LIVE)
-            self._places.fix(LIVE)
+            self._offload.register(LIVE, models_of(self._live))
+            self._offload.load(LIVE)
+            self._offload.pin(LIVE)
         return {
             part.folder: (text.model, self.unread_layers.get(part.folder, 0))
             for part, text in zip(self._layout.texts, self._live, strict=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-Predict = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, Tensor], Tensor]
 """Noisy latents [N, C, h, w] and timesteps [N] in, the network's answer out, guidance included."""
-Heard = Callable[[int, int], None]
+ProgressFn = Callable[[int, int], None]
 """Is told how many images of how many are drawn; may raise to end the work."""
 
 AT_ONCE = 32
@@ -110,14 +110,16 @@ def keep_outside(
     return start.mask * latents + (1 - start.mask) * known
 
 
-def followed(predict: Predict, heard: Heard, earlier: int, own: int, total: int, steps: int) -> Predict:
+def with_progress(
+    predict: Denoiser, progress: ProgressFn, earlier: int, batch: int, total: int, steps: int
+) -> Denoiser:
     """The same answers, and before each of them word of how far the drawing is.
 
     Args:
         predict: asked once for each of `steps`.
-        heard: gets the word.
+        progress: gets the word.
         earlier: images that were drawn before these.
-        own: images that are drawn together here.
+        batch: images that are drawn together here.
         total: images in all.
         steps: denoising steps.
     """
@@ -126,7 +128,7 @@ def followed(predict: Predict, heard: Heard, earlier: int, own: int, total: int,
     def answer(latents: Tensor, timesteps: Tensor) -> Tensor:
         nonlocal asked
         # Where memory ran out, the steps are taken once more.
-        heard(earlier + own * min(asked, steps) // steps, total)
+        progress(earlier + batch * min(asked, steps) // steps, total)
         asked += 1
         return predict(latents, timesteps)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from .component_layout import Layout, TextPart
-from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from ..family_info import FAMILY_INFO
+from .component_layout import ComponentLayout, TextEncoderSpec
+from .diffusers_family import DiffusersFamily
 from .unet import UNetModel
 
-LAYOUT = Layout(
-    pipeline="StableDiffusionPipeline",
+LAYOUT = ComponentLayout(
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder",
             tokenizer="tokenizer",
             model="CLIPTextModel",
@@ -31,8 +30,8 @@ class SD1Model(UNetModel):
     family = "sd1"
 
 
-class SD1(LayoutFamily):
+class SD1(DiffusersFamily):
     """The family of UNet2DConditionModel, CLIP-L and a VAE of four channels."""
 
     def __init__(self) -> None:
-        super().__init__(SD1Model.family, TITLES[SD1Model.family], LAYOUT, SD1Model)
+        super().__init__(FAMILY_INFO[SD1Model.family], LAYOUT, SD1Model)

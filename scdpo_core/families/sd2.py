@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from .component_layout import DENOISER_PREFIX, Layout, TextPart
+from ..family_info import FAMILY_INFO
+from .component_layout import DENOISER_PREFIX, ComponentLayout, TextEncoderSpec
 from .components import Reader
-from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .unet import UNetModel
 
-LAYOUT = Layout(
-    pipeline="StableDiffusionPipeline",
+LAYOUT = ComponentLayout(
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder",
             tokenizer="tokenizer",
             model="CLIPTextModel",
@@ -52,8 +51,8 @@ class SD2Model(UNetModel):
         return _SIZE_OF_NOISE if shipped and self.prediction == "epsilon" else super()._own_size()
 
 
-class SD2(LayoutFamily):
+class SD2(DiffusersFamily):
     """The family of UNet2DConditionModel, OpenCLIP-H and a VAE of four channels."""
 
     def __init__(self) -> None:
-        super().__init__(SD2Model.family, TITLES[SD2Model.family], LAYOUT, SD2Model)
+        super().__init__(FAMILY_INFO[SD2Model.family], LAYOUT, SD2Model)

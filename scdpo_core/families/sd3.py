@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..family_info import FAMILY_INFO
 from ..io.safetensors_header import Shapes, block_count, numbers
 from ..types import Conditioning, ScdpoError
-from .component_layout import Layout, TextPart
+from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders
-from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .flow import FlowModel
 
 _T5_TOKENS = 256
@@ -40,8 +40,8 @@ def adapt(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _clip(number: str, stem: str) -> TextPart:
-    return TextPart(
+def _clip(number: str, stem: str) -> TextEncoderSpec:
+    return TextEncoderSpec(
         folder=f"text_encoder{number}",
         tokenizer=f"tokenizer{number}",
         model="CLIPTextModelWithProjection",
@@ -51,14 +51,13 @@ def _clip(number: str, stem: str) -> TextPart:
     )
 
 
-LAYOUT = Layout(
-    pipeline="StableDiffusion3Pipeline",
+LAYOUT = ComponentLayout(
     denoiser="transformer",
     denoiser_class="SD3Transformer2DModel",
     texts=(
         _clip("", "clip_l"),
         _clip("_2", "clip_g"),
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder_3",
             tokenizer="tokenizer_3",
             model="T5EncoderModel",
@@ -145,8 +144,8 @@ class SD3Model(FlowModel):
         return answer.float()
 
 
-class SD3(LayoutFamily):
+class SD3(DiffusersFamily):
     """The family of SD3Transformer2DModel, CLIP-L, OpenCLIP-bigG and T5, and a VAE of 16 channels."""
 
     def __init__(self) -> None:
-        super().__init__(SD3Model.family, TITLES[SD3Model.family], LAYOUT, SD3Model)
+        super().__init__(FAMILY_INFO[SD3Model.family], LAYOUT, SD3Model)

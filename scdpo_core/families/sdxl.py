@@ -8,19 +8,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..types import Conditioning
-from .component_layout import Layout, TextPart
+from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders
-from .detect import TITLES
-from .diffusers_family import LayoutFamily
+from .diffusers_family import DiffusersFamily
 from .unet import UNetModel, uncropped
 
-LAYOUT = Layout(
-    pipeline="StableDiffusionXLPipeline",
+LAYOUT = ComponentLayout(
     denoiser="unet",
     denoiser_class="UNet2DConditionModel",
     texts=(
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder",
             tokenizer="tokenizer",
             model="CLIPTextModel",
@@ -28,7 +27,7 @@ LAYOUT = Layout(
             prefix="conditioner.embedders.0.transformer.",
             stem="clip_l",
         ),
-        TextPart(
+        TextEncoderSpec(
             folder="text_encoder_2",
             tokenizer="tokenizer_2",
             model="CLIPTextModelWithProjection",
@@ -73,8 +72,8 @@ class SDXLModel(UNetModel):
         return {"text_embeds": pooled.to(self.dtype), "time_ids": sizes.float()}
 
 
-class SDXL(LayoutFamily):
+class SDXL(DiffusersFamily):
     """The family of a large UNet2DConditionModel, CLIP-L and OpenCLIP-bigG, and a VAE of four channels."""
 
     def __init__(self) -> None:
-        super().__init__(SDXLModel.family, TITLES[SDXLModel.family], LAYOUT, SDXLModel)
+        super().__init__(FAMILY_INFO[SDXLModel.family], LAYOUT, SDXLModel)

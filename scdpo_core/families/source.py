@@ -6,10 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..family_info import MICRO
 from ..types import ScdpoError
-
-MICRO = "micro"
-"""The name of the embedded model wherever a base model is asked for."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL = (".json", ".txt", ".model")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..types import ScdpoError
-from .component_layout import TextPart
+from .component_layout import TextEncoderSpec
 
 CONFIGS = Path(__file__).with_name("configs")
 """Component configurations in diffusers' form for files that carry none, one folder a family."""
@@ -32,7 +32,7 @@ _OPEN_CLIP = (
 )
 
 
-def text_home(folder: Path, part: TextPart) -> Path | None:
+def text_home(folder: Path, part: TextEncoderSpec) -> Path | None:
     """The subfolder or the file of a text encoder in a folder of text encoders; None if it holds none.
 
     Raises:
@@ -46,7 +46,7 @@ def text_home(folder: Path, part: TextPart) -> Path | None:
     return files[0] if files else None
 
 
-def tokenizer_home(folder: Path | None, part: TextPart) -> Path | None:
+def tokenizer_home(folder: Path | None, part: TextEncoderSpec) -> Path | None:
     """The folder that holds a tokenizer, somewhere in a folder of text encoders; None if none does."""
     if folder is None:
         return None
@@ -101,7 +101,7 @@ def _byte_symbols() -> list[str]:
     return [*map(chr, printable), *(chr(256 + number) for number in range(len(others)))]
 
 
-def build_text_model(part: TextPart, config: Path, weights: Mapping[str, Tensor]) -> Any:
+def build_text_model(part: TextEncoderSpec, config: Path, weights: Mapping[str, Tensor]) -> Any:
     """A text encoder of transformers with weights from a single file.
 
     Args:

@@ -13,7 +13,7 @@ from ..types import Conditioning, ScdpoError
 from .components import Encoders, Reader, quiet
 from .latent_model import LatentModel
 from .parameterisation import parameterisation
-from .sampling import Predict, Start, begin, keep_outside
+from .sampling import Denoiser, Start, begin, keep_outside
 from .timesteps import DiscreteTimesteps
 
 
@@ -96,7 +96,7 @@ class UNetModel(LatentModel):
         ).sample
         return answer.float()
 
-    def _denoise(self, noise: Tensor, predict: Predict, steps: int, start: Start | None) -> Tensor:
+    def _denoise(self, noise: Tensor, predict: Denoiser, steps: int, start: Start | None) -> Tensor:
         """DDIM (Song et al. 2021)."""
         from diffusers import DDIMScheduler
 

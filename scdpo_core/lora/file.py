@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..io.files import atomic_path, name_for_safetensors, read_tensors, unshared, write_json
 from ..io.safetensors_container import header, parted
 from ..types import LoraFile, ScdpoError
@@ -26,7 +27,7 @@ from .formats.convert import ALPHAS, from_file, to_file
 from .formats.keys import Dialect, addresses, split
 from .formats.peft_settings import METADATA as PEFT_SETTINGS
 from .formats.peft_settings import WEIGHTS, Found, find_settings, settings_file
-from .identity import BASES, base_family, sidecar_version
+from .identity import base_family, sidecar_version
 from .metadata import OWN, as_metadata
 from .weights import Parts, by_module, check, kind_of, rank_of
 
@@ -81,8 +82,8 @@ def save_lora(
         ScdpoError: the weights hold NaN or do not fit `dtype`, or the file cannot be written.
         ValueError: `family`, `rank`, `path`'s suffix or a name in `state` is a programming error.
     """
-    if family not in BASES:
-        raise ValueError(f"No metadata for family '{family}'; there is some for {', '.join(BASES)}.")
+    if family not in FAMILY_INFO:
+        raise ValueError(f"No metadata for family '{family}'; there is some for {', '.join(FAMILY_INFO)}.")
     if path.suffix != ".safetensors":
         raise ValueError(f"A LoRA's file name ends in .safetensors, unlike {path.name}.")
     highest = max(_ranks(by_module(state).values()), default=rank)
@@ -124,9 +125,9 @@ def save_lora(
 
 def base_metadata(family: str) -> dict[str, str]:
     """What a file says of its base model, for every host; nothing for an unknown family ('')."""
-    if family not in BASES:
+    if family not in FAMILY_INFO:
         return {}
-    base = BASES[family]
+    base = FAMILY_INFO[family]
     return {
         "ss_base_model_version": base.version,
         "ss_v2": str(family == "sd2"),

@@ -3,60 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
+from ..family_info import FAMILY_INFO, trainable
 from ..types import ScdpoError
 from .formats.keys import TEXT_ENCODERS, Address
 from .formats.layouts import TRANSFORMERS, UNETS
 from .weights import Parts, inputs_of
-
-
-class Base(NamedTuple):
-    """What files and hosts call a family.
-
-    Attributes:
-        version: for kohya's `ss_base_model_version`.
-        architecture: for `modelspec.architecture`.
-        sidecars: for the "sd version" of a host's card: A1111's and Forge's word, then Forge Neo's.
-        title: what people call it.
-        engines: classes by which Forge and Forge Neo know a checkpoint of it.
-    """
-
-    version: str
-    architecture: str
-    sidecars: tuple[str, ...]
-    title: str
-    engines: tuple[str, ...] = ()
-
-
-BASES = {
-    # The embedded model has SD 1's modules in other sizes, so no SD 1 checkpoint takes its LoRAs.
-    "micro": Base("sd_v1", "stable-diffusion-v1/lora", (), "the embedded model"),
-    "sd1": Base(
-        "sd_v1",
-        "stable-diffusion-v1/lora",
-        ("SD1", "sd"),
-        "Stable Diffusion 1.x",
-        ("SD15", "SD15_instructpix2pix"),
-    ),
-    "sd2": Base(
-        "sd_v2",
-        "stable-diffusion-v2-512/lora",
-        ("SD2",),
-        "Stable Diffusion 2.x",
-        ("SD20", "SD21UnclipL", "SD21UnclipH"),
-    ),
-    "sdxl": Base(
-        "sdxl_base_v1-0",
-        "stable-diffusion-xl-v1-base/lora",
-        ("SDXL", "xl"),
-        "Stable Diffusion XL",
-        ("SDXL", "SDXL_instructpix2pix"),
-    ),
-    "sd3": Base("sd3", "stable-diffusion-3/lora", ("SD3",), "Stable Diffusion 3", ("SD3",)),
-    "flux": Base("flux1", "flux-1-dev/lora", ("Flux", "flux"), "FLUX.1", ("Flux", "FluxSchnell")),
-}
-"""Every family that a LoRA's file can name."""
 
 UNKNOWN_SIDECAR = "Unknown"
 """The "sd version" that every host has for a LoRA of no base model that it knows."""
@@ -69,27 +21,12 @@ def sidecar_version(family: str, known: Iterable[str] = ()) -> str:
         family: of the LoRA.
         known: the versions that the host has; none where it is not asked, which means A1111's.
     """
-    names = BASES[family].sidecars if family in BASES else ()
+    names = FAMILY_INFO[family].sidecars if family in FAMILY_INFO else ()
     known = [*known]
     return next((name for name in names if name in known or not known), UNKNOWN_SIDECAR)
 
 
 _FAMILY_KEY = "scdpo_family"
-# How the values of `ss_base_model_version` and `modelspec.architecture` begin.
-_SAID = {
-    "sd_v1": "sd1",
-    "sd_v2": "sd2",
-    "sdxl": "sdxl",
-    "sd3": "sd3",
-    "flux": "flux",
-    "stable-diffusion-v1": "sd1",
-    "stable-diffusion-v2": "sd2",
-    "stable-diffusion-xl": "sdxl",
-    "stable-diffusion-3": "sd3",
-    "stable-diffusion-v3": "sd3",
-}
-# How wide the text is that cross-attention looks at, and the text encoders' layers are.
-_TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _FLUX_WIDTH = 3072
 
 
@@ -106,11 +43,11 @@ def base_family(found: Iterable[Address], weights: Mapping[str, Parts], metadata
     """
     said = said_family(metadata)
     possible = _possible(found, weights)
-    if said == "micro" or not possible:
+    if not possible or (said and FAMILY_INFO[said].lora_keys):
         return said
     if said and said not in possible:
         raise ScdpoError(
-            f"says that it is for {BASES[said].title}, but its weights are those of a LoRA "
+            f"says that it is for {FAMILY_INFO[said].title}, but its weights are those of a LoRA "
             f"for {_titles(possible)}."
         )
     if not said and possible == set(TRANSFORMERS):
@@ -124,12 +61,12 @@ def said_family(metadata: Mapping[str, str]) -> str:
     """What a file's metadata says of its family; '' if nothing that is known here."""
     own = metadata.get(_FAMILY_KEY, "")
     if own:
-        return own if own in BASES else ""
+        return own if own in FAMILY_INFO else ""
     for entry in ("ss_base_model_version", "modelspec.architecture"):
         value = metadata.get(entry, "").lower()
-        for start, family in _SAID.items():
-            if value.startswith(start):
-                return family
+        for info in FAMILY_INFO.values():
+            if value.startswith(info.metadata_prefixes):
+                return info.name
     return ""
 
 
@@ -151,7 +88,7 @@ def _possible(found: Iterable[Address], weights: Mapping[str, Parts]) -> frozens
         raise ScdpoError(f"mixes models: '{unets}' is a UNet's module, '{others}' is a transformer's.")
     possible = frozenset.intersection(frozenset((*UNETS, *TRANSFORMERS)), *kinds.values())
     widths = _widths(weights)
-    known = {_TEXT_WIDTHS[width] for width in widths if width in _TEXT_WIDTHS}
+    known = {info.name for info in trainable() if info.text_width in widths and not info.lora_keys}
     if widths and not known:
         # A UNet that looks at text of no Stable Diffusion's width.
         return frozenset()
@@ -169,4 +106,4 @@ def _widths(weights: Mapping[str, Parts]) -> set[int]:
 
 
 def _titles(families: Iterable[str]) -> str:
-    return " or ".join(BASES[family].title for family in sorted(families))
+    return " or ".join(FAMILY_INFO[family].title for family in sorted(families))

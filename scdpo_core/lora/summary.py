@@ -1,17 +1,21 @@
-"""What can be told of a LoRA: what it says of itself, what it changes, and how strongly, block by block."""
+"""Summaries of a LoRA: its metadata in a few lines, and what it changes block by block."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..types import LoraFile, ScdpoError
 from .formats.layouts import block_of
-from .identity import BASES
+from .formats.peft_settings import is_number
+from .metadata import EVALUATION
 from .weights import Parts, by_module, delta, kind_of, kronecker, low_rank, rank_of
 
 _ORDER = (
@@ -23,6 +27,15 @@ _ORDER = (
     "transformer_blocks",
     "single_transformer_blocks",
     "other",
+)
+
+
+_LINES = (
+    ("scdpo_objective", "Objective"),
+    ("scdpo_cost_model", "Cost model"),
+    ("scdpo_train_pairs", "Preference pairs"),
+    ("scdpo_train_steps", "Steps"),
+    ("ss_sd_model_name", "Trained on"),
 )
 
 
@@ -137,7 +150,7 @@ def as_text(found: Description) -> str:
     """A description as lines for people."""
     rows = {
         "file": str(found.path),
-        "base model": BASES[found.family].title if found.family else "not known",
+        "base model": FAMILY_INFO[found.family].title if found.family else "not known",
         "kind": ", ".join(found.kinds),
         "rank": _range(found.ranks),
         "alpha": _range(found.alphas),
@@ -187,3 +200,60 @@ def _range(numbers: Sequence[float]) -> str:
 def _place(block: str) -> tuple[int, int]:
     name, _, number = block.partition(".")
     return _ORDER.index(name), int(number or 0)
+
+
+def card_of(file: LoraFile) -> str:
+    """Name, base model and rank, then what it was trained against and how it did, where the file says so."""
+    metadata = file.metadata
+    title = metadata.get("modelspec.title") or metadata.get("ss_output_name") or file.path.stem
+    base = (
+        FAMILY_INFO[file.family].title
+        if file.family in FAMILY_INFO
+        else "a base model that the file does not name"
+    )
+    # A LoKr of two full factors has no rank.
+    size = f"rank {file.rank}" if file.rank else "of full rank (LoKr)"
+    lines = [f"{title}: for {base}, {size}."]
+    if text := metadata.get("modelspec.description"):
+        lines.append(text)
+    if against := _categories(metadata.get("scdpo_categories", "")):
+        lines.append(f"Trained against: {against}.")
+    lines += _figures(metadata.get(EVALUATION, ""))
+    lines += [f"{name}: {metadata[key]}" for key, name in _LINES if metadata.get(key)]
+    if not any(key.startswith("scdpo_") for key in metadata):
+        lines.append("It was not made by this trainer, so it does not say what it was trained against.")
+    return "\n".join([*lines, *file.notes])
+
+
+def _categories(text: str) -> str:
+    """Of a JSON list of names, or an object of names and numbers of pairs."""
+    value = _json(text)
+    if isinstance(value, dict):
+        return ", ".join(f"{name or 'not said'} ({number})" for name, number in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else ""
+
+
+def _figures(text: str) -> list[str]:
+    """Of an object: name -> a number, or name -> {"before": ..., "after": ...}."""
+    value = _json(text)
+    if not isinstance(value, dict):
+        return []
+    lines = []
+    for name, figure in value.items():
+        shown = str(name).replace("_", " ").capitalize()
+        if isinstance(figure, dict) and {"before", "after"} <= figure.keys():
+            lines.append(f"{shown}: {_figure(figure['before'])} before, {_figure(figure['after'])} after.")
+        elif is_number(figure):
+            lines.append(f"{shown}: {_figure(figure)}.")
+    return lines
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3g}" if is_number(value) else str(value)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

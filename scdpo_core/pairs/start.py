@@ -103,7 +103,8 @@ def write_pairs_job(job: PairsJob) -> Path:
         raise ScdpoError("\n".join(wrong))
     import tomli_w
 
-    from ..families.source import MICRO, is_hub_id
+    from ..families.source import is_hub_id
+    from ..family_info import MICRO
 
     base = job.base.strip()
     inputs = job.folder / _INPUTS

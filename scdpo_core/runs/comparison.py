@@ -279,7 +279,8 @@ def compare_with(
 
 
 def _full_name(base: str) -> str:
-    from ..families.source import MICRO, is_hub_id
+    from ..families.source import is_hub_id
+    from ..family_info import MICRO
 
     return base if base == MICRO or is_hub_id(base) else str(Path(base).expanduser().absolute())
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import toml
+from ..family_info import COST_RANK, FAMILY_INFO, PairCost
 from ..run_store import folder as names
 from ..run_store.folder import runs_in
 from ..types import ScdpoError
-from .cost_table import NEEDS, RANK, Needs
 from .follow import Follower
 from .interpreter import ROOT
 from .jobs import QUALITIES, LoraJob, quality_settings
@@ -59,7 +59,7 @@ def estimate(job: LoraJob, earlier: Path, timed: Callable[[int, int, int], float
         timed: how fast this machine is, see `speed.speed`; asked when no run tells. None: not to be asked.
     """
     kind, tree = _kind(job.base), _layered(job)
-    needs, weights = NEEDS.get(kind), weight_bytes(job.base)
+    needs, weights = _cost_of(kind), weight_bytes(job.base)
     steps, load = _steps(tree), _load(tree, needs)
     memory, spares = _memory(tree, needs, weights), _spares(tree)
     told = next(_rates(job.base, kind, earlier), None)
@@ -111,7 +111,7 @@ def weight_bytes(base: str) -> int | None:
 def _kind(base: str) -> str:
     """The family of a base model, 'micro' of the embedded one; '' if that cannot be told."""
     from ..families.detect import detect
-    from ..families.source import MICRO
+    from ..family_info import MICRO
 
     path = Path(base.strip()).expanduser()
     if base == MICRO or not base.strip() or not path.exists():
@@ -139,15 +139,19 @@ def _told(runs: Iterable[tuple[Path, Tree]], kind: str) -> Iterator[tuple[Path, 
         except ScdpoError:
             continue
         if speed:
-            yield folder, speed * _load(tree, NEEDS.get(kind))
+            yield folder, speed * _load(tree, _cost_of(kind))
 
 
-def _memory(tree: Tree, needs: Needs | None, weights: int | None) -> int | None:
+def _cost_of(kind: str) -> PairCost | None:
+    return FAMILY_INFO[kind].cost if kind in FAMILY_INFO else None
+
+
+def _memory(tree: Tree, needs: PairCost | None, weights: int | None) -> int | None:
     if needs is None or _section(tree, "model").get("quantize", "off") != "off":
         return None
     share, rank = _share(needs, weights), _section(tree, "lora").get("rank", _DEFAULT_RANK)
     step = needs.step[_saves(tree)] * share * _batch(tree) * _area(tree, needs)
-    return int((needs.weights * share + needs.lora * share * int(rank) / RANK + step) * 2**30)
+    return int((needs.weights * share + needs.lora * share * int(rank) / COST_RANK + step) * 2**30)
 
 
 def _spares(tree: Tree) -> tuple[str, ...]:
@@ -155,7 +159,7 @@ def _spares(tree: Tree) -> tuple[str, ...]:
     return (*ways, *(["a smaller batch_size"] if _batch(tree) > 1 else []))
 
 
-def _share(needs: Needs, weights: int | None) -> float:
+def _share(needs: PairCost, weights: int | None) -> float:
     """How large a model is beside the one of its kind that was looked at."""
     return 1.0 if weights is None else weights / 2**30 / needs.weights
 
@@ -180,13 +184,13 @@ def _batch(tree: Tree) -> int:
     return max(1, int(_section(tree, "optim").get("batch_size", _DEFAULT_BATCH)))
 
 
-def _load(tree: Tree, needs: Needs | None) -> float:
+def _load(tree: Tree, needs: PairCost | None) -> float:
     """Pairs in a step, as pairs of the usual size."""
     accumulation = int(_section(tree, "optim").get("accumulation", _DEFAULT_ACCUMULATION))
     return _batch(tree) * max(1, accumulation) * _area(tree, needs)
 
 
-def _area(tree: Tree, needs: Needs | None) -> float:
+def _area(tree: Tree, needs: PairCost | None) -> float:
     """Pixels of an image beside the usual number."""
     data = _section(tree, "data")
     width, height = int(data.get("width", 0)), int(data.get("height", 0))

@@ -176,7 +176,8 @@ def _place_problems(job: Job) -> Iterator[str]:
 
 
 def _lora_problems(job: LoraJob) -> Iterator[str]:
-    from ..families.source import MICRO, is_hub_id
+    from ..families.source import is_hub_id
+    from ..family_info import MICRO
     from ..training.checks import invalid
 
     yield from _pairs_problems(job.pairs)
@@ -252,7 +253,7 @@ def quality_settings(quality: Quality, base: str) -> Sections:
     Raises:
         ScdpoError: there is no such quality.
     """
-    from ..families.source import MICRO
+    from ..family_info import MICRO
 
     if quality not in QUALITIES:
         raise ScdpoError(f"There is no quality '{quality}'. Choose one of: {', '.join(QUALITIES)}.")
@@ -263,7 +264,8 @@ def quality_settings(quality: Quality, base: str) -> Sections:
 
 
 def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
-    from ..families.source import MICRO, is_hub_id
+    from ..families.source import is_hub_id
+    from ..family_info import MICRO
 
     base = job.base.strip()
     named = base == MICRO or is_hub_id(base)

@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..families.source import MICRO, is_hub_id
+from ..families.source import is_hub_id
+from ..family_info import MICRO
 from ..runs.comparison import usual
 from ..types import ScdpoError
 from .job import WORLD_JUDGE, EvalJob

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..family_info import FAMILY_INFO
 from ..io.files import write_json
 from ..io.json_schema import from_json, parse
 from ..lora.file import save_lora
 from ..lora.formats.convert import to_file
 from ..lora.formats.keys import Dialect
-from ..lora.identity import BASES
 from ..run_store.events import Event, Saved, Warned
 from ..run_store.folder import RunFolder, checkpoint_steps
 from ..types import LoraFile, ScdpoError
@@ -241,7 +241,7 @@ def _writer_of(folder: RunFolder) -> LoraWriter:
     try:
         values = parse(folder.lora_facts.read_text("utf-8"))
         known = from_json(values, _Remembered)
-        if known.family not in BASES or known.dtype not in _DTYPES:
+        if known.family not in FAMILY_INFO or known.dtype not in _DTYPES:
             raise ValueError(known)
         return LoraWriter(folder, **vars(known), facts=dict(values["facts"]))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from scdpo_core.lora.identity import BASES
+from scdpo_core.family_info import FAMILY_INFO
 from scdpo_core.types import ScdpoError
 from tests.a1111_extension.test_webui_lora import a_lora
 from tests.support.scoring_helpers import Redness
@@ -67,7 +67,7 @@ def checkpoint_of(host: Host) -> Any:
 def test_every_model_that_neo_draws_with_has_a_name(checkpoint_of: Any, name: str, title: str) -> None:
     found = checkpoint_of(engine(name, is_sd1=False, is_sdxl=name in ("SDXL", "Mugen")))
     assert found.title == title
-    ours = {base.title: family for family, base in BASES.items()}
+    ours = {base.title: family for family, base in FAMILY_INFO.items()}
     assert found.family == ours.get(title, "")
 
 

@@ -22,7 +22,7 @@ from scdpo_core.families.weight_formats import check_stored
 from scdpo_core.io.safetensors_header import read_header
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.lora.formats.keys import DIALECTS
-from scdpo_core.lora.short_summary import card_of
+from scdpo_core.lora.summary import card_of
 from scdpo_core.types import ScdpoError
 from tests.support.lora_script import tool
 

@@ -14,7 +14,7 @@ import torch
 from scdpo_core.config.convert import to_dict
 from scdpo_core.config.settings import TrainSettings, load_toml
 from scdpo_core.families import FAMILIES
-from scdpo_core.families.source import MICRO
+from scdpo_core.family_info import MICRO
 from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import load_lora
 from scdpo_core.training.batches import timestep_law

@@ -11,7 +11,7 @@ from scdpo_core.config.resolve import on_top_of_preset
 from scdpo_core.config.settings import ObjectiveSettings, TrainSettings
 from scdpo_core.config.terms import TERM_OBJECTIVES, term_weights
 from scdpo_core.families import FAMILIES
-from scdpo_core.families.source import MICRO
+from scdpo_core.family_info import MICRO
 from scdpo_core.runs.jobs import QUALITIES, LoraJob, Quality, write
 from scdpo_core.runs.objectives import DEFAULT_LABEL, OFFERED, OfferedObjective, objective_choice
 from tests.support.tiny import tiny_pairs

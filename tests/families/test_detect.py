@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from scdpo_core.families import FAMILIES, LoadOptions, family_of
-from scdpo_core.families.detect import TITLES, detect, of_header
+from scdpo_core.families.detect import detect, of_header
+from scdpo_core.family_info import FAMILY_INFO, trainable
 from scdpo_core.io.files import read_tensors
 from scdpo_core.io.safetensors_header import Header, block_count, numbers, read_header
 from scdpo_core.types import ScdpoError
@@ -42,7 +43,7 @@ def test_every_family_is_known_by_its_names_and_shapes(
     shapes: dict[str, tuple[int, ...]], family: str
 ) -> None:
     kind = of_header(Header(shapes))
-    assert (kind.family, kind.title) == (family, f"a {TITLES[family]} model")
+    assert (kind.family, kind.title) == (family, f"a {FAMILY_INFO[family].title} model")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +77,9 @@ def test_whatever_cannot_be_trained_is_called_by_its_name(
     assert kind.advice
 
 
-def test_every_family_has_a_title() -> None:
-    assert TITLES.keys() == FAMILIES.keys()
-    assert all(family.title == TITLES[name] for name, family in FAMILIES.items())
+def test_every_record_of_a_base_model_has_its_family() -> None:
+    assert [info.name for info in trainable()] == [*FAMILIES]
+    assert all(family.title == FAMILY_INFO[name].title for name, family in FAMILIES.items())
 
 
 def _save(path: Path, names: dict[str, tuple[int, ...]], **metadata: str) -> Path:

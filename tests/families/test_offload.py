@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from scdpo_core.families import FAMILIES, LoadOptions
-from scdpo_core.families.offload import DENOISER, LIVE, TEXTS, VAE, Places
+from scdpo_core.families.offload import DENOISER, LIVE, TEXTS, VAE, OffloadManager
 from scdpo_core.preferences import cache as caches
 from scdpo_core.preferences.cache import MemoryCache, build_cache, pair_key
 from scdpo_core.types import Conditioning
@@ -54,55 +54,55 @@ class Part(nn.Module):
         return self
 
 
-def places(card: Card, denoiser: int, texts: int, vae: int) -> Places:
-    made = Places(CARD, card.free)
+def places(card: Card, denoiser: int, texts: int, vae: int) -> OffloadManager:
+    made = OffloadManager(CARD, card.free)
     for name, size in ((DENOISER, denoiser), (TEXTS, texts), (VAE, vae)):
-        made.put(name, [Part(card, name, size * GIB)])
+        made.register(name, [Part(card, name, size * GIB)])
     return made
 
 
 def test_on_a_large_card_everything_comes_once_and_stays() -> None:
     card = Card(80 * GIB)
-    own = places(card, 6, 10, 1)
+    manager = places(card, 6, 10, 1)
     for _ in range(3):
         for name in (DENOISER, TEXTS, VAE):
-            own.bring(name)
+            manager.load(name)
     assert card.on == [DENOISER, TEXTS, VAE] and card.moves == 3
 
 
 def test_a_small_card_holds_the_largest_part_and_not_the_sum() -> None:
     card = Card(14 * GIB)
-    own = places(card, 6, 10, 1)
-    own.bring(DENOISER)
-    own.bring(TEXTS)
+    manager = places(card, 6, 10, 1)
+    manager.load(DENOISER)
+    manager.load(TEXTS)
     assert card.on == [TEXTS]
-    own.bring(VAE)
+    manager.load(VAE)
     # 14 - 10 leaves 4: one for the VAE, three to work with.
     assert card.on == [TEXTS, VAE]
-    own.bring(DENOISER)
+    manager.load(DENOISER)
     # The text encoders worked longest ago; with them gone there is room.
     assert card.on == [VAE, DENOISER]
 
 
 def test_what_is_fixed_never_leaves_and_what_is_dropped_is_forgotten() -> None:
     card = Card(14 * GIB)
-    own = places(card, 6, 10, 1)
-    own.bring(TEXTS)
-    own.fix(TEXTS)
-    own.bring(DENOISER)
+    manager = places(card, 6, 10, 1)
+    manager.load(TEXTS)
+    manager.pin(TEXTS)
+    manager.load(DENOISER)
     assert card.on == [TEXTS, DENOISER]
-    own.drop(TEXTS)
-    own.bring(VAE)
+    manager.drop(TEXTS)
+    manager.load(VAE)
     assert TEXTS in card.on  # nobody here moves what is no longer ours
     with pytest.raises(KeyError):
-        Places(CARD, card.free).bring(VAE)
+        OffloadManager(CARD, card.free).load(VAE)
 
 
 def test_when_memory_runs_out_at_work_the_others_leave_and_it_is_done_again() -> None:
     card = Card(80 * GIB)
-    own = places(card, 6, 10, 1)
-    own.bring(DENOISER)
-    own.bring(TEXTS)
+    manager = places(card, 6, 10, 1)
+    manager.load(DENOISER)
+    manager.load(TEXTS)
     seen: list[list[str]] = []
 
     def decode() -> int:
@@ -111,14 +111,14 @@ def test_when_memory_runs_out_at_work_the_others_leave_and_it_is_done_again() ->
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB")
         return 7
 
-    assert own.work(VAE, decode) == 7
+    assert manager.run(VAE, decode) == 7
     assert seen == [[DENOISER, TEXTS, VAE], [VAE]]
 
 
 def test_alone_on_the_card_running_out_is_an_error_and_other_errors_are_not_tried_again() -> None:
     card = Card(80 * GIB)
-    own = places(card, 6, 10, 1)
-    own.bring(TEXTS)
+    manager = places(card, 6, 10, 1)
+    manager.load(TEXTS)
     tries = 0
 
     def never() -> None:
@@ -127,22 +127,22 @@ def test_alone_on_the_card_running_out_is_an_error_and_other_errors_are_not_trie
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        own.work(VAE, never)
+        manager.run(VAE, never)
     assert tries == 2
 
     def broken() -> None:
         raise RuntimeError("shapes do not match")
 
-    own.bring(TEXTS)
+    manager.load(TEXTS)
     with pytest.raises(RuntimeError, match="shapes"):
-        own.work(VAE, broken)
+        manager.run(VAE, broken)
     assert card.on == [VAE, TEXTS]
 
 
 def test_a_part_that_finds_no_room_on_its_way_comes_once_the_others_have_left() -> None:
     card = Card(80 * GIB)
-    own = places(card, 6, 10, 1)
-    own.bring(DENOISER)
+    manager = places(card, 6, 10, 1)
+    manager.load(DENOISER)
     real, tries = card.parts[TEXTS].to, list[int]()
 
     def to(device: torch.device) -> Part:
@@ -152,16 +152,16 @@ def test_a_part_that_finds_no_room_on_its_way_comes_once_the_others_have_left() 
         return real(device)
 
     card.parts[TEXTS].to = to  # type: ignore[method-assign,assignment]
-    assert own.work(TEXTS, lambda: 7) == 7
+    assert manager.run(TEXTS, lambda: 7) == 7
     assert (tries, card.on) == ([1, 0], [TEXTS])
 
 
 def test_what_several_processes_share_is_alone_from_the_start_and_tried_once() -> None:
     card = Card(80 * GIB)
-    own = places(card, 6, 10, 1)
-    own.fix(DENOISER)
-    own.bring(TEXTS)
-    own.bring(VAE)
+    manager = places(card, 6, 10, 1)
+    manager.pin(DENOISER)
+    manager.load(TEXTS)
+    manager.load(VAE)
     tries: list[list[str]] = []
 
     def out() -> None:
@@ -169,7 +169,7 @@ def test_what_several_processes_share_is_alone_from_the_start_and_tried_once() -
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        own.work(DENOISER, out)
+        manager.run(DENOISER, out)
     assert tries == [[]]
 
 
@@ -178,14 +178,14 @@ def test_a_model_calls_for_its_parts_in_turn(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    bring = Places.bring
+    load = OffloadManager.load
 
-    def noted(self: Places, name: str) -> None:
+    def noted(self: OffloadManager, name: str) -> None:
         if calls[-1:] != [name]:
             calls.append(name)
-        bring(self, name)
+        load(self, name)
 
-    monkeypatch.setattr(Places, "bring", noted)
+    monkeypatch.setattr(OffloadManager, "load", noted)
     base = tiny_folder(family, tmp_path / "base")
     model = FAMILIES[family].load(base, torch.device("cpu"), torch.float32, LoadOptions(t5_tokens=8))
     assert calls == [DENOISER]
@@ -208,13 +208,13 @@ def test_each_part_has_one_turn_however_many_images_are_drawn(
     base = tiny_folder("sd1", tmp_path / "base")
     model = FAMILIES["sd1"].load(base, torch.device("cpu"), torch.float32)
     turns: list[str] = []
-    work = Places.work
+    run = OffloadManager.run
 
-    def noted(self: Places, name: str, compute: Any) -> Any:
+    def noted(self: OffloadManager, name: str, compute: Any) -> Any:
         turns.append(name)
-        return work(self, name, compute)
+        return run(self, name, compute)
 
-    monkeypatch.setattr(Places, "work", noted)
+    monkeypatch.setattr(OffloadManager, "run", noted)
     images = model.sample(["a", "b", "c"], [0, 1, 2], 2, 3.0)
     assert [name for name, _ in groupby(turns)] == [TEXTS, DENOISER, VAE]
     assert len({image.tobytes() for image in images}) == 3

@@ -26,7 +26,7 @@ from torch.testing import assert_close
 from scdpo_core.lora.formats.convert import from_file, to_file
 from scdpo_core.lora.formats.keys import Dialect
 from scdpo_core.lora.formats.layouts import UNETS
-from scdpo_core.lora.formats.names import parted
+from scdpo_core.lora.formats.names import split_key
 from scdpo_core.lora.weights import by_module, delta
 from tests.support.lora_models import FAMILIES, lora_for, module_shapes
 
@@ -66,7 +66,7 @@ def patched_by_comfyui(
 
 def stems(state: dict[str, Tensor], dialect: Dialect, family: str) -> set[str]:
     return {
-        parted(key)[0] if dialect != "comfyui" else key.rsplit(".lora_", 1)[0].removesuffix(".alpha")
+        split_key(key)[0] if dialect != "comfyui" else key.rsplit(".lora_", 1)[0].removesuffix(".alpha")
         for key in to_file(state, dialect, family).tensors
     }
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from scdpo_core.lora.file import load_lora, read_lora_info, write_lora
 from scdpo_core.lora.metadata import EVALUATION, add_facts, as_metadata
-from scdpo_core.lora.short_summary import card_of
+from scdpo_core.lora.summary import card_of
 from scdpo_core.run_store.events import Record, Sample, Saved
 from scdpo_core.training.lora_metadata import sample_costs
 from scdpo_core.types import ScdpoError

@@ -18,7 +18,7 @@ from scdpo_core.devices import is_out_of_memory
 from scdpo_core.io.files import read_tensors, write_tensors
 from scdpo_core.io.printable import printable
 from scdpo_core.lora.file import load_lora, read_lora_info, write_lora
-from scdpo_core.lora.short_summary import card_of
+from scdpo_core.lora.summary import card_of
 from scdpo_core.lora.weights import by_module, delta
 from scdpo_core.types import ScdpoError
 from tests.support.lora_script import SCRIPT, tool

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scdpo_core.lora.short_summary import card_of
+from scdpo_core.lora.summary import card_of
 from scdpo_core.types import LoraFile
 
 

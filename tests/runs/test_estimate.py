@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from scdpo_core.family_info import FAMILY_INFO, PairCost
 from scdpo_core.run_store.events import EventLog, Progress, Started
 from scdpo_core.runs import benchmark
-from scdpo_core.runs.cost_table import NEEDS, Needs
 from scdpo_core.runs.estimate import Estimate, estimate, in_words, weight_bytes
 from scdpo_core.runs.jobs import LoraJob
 
@@ -49,10 +49,10 @@ def job(root: Path, base: str | Path, overrides: str = "") -> LoraJob:
 
 
 @pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Needs:
+def plain(monkeypatch: pytest.MonkeyPatch) -> PairCost:
     """Round figures for a model exactly as large as `checkpoint`."""
-    needs = Needs(512, BYTES / GIB, 1.0, (2.0, 0.5), (4.0, 6.0), (8, 4, 1), 0.5)
-    monkeypatch.setitem(NEEDS, "sd1", needs)  # type: ignore[arg-type]
+    needs = PairCost(512, BYTES / GIB, 1.0, (2.0, 0.5), (4.0, 6.0), (8, 4, 1), 0.5)
+    monkeypatch.setitem(FAMILY_INFO, "sd1", replace(FAMILY_INFO["sd1"], cost=needs))
     return needs
 
 
@@ -79,7 +79,7 @@ def test_a_run_of_another_model_of_the_kind_tells_too(tmp_path: Path) -> None:
     assert (found.seconds, found.told_by) == (20 * 2 / (0.5 * 4 * 0.25), "earlier")
 
 
-def test_without_a_run_that_tells_the_machine_is_timed(tmp_path: Path, plain: Needs) -> None:
+def test_without_a_run_that_tells_the_machine_is_timed(tmp_path: Path, plain: PairCost) -> None:
     trained(tmp_path, "micro", rate=2.0)
     asked = []
 
@@ -106,7 +106,7 @@ def test_nothing_is_made_up(tmp_path: Path) -> None:
     assert estimate(job(tmp_path, "micro"), tmp_path / "runs").seconds is None
 
 
-def test_memory_is_that_of_the_kind_and_the_settings(tmp_path: Path, plain: Needs) -> None:
+def test_memory_is_that_of_the_kind_and_the_settings(tmp_path: Path, plain: PairCost) -> None:
     base = checkpoint(tmp_path)
     assert weight_bytes(str(base)) == BYTES
     found = estimate(job(tmp_path, base), tmp_path / "runs")

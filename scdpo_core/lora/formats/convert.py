@@ -17,7 +17,7 @@ from ..weights import by_module, check, inputs_of, names_of, rank_of, rows_and_u
 from .fused_qkv import ApartError, join_rows, split_rows, swap_halves
 from .keys import Dialect, addresses, apart, key, place
 from .layouts import TRANSFORMERS, swaps_halves
-from .names import parted, undotted
+from .names import split_key, strip_prefix
 from .peft_settings import PeftSettings, is_number, is_peft_stem
 
 ALPHAS = "scdpo_alpha"
@@ -186,8 +186,8 @@ def _take_alphas(state: Mapping[str, dict[str, Tensor]], folded: Any) -> None:
 
 def _scaled(parts: Mapping[str, Tensor], name: str, settings: PeftSettings) -> dict[str, Tensor]:
     """The weights of a module with the strength that peft's settings give it."""
-    stem, _ = parted(name)
-    scale = settings.scale(*undotted(stem)) if is_peft_stem(stem) and "alpha" not in parts else None
+    stem, _ = split_key(name)
+    scale = settings.scale(*strip_prefix(stem)) if is_peft_stem(stem) and "alpha" not in parts else None
     if scale is None:
         return dict(parts)
     rank = rank_of(parts)

@@ -33,9 +33,9 @@ from .names import (
     TEXT_ENCODERS,
     KeyNameError,
     flat,
-    parted,
-    spell,
-    undotted,
+    split_key,
+    strip_prefix,
+    unflatten,
 )
 
 __all__ = [
@@ -212,16 +212,16 @@ def addresses(keys: Iterable[str], modules: Iterable[str] | None = None) -> dict
 
 
 def _address(name: str, known: frozenset[str] | None, by_flat_name: dict[str, str]) -> Address:
-    stem, part = parted(name)
+    stem, part = split_key(name)
     prefix = next((prefix for prefix in FLAT_PREFIXES if stem.startswith(prefix)), None)
     if prefix is not None and "." not in stem:
         owner = FLAT_PREFIXES[prefix]
         if stem in by_flat_name:
             path = by_flat_name[stem].removeprefix(owner)
         else:
-            path = spell(stem.removeprefix(prefix))
+            path = unflatten(stem.removeprefix(prefix))
     else:
-        owner, path = undotted(stem)
+        owner, path = strip_prefix(stem)
     if owner:
         modules: tuple[str, ...] = (text_module(owner, path),)
         original, valid = False, bool(_CLIP.fullmatch(modules[0].removeprefix(owner)))

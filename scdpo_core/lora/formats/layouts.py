@@ -13,9 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 
-UNETS = ("sd1", "sd2", "sdxl")
+from ...family_info import names_of, trainable
+
+UNETS = names_of(info for info in trainable() if info.denoiser == "unet")
 """Families whose denoiser is a UNet with the layout of latent diffusion."""
-TRANSFORMERS = ("sd3", "flux")
+TRANSFORMERS = names_of(info for info in trainable() if info.denoiser == "transformer")
 """Families whose denoiser is a transformer."""
 
 _LAYERS = 2  # residual blocks of a level, in every Stable Diffusion UNet

@@ -90,7 +90,7 @@ _WORDS = re.compile(
 )
 
 
-def parted(name: str) -> tuple[str, str]:
+def split_key(name: str) -> tuple[str, str]:
     """The stem of a key, without its prefix' meaning, and its part."""
     for form in _SUFFIXES:
         match = form.fullmatch(name)
@@ -116,7 +116,7 @@ def parted(name: str) -> tuple[str, str]:
     raise KeyNameError(f"'{name}' is not a LoRA weight's name in any dialect known here.")
 
 
-def undotted(stem: str) -> tuple[str, str]:
+def strip_prefix(stem: str) -> tuple[str, str]:
     """Owner and path of a stem with dots, whatever stands before them."""
     owner, path = "", stem
     while prefix := next((prefix for prefix in DOTTED_PREFIXES if path.startswith(prefix)), None):
@@ -130,7 +130,7 @@ def flat(path: str) -> str:
     return path.replace(".", "_")
 
 
-def spell(text: str) -> str:
+def unflatten(text: str) -> str:
     """Put the dots back that kohya's form turned into underscores."""
     protected = _WORDS.sub(lambda word: word[0].replace("_", "\0"), text)
     return protected.replace("_", ".").replace("\0", "_")

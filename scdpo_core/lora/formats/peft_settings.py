@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...types import ScdpoError
 from ..weights import rank_of
-from .names import FLAT_PREFIXES, parted, undotted
+from .names import FLAT_PREFIXES, split_key, strip_prefix
 
 FILE = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -155,7 +155,7 @@ def find_settings(path: Path, metadata: Mapping[str, str], tensors: Mapping[str,
             notes.append(f"{source} lies beside several LoRAs, so it is not known whose it is.")
             continue
         settings = PeftSettings(source, values)
-        scales = {stem: settings.scale(*undotted(stem)) for stem in modules}
+        scales = {stem: settings.scale(*strip_prefix(stem)) for stem in modules}
         ranks = {stem: rank_of(parts) for stem, parts in modules.items()}
         if None in scales.values():
             notes.append(f"{source} does not say the alpha of '{_first_none(scales)}'.")
@@ -180,7 +180,7 @@ def is_peft_stem(stem: str) -> bool:
 def _without_alpha(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        stem, part = parted(name)
+        stem, part = split_key(name)
         if is_peft_stem(stem):
             modules.setdefault(stem, {})[part] = tensor
     return {stem: parts for stem, parts in modules.items() if "alpha" not in parts}
