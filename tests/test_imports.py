@@ -64,42 +64,16 @@ NOT_IN_CORE = {
     "launch",
 }
 # What runs inside a host, under its old packages.
+# fmt: off
 IN_HOSTS = (
-    "cost.scorers",
-    "lora.file",
-    "lora.formats.keys",
-    "lora.install",
-    "pairs.start",
-    "panels.built_pairs",
-    "panels.compare",
-    "panels.gallery",
-    "panels.pair",
-    "panels.report",
-    "panels.run",
-    "preferences.build",
-    "preferences.labelling_session",
-    "preferences.summary",
-    "reports.covers",
-    "reports.html",
-    "reports.raster_charts",
-    "reports.training_charts",
-    "runs.rerun",
-    "runs.launch",
-    "runs.comparison",
-    "runs.estimate",
-    "runs.follow",
-    "runs.interpreter",
-    "runs.jobs",
-    "runs.queue",
-    "runs.install_result",
-    "runs.benchmark",
-    "runs.supervisor",
-    "runs.summary",
-    "suite.defaults",
-    "suite.job",
-    "run_store.events",
-    "types",
+    "cost.scorers", "lora.file", "lora.formats.keys", "lora.install", "pairs.start", "panels.built_pairs",
+    "panels.compare", "panels.gallery", "panels.pair", "panels.report", "panels.run", "preferences.build",
+    "preferences.labelling_session", "preferences.summary", "reports.covers", "reports.html",
+    "reports.raster_charts", "reports.training_charts", "run_store.events", "runs.benchmark",
+    "runs.comparison", "runs.estimate", "runs.follow", "runs.install_result", "runs.interpreter", "runs.jobs",
+    "runs.launch", "runs.queue", "runs.rerun", "runs.summary", "runs.supervisor", "suite.defaults", "suite.job", "types",
 )
+# fmt: on
 # jinja2 and markupsafe are requirements of torch itself.
 EVERY_HOST_HAS = {"torch", "numpy", "PIL", "safetensors", "onnxruntime", "jinja2", "markupsafe"}
 TRAINER_ONLY = (

@@ -211,6 +211,8 @@ EVERY = [
     ("GET", "/scdpo/v1/jobs/calm/events"),
     ("POST", "/scdpo/v1/jobs/calm/stop"),
     ("POST", "/scdpo/v1/jobs/calm/resume"),
+    ("POST", "/scdpo/v1/pairs"),
+    ("POST", "/scdpo/v1/evaluations"),
 ]
 
 
@@ -294,7 +296,9 @@ def test_no_api_without_the_hosts_own(host: Host) -> None:
 def test_the_schema_describes_every_route(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     paths = [path for path in schema["paths"] if path.startswith("/scdpo/v1") and "/jobs" not in path]
-    assert paths == ["/scdpo/v1/score", "/scdpo/v1/loras", "/scdpo/v1/cost-models"]
+    assert paths == [
+        f"/scdpo/v1/{name}" for name in ("score", "loras", "cost-models", "pairs", "evaluations")
+    ]
     assert "HTTPBasic" in schema["components"]["securitySchemes"]
     assert {"image", "path", "cost_model"} == set(
         schema["components"]["schemas"]["ScoreRequest"]["properties"]

@@ -20,9 +20,11 @@ from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import read_lora_info
 from scdpo_core.lora.identity import sidecar_version
 from scdpo_core.training.job import run_job
-from tests.support.lora_script import tool  # noqa: F401
+from tests.support.lora_script import tool
 from tests.support.tiny import tiny_pairs, tiny_settings
 from tests.support.tiny_families import tiny_folder
+
+__all__ = ["tool"]
 
 INFO = FamilyInfo(
     name="toy",
