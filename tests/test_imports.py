@@ -71,7 +71,8 @@ IN_HOSTS = (
     "preferences.labelling_session", "preferences.summary", "reports.covers", "reports.html",
     "reports.raster_charts", "reports.training_charts", "run_store.events", "runs.benchmark",
     "runs.comparison", "runs.estimate", "runs.follow", "runs.install_result", "runs.interpreter", "runs.jobs",
-    "runs.launch", "runs.queue", "runs.rerun", "runs.summary", "runs.supervisor", "suite.defaults", "suite.job", "types",
+    "runs.launch", "runs.queue", "runs.rerun", "runs.summary", "runs.supervisor", "suite.defaults",
+    "suite.job", "types",
 )
 # fmt: on
 # jinja2 and markupsafe are requirements of torch itself.
