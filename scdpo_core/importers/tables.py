@@ -125,12 +125,20 @@ def _csv_rows(path: Path, stream: TextIO) -> Iterator[tuple[int, Sequence[str]]]
     lines = _lines(stream)
     header = next(lines, "")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-    csv.field_size_limit(MAX_RECORD)
     # A quoted cell may go over many lines; the reader itself bounds only cells.
     reader = csv.reader(_chained(header, lines), delimiter=delimiter)
-    for row in reader:
+    while (row := _next_row(reader)) is not None:
         if any(cell.strip() for cell in row):
             yield reader.line_num, row
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """Read a row with cells of up to MAX_RECORD; the limit is the whole process's, so it is put back."""
+    before = csv.field_size_limit(MAX_RECORD)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(before)
 
 
 def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:

