@@ -117,7 +117,7 @@ class Jobs:
         """
         folder = self.folder(name)
         if state_of(folder) == "finished":
-            raise ScdpoError(f"'{name}' is finished. To do more, start anew under another name.")
+            raise ScdpoError(f"'{name}' is finished. To do more, start one with another name.")
         return self.supervisor.add(folder, resume=True)
 
     def stop(self, name: str) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/micro.py [--seeds 3] [--cost | --styles] [--json FILE]
 
-With --cost, the cost model is trained anew on `examples/cost_pictures` and measured on held-out images
+With --cost, the cost model is trained again on `examples/cost_pictures` and measured on held-out images
 and on `examples/unseen_style`. With --styles, it is trained without the images of one drawing style and
 measured on those, one style after the other. The model then draws nothing.
 """

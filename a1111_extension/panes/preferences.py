@@ -32,7 +32,7 @@ class _Table:
         self._open: Session | None = None
 
     def lay(self, source: Path, target: Path) -> Session:
-        """Open a session; the images are looked through anew."""
+        """Open a session; lists the images again."""
         session = Session(source, target)
         with self._lock:
             self._open = session

@@ -33,7 +33,7 @@ def prepare(image: Image.Image, bands: int = 1) -> Square:
 
     Args:
         image: of any size and mode.
-        bands: as `shrink.shrink`.
+        bands: as `downscale.shrink`.
     """
     return np.asarray(shrink(image, INPUT, bands))
 

@@ -54,7 +54,7 @@ def prepare(image: Image.Image, bands: int = 1) -> Pixels:
 
     Args:
         image: of any size and mode.
-        bands: as `shrink.shrink`.
+        bands: as `downscale.shrink`.
     """
     small = shrink(image, _RESIZED, bands)
     stream = io.BytesIO()

@@ -224,7 +224,7 @@ def read_tensors(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tenso
     8 bits are a way to store weights; nothing is computed in them. What has a factor is multiplied with it.
 
     Raises:
-        ScdpoError: the weights are codes that are not known here, see `stored.check_stored`, or hold NaN.
+        ScdpoError: the weights are unknown codes, see `weight_formats.check_stored`, or hold NaN.
     """
     header = read_header(path)
     check_stored(header, prefix)

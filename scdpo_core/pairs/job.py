@@ -21,7 +21,7 @@ from .requests import Wanted
 
 WayName = Literal["inpaint", "same-seed", "edit", "best-of"]
 WAYS: tuple[WayName, ...] = get_args(WayName)
-"""Ways to the chosen image, see `ways.py`."""
+"""Ways to the chosen image, see `strategies.py`."""
 
 MOST_ATTEMPTS = 64
 HASTE = 0.15

@@ -56,7 +56,7 @@ def estimate(job: LoraJob, earlier: Path, timed: Callable[[int, int, int], float
     Args:
         job: need not be complete.
         earlier: the runs root.
-        timed: how fast this machine is, see `speed.speed`; asked when no run tells. None: not to be asked.
+        timed: how fast this machine is, see `benchmark.speed`; called when no run tells. None: never.
     """
     kind, tree = _kind(job.base), _layered(job)
     needs, weights = _cost_of(kind), weight_bytes(job.base)

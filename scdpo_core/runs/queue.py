@@ -88,7 +88,7 @@ class Queue:
 
         Args:
             root: a folder that all doors on this machine share.
-            begin: starts a run, with the signature of `child.start`.
+            begin: starts a run, with the signature of `launch.start`.
         """
         self.root = root.absolute()
         self._start = begin
@@ -154,7 +154,7 @@ class Queue:
 
         Raises:
             BusyError: another run is being trained; the message says which.
-            ScdpoError: see `child.start`.
+            ScdpoError: see `launch.start`.
         """
         folder = folder.absolute()
         with self._alone():

@@ -39,7 +39,7 @@ class ScoreJob:
         over: the cost above which images are moved or copied.
         move_to: folder for those, or None.
         copy_to: folder for copies of those, or None.
-        write_back: a key of `stamp.STAMPS`, or None.
+        write_back: a key of `write_back.STAMPS`, or None.
         heatmaps: folder for images of what raises the costs that lie over the bound, or None.
         method: how that is found, see `cost.attribution.explain`.
         anew: score everything again.

@@ -50,7 +50,7 @@ def check_run(
         resume: whether an interrupted run is to go on.
         notice: is told what is odd but stops nothing.
         progress: is told how many images of how many have been looked at.
-        unasked: settings that nobody gave, see `config_needs.without_effect`.
+        unasked: settings that nobody gave, see `requirements.without_effect`.
         known: images that were found sound before, see `read_folder`.
 
     Raises:
@@ -275,7 +275,7 @@ def invalid(
     Args:
         settings: of a run.
         family: of the base model; None where nobody has looked yet.
-        unasked: settings that nobody gave, see `config_needs.without_effect`.
+        unasked: settings that nobody gave, see `requirements.without_effect`.
     """
     data, objective = settings.data, settings.objective
     rules = [

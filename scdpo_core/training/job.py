@@ -63,7 +63,7 @@ def run_job(
             only the first one's is.
         should_stop: asked often. When it says yes, or a file named 'stop' appears in the run folder,
             the job saves what it has and ends without error.
-        unasked: settings that nobody gave, see `config_needs.without_effect`; None where nobody knows what
+        unasked: settings that nobody gave, see `requirements.without_effect`; None where nobody knows what
             was given, and nothing is refused for having no effect.
 
     Raises:

@@ -85,7 +85,7 @@ class Trainer:
             should_stop: asked once a step; when it says yes, the loop saves and ends.
             on_sample: called with the step whenever samples are due in the middle of training.
             encode_live: encodes the policy's prompts where text encoders train along, see
-                `attaching.encode_prompts_with_grad`.
+                `adapters.encode_prompts_with_grad`.
             term_weights: of the single-image terms whose rows `feed` yields.
             on_save: called with the step whenever the LoRA is to be kept in the middle of training.
             held_out: pairs to try the LoRA on every `validation_every` steps and at the end.

@@ -114,7 +114,7 @@ class Measure:
         """Measure what `feed` yields, with `adapter` in the denoiser of `model`.
 
         `encode_live` encodes the policy's prompts where text encoders train along, see
-        `attaching.encode_prompts_with_grad`.
+        `adapters.encode_prompts_with_grad`.
         """
         self._model, self._adapter, self._feed, self._settings = model, adapter, feed, settings
         self._team, self._encode_live = team or SingleProcess(), encode_live

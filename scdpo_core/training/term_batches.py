@@ -139,7 +139,7 @@ class TermSource:
         """Get ready.
 
         Args:
-            weights: of the terms that take part, see `config_terms.term_weights`.
+            weights: of the terms that take part, see `terms.term_weights`.
             settings: of the terms.
             data: what they need besides the pairs.
             model: whose timesteps and device are used.

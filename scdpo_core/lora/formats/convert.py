@@ -81,7 +81,7 @@ def from_file(
 def to_file(state: Mapping[str, Tensor], dialect: Dialect, family: str) -> Written:
     """The tensors of a file in a dialect, in the order of their names.
 
-    kohya, kohya-ldm and comfyui keep every bit, but for the rounding that `fused.join_rows` tells of; what
+    kohya, kohya-ldm and comfyui keep every bit, but for the rounding of `fused_qkv.join_rows`; what
     cannot be joined at all keeps the names of its members, see `keys.apart`. peft
     files have no place for alpha that all their readers look at, so alpha / rank is multiplied into the
     weights: exact for powers of two (1 above all), one rounding otherwise.
