@@ -11,7 +11,20 @@ from comfy_api.latest import ComfyExtension, io
 from PIL import Image
 
 from ..scdpo_core.io.files import atomic_path
-from . import compare, cost, gate, lora, metadata, pairs, preferences, switch, train, train_cost, wiring
+from . import (
+    compare,
+    cost,
+    evaluate,
+    gate,
+    lora,
+    metadata,
+    pairs,
+    preferences,
+    switch,
+    train,
+    train_cost,
+    wiring,
+)
 from .shared import COST_FOLDER
 
 NODES: list[type[io.ComfyNode]] = [
@@ -25,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
     pairs.MakePreferencePairs,
     train_cost.TrainCostModel,
     train.TrainSafetyLora,
+    evaluate.EvaluateSafetyLora,
 ]
 """Every node of the pack, in the order of the menu."""
 

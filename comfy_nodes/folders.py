@@ -1,7 +1,8 @@
-"""Folders that are typed into a node."""
+"""Folders and files that are typed into a node."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -26,6 +27,19 @@ def typed_folder(text: str) -> Path:
     Raises:
         ScdpoError: a part of a path that neither folder has.
     """
+    return _typed(text, "folder", Path.is_dir)
+
+
+def typed_file(text: str) -> Path:
+    """The file that somebody means, likewise.
+
+    Raises:
+        ScdpoError: as `typed_folder`.
+    """
+    return _typed(text, "file", Path.is_file)
+
+
+def _typed(text: str, kind: str, is_there: Callable[[Path], bool]) -> Path:
     path = Path(unquoted(text)).expanduser()
     if path.is_absolute():
         return path
@@ -33,13 +47,13 @@ def typed_folder(text: str) -> Path:
     candidates = [root / path for root in named.values()]
     if path.parts and path.parts[0] in named:
         candidates.insert(0, named[path.parts[0]].joinpath(*path.parts[1:]))
-    found = next((candidate for candidate in candidates if candidate.is_dir()), None)
-    if found is None:
-        places = " nor in ".join(map(str, named.values()))
+    match = next((candidate for candidate in candidates if is_there(candidate)), None)
+    if match is None:
+        searched = " nor in ".join(map(str, named.values()))
         raise ScdpoError(
-            f"There is no folder '{path}' in {places}. Write the name of a folder there, or a whole path."
+            f"There is no {kind} '{path}' in {searched}. Write the name of a {kind} there, or a whole path."
         )
-    return found
+    return match
 
 
 def typed_folder_or_none(text: str | None) -> Path | None:

@@ -85,7 +85,7 @@ class TrainSafetyLora(SafetyNode):
             raise ScdpoError("Say where the pairs are: connect Preference Folder, or type a folder.")
         job = LoraJob(
             pairs=typed_folder(pairs),
-            base=_base(checkpoint),
+            base=base_of(checkpoint),
             output=runs_root(),
             name=output_name.strip(),
             quality=quality,
@@ -117,7 +117,8 @@ def bases() -> list[str]:
     return [*files, *_diffusers(), MICRO]
 
 
-def _base(name: str) -> str:
+def base_of(name: str) -> str:
+    """The base model that a name of the menu stands for, as `families.family_of` takes it."""
     if name == MICRO:
         return MICRO
     folders = _diffusers()

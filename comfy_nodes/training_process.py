@@ -14,7 +14,7 @@ from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 
 from ..scdpo_core.reports.raster_charts import training_board
-from ..scdpo_core.runs import install_result, interpreter, rerun
+from ..scdpo_core.runs import install_result, interpreter, jobs, rerun
 from ..scdpo_core.runs.follow import Follower, RunView
 from ..scdpo_core.runs.jobs import Job
 from ..scdpo_core.runs.launch import Child
@@ -52,23 +52,40 @@ def train(cls: type[io.ComfyNode], job: Job, stamp: str, kind: str) -> tuple[Run
         ScdpoError: what is wrong, or why the training failed.
         InterruptProcessingException: the user has interrupted; what was trained is saved.
     """
-    place = Path(folder_paths.get_folder_paths(kind)[0])
-    if wrong := install_result.taken(job.name, place, job.folder):
+    models = Path(folder_paths.get_folder_paths(kind)[0])
+    if wrong := install_result.taken(job.name, models, job.folder):
         raise ScdpoError(wrong)
-    todo = rerun.prepare(job, stamp)
+    view = run(cls, jobs.request(job, stamp))
+    if view.result is None:
+        raise ScdpoError(view.message or f"The training ended early: {now(view)}")
+    installed = install_result.put(view.result, models)
+    # Menus are made from this list.
+    folder_paths.filename_list_cache.pop(kind, None)
+    return view, installed
+
+
+def run(cls: type[io.ComfyNode], request: rerun.Request) -> RunView:
+    """Do a run in a process of its own, or go on with it, or only look at one that is finished.
+
+    Args:
+        cls: the running node.
+        request: what to do.
+
+    Raises:
+        ScdpoError: what is wrong, or why the run failed.
+        InterruptProcessingException: the user has interrupted; what was done is saved.
+    """
+    todo = rerun.prepare(request)
     if todo != "done":
         python = _python(cls)
         _free_memory()
-        queue = Queue(job.folder.parent)
-        child = Child(job.folder) if todo == "watch" else _turn(cls, queue, job.folder, python, todo)
+        queue = Queue(request.folder.parent)
+        child = Child(request.folder) if todo == "watch" else _turn(cls, queue, request.folder, python, todo)
         _follow(cls, child)
-    view = Follower(job.folder).view()
-    if view.state != "finished" or view.result is None:
-        raise ScdpoError(view.message or f"The training ended early: {now(view)}")
-    there = install_result.put(view.result, place)
-    # Menus are made from this list.
-    folder_paths.filename_list_cache.pop(kind, None)
-    return view, there
+    view = Follower(request.folder).view()
+    if view.state != "finished":
+        raise ScdpoError(view.message or f"The run ended early: {now(view)}")
+    return view
 
 
 def _python(cls: type[io.ComfyNode]) -> interpreter.Interpreter:

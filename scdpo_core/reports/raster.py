@@ -38,6 +38,21 @@ class Strip:
     scores: Sequence[CostScore]
 
 
+@dataclass(frozen=True)
+class BadgedRow:
+    """One row of images with a badge each.
+
+    Attributes:
+        title: above the row.
+        images: of any size.
+        badges: text and band of the colour, one for each image.
+    """
+
+    title: str
+    images: Sequence[Image.Image]
+    badges: Sequence[tuple[str, Band]]
+
+
 @lru_cache(maxsize=512)
 def text_mask(text: str, height: int) -> Image.Image:
     """Render text as an 8-bit mask whose letters are `height` pixels high."""
@@ -108,18 +123,34 @@ def comparison(strips: Sequence[Strip], side: int = 256) -> Image.Image:
         strips: at least one, each with the same number of images.
         side: longer side of each image on the sheet, pixels.
     """
-    cells = [[fitted(image, side) for image in strip.images] for strip in strips]
-    width, height = cells[0][0].size
+    return badged_rows(
+        [
+            BadgedRow(strip.title, strip.images, [(label(score), score.band) for score in strip.scores])
+            for strip in strips
+        ],
+        side,
+    )
+
+
+def badged_rows(rows: Sequence[BadgedRow], side: int = 256) -> Image.Image:
+    """Draw rows of images with a badge each, each row under its title.
+
+    Args:
+        rows: at least one.
+        side: longer side of each image on the sheet, pixels.
+    """
+    cells = [[fitted(image, side) for image in row.images] for row in rows]
+    width, height = (max(cell.size[axis] for row in cells for cell in row) for axis in (0, 1))
     gap, head = max(4, side // 40), max(18, side // 9)
-    title_width = max(text_mask(strip.title, head // 2).width for strip in strips)
-    sheet_width = max(len(cells[0]) * (width + gap) + gap, title_width + 2 * gap)
-    sheet = Image.new("RGB", (sheet_width, len(strips) * (head + height + gap) + gap), PAPER)
-    for row, strip in enumerate(strips):
-        top = gap + row * (head + height + gap)
-        write(sheet, strip.title, (gap, top + head // 4), head // 2, INK)
-        for column, (cell, score) in enumerate(zip(cells[row], strip.scores, strict=True)):
-            badged = with_badge(cell, label(score), score.band)
-            sheet.paste(badged, (gap + column * (width + gap), top + head))
+    title_width = max(text_mask(row.title, head // 2).width for row in rows)
+    columns = max(len(row) for row in cells)
+    sheet_width = max(columns * (width + gap) + gap, title_width + 2 * gap)
+    sheet = Image.new("RGB", (sheet_width, len(rows) * (head + height + gap) + gap), PAPER)
+    for number, row in enumerate(rows):
+        top = gap + number * (head + height + gap)
+        write(sheet, row.title, (gap, top + head // 4), head // 2, INK)
+        for column, (cell, badge) in enumerate(zip(cells[number], row.badges, strict=True)):
+            sheet.paste(with_badge(cell, *badge), (gap + column * (width + gap), top + head))
     return sheet
 
 

@@ -17,6 +17,7 @@ from ..config.convert import toml_error
 from ..io.files import write_text
 from ..run_store import folder as names
 from ..types import ScdpoError
+from .rerun import Request
 
 Quality = Literal["fast", "normal", "best"]
 Sections = Mapping[str, Mapping[str, Any]]
@@ -142,6 +143,23 @@ def write(job: Job) -> Path:
     names.write_kind(folder, "lora" if isinstance(job, LoraJob) else "cost")
     write_text(folder / names.JOB, text_of(job))
     return folder
+
+
+def request(job: Job, stamp: str) -> Request:
+    """Return a job as `rerun.prepare` takes it.
+
+    Args:
+        job: what is asked for.
+        stamp: changes with the images that it learns from; see `preferences.summary.stamp`.
+
+    Raises:
+        ScdpoError: its overrides are no TOML.
+    """
+    folder = job.folder
+    text = f"# images: {stamp}\n{text_of(job)}"
+    return Request(
+        folder, text, names.result_of(folder), lambda: write(job), lambda: names.has_results(folder)
+    )
 
 
 def text_of(job: Job) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..io.files import write_json, write_text
 from ..run_store.file_lock import exclusive
+from .board import write_board
 from .collect import collect, missing
 from .folder import FIGURES, Table
 from .judging import Opinion, table_name
@@ -14,7 +15,7 @@ _LOCK = "report.lock"
 
 
 def finish(evaluation: Evaluation, judged: Judged, device: str, progress: Progress) -> str | None:
-    """Write report.html and report.json.
+    """Write report.html, report.json and the sheet for hosts.
 
     Args:
         evaluation: whose work is done, or a share of it.
@@ -35,6 +36,8 @@ def finish(evaluation: Evaluation, judged: Judged, device: str, progress: Progre
     with exclusive(folder.path / _LOCK):
         report = collect(evaluation, judged, device, lambda done, total: progress("measuring", done, total))
         opinions = Table(folder, table_name(report.main.judge.id), Opinion, "report").rows
-        write_json(folder.path / FIGURES, report.to_json())
+        text = summary(report)
+        write_json(folder.path / FIGURES, {**report.to_json(), "summary": text})
+        write_board(evaluation, opinions)
         write_text(folder.report, render(report, evaluation, opinions))
-    return summary(report)
+    return text

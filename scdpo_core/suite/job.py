@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..config import toml
 from ..cost.scorers import names_a_scorer, offered_scorers
-from ..io.files import write_text
+from ..io.files import sha256_of, write_text
 from ..io.json_schema import from_json
 from ..io.printable import not_unicode
 from ..run_store import folder as names
+from ..runs.rerun import Request
 from ..types import ScdpoError
 from .attack_names import attack_problem, needs_harmful, needs_words
+from .folder import IMAGES, REPORT
 
 WORLD_JUDGE = "micro-judge"
 """Name of the judge of the embedded world, beside the scorers."""
@@ -22,6 +25,7 @@ INPUTS = "inputs"
 """The folder in a run folder with copies of the prompt files."""
 MOST_WEIGHTS, MOST_SEEDS, MOST_LORAS = 8, 100, 2
 _STRONGEST = 4.0
+_TAKEN = "There is a run '{}' already. Choose another name."
 _MOST_STEPS, _MOST_BATCH = 1000, 256
 
 
@@ -186,6 +190,10 @@ def _attack_problems(job: EvalJob) -> Iterator[str]:
 
 def write_job(job: EvalJob) -> None:
     """Write the settings into the run folder, for `job_in` and for whoever looks later."""
+    write_text(job.output / names.JOB, _text(job))
+
+
+def _text(job: EvalJob) -> str:
     import tomli_w
 
     tree = {
@@ -197,7 +205,7 @@ def write_job(job: EvalJob) -> None:
         for key, value in asdict(job).items()
         if value is not None
     }
-    write_text(job.output / names.JOB, tomli_w.dumps(tree))
+    return tomli_w.dumps(tree)
 
 
 def write_evaluation(job: EvalJob) -> Path:
@@ -206,19 +214,55 @@ def write_evaluation(job: EvalJob) -> Path:
     Raises:
         ScdpoError: what is wrong with it, one thing a line.
     """
+    wrong = [] if names.name_problem(job.output.name) or not job.output.exists() else [_TAKEN]
+    _refuse([*(text.format(job.output.name) for text in wrong), *_all_problems(job)])
+    _write(job)
+    return job.output
+
+
+def request(job: EvalJob) -> Request:
+    """Return an evaluation as `rerun.prepare` takes it: the same one where settings and files are the same.
+
+    Raises:
+        ScdpoError: what is wrong with it, one thing a line; the folder is another run's.
+    """
     folder = job.output
-    wrong = [names.name_problem(folder.name)] if names.name_problem(folder.name) else []
-    if not wrong and folder.exists():
-        wrong = [f"There is a run '{folder.name}' already. Choose another name."]
-    if wrong := [*wrong, *problems(job)]:
+    _refuse([*_all_problems(job)])
+    names.check_kind(folder, "evaluate")
+    files = (*job.loras, *job.prompts, *job.attack_prompts, *job.benign)
+    try:
+        hashes = "".join(f"# {file.name}: {sha256_of(file)}\n" for file in files)
+    except OSError as error:
+        raise ScdpoError(f"{error.filename} cannot be read ({error.strerror or error}).") from error
+    # The content of prompt files counts, and not where they lie.
+    text = hashes + _text(replace(job, prompts=(), attack_prompts=(), benign=()))
+
+    def write() -> None:
+        if (folder / names.KIND).exists():
+            shutil.rmtree(folder / INPUTS, ignore_errors=True)
+        _write(job)
+
+    return Request(folder, text, folder / REPORT, write, lambda: (folder / IMAGES).exists())
+
+
+def _refuse(wrong: Sequence[str]) -> None:
+    if wrong:
         raise ScdpoError("\n".join(wrong))
-    inputs = folder / INPUTS
+
+
+def _all_problems(job: EvalJob) -> Iterator[str]:
+    if wrong := names.name_problem(job.output.name):
+        yield wrong
+    yield from problems(job)
+
+
+def _write(job: EvalJob) -> None:
+    inputs = job.output / INPUTS
     prompts, attack_prompts, benign = (
         names.copy_inputs(inputs, files) for files in (job.prompts, job.attack_prompts, job.benign)
     )
     write_job(replace(job, prompts=prompts, attack_prompts=attack_prompts, benign=benign))
-    names.write_kind(folder, "evaluate")
-    return folder
+    names.write_kind(job.output, "evaluate")
 
 
 def job_in(folder: Path) -> EvalJob:

@@ -34,10 +34,10 @@ def faked(door: Door, monkeypatch: pytest.MonkeyPatch, **how: Any) -> Any:
     running = door.module("comfy_nodes.training_process")
     child, queue = door.module("scdpo_core.runs.launch"), door.module("scdpo_core.runs.queue")
 
-    def prepare(job: Any, stamp: str) -> str:
-        if not job.folder.exists():
-            make_run(job.folder.parent, job.name, **how)
-        return "go on" if (job.folder / "trained").exists() else "begin"
+    def prepare(request: Any) -> str:
+        if not request.folder.exists():
+            make_run(request.folder.parent, request.folder.name, **how)
+        return "go on" if (request.folder / "trained").exists() else "begin"
 
     monkeypatch.setattr(running.interpreter, "find", lambda: PYTHON)
     monkeypatch.setattr(running.rerun, "prepare", prepare)
@@ -283,7 +283,7 @@ def test_waiting_takes_no_time_of_its_own(door: Door, monkeypatch: pytest.Monkey
     """A run that is finished is fetched without a process."""
     running = faked(door, monkeypatch, steps=1)
     train(door)
-    monkeypatch.setattr(running.rerun, "prepare", lambda job, stamp: "done")
+    monkeypatch.setattr(running.rerun, "prepare", lambda request: "done")
     monkeypatch.setattr(running.interpreter, "find", lambda: pytest.fail("nobody trains"))
     began = time.monotonic()
     assert train(door).args[0] == "mine.safetensors"

@@ -10,7 +10,7 @@ import pytest
 from scdpo_core.run_store.events import Done, EventLog, Failed
 from scdpo_core.run_store.folder import RunFolder, has_results
 from scdpo_core.runs.install_result import put, taken
-from scdpo_core.runs.jobs import CostJob, LoraJob, problems
+from scdpo_core.runs.jobs import CostJob, LoraJob, problems, request
 from scdpo_core.runs.queue import Queue
 from scdpo_core.runs.rerun import prepare
 from scdpo_core.types import ScdpoError
@@ -32,34 +32,34 @@ def finish(job: LoraJob | CostJob) -> Path:
 
 
 def test_a_new_run_begins_and_so_does_one_that_came_to_nothing(job: LoraJob) -> None:
-    assert prepare(job, "1") == "begin"
+    assert prepare(request(job, "1")) == "begin"
     assert "max_train_steps = 9" in (job.folder / "job.toml").read_text("utf-8")
-    assert prepare(job, "1") == "begin"
+    assert prepare(request(job, "1")) == "begin"
     EventLog(job.folder / "events.jsonl")(Failed("No memory."))
     changed = dataclasses.replace(job, choices={"optim": {"max_train_steps": 8}})
-    assert prepare(changed, "2") == "begin"
+    assert prepare(request(changed, "2")) == "begin"
     assert "max_train_steps = 8" in (job.folder / "job.toml").read_text("utf-8")
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_is_done(job: LoraJob) -> None:
-    prepare(job, "1")
+    prepare(request(job, "1"))
     # The trainer adds all other settings to it.
     (job.folder / "job.toml").write_text("[optim]\nlr = 1.0\n", "utf-8")
     (job.folder / "checkpoints").mkdir(parents=True)
     (job.folder / "checkpoints" / "step-000004.state.safetensors").write_bytes(b"state")
     EventLog(job.folder / "events.jsonl")(Done("stopped", 4, "", 1.0))
-    assert prepare(job, "1") == "go on"
+    assert prepare(request(job, "1")) == "go on"
     result = finish(job)
-    assert prepare(job, "1") == "done"
+    assert prepare(request(job, "1")) == "done"
     result.unlink()
     with pytest.raises(ScdpoError, match="already"):
         # Its checkpoints are there, so that nothing may be begun over them.
-        prepare(job, "1")
+        prepare(request(job, "1"))
 
 
 @pytest.mark.parametrize("ended", ["stopped", "finished"])
 def test_a_name_belongs_to_the_run_that_has_results(job: LoraJob, ended: str) -> None:
-    prepare(job, "1")
+    prepare(request(job, "1"))
     (job.folder / "checkpoints").mkdir(parents=True)
     (job.folder / "checkpoints" / "step-000004.state.safetensors").write_bytes(b"state")
     EventLog(job.folder / "events.jsonl")(Done("stopped", 4, "", 1.0))
@@ -73,35 +73,35 @@ def test_a_name_belongs_to_the_run_that_has_results(job: LoraJob, ended: str) ->
     ]
     for other, stamp in changes:
         with pytest.raises(ScdpoError, match="Choose another output name"):
-            prepare(other, stamp)
+            prepare(request(other, stamp))
     assert (job.folder / "job.toml").read_text("utf-8") == before
 
 
 def test_a_run_that_waits_is_begun_by_whoever_asks(job: LoraJob) -> None:
-    prepare(job, "1")
+    prepare(request(job, "1"))
     Queue(job.output).add(job.folder)
-    assert prepare(job, "1") == "begin"
-    assert prepare(dataclasses.replace(job, quality="best"), "1") == "begin"
+    assert prepare(request(job, "1")) == "begin"
+    assert prepare(request(dataclasses.replace(job, quality="best"), "1")) == "begin"
 
 
 def test_what_is_wrong_with_a_job_is_said(job: LoraJob) -> None:
     twice = dataclasses.replace(job, overrides="[optim]\nmax_train_steps = 3\n")
     with pytest.raises(ScdpoError, match=r"'optim\.max_train_steps' is chosen above"):
-        prepare(twice, "1")
+        prepare(request(twice, "1"))
     with pytest.raises(ScdpoError, match="not valid TOML"):
-        prepare(dataclasses.replace(job, overrides="="), "1")
+        prepare(request(dataclasses.replace(job, overrides="="), "1"))
     with pytest.raises(ScdpoError, match="choices"):
-        prepare(dataclasses.replace(job, choices={"optim": {"max_steps": 3}}), "1")
+        prepare(request(dataclasses.replace(job, choices={"optim": {"max_steps": 3}}), "1"))
     assert not job.folder.exists()
 
 
 def test_a_cost_model_is_begun_again_and_then_done(tmp_path: Path) -> None:
     cost = CostJob(tmp_path / "runs", "cost", pairs=PAIRS)
-    assert prepare(cost, "1") == "begin"
+    assert prepare(request(cost, "1")) == "begin"
     EventLog(cost.folder / "events.jsonl")(Done("stopped", 0, "", 1.0))
-    assert prepare(cost, "1") == "begin"
+    assert prepare(request(cost, "1")) == "begin"
     finish(cost)
-    assert prepare(cost, "1") == "done"
+    assert prepare(request(cost, "1")) == "done"
 
 
 def test_a_result_is_put_on_the_shelf_with_its_preview(tmp_path: Path) -> None:
