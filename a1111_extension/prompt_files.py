@@ -10,6 +10,7 @@ from scdpo_core.runs.interpreter import ROOT
 from .path_policy import Reach
 
 EXAMPLES = ROOT / "examples"
+PREFERENCES = EXAMPLES / "preferences"
 HARMFUL, BENIGN = EXAMPLES / "prompts" / "harmful.csv", EXAMPLES / "prompts" / "benign.csv"
 
 
@@ -37,4 +38,4 @@ def named_files(reach: Reach, names: Iterable[str], dropped: Sequence[Path] = ()
 
 def has_examples() -> bool:
     """Whether the examples were installed with the project."""
-    return HARMFUL.is_file() and BENIGN.is_file()
+    return HARMFUL.is_file() and BENIGN.is_file() and PREFERENCES.is_dir()

@@ -14,8 +14,6 @@ from scdpo_core.io.printable import printable
 from scdpo_core.panels import notice
 from scdpo_core.types import ScdpoError
 
-from ..prompt_files import has_examples
-
 _LOG = logging.getLogger("scdpo")
 
 
@@ -78,18 +76,6 @@ def ticker(name: str) -> gr.Button:
     """A button that nobody sees and that the page's script clicks every two seconds while its pane is
     shown: timers are not the same in any two versions of gradio."""
     return gr.Button("refresh", elem_id=f"scdpo_{name}_tick", elem_classes=["scdpo-hidden", "scdpo-tick"])
-
-
-def run_buttons(name: str) -> tuple[gr.Button, gr.Button]:
-    """Stop and resume the run that is shown."""
-    with gr.Row():
-        stop = gr.Button("Stop and save", elem_id=f"scdpo_{name}_stop")
-        return stop, gr.Button("Resume", elem_id=f"scdpo_{name}_resume")
-
-
-def example_button(name: str) -> gr.Button:
-    """Fills the pane with the example that comes with the project; hidden where it was not installed."""
-    return gr.Button("Fill in an example", visible=has_examples(), elem_id=f"scdpo_{name}_example")
 
 
 def quick(button: gr.Button, function: Callable[..., Any], inputs: Any, outputs: Any) -> None:

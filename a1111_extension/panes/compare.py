@@ -14,7 +14,8 @@ from scdpo_core.types import ScdpoError
 
 from ..path_policy import listed_cost_model
 from ..ui_context import Desk
-from .common import changed, guarded, quick, said, ticker
+from .common import changed, guarded, quick, said
+from .controls import base_menu, current, lora_menu, menu_update, number, run_controls, start_row
 
 _ABOUT = """**Step 5: compare.** The same prompts are drawn from the same noise, without the LoRA and
 at several weights. You need a finished LoRA. Unsafe images stay blurred until you click them. Next:
@@ -25,21 +26,7 @@ def build(desk: Desk) -> None:
     """Make the pane."""
     gr.Markdown(_ABOUT)
     with gr.Row():
-        lora = gr.Dropdown(
-            label="LoRA",
-            choices=list(desk.all_loras()),
-            allow_custom_value=True,
-            min_width=260,
-            elem_id="scdpo_cmp_lora",
-        )
-        base = gr.Dropdown(
-            label="Model that draws",
-            choices=list(desk.bases()),
-            value=desk.base(),
-            allow_custom_value=True,
-            min_width=260,
-            elem_id="scdpo_cmp_base",
-        )
+        lora, base = lora_menu(desk, "cmp"), base_menu(desk, "cmp")
     with gr.Row():
         weights = gr.Textbox(label="Weights", value="0, 0.5, 1", elem_id="scdpo_cmp_weights")
         model = gr.Dropdown(
@@ -48,19 +35,11 @@ def build(desk: Desk) -> None:
             value=desk.in_use(),
             elem_id="scdpo_cmp_model",
         )
-        seed = gr.Number(label="Seed", value=0, precision=0, elem_id="scdpo_cmp_seed")
+        seed = number("cmp", "seed", "Seed", 0)
     prompts = gr.Textbox(label="Prompts, one per line", lines=4, elem_id="scdpo_cmp_prompts")
-    with gr.Row():
-        start = gr.Button("Draw and compare", variant="primary", elem_id="scdpo_cmp_start")
-        stop = gr.Button("Stop", elem_id="scdpo_cmp_stop")
-    message = gr.HTML("", elem_id="scdpo_cmp_message")
-    which = gr.Dropdown(
-        label="Comparison to look at", choices=[], allow_custom_value=True, elem_id="scdpo_cmp_run"
-    )
-    status = gr.HTML("", elem_id="scdpo_cmp_status")
+    start, _ = start_row("cmp", "Draw and compare", example=False)
+    run = run_controls(desk, "cmp", "Comparison to look at")
     shown = gr.HTML("", elem_id="scdpo_cmp_result")
-    marks = gr.State(None)
-    tick = ticker("cmp")
 
     @guarded(3)
     def choose(name: str) -> list[Any]:
@@ -92,21 +71,20 @@ def build(desk: Desk) -> None:
         return [gr.update(choices=desk.jobs.names("compare"), value=job.name), said(sentence, "good")]
 
     def look(chosen: Any, old: Any) -> list[Any]:
-        names = desk.jobs.names("compare")
-        run = chosen if chosen in names else names[0] if names else ""
+        names, loras = desk.jobs.names("compare"), list(desk.all_loras())
+        name = current(chosen, names)
         pieces = ["", ""]
-        if run:
-            result = read_result(desk.jobs.folder(run))
-            drawn = "" if result is None else panel.comparison(result, desk.jobs.folder(run))
-            pieces = [run_panel.status(desk.jobs.view(run)), drawn]
-        files = list(desk.all_loras())
-        updates, new = changed(old, [*pieces, "|".join([run, *names]), "|".join(files)])
-        still = gr.update()
-        chooser = still if updates[2] == still else gr.update(choices=names, value=run or None)
-        loras = still if updates[3] == still else gr.update(choices=files)
-        return [*updates[:2], chooser, loras, new]
+        if name:
+            result = read_result(desk.jobs.folder(name))
+            drawn = "" if result is None else panel.comparison(result, desk.jobs.folder(name))
+            pieces = [run_panel.status(desk.jobs.view(name), unit="images"), drawn]
+        updates, new = changed(old, [*pieces, "|".join([name, *names]), "|".join(loras)])
+        menus = [menu_update(updates[2], names, name), menu_update(updates[3], loras)]
+        return [*updates[:2], *menus, new]
 
-    quick(tick, guarded(5, 0)(look), [which, marks], [status, shown, which, lora, marks])
-    lora.change(choose, inputs=[lora], outputs=[prompts, base, message], queue=False, show_progress="hidden")
-    quick(start, begin, [lora, base, weights, model, seed, prompts], [which, message])
-    quick(stop, guarded(1)(lambda run: said(desk.jobs.stop(run or ""))), [which], [message])
+    outputs = [run.status, shown, run.which, lora, run.marks]
+    quick(run.tick, guarded(5, 0)(look), [run.which, run.marks], outputs)
+    lora.change(
+        choose, inputs=[lora], outputs=[prompts, base, run.message], queue=False, show_progress="hidden"
+    )
+    quick(start, begin, [lora, base, weights, model, seed, prompts], [run.which, run.message])

@@ -17,7 +17,18 @@ from scdpo_core.types import ScdpoError
 from ..path_policy import listed_cost_model
 from ..prompt_files import BENIGN, HARMFUL, named_files
 from ..ui_context import Desk
-from .common import changed, example_button, files_of, guarded, quick, run_buttons, said, ticker
+from .common import changed, files_of, guarded, quick, said
+from .controls import (
+    base_menu,
+    current,
+    dropped_prompts,
+    lora_menu,
+    menu_update,
+    number,
+    prompt_files,
+    run_controls,
+    start_row,
+)
 
 _ABOUT = """**Step 6: judge.** Every prompt of your files is drawn without and with the LoRA from the same
 noise, and the images are scored: how much harm is gone, and how much of everything else is kept. You need a
@@ -30,35 +41,10 @@ def build(desk: Desk) -> None:
     """Make the pane."""
     gr.Markdown(_ABOUT)
     with gr.Row():
-        lora = gr.Dropdown(
-            label="LoRA",
-            choices=list(desk.all_loras()),
-            allow_custom_value=True,
-            min_width=260,
-            elem_id="scdpo_judge_lora",
-        )
-        base = gr.Dropdown(
-            label="Model that draws",
-            choices=list(desk.bases()),
-            value=desk.base(),
-            allow_custom_value=True,
-            min_width=260,
-            elem_id="scdpo_judge_base",
-        )
-    with gr.Row():
-        prompts = gr.Textbox(
-            label="Harmful prompts: files (.csv, .tsv, .txt), one per line",
-            lines=2,
-            elem_id="scdpo_judge_prompts",
-        )
-        benign = gr.Textbox(label="Harmless prompts: likewise", lines=2, elem_id="scdpo_judge_benign")
+        lora, base = lora_menu(desk, "judge"), base_menu(desk, "judge")
+    prompts, benign = prompt_files("judge", "files (.csv, .tsv, .txt)")
     with gr.Accordion("More settings", open=False):
-        files = gr.File(
-            label="Drop files of harmful prompts here",
-            file_count="multiple",
-            file_types=[".csv", ".tsv", ".txt"],
-            elem_id="scdpo_judge_files",
-        )
+        files = dropped_prompts("judge")
         with gr.Row():
             model = gr.Dropdown(
                 label="Who judges",
@@ -67,25 +53,11 @@ def build(desk: Desk) -> None:
                 elem_id="scdpo_judge_model",
             )
             weights = gr.Textbox(label="Weights of the LoRA", value="1", elem_id="scdpo_judge_weights")
-            seeds = gr.Number(label="Images per prompt", value=1, precision=0, elem_id="scdpo_judge_seeds")
-            limit = gr.Number(
-                label="Prompts of each file at most (0: all)",
-                value=0,
-                precision=0,
-                elem_id="scdpo_judge_limit",
-            )
-    with gr.Row():
-        start = gr.Button("Draw and judge", variant="primary", elem_id="scdpo_judge_start")
-        example = example_button("judge")
-    message = gr.HTML("", elem_id="scdpo_judge_message")
-    which = gr.Dropdown(
-        label="Report to look at", choices=[], allow_custom_value=True, elem_id="scdpo_judge_run"
-    )
-    stop, resume = run_buttons("judge")
-    status = gr.HTML("", elem_id="scdpo_judge_status")
+            seeds = number("judge", "seeds", "Images per prompt", 1)
+            limit = number("judge", "limit", "Prompts of each file at most (0: all)", 0)
+    start, example = start_row("judge", "Draw and judge")
+    run = run_controls(desk, "judge", "Report to look at")
     report = gr.HTML("", elem_id="scdpo_judge_report")
-    marks = gr.State(None)
-    tick = ticker("judge")
 
     @guarded(2)
     def begin(*values: Any) -> list[Any]:
@@ -110,21 +82,18 @@ def build(desk: Desk) -> None:
         return [gr.update(choices=desk.jobs.names("evaluate"), value=output.name), said(sentence, "good")]
 
     def look(chosen: Any, old: Any) -> list[Any]:
-        names = desk.jobs.names("evaluate")
-        run = chosen if chosen in names else names[0] if names else ""
+        names, loras = desk.jobs.names("evaluate"), list(desk.all_loras())
+        name = current(chosen, names)
         pieces = ["", ""]
-        if run:
-            view = run_panel.status(desk.jobs.view(run), unit="images")
-            pieces = [view, framed(desk.jobs.folder(run) / REPORT)]
-        found = list(desk.all_loras())
-        updates, new = changed(old, [*pieces, "|".join([run, *names]), "|".join(found)])
-        still = gr.update()
-        chooser = still if updates[2] == still else gr.update(choices=names, value=run or None)
-        loras = still if updates[3] == still else gr.update(choices=found)
-        return [*updates[:2], chooser, loras, new]
+        if name:
+            view = run_panel.status(desk.jobs.view(name), unit="images")
+            pieces = [view, framed(desk.jobs.folder(name) / REPORT)]
+        updates, new = changed(old, [*pieces, "|".join([name, *names]), "|".join(loras)])
+        menus = [menu_update(updates[2], names, name), menu_update(updates[3], loras)]
+        return [*updates[:2], *menus, new]
 
-    quick(tick, guarded(5, 0)(look), [which, marks], [status, report, which, lora, marks])
-    quick(start, begin, [lora, base, prompts, benign, files, model, weights, seeds, limit], [which, message])
+    shown = [run.status, report, run.which, lora, run.marks]
+    quick(run.tick, guarded(5, 0)(look), [run.which, run.marks], shown)
+    settings = [lora, base, prompts, benign, files, model, weights, seeds, limit]
+    quick(start, begin, settings, [run.which, run.message])
     quick(example, lambda: [str(HARMFUL), str(BENIGN), 20], [], [prompts, benign, limit])
-    for button, act in ((stop, desk.jobs.stop), (resume, desk.jobs.resume)):
-        quick(button, guarded(1)(lambda run, act=act: said(act(run or ""))), [which], [message])

@@ -13,7 +13,17 @@ from scdpo_core.panels.built_pairs import built_pairs
 from ..path_policy import listed_cost_model
 from ..prompt_files import BENIGN, HARMFUL, named_files
 from ..ui_context import Desk
-from .common import changed, example_button, files_of, guarded, quick, run_buttons, said, ticker
+from .common import changed, files_of, guarded, quick, said
+from .controls import (
+    base_menu,
+    current,
+    dropped_prompts,
+    menu_update,
+    number,
+    prompt_files,
+    run_controls,
+    start_row,
+)
 
 _ABOUT = """**Step 1: make pairs.** Your model draws each harmful prompt, then a harmless image for it;
 both become a pair. You need prompts; a list of harmless ones keeps the rest of the model as it is. Next: look
@@ -24,22 +34,9 @@ def build(desk: Desk) -> None:
     """Make the pane."""
     gr.Markdown(_ABOUT)
     with gr.Row():
-        base = gr.Dropdown(
-            label="Model that draws",
-            choices=list(desk.bases()),
-            value=desk.base(),
-            allow_custom_value=True,
-            min_width=260,
-            elem_id="scdpo_make_base",
-        )
+        base = base_menu(desk, "make")
         name = gr.Textbox(label="Name of the pairs", value="my_pairs", elem_id="scdpo_make_name")
-    with gr.Row():
-        prompts = gr.Textbox(
-            label="Harmful prompts: files (.csv, .tsv, .txt) or folders of images, one per line",
-            lines=2,
-            elem_id="scdpo_make_prompts",
-        )
-        benign = gr.Textbox(label="Harmless prompts: likewise", lines=2, elem_id="scdpo_make_benign")
+    prompts, benign = prompt_files("make", "files (.csv, .tsv, .txt) or folders of images")
     typed = gr.Textbox(
         label="Or write harmful prompts here, one per line",
         placeholder="a soldier with a rifle\na bloody knife on a table",
@@ -53,12 +50,7 @@ def build(desk: Desk) -> None:
         elem_id="scdpo_make_way",
     )
     with gr.Accordion("More settings", open=False):
-        files = gr.File(
-            label="Drop files of harmful prompts here",
-            file_count="multiple",
-            file_types=[".csv", ".tsv", ".txt"],
-            elem_id="scdpo_make_files",
-        )
+        files = dropped_prompts("make")
         model = gr.Dropdown(
             label="Cost model that tells harmful from harmless",
             choices=list(desk.cost_models()),
@@ -66,28 +58,12 @@ def build(desk: Desk) -> None:
             elem_id="scdpo_make_model",
         )
         with gr.Row():
-            each = gr.Number(label="Images per prompt", value=1, precision=0, elem_id="scdpo_make_each")
-            attempts = gr.Number(
-                label="Attempts at each chosen image", value=4, precision=0, elem_id="scdpo_make_attempts"
-            )
-            limit = gr.Number(
-                label="Prompts of each kind at most (0: all)",
-                value=0,
-                precision=0,
-                elem_id="scdpo_make_limit",
-            )
-    with gr.Row():
-        start = gr.Button("Make pairs", variant="primary", elem_id="scdpo_make_start")
-        example = example_button("make")
-    message = gr.HTML("", elem_id="scdpo_make_message")
-    which = gr.Dropdown(
-        label="Pairs to look at", choices=[], allow_custom_value=True, elem_id="scdpo_make_run"
-    )
-    stop, resume = run_buttons("make")
-    status = gr.HTML("", elem_id="scdpo_make_status")
+            each = number("make", "each", "Images per prompt", 1)
+            attempts = number("make", "attempts", "Attempts at each chosen image", 4)
+            limit = number("make", "limit", "Prompts of each kind at most (0: all)", 0)
+    start, example = start_row("make", "Make pairs")
+    run = run_controls(desk, "make", "Pairs to look at")
     sheet = gr.HTML("", elem_id="scdpo_make_sheet")
-    marks = gr.State(None)
-    tick = ticker("make")
 
     @guarded(2)
     def begin(*values: Any) -> list[Any]:
@@ -110,21 +86,18 @@ def build(desk: Desk) -> None:
 
     def look(chosen: Any, old: Any) -> list[Any]:
         names = desk.jobs.names("pairs")
-        run = chosen if chosen in names else names[0] if names else ""
+        name = current(chosen, names)
         pieces = ["", ""]
-        if run:
-            view = run_panel.status(desk.jobs.view(run), unit="images")
-            pieces = [view, built_pairs(desk.jobs.folder(run))]
-        updates, new = changed(old, [*pieces, "|".join([run, *names])])
-        still = updates[2] == gr.update()
-        return [*updates[:2], gr.update() if still else gr.update(choices=names, value=run or None), new]
+        if name:
+            view = run_panel.status(desk.jobs.view(name), unit="images")
+            pieces = [view, built_pairs(desk.jobs.folder(name))]
+        updates, new = changed(old, [*pieces, "|".join([name, *names])])
+        return [*updates[:2], menu_update(updates[2], names, name), new]
 
-    quick(tick, guarded(4, 0)(look), [which, marks], [status, sheet, which, marks])
+    quick(run.tick, guarded(4, 0)(look), [run.which, run.marks], [run.status, sheet, run.which, run.marks])
     settings = [base, name, prompts, benign, typed, way, files, model, each, attempts, limit]
-    quick(start, begin, settings, [which, message])
+    quick(start, begin, settings, [run.which, run.message])
     quick(example, lambda: [str(HARMFUL), str(BENIGN), 40], [], [prompts, benign, limit])
-    for button, act in ((stop, desk.jobs.stop), (resume, desk.jobs.resume)):
-        quick(button, guarded(1)(lambda run, act=act: said(act(run or ""))), [which], [message])
 
 
 def _whole(value: Any, default: int, most: int = 2**31) -> int:

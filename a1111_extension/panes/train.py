@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from scdpo_core.family_info import MICRO
 from scdpo_core.panels import run as panel
 from scdpo_core.runs.benchmark import speed
 from scdpo_core.runs.estimate import estimate, in_words
@@ -14,8 +15,10 @@ from scdpo_core.runs.objectives import DEFAULT_LABEL, LABELS, objective_choice, 
 from scdpo_core.types import ScdpoError
 
 from ..path_policy import listed_cost_model
+from ..prompt_files import PREFERENCES
 from ..ui_context import Desk
-from .common import changed, guarded, quick, said, ticker
+from .common import changed, guarded, quick, said
+from .controls import base_menu, current, menu_update, run_controls, start_row
 
 NO_COSTS = "none"
 _EXAMPLE = "[optim]\nmax_train_steps = 400\nlr = 1e-4\n\n[terms]\nkeep_benign = 10.0"
@@ -28,14 +31,7 @@ def build(desk: Desk) -> None:
     """Make the pane."""
     gr.Markdown(_ABOUT)
     with gr.Row():
-        base = gr.Dropdown(
-            label="Model to train for",
-            choices=list(desk.bases()),
-            value=desk.base(),
-            allow_custom_value=True,
-            min_width=260,
-            elem_id="scdpo_train_base",
-        )
+        base = base_menu(desk, "train", "Model to train for")
         pairs = gr.Textbox(
             label="Preference folder", value=str(desk.preferences), elem_id="scdpo_train_pairs"
         )
@@ -61,25 +57,16 @@ def build(desk: Desk) -> None:
             lines=6,
             elem_id="scdpo_train_more",
         )
-    start = gr.Button("Start training", variant="primary", elem_id="scdpo_train_start")
-    message = gr.HTML("", elem_id="scdpo_train_message")
-    which = gr.Dropdown(
-        label="Run to look at", choices=[], allow_custom_value=True, elem_id="scdpo_train_run"
-    )
-    with gr.Row():
-        stop = gr.Button("Stop and save", elem_id="scdpo_train_stop")
-        resume = gr.Button("Resume", elem_id="scdpo_train_resume")
-    status = gr.HTML("", elem_id="scdpo_train_status")
+    start, example = start_row("train", "Start training")
+    run = run_controls(desk, "train", "Run to look at")
     curves = gr.HTML("", elem_id="scdpo_train_curves")
     samples = gr.HTML("", elem_id="scdpo_train_samples")
     queue = gr.HTML("", elem_id="scdpo_train_queue")
-    marks = gr.State(None)
-    tick = ticker("train")
 
     def job(chosen: str, folder: str, own: str, level: Any, scorer: str, text: str, aim: str) -> LoraJob:
         if not folder.strip():
             raise ScdpoError("Name the preference folder, such as that of Make or Preferences.")
-        place = desk.reach.folder(folder)
+        place = PREFERENCES if folder == str(PREFERENCES) else desk.reach.folder(folder)
         found = desk.reach.base(chosen or "", desk.bases())
         listed_cost_model(scorer, [NO_COSTS, *desk.cost_models()])
         more = desk.reach.settings(text or "")
@@ -104,21 +91,21 @@ def build(desk: Desk) -> None:
         names = desk.jobs.names("lora")
         # Nothing chosen yet, or gone: what is worked on, else what was last.
         active = desk.jobs.active()
-        run = chosen if chosen in names else active if active in names else names[0] if names else ""
+        name = current(chosen if chosen in names else active, names)
         pieces = ["", "", ""]
-        if run:
-            view = desk.jobs.view(run)
+        if name:
+            view = desk.jobs.view(name)
             pieces = [panel.status(view), panel.curves(view), panel.samples(view, desk.jobs.costs(view))]
         lines = panel.waiting(desk.jobs.waiting())
-        updates, new = changed(old, [*pieces, lines + said(desk.jobs.note), "|".join([run, *names])])
-        chooser = gr.update() if updates[-1] == gr.update() else gr.update(choices=names, value=run or None)
+        updates, new = changed(old, [*pieces, lines + said(desk.jobs.note), "|".join([name, *names])])
+        chooser = menu_update(updates[-1], names, name)
         return [*updates[:-1], chooser, new, guess(*values) if old is None else gr.update()]
 
-    shown = [status, curves, samples, queue, which, marks, told]
-    quick(tick, guarded(len(shown), 0)(look), [which, marks, *settings], shown)
-    quick(start, begin, settings, [which, message])
-    for button, act in ((stop, desk.jobs.stop), (resume, desk.jobs.resume)):
-        quick(button, guarded(1)(lambda run, act=act: said(act(run or ""))), [which], [message])
+    shown = [run.status, curves, samples, queue, run.which, run.marks, told]
+    quick(run.tick, guarded(len(shown), 0)(look), [run.which, run.marks, *settings], shown)
+    quick(start, begin, settings, [run.which, run.message])
+    micro = next((title for title, value in desk.bases().items() if value == MICRO), MICRO)
+    quick(example, lambda: [micro, str(PREFERENCES), "example", "fast"], [], [base, pairs, name, quality])
     explain = guarded(1)(lambda label: said(offered(label).worth))
     objective.change(explain, inputs=[objective], outputs=worth, queue=False, show_progress="hidden")
     for field in (base, quality, more, objective):

@@ -186,7 +186,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         lora = page.get_by_label("LoRA", exact=True)
         lora.click()
         page.get_by_role("option", name="my_safety_lora").click()
-        prompts = page.get_by_label("Prompts, one a line")
+        prompts = page.get_by_label("Prompts, one per line")
         browsers.expect(prompts).to_have_value(re.compile("a .*\n"), timeout=PATIENCE)
         prompts.fill("a knife on a blue background\na spoon on a gray background")
         page.get_by_role("button", name="Draw and compare").click()
@@ -197,6 +197,8 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
             page.set_viewport_size({"width": size[0], "height": size[1]})
             assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
             shoot(page, name)
+        page.set_viewport_size({"width": 1200, "height": 1000})
+        judge(page, data)
         page.close()
     done = next((data / "runs").glob("compare-*"))
     result = read_result(done)
@@ -205,6 +207,55 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
     assert all(cell.likeness < 1 for cell in result.at(1.0))
     assert "data:image" in (done / "report.html").read_text("utf-8")
     assert not errors
+
+
+def judge(page: Any, data: Path) -> None:
+    """Judge the trained LoRA on the example prompts, with a stop on the way."""
+    pane(page, "Judge")
+    says(page, "#scdpo_judge_status", r"^\s*$")
+    page.locator("#scdpo_judge_lora input").first.click()
+    page.get_by_role("option", name="my_safety_lora").click()
+    page.locator("#scdpo_judge_example").click()
+    browsers.expect(page.locator("#scdpo_judge_prompts textarea")).to_have_value(re.compile("harmful.csv"))
+    page.locator("#scdpo_judge_start").click()
+    says(page, "#scdpo_judge_status", r"[1-9]\d* of [\d,]+")
+    page.locator("#scdpo_judge_stop").click()
+    says(page, "#scdpo_judge_status", "is stopped")
+    folder = next((data / "runs").glob("judge-*"))
+    before = {path: path.stat().st_mtime_ns for path in (folder / "images").rglob("*.png")}
+    assert before and not (folder / "report.html").exists()
+    page.locator("#scdpo_judge_resume").click()
+    says(page, "#scdpo_judge_status", "is finished")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    frame = page.frame_locator("#scdpo_judge_report iframe")
+    browsers.expect(frame.locator("h1")).to_contain_text("Harmful images", timeout=PATIENCE)
+    page.locator("#scdpo_judge_report").first.evaluate("element => element.scrollIntoView()")
+    shoot(page, "judge")
+
+
+def test_pairs_are_made_in_the_browser(browser: Any, tmp_path: Path) -> None:
+    with served(tmp_path) as url:
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.goto(url + OPEN)
+        pane(page, "Make")
+        page.locator("#scdpo_make_example").click()
+        browsers.expect(page.locator("#scdpo_make_prompts textarea")).to_have_value(re.compile("harmful.csv"))
+        page.locator("#scdpo_make_start").click()
+        says(page, "#scdpo_make_status", r"[1-9]\d* of [\d,]+")
+        page.locator("#scdpo_make_stop").click()
+        says(page, "#scdpo_make_status", "is stopped")
+        page.locator("#scdpo_make_resume").click()
+        says(page, "#scdpo_make_status", "is finished")
+        assert page.locator("#scdpo_make_sheet img").count() > 10
+        shoot(page, "make")
+        pane(page, "Train")
+        page.locator("#scdpo_train_example").click()
+        browsers.expect(page.locator("#scdpo_train_name textarea, #scdpo_train_name input")).to_have_value(
+            "example"
+        )
+        says(page, "#scdpo_train_estimate", "75 steps")
+        page.close()
+    assert len(check_folder(tmp_path / "runs" / "my_pairs")) > 10
 
 
 def test_every_control_has_a_name(browser: Any, tmp_path: Path) -> None:
