@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosts import record
 from tests.hosts.comfyui import samples
 from tests.hosts.comfyui.server import PACK, ROOT, Host, python
 from tests.hosts.comfyui.trainable import make_trainable
 
 HERE = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    recorder = record.recorder("comfyui", os.environ.get("COMFYUI_DIR", ""), python())
+    if recorder is not None:
+        config.pluginmanager.register(recorder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.hosts import record
 from tests.hosts.webui.running import ROOT, WebUi
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = os.environ.get("WEBUI_DIR", "")
+    recorder = record.recorder("webui", folder, str(_python(Path(folder))))
+    if recorder is not None:
+        config.pluginmanager.register(recorder)
+
+
+def _python(folder: Path) -> Path:
+    return Path(os.environ.get("WEBUI_PYTHON") or folder / "venv" / "bin" / "python")
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +37,7 @@ def webui_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def webui(webui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUi]:
-    python = Path(os.environ.get("WEBUI_PYTHON") or webui_dir / "venv" / "bin" / "python")
-    host = WebUi(webui_dir, tmp_path_factory.mktemp("webui"), python)
+    host = WebUi(webui_dir, tmp_path_factory.mktemp("webui"), _python(webui_dir))
     host.prepare()
     try:
         host.start()
