@@ -10,13 +10,13 @@ from pathlib import Path
 from scdpo_core.cost.protocol import Scorer
 from scdpo_core.io.images import open_image
 from scdpo_core.lora.file import read_lora_info
-from scdpo_core.lora.install import publish, published
 from scdpo_core.pairs.start import PairsJob, write_pairs_job
 from scdpo_core.run_store.folder import Kind, kind_of, run_folder, runs_in
 from scdpo_core.run_store.state import State, state_of
 from scdpo_core.runs import jobs as core_jobs
 from scdpo_core.runs.comparison import CompareJob, write_comparison
 from scdpo_core.runs.follow import Follower, RunView
+from scdpo_core.runs.install_result import install, installed
 from scdpo_core.runs.supervisor import Supervisor
 from scdpo_core.suite.job import EvalJob, write_evaluation
 from scdpo_core.types import CostScore, ScdpoError
@@ -60,7 +60,7 @@ class Jobs:
         if not self.root.is_dir():
             return
         for folder in runs_in(self.root, "lora"):
-            if published(folder) is None and self._shelf() and state_of(folder) == "finished":
+            if installed(folder) is None and self._shelf() and state_of(folder) == "finished":
                 self._ended(folder, "finished")
         self.supervisor.wake()
 
@@ -180,7 +180,7 @@ class Jobs:
             # No host draws with the embedded model.
             if read_lora_info(folder / f"{folder.name}.safetensors").family == MICRO:
                 return
-            publish(folder, shelf[0], others=shelf[1:], versions=self._versions())
+            install(folder, shelf[0], others=shelf[1:], versions=self._versions())
             self._trouble = ""
             self._shelved()
         except ScdpoError as error:

@@ -52,13 +52,13 @@ def train(cls: type[io.ComfyNode], job: Job, stamp: str, kind: str) -> tuple[Run
         ScdpoError: what is wrong, or why the training failed.
         InterruptProcessingException: the user has interrupted; what was trained is saved.
     """
-    models = Path(folder_paths.get_folder_paths(kind)[0])
-    if wrong := install_result.taken(job.name, models, job.folder):
+    models, *others = map(Path, folder_paths.get_folder_paths(kind))
+    if wrong := install_result.name_taken(job.folder, models):
         raise ScdpoError(wrong)
     view = run(cls, jobs.request(job, stamp))
     if view.result is None:
         raise ScdpoError(view.message or f"The training ended early: {now(view)}")
-    installed = install_result.put(view.result, models)
+    installed = install_result.install(job.folder, models, others=others)
     # Menus are made from this list.
     folder_paths.filename_list_cache.pop(kind, None)
     return view, installed

@@ -109,6 +109,7 @@ def save_lora(
     card = {
         "description": description,
         "sd version": sidecar_version(family),
+        "activation text": "",
         "preferred weight": preferred_weight,
         "notes": notes,
     }

@@ -1,55 +1,106 @@
-"""The finished file of a run, put where a host looks for such files."""
+"""The finished file of a run, put where a host looks for such files, with its card and preview beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..io.files import copy_file, sha256_of
+from ..io.files import copy_file, sha256_of, write_json
+from ..io.json_schema import SchemaError, parse, read_json
+from ..lora.file import read_lora_info
+from ..lora.identity import sidecar_version
+from ..run_store.folder import result_of
 from ..types import ScdpoError
 
+MARK = "published.json"
+"""In the run folder: where its result was put."""
 
-def taken(name: str, shelf: Path, run: Path) -> str:
-    """Why a run cannot put its file on a shelf under that name; '' if it can.
+_MOST = 1000
+_VERSION = "sd version"
+
+
+@dataclass(frozen=True)
+class _Installed:
+    path: Path
+
+
+def installed(run: Path) -> Path | None:
+    """Return where a run's result was put; None if it was not, or is no longer there."""
+    try:
+        path = read_json(run / MARK, _Installed).path
+        return path if path.is_file() else None
+    except (OSError, SchemaError):
+        return None
+
+
+def name_taken(run: Path, folder: Path) -> str:
+    """Return why a run cannot put its result into a folder under its own name; '' if it can."""
+    target, result = folder / result_of(run).name, result_of(run)
+    if not target.exists() or (result.exists() and _same(target, result)):
+        return ""
+    return f"There is a file {target.name} in {folder} already, of another run. Choose another output name."
+
+
+def install(run: Path, folder: Path, *, others: Sequence[Path] = (), versions: Iterable[str] = ()) -> Path:
+    """Copy a run's result into a host's folder; the same file is never put there twice.
+
+    Beside a LoRA go NAME.json (description, base model, preferred weight: what A1111, Forge and programs that
+    share their folder show on its card) and NAME.png (its sample images). Nothing is replaced: where another
+    file has the name, a number is added, and a card or preview that is there stays.
 
     Args:
-        name: of the run.
-        shelf: the host's folder of such files.
-        run: the run folder; the file of this very run may lie on the shelf already.
-    """
-    there, own = shelf / f"{name}.safetensors", run / f"{name}.safetensors"
-    if not there.exists() or (own.exists() and _same(there, own)):
-        return ""
-    return f"There is a file {there.name} in {shelf} already, of another run. Choose another output name."
-
-
-def put(result: Path, shelf: Path) -> Path:
-    """Copy a result, with the preview image beside it if there is one, onto a shelf.
+        run: the run folder, with its result in it.
+        folder: the host's.
+        others: further folders in which the host looks. It knows a file by its name alone, so one that lies
+            there stays there, and a name that another one has there is not used again.
+        versions: what a card's "sd version" can be in that host; none for A1111's.
 
     Returns:
-        The file there, which is left alone if it holds the same.
+        The file in the host's folder.
 
     Raises:
-        ScdpoError: another file has that name there, or it cannot be written.
+        ScdpoError: the run has no result, it is damaged, or the folder cannot be written to.
     """
-    there = shelf / result.name
+    result = result_of(run)
     try:
-        if there.exists():
-            if not _same(there, result):
-                raise ScdpoError(
-                    f"{result.name} is finished, but there is another file of that name in {shelf}. "
-                    f"It stays where it is: {result}"
-                )
-            return there
-        preview = result.with_suffix(".png")
-        if preview.is_file() and not (shelf / preview.name).exists():
-            copy_file(preview, shelf / preview.name)
-        copy_file(result, there)
+        content = sha256_of(result)
+        target = _free_name([folder, *others], run.name, content)
+        if not target.exists():
+            copy_file(result, target)
+        preview, card = result.with_suffix(".png"), result.with_suffix(".json")
+        if preview.is_file() and not target.with_suffix(".png").exists():
+            copy_file(preview, target.with_suffix(".png"))
+        if card.is_file() and not target.with_suffix(".json").exists():
+            write_json(target.with_suffix(".json"), _card_for(card, result, versions))
+        write_json(run / MARK, {"path": str(target), "sha256": content})
     except OSError as error:
         raise ScdpoError(
-            f"{result.name} is finished, but cannot be copied into {shelf} ({error.strerror or error}). "
+            f"{result.name} is finished, but cannot be copied into {folder} ({error.strerror or error}). "
             f"Copy it there yourself: {result}"
         ) from error
-    return there
+    return target
+
+
+def _free_name(folders: Sequence[Path], name: str, content: str) -> Path:
+    """The file that holds this result already, else the first name that is free in all folders."""
+    for number in range(1, _MOST):
+        file = f"{name}.safetensors" if number == 1 else f"{name}-{number}.safetensors"
+        existing = [folder / file for folder in folders if (folder / file).exists()]
+        same = next((path for path in existing if sha256_of(path) == content), None)
+        if same is not None or not existing:
+            return same or folders[0] / file
+    raise ScdpoError(f"There are too many files named {name} in {folders[0]}.")
+
+
+def _card_for(card: Path, lora: Path, versions: Iterable[str]) -> dict[str, object]:
+    """The card of a LoRA, with the base model in the words of a host."""
+    try:
+        fields = parse(card.read_text("utf-8"))
+    except (SchemaError, UnicodeDecodeError) as error:
+        raise ScdpoError(f"{card} is damaged ({error}). Delete it, and try again.") from error
+    fields = fields if isinstance(fields, dict) else {}
+    return fields | {_VERSION: sidecar_version(read_lora_info(lora).family, versions)}
 
 
 def _same(one: Path, other: Path) -> bool:

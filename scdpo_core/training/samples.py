@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..cost.protocol import Scorer
     from ..families.base import LoadedModel
 
+_CARD_SIDE = 512  # pixels, of a LoRA's card in a host
+
 
 def choose_prompts(pairs: Sequence[PreferencePair], count: int) -> list[str]:
     """Prompts of the pairs, spread evenly: half of those under benign prompts, if there are any."""
@@ -95,7 +97,7 @@ class Sampler:
 
 
 def preview(images: Sequence[Image.Image]) -> Image.Image | None:
-    """The images side by side in a nearly square grid; None of none."""
+    """Lay out images in a nearly square grid, small drawings enlarged for a host's card; None of none."""
     if not images:
         return None
     columns = math.ceil(math.sqrt(len(images)))
@@ -104,4 +106,5 @@ def preview(images: Sequence[Image.Image]) -> Image.Image | None:
     grid = Image.new("RGB", (columns * width, rows * height))
     for number, image in enumerate(images):
         grid.paste(image, (number % columns * width, number // columns * height))
-    return grid
+    scale = max(1, _CARD_SIDE // max(grid.size))
+    return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)

@@ -83,6 +83,7 @@ def test_metadata_and_card(example: tuple[Path, Tensor]) -> None:
     assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == {
         "description": "Draws calm images.",
         "sd version": "SD1",
+        "activation text": "",
         "preferred weight": 0.8,
         "notes": "No trigger word.",
     }

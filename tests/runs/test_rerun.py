@@ -1,4 +1,4 @@
-"""Asking for the same run once more, and putting its result on a shelf."""
+"""Asking for the same run once more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from scdpo_core.run_store.events import Done, EventLog, Failed
 from scdpo_core.run_store.folder import RunFolder, has_results
-from scdpo_core.runs.install_result import put, taken
 from scdpo_core.runs.jobs import CostJob, LoraJob, problems, request
 from scdpo_core.runs.queue import Queue
 from scdpo_core.runs.rerun import prepare
@@ -102,39 +101,6 @@ def test_a_cost_model_is_begun_again_and_then_done(tmp_path: Path) -> None:
     assert prepare(request(cost, "1")) == "begin"
     finish(cost)
     assert prepare(request(cost, "1")) == "done"
-
-
-def test_a_result_is_put_on_the_shelf_with_its_preview(tmp_path: Path) -> None:
-    run, shelf = tmp_path / "run", tmp_path / "loras"
-    run.mkdir()
-    (run / "a.safetensors").write_bytes(b"weights")
-    (run / "a.png").write_bytes(b"image")
-    assert taken("a", shelf, run) == ""
-    there = put(run / "a.safetensors", shelf)
-    assert there == shelf / "a.safetensors" and there.read_bytes() == b"weights"
-    assert (shelf / "a.png").read_bytes() == b"image"
-    before = there.stat().st_mtime_ns
-    assert taken("a", shelf, run) == ""
-    assert put(run / "a.safetensors", shelf) == there and there.stat().st_mtime_ns == before
-
-
-def test_another_file_on_the_shelf_is_never_replaced(tmp_path: Path) -> None:
-    run, shelf = tmp_path / "run", tmp_path / "loras"
-    for folder, weights in ((run, b"weights"), (shelf, b"another")):
-        folder.mkdir()
-        (folder / "a.safetensors").write_bytes(weights)
-    assert "Choose another output name" in taken("a", shelf, run)
-    assert "Choose another output name" in taken("a", shelf, tmp_path / "new run")
-    with pytest.raises(ScdpoError, match="another file of that name"):
-        put(run / "a.safetensors", shelf)
-    assert (shelf / "a.safetensors").read_bytes() == b"another"
-
-
-def test_a_shelf_that_cannot_be_written_says_where_the_result_is(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(b"weights")
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ScdpoError, match="Copy it there yourself"):
-        put(tmp_path / "a.safetensors", tmp_path / "file" / "loras")
 
 
 def test_what_a_kill_left_half_written_is_no_result_for_anybody(tmp_path: Path) -> None:
