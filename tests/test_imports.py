@@ -75,8 +75,8 @@ IN_HOSTS = (
     "suite.job", "types",
 )
 # fmt: on
-# jinja2 and markupsafe are requirements of torch itself.
-EVERY_HOST_HAS = {"torch", "numpy", "PIL", "safetensors", "onnxruntime", "jinja2", "markupsafe"}
+# jinja2 and markupsafe are requirements of torch itself, psutil of every host; requirements.txt names it too.
+EVERY_HOST_HAS = {"torch", "numpy", "PIL", "safetensors", "onnxruntime", "jinja2", "markupsafe", "psutil"}
 TRAINER_ONLY = (
     "transformers",
     "diffusers",

@@ -183,6 +183,7 @@ def test_modules_are_asked_for_and_not_distributions(monkeypatch: pytest.MonkeyP
     modules = {
         "safetensors",
         "flatbuffers",
+        "psutil",
         "google.protobuf",
         "tomli_w",
         "onnxruntime",

@@ -1,4 +1,8 @@
-"""One at a time, between threads and processes. The system lets go of the lock of a holder that dies."""
+"""One at a time, between threads and processes. The system lets go of the lock of a holder that dies.
+
+filelock does not tell somebody who only looks from a holder, and its older versions, which hosts have, cannot
+be interrupted while they wait.
+"""
 
 from __future__ import annotations
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 _MOST = 1 << 31
-_UNIX_EPOCH = 11_644_473_600  # in seconds since 1601, from where Windows counts
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,17 @@ class ProcessId:
 
     pid: int
     token: str
+
+
+def _look_with_psutil(pid: int) -> tuple[str, float] | None:
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        born = process.create_time()
+    except psutil.Error:
+        return None
+    return repr(born), born
 
 
 def look(pid: int) -> tuple[ProcessId, float] | None:
@@ -44,8 +55,12 @@ def end(process: ProcessId) -> None:
     if not alive(process):
         return
     if sys.platform == "win32":
-        command = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
-        subprocess.run(command, capture_output=True, creationflags=subprocess.CREATE_NO_WINDOW)
+        try:
+            parent = psutil.Process(process.pid)
+            for each in (*parent.children(recursive=True), parent):
+                each.kill()
+        except psutil.Error:
+            return
     else:
         try:
             # Only the leader of a group may take the group with it: a run that a shell started shares one.
@@ -57,31 +72,8 @@ def end(process: ProcessId) -> None:
             return
 
 
-if sys.platform == "win32":
-
-    def _look(pid: int) -> tuple[str, float] | None:
-        import ctypes
-        from ctypes import wintypes
-
-        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-        kernel.OpenProcess.restype = wintypes.HANDLE
-        handle = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
-        if not handle:
-            return None
-        handle = wintypes.HANDLE(handle)
-        try:
-            code, times = wintypes.DWORD(), [wintypes.FILETIME() for _ in range(4)]
-            known = kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-            known = known and kernel.GetProcessTimes(handle, *map(ctypes.byref, times))
-        finally:
-            kernel.CloseHandle(handle)
-        if not known or code.value != 259:  # STILL_ACTIVE
-            return None
-        born = (times[0].dwHighDateTime << 32) + times[0].dwLowDateTime
-        return str(born), born / 1e7 - _UNIX_EPOCH
-
-elif sys.platform == "linux":
-
+if sys.platform == "linux":
+    # psutil's moment of birth moves when the clock is set; ticks since the machine's start do not.
     def _look(pid: int) -> tuple[str, float] | None:
         try:
             # The name before the last bracket may hold anything.
@@ -97,13 +89,4 @@ elif sys.platform == "linux":
         return f"{boot}:{ticks}", time.time() - age
 
 else:
-
-    def _look(pid: int) -> tuple[str, float] | None:
-        command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
-        told = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
-        ).stdout
-        status, _, born = told.strip().partition(" ")
-        if not born or status.startswith("Z"):
-            return None
-        return born.strip(), time.mktime(time.strptime(born.strip(), "%a %b %d %H:%M:%S %Y"))
+    _look = _look_with_psutil

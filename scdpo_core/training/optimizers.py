@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from packaging.version import Version
 
 from ..config.optim import OptimSettings
 from ..lora.formats.names import TEXT_ENCODERS
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
 Groups = list[dict[str, Any]]
 """What torch calls parameter groups; `share` is by what its learning rate differs from the step's."""
-_BNB_ON_CPU = (0, 50)
-_FUSED_ON_CPU = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 4)
+_BNB_ON_CPU = Version("0.50")
 
 
 def _adamw(groups: Groups, settings: OptimSettings, device: torch.device) -> torch.optim.Optimizer:
@@ -31,8 +31,8 @@ def _adamw(groups: Groups, settings: OptimSettings, device: torch.device) -> tor
         betas=(settings.beta1, settings.beta2),
         weight_decay=settings.weight_decay,
         # One kernel for all weights, which also knows how to skip a step of a gradient scaler without
-        # asking the GPU. Its version for CPUs came with torch 2.4.
-        fused=True if device.type == "cuda" or (device.type == "cpu" and _FUSED_ON_CPU) else None,
+        # asking the GPU.
+        fused=True if device.type in ("cuda", "cpu") else None,
     )
 
 
@@ -46,12 +46,12 @@ def _adamw8bit(groups: Groups, settings: OptimSettings, device: torch.device) ->
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise _missing("adamw8bit", "bitsandbytes", "adam8bit") from error
-    version = tuple(int(part) for part in bitsandbytes.__version__.split(".")[:2])
-    if device.type == "mps" or (device.type == "cpu" and version < _BNB_ON_CPU):
+    too_old = Version(bitsandbytes.__version__) < _BNB_ON_CPU
+    if device.type == "mps" or (device.type == "cpu" and too_old):
         raise ScdpoError(
             f"--optimizer adamw8bit cannot compute on '{device.type}' with bitsandbytes "
-            f"{bitsandbytes.__version__}. It wants an NVIDIA GPU, or bitsandbytes 0.50 for a processor. Take "
-            "adamw, or adafactor, which keeps less still."
+            f"{bitsandbytes.__version__}. It requires an NVIDIA GPU, or bitsandbytes 0.50 on a processor. "
+            "Use adamw, or adafactor, which needs even less memory."
         )
     optimizer: torch.optim.Optimizer = AdamW8bit(
         groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay

@@ -166,11 +166,11 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         shoot(page, "train")
         assert 'objective = "sc_dpo"' in (data / "runs" / "my_safety_lora" / "job.toml").read_text("utf-8")
         page.get_by_role("button", name="Stop and save").click()
-        says(page, "#scdpo_train_status", "is stopped")
+        says(page, "#scdpo_train_status", "was stopped")
 
         page.reload()
         pane(page, "Train")
-        says(page, "#scdpo_train_status", "is stopped")
+        says(page, "#scdpo_train_status", "was stopped")
         before = int(re.search(r"([\d,]+) of 300 steps", page.inner_text("#scdpo_train_status"))[1])  # type: ignore[index]
         assert 0 < before < 300
         page.get_by_role("button", name="Resume").click()
@@ -220,7 +220,7 @@ def judge(page: Any, data: Path) -> None:
     page.locator("#scdpo_judge_start").click()
     says(page, "#scdpo_judge_status", r"[1-9]\d* of [\d,]+")
     page.locator("#scdpo_judge_stop").click()
-    says(page, "#scdpo_judge_status", "is stopped")
+    says(page, "#scdpo_judge_status", "was stopped")
     folder = next((data / "runs").glob("judge-*"))
     before = {path: path.stat().st_mtime_ns for path in (folder / "images").rglob("*.png")}
     assert before and not (folder / "report.html").exists()
@@ -243,7 +243,7 @@ def test_pairs_are_made_in_the_browser(browser: Any, tmp_path: Path) -> None:
         page.locator("#scdpo_make_start").click()
         says(page, "#scdpo_make_status", r"[1-9]\d* of [\d,]+")
         page.locator("#scdpo_make_stop").click()
-        says(page, "#scdpo_make_status", "is stopped")
+        says(page, "#scdpo_make_status", "was stopped")
         page.locator("#scdpo_make_resume").click()
         says(page, "#scdpo_make_status", "is finished")
         assert page.locator("#scdpo_make_sheet img").count() > 10
