@@ -81,6 +81,8 @@ class ModelSettings:
         device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
         gradient_checkpointing: spend a third more time to need much less GPU memory.
         quantize: keep the frozen model's matrices in 8 or 4 bits; the arithmetic stays in `precision`.
+        offload_blocks: how many of the frozen model's blocks wait in main memory and come to the GPU in time;
+            'auto' takes as few as the GPU's memory allows. The LoRA is the same, a step takes longer.
         vae_tiling: encode and draw large images in overlapping tiles, for GPUs of little memory.
         channels_last: order in memory that 16-bit convolutions of a GPU like; 'auto' takes it for them.
         compile: let torch.compile make the denoiser faster after a start of some minutes: its repeated
@@ -100,6 +102,7 @@ class ModelSettings:
     device: str = "auto"
     gradient_checkpointing: bool = False
     quantize: Literal["off", "int8", "fp8", "nf4"] = "off"
+    offload_blocks: int | Literal["auto"] = bounded(0, at_least=0)
     vae_tiling: bool = False
     channels_last: Literal["auto", "on", "off"] = needing("auto", UNETS)
     compile: Literal["off", "blocks", "whole"] = "off"
@@ -260,6 +263,7 @@ _NO_IDENTITY = {
         "channels_last",
         "compile",
         "gradient_checkpointing",
+        "offload_blocks",
         "prompt_chunks",
     },
     "data": {"pairs", "prompts", "cache", "cache_in", "cost_model"},

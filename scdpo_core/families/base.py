@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..types import Conditioning, Problem
+from .block_offload import OffloadBlocks
 from .parameterisation import Weighting
 from .quantization import Quantize
 from .sampling import ProgressFn, Start
@@ -41,6 +42,7 @@ class LoadOptions:
         quantize: format of the denoiser's frozen matrices.
         vae_tiling: whether images go through the VAE one at a time and, where they are large, in tiles.
         denoiser_spread: whether the denoiser will be spread over several GPUs; it waits in main memory.
+        offload_blocks: how many of the denoiser's blocks wait in main memory, see `block_offload`.
     """
 
     prediction: Prediction = "auto"
@@ -54,6 +56,7 @@ class LoadOptions:
     quantize: Quantize = "off"
     vae_tiling: bool = False
     denoiser_spread: bool = False
+    offload_blocks: OffloadBlocks = 0
 
 
 DEFAULTS = LoadOptions()

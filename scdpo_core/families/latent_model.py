@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..types import ScdpoError
 from .base import LoadOptions
+from .block_offload import start_offload
 from .component_layout import ComponentLayout
 from .components import Encoders, Reader, in_a_sentence, vae_from
 from .fingerprint import encoders_fingerprint, weights_fingerprint
@@ -67,8 +68,8 @@ class LatentModel(PromptModel, ResidualModel):
             # Before it moves: a small GPU never holds the whole network in full size.
             quantize(denoiser, options.quantize)
             self.denoiser: nn.Module = denoiser
-            self._offload = OffloadManager(device)
-            self._offload.register(DENOISER, [denoiser])
+            self._offload = OffloadManager(device, one_at_a_time=options.offload_blocks != 0)
+            self._offload.register(DENOISER, [start_offload(denoiser, device, options.offload_blocks)])
             if options.denoiser_spread:
                 self._offload.pin(DENOISER)
             else:

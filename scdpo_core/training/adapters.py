@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..config.optim import LoraSettings
+from ..families.block_offload import readable
 from ..lora.adapter import LoraAdapter, attach, attach_file
 from ..lora.file import load_lora
 from ..lora.formats.names import TEXT_ENCODERS
@@ -46,16 +47,17 @@ def attach_lora(model: LoadedModel, settings: LoraSettings, seed: int) -> LoraAd
             "--train-text, or take the block out."
         )
     own = {block: rank for block, rank in ranks.items() if block not in text_ranks}
-    adapter = attach(
-        model.denoiser,
-        rank=settings.rank,
-        alpha=settings.effective_alpha,
-        targets=settings.targets,
-        dropout=settings.dropout,
-        seed=seed,
-        kind=settings.kind,
-        ranks=own,
-    )
+    with readable(model.denoiser):
+        adapter = attach(
+            model.denoiser,
+            rank=settings.rank,
+            alpha=settings.effective_alpha,
+            targets=settings.targets,
+            dropout=settings.dropout,
+            seed=seed,
+            kind=settings.kind,
+            ranks=own,
+        )
     if not settings.train_text:
         return adapter
     towers = model.train_texts()
@@ -97,7 +99,8 @@ def attach_finished(model: LoadedModel, path: Path) -> tuple[LoraAdapter, LoraFi
     # Only then: text encoders that hold a LoRA stay in memory.
     if any(name.startswith(TEXT_ENCODERS) for name in load_lora(path)[0]):
         texts = {f"{name}.": tower for name, (tower, _) in model.train_texts().items()}
-    return attach_file(model.denoiser, path, texts)
+    with readable(model.denoiser):
+        return attach_file(model.denoiser, path, texts)
 
 
 def text_targets(tower: nn.Module, settings: LoraSettings, unread: int) -> list[str]:

@@ -176,6 +176,7 @@ def load_options(settings: ModelSettings) -> LoadOptions:
         prompt_chunks=settings.prompt_chunks,
         guidance=settings.guidance_embedding,
         quantize=settings.quantize,
+        offload_blocks=settings.offload_blocks,
         vae_tiling=settings.vae_tiling,
     )
 
@@ -190,6 +191,8 @@ def _model(settings: TrainSettings, notice: Callable[[Problem], None]) -> Iterat
                 notice(problem)
         device = resolve_device(own.device)
         resolve_dtype(own.precision, device)
+        if own.offload_blocks != 0 and device.type == "mps":
+            yield "--offload-blocks gains nothing where the GPU's memory is the main memory: leave it out."
         if own.compile != "off" and device.type == "cpu":
             yield from _compiler_paths()
     except ScdpoError as error:
@@ -309,6 +312,11 @@ def meaningless(
         yield (
             f"lora.kind '{lora.kind}' looks at the base's own matrices, which model.quantize '{coded}' has "
             "coded: leave one of them out"
+        )
+    if settings.model.offload_blocks != 0 and settings.model.compile != "off":
+        yield (
+            "model.offload_blocks and model.compile do not go together, for a compiled block expects its "
+            "weights to stay where they are: leave one of them out"
         )
     if lora.targets == "self-attention" and not UNETS.is_met(settings, family):
         yield (
