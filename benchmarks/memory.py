@@ -4,9 +4,9 @@ Networks of full size and no weights: a step is run on torch's fake tensors, and
 is added up (`scdpo_core.training.memory`, which tests compare with real steps of small networks). No GPU is
 needed and none is measured, but norms are computed in 32 bits, as CUDA's autocast does and a CPU's does not.
 CUDA's libraries take about 0.5 GiB more. A second table has what encoding a pair needs before the first step,
-with and without VAE tiling, at the model's own size and at twice that. 'offload' lets all blocks of the
-network wait in main memory, which is the least that `--offload-blocks auto` needs. `--work` counts the floating point
-operations of a step too, attention included: two passes without the LoRA, two with it and their way back.
+with and without VAE tiling, at the model's own size and at twice that. 'offload' lets all blocks wait in
+main memory, which is the least that `--offload-blocks auto` needs. `--work` counts a step's floating point
+operations too, attention included: two passes without the LoRA, two with it and their way back.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from ..lora.file import load_lora
 from ..lora.formats.names import TEXT_ENCODERS
 from ..lora.targets import target_modules
 from ..types import Conditioning, LoraFile, ScdpoError
+from .starting_loras import continue_lora
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -27,9 +28,10 @@ _LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..*")
 def attach_lora(model: LoadedModel, settings: LoraSettings, seed: int) -> LoraAdapter:
     """Put the run's LoRA into a model that has none.
 
-    With `settings.train_text` every CLIP text encoder gets one as well, of the same kind, with ranks of its
-    own under the blocks 'text_encoder' and 'text_encoder_2'; T5 never does. Layers that nothing reads (the
-    last of SDXL's first encoder) are left out.
+    With `settings.init_lora` that is the LoRA of that file. With `settings.train_text` every CLIP text
+    encoder gets one as well, of the same kind, with ranks of its own under the blocks 'text_encoder' and
+    'text_encoder_2'; T5 never does. Layers that nothing reads (the last of SDXL's first encoder) are left
+    out.
 
     Args:
         model: loaded; with text encoders trained, pairs must be encoded already.
@@ -39,6 +41,8 @@ def attach_lora(model: LoadedModel, settings: LoraSettings, seed: int) -> LoraAd
     Raises:
         ScdpoError: a block has no module here, or nothing is left to train.
     """
+    if settings.init_lora is not None:
+        return continue_lora(model, settings, settings.init_lora, seed)
     ranks = settings.rank_of_block
     text_ranks = {block: rank for block, rank in ranks.items() if block.startswith("text_encoder")}
     if text_ranks and not settings.train_text:

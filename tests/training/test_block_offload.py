@@ -14,11 +14,12 @@ from scdpo_core.config.settings import ModelSettings, TrainSettings, load_toml, 
 from scdpo_core.families import FAMILIES
 from scdpo_core.families.block_offload import offload_of
 from scdpo_core.run_store.events import Event, Warned
+from scdpo_core.run_store.folder import checkpoint_steps
 from scdpo_core.training import estimate as estimates
-from scdpo_core.training.checks import invalid
 from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.job import run_job
 from scdpo_core.training.loading import load_base
+from scdpo_core.training.setting_checks import invalid
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import tiny_pairs, tiny_settings
 from tests.support.tiny_families import T5_TOKENS, tiny_folder
@@ -90,7 +91,7 @@ def test_a_run_goes_on_with_another_number_of_blocks(pairs: Path, tmp_path: Path
     whole = trained(settings_of("sd3", base, pairs, tmp_path / "whole" / "lora", **changes))
     output = tmp_path / "parts" / "lora"
     first = settings_of("sd3", base, pairs, output, offload_blocks=2, **changes)
-    run_job(first, should_stop=lambda: (output / "checkpoints").is_dir())
+    run_job(first, should_stop=lambda: bool(checkpoint_steps(output / "checkpoints")))
     model = dataclasses.replace(first.model, offload_blocks=0)
     assert trained(dataclasses.replace(first, model=model), resume=True) == whole
 
