@@ -4,8 +4,9 @@ Networks of full size and no weights: a step is run on torch's fake tensors, and
 is added up (`scdpo_core.training.memory`, which tests compare with real steps of small networks). No GPU is
 needed and none is measured, but norms are computed in 32 bits, as CUDA's autocast does and a CPU's does not.
 CUDA's libraries take about 0.5 GiB more. A second table has what encoding a pair needs before the first step,
-with and without VAE tiling, at the model's own size and at twice that. `--work` counts the floating point
-operations of a step too, attention included: two passes without the LoRA, two with it and their way back.
+with and without VAE tiling, at the model's own size and at twice that. 'offload' lets all blocks wait in
+main memory, which is the least that `--offload-blocks auto` needs. `--work` counts a step's floating point
+operations too, attention included: two passes without the LoRA, two with it and their way back.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scdpo_core.config.settings import LoraSettings, OptimSettings, TrainSettings  # noqa: E402
 from scdpo_core.families import LoadOptions, flux, sd1, sd2, sd3, sdxl  # noqa: E402
+from scdpo_core.families.block_offload import blocks_of, bytes_saved  # noqa: E402
 from scdpo_core.families.component_layout import ComponentLayout  # noqa: E402
 from scdpo_core.families.components import Reader, read_config  # noqa: E402
 from scdpo_core.families.latent_model import LatentModel  # noqa: E402
@@ -60,6 +62,9 @@ SAVINGS: dict[str, dict[str, Any]] = {
     "checkpointing, int8": {"checkpointing": True, "quantize": "int8"},
     "checkpointing, fp8": {"checkpointing": True, "quantize": "fp8"},
     "checkpointing, nf4": {"checkpointing": True, "quantize": "nf4"},
+    "checkpointing, offload": {"checkpointing": True, "offload": True},
+    "checkpointing, int8, offload": {"checkpointing": True, "quantize": "int8", "offload": True},
+    "checkpointing, nf4, offload": {"checkpointing": True, "quantize": "nf4", "offload": True},
     "checkpointing, adamw8bit": {"checkpointing": True, "optimizer": "adamw8bit"},
     "checkpointing, adafactor": {"checkpointing": True, "optimizer": "adafactor"},
 }
@@ -181,6 +186,9 @@ def needed(family: str, saving: str, pairs: int, count: bool = False) -> Row:
     settings = TrainSettings(optim=optim, lora=LoraSettings(rank=RANK))
     with norms_as_on_cuda():
         found = memory_of(model, adapter, settings, batch, mode)
+    if own.get("offload"):
+        saved = bytes_saved(model.denoiser, len(blocks_of(model.denoiser)))
+        found = dataclasses.replace(found, weights=found.weights - saved)
     parts = [round(part / 2**30, 2) for part in (found.weights, found.lora, found.step, found.total)]
     done = round(work_of(model, adapter, batch, mode), 2) if count else None
     return Row(family, model.default_size[0], pairs, saving, *parts, done)

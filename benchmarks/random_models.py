@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scdpo_core.families.base import LoadOptions
+from scdpo_core.families.base import DEFAULTS, LoadOptions
 from scdpo_core.families.chunks import TextEncoder
 from scdpo_core.families.component_layout import ComponentLayout, TextEncoderSpec
 from scdpo_core.families.components import Reader
@@ -122,10 +122,16 @@ class RandomReader(Reader):
         return None
 
 
-def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int = 0) -> LatentModel:
+def random_model(
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    options: LoadOptions = DEFAULTS,
+) -> LatentModel:
     """A model of that shape, as a family would have loaded it."""
     reader = RandomReader(shape, device, seed)
-    return shape.model("random", Path("random"), reader, shape.layout, device, dtype, LoadOptions())
+    return shape.model("random", Path("random"), reader, shape.layout, device, dtype, options)
 
 
 def save_pipeline(model: LatentModel, shape: Shape, folder: Path) -> Path:

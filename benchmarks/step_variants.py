@@ -138,6 +138,8 @@ def ours(
         settings, model, adapter, stream, keys=keys, network="random", folder=work / "cache",
         team=SingleProcess(), progress=lambda done, total: None, terms=terms,
     )  # fmt: skip
+    # The prompts were encoded on the device, from which the denoiser may have gone for that.
+    model._bring_denoiser()
     trainer = Trainer(
         model, adapter, feed, settings, work / "checkpoints", emit=lambda event: None, term_weights=weights
     )

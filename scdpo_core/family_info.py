@@ -29,6 +29,7 @@ class PairCost:
         work: 10^12 operations, without and with gradient checkpointing.
         probe: a convolution that computes about as fast as the network can: channels, side and images.
         reach: share of the probe's speed that training reaches, to a factor of two.
+        blocks: how many blocks can wait in main memory, and the GiB of weights in them.
     """
 
     side: int
@@ -38,6 +39,7 @@ class PairCost:
     work: tuple[float, float]
     probe: tuple[int, int, int] = (320, 64, 1)
     reach: float = 0.5
+    blocks: tuple[int, float] = (0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ _RECORDS = (
         pipeline="StableDiffusionPipeline",
         denoiser="unet",
         text_width=768,
-        cost=PairCost(512, 1.60, 0.05, (2.17, 0.50), (5.06, 6.24)),
+        cost=PairCost(512, 1.60, 0.05, (2.17, 0.50), (5.06, 6.24), blocks=(16, 0.45)),
     ),
     FamilyInfo(
         name="sd2",
@@ -123,7 +125,7 @@ _RECORDS = (
         pipeline="StableDiffusionPipeline",
         denoiser="unet",
         text_width=1024,
-        cost=PairCost(768, 1.61, 0.05, (4.69, 0.96), (14.12, 17.47)),
+        cost=PairCost(768, 1.61, 0.05, (4.69, 0.96), (14.12, 17.47), blocks=(16, 0.46)),
     ),
     FamilyInfo(
         name="sdxl",
@@ -139,7 +141,7 @@ _RECORDS = (
         pipeline="StableDiffusionXLPipeline",
         denoiser="unet",
         text_width=2048,
-        cost=PairCost(1024, 4.78, 0.35, (14.42, 1.26), (41.90, 52.19)),
+        cost=PairCost(1024, 4.78, 0.35, (14.42, 1.26), (41.90, 52.19), blocks=(70, 4.07)),
     ),
     FamilyInfo(
         name="sd3",
@@ -154,7 +156,7 @@ _RECORDS = (
         webui_flag=True,
         pipeline="StableDiffusion3Pipeline",
         denoiser="transformer",
-        cost=PairCost(1024, 3.99, 0.14, (10.00, 1.24), (59.32, 77.20)),
+        cost=PairCost(1024, 3.99, 0.14, (10.00, 1.24), (59.32, 77.20), blocks=(24, 3.74)),
     ),
     FamilyInfo(
         name="flux",
@@ -169,7 +171,7 @@ _RECORDS = (
         pipeline="FluxPipeline",
         denoiser="transformer",
         long_prompts=False,
-        cost=PairCost(1024, 22.17, 0.39, (54.99, 4.56), (476.52, 625.60)),
+        cost=PairCost(1024, 22.17, 0.39, (54.99, 4.56), (476.52, 625.60), blocks=(57, 22.05)),
     ),
 )
 

@@ -53,6 +53,7 @@ class PreferencePair:
         safe_prompt: what a harmless image would be asked for with; '' if not said.
         mask: image that is white where the two differ and black where they are to stay the same, or None.
         weight: factor of the pair's loss that the folder asks for, 0 or more.
+        repeats: how often it comes in an epoch of training.
     """
 
     id: str
@@ -63,6 +64,7 @@ class PreferencePair:
     safe_prompt: str = ""
     mask: Path | None = None
     weight: float = 1.0
+    repeats: int = 1
 
     @property
     def is_benign(self) -> bool:

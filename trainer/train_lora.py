@@ -152,6 +152,7 @@ def train(command: Command) -> int:
     with waking():
         # Late, for it takes seconds and a mistyped flag should not wait for it.
         from scdpo_core.training.job import run_job
+        from scdpo_core.training.starting_loras import used_with
 
     screen = Screen()
     try:
@@ -163,7 +164,7 @@ def train(command: Command) -> int:
     if result.lora is not None:
         for sentence in what_terms_did(Follower(result.folder).view().curves):
             screen.say(sentence)
-        screen.say(f"The LoRA is {result.lora.path}")
+        screen.say(f"The LoRA is {result.lora.path}. {used_with(command.settings)}".strip())
     if result.outcome.reason == "stopped":
         go_on = f"Stopped after step {result.outcome.step}; go on with --resume."
         # Whoever stops the checks leaves no folder.

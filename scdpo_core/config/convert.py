@@ -7,7 +7,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -105,20 +105,31 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _one_of(value: Any, kinds: Sequence[Any]) -> Any:
+    """`value` as the first of several kinds that it can be."""
+    refusals = []
+    for kind in kinds:
+        try:
+            return _convert(value, kind)
+        except ValueError as error:
+            refusals.append(str(error))
+    raise ValueError(" or ".join(refusals))
+
+
 def _convert(value: Any, kind: Any) -> Any:
     """`value` as `kind`; the ValueError's text says what it must be."""
     options = typing.get_args(kind)
     origin = typing.get_origin(kind)
     if origin is Literal:
         if value not in options:
-            raise ValueError(f"one of {', '.join(map(repr, options))}")
+            raise ValueError(f"{'one of ' * (len(options) > 1)}{', '.join(map(repr, options))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise ValueError("a list of texts")
         return tuple(value)
     if origin in (typing.Union, types.UnionType):
-        return _convert(value, next(option for option in options if option is not types.NoneType))
+        return _one_of(value, [option for option in options if option is not types.NoneType])
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if kind in (Path, str) and isinstance(value, str):

@@ -43,6 +43,9 @@ FOREIGN: Mapping[str, str] = {
     "network-module": "--kind",
     "network-args": "--kind and --block-ranks",
     "lora-rank": "--rank",
+    "network-weights": "--init-lora",
+    "base-weights": "--reference-lora",
+    "blocks-to-swap": "--offload-blocks",
     "caption-dropout-rate": "--caption-dropout",
     "proportion-empty-prompts": "--caption-dropout",
     "flip-aug": "--flip",
@@ -94,7 +97,7 @@ def refuse_misunderstood(arguments: Sequence[str]) -> None:
         if ours is not None:
             said.append(f"There is no --{name} here{ours if ours.startswith(',') else f': it is {ours}'}.")
         elif names.count(name) > 1:
-            advice = "To train on several folders, put them into one." if name == "pairs" else "Give it once."
+            advice = "Give further folders with --more-pairs." if name == "pairs" else "Give it once."
             said.append(f"--{name} is given {names.count(name)} times, where only the last counts. {advice}")
     if said:
         raise ScdpoError("\n".join(said))

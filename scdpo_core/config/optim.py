@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..types import ScdpoError
@@ -14,6 +15,8 @@ _MOMENTS = beside(
     "optim", "optimizer", "--optimizer adamw, adamw8bit or prodigy", "adamw", "adamw8bit", "prodigy"
 )
 _INPUTS = beside("lora", "kind", "--kind lora or dora", "lora", "dora")
+_NEW = beside("lora", "init_lora", "a new LoRA, so no --init-lora", None)
+_CONTINUED = beside("lora", "init_lora", "--init-lora FILE")
 
 
 @with_bounds
@@ -78,18 +81,25 @@ class LoraSettings:
         block_ranks: ranks of blocks that differ, as BLOCK=RANK: 'mid_block=4', 'up_blocks.1=32',
             'text_encoder=8'; 0 leaves a block out. `trainer/lora.py inspect` lists a file's blocks.
         dropout: share of the LoRA's inputs that are dropped while training; LoHa and LoKr have none.
+        init_lora: a LoRA file that training continues, with the kind, layers, ranks and alphas that it has.
+        init_rank: bring that LoRA to this rank, by singular value decomposition where its own is higher; 0
+            keeps the file's ranks. LoHa and LoKr become plain LoRAs by it.
         train_text: adapt the CLIP text encoders too; prompts are then encoded in every step.
         save_dtype: number format of the finished file.
         save_format: names in the finished file: 'kohya' for ComfyUI, A1111 and Forge, 'peft' for diffusers;
             see docs/lora-tool.md.
     """
 
-    kind: Literal["lora", "dora", "loha", "lokr"] = "lora"
-    rank: int = bounded(16, at_least=1)
-    alpha: float | None = bounded(None, above=0, hint="leave it out for alpha = rank")
-    targets: Literal["attention", "self-attention", "attention+ff", "all-linear", "conv"] = "attention"
-    block_ranks: tuple[str, ...] = ()
+    kind: Literal["lora", "dora", "loha", "lokr"] = needing("lora", _NEW)
+    rank: int = bounded(16, at_least=1, needs=_NEW)
+    alpha: float | None = bounded(None, above=0, hint="leave it out for alpha = rank", needs=_NEW)
+    targets: Literal["attention", "self-attention", "attention+ff", "all-linear", "conv"] = needing(
+        "attention", _NEW
+    )
+    block_ranks: tuple[str, ...] = needing((), _NEW)
     dropout: float = bounded(0.0, at_least=0, below=1, needs=_INPUTS)
+    init_lora: Path | None = None
+    init_rank: int = bounded(0, at_least=0, needs=_CONTINUED)
     train_text: bool = False
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     save_format: Literal["kohya", "kohya-ldm", "comfyui", "peft"] = "kohya"

@@ -90,12 +90,14 @@ def with_full_paths(settings: TrainSettings) -> TrainSettings:
         model=dataclasses.replace(
             model,
             base=model.base if is_hub_id(model.base) else full_name(model.base, MICRO),
+            reference_lora=full(model.reference_lora),
             vae=full(model.vae),
             text_encoders=full(model.text_encoders),
         ),
         data=dataclasses.replace(
             data,
             pairs=full(data.pairs),
+            more_pairs=tuple(str(full(Path(entry))) for entry in data.more_pairs),
             prompts=full(data.prompts),
             cache=full(data.cache),
             cost_model=full_name(data.cost_model, *SCORERS, "none"),
@@ -103,5 +105,6 @@ def with_full_paths(settings: TrainSettings) -> TrainSettings:
         terms=dataclasses.replace(
             settings.terms, keep_prompts=full_name(settings.terms.keep_prompts, *KEEP_PROMPTS)
         ),
+        lora=dataclasses.replace(settings.lora, init_lora=full(settings.lora.init_lora)),
         output=dataclasses.replace(settings.output, output=full(settings.output.output)),
     )

@@ -57,6 +57,7 @@ _CACHED = any_of(
     beside("objective", "reference_draws", "--reference-draws 32"),
     KEEP_TEXT,
 )
+_PAIRS = beside("data", "pairs", "--pairs FOLDER")
 _DRAWN = any_of(SAMPLES, KEEP_TEXT, beside("data", "prompts", "--prompts FILE"))
 
 
@@ -71,6 +72,8 @@ class ModelSettings:
         family: architecture of the base model: sd1, sd2, sdxl, sd3 or flux; 'auto' looks at its files.
         prediction: what a diffusion model predicts; 'auto' believes its own files.
         zero_snr: whether the noise schedule ends in pure noise; 'auto' believes the model's own files.
+        reference_lora: a LoRA file that becomes part of the base model: of the frozen reference, and of what
+            the new LoRA changes. The result is to be used together with it.
         vae: a VAE (.safetensors file or folder) instead of the model's own.
         text_encoders: folder with the text encoders that the base lacks, and with T5's tokenizer.
         t5_tokens: length of T5's prompts; 0 is the family's own (256 for SD 3, 512 for FLUX.1).
@@ -81,6 +84,8 @@ class ModelSettings:
         device: 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
         gradient_checkpointing: spend a third more time to need much less GPU memory.
         quantize: keep the frozen model's matrices in 8 or 4 bits; the arithmetic stays in `precision`.
+        offload_blocks: how many of the frozen model's blocks wait in main memory and come to the GPU in time;
+            'auto' takes as few as the GPU's memory allows. The LoRA is the same, a step takes longer.
         vae_tiling: encode and draw large images in overlapping tiles, for GPUs of little memory.
         channels_last: order in memory that 16-bit convolutions of a GPU like; 'auto' takes it for them.
         compile: let torch.compile make the denoiser faster after a start of some minutes: its repeated
@@ -91,6 +96,7 @@ class ModelSettings:
     family: str = "auto"
     prediction: Literal["auto", "epsilon", "v_prediction"] = needing("auto", UNETS)
     zero_snr: Literal["auto", "on", "off"] = needing("auto", UNETS)
+    reference_lora: Path | None = None
     vae: Path | None = None
     text_encoders: Path | None = None
     t5_tokens: int = bounded(0, at_least=0, needs=T5)
@@ -100,6 +106,7 @@ class ModelSettings:
     device: str = "auto"
     gradient_checkpointing: bool = False
     quantize: Literal["off", "int8", "fp8", "nf4"] = "off"
+    offload_blocks: int | Literal["auto"] = bounded(0, at_least=0)
     vae_tiling: bool = False
     channels_last: Literal["auto", "on", "off"] = needing("auto", UNETS)
     compile: Literal["off", "blocks", "whole"] = "off"
@@ -112,6 +119,8 @@ class DataSettings:
 
     Attributes:
         pairs: preference folder with chosen/ and rejected/ images and .txt prompts.
+        more_pairs: further preference folders, each as FOLDER or FOLDER:REPEATS; a folder's pairs come so
+            many times in an epoch.
         prompts: instead of pairs: a .csv, .tsv or .txt file of harmful prompts, with a safe prompt for each
             in a column 'safe_prompt'; the base model draws both before training.
         width: of the training images in pixels; 0 takes the model's own size.
@@ -137,6 +146,7 @@ class DataSettings:
     """
 
     pairs: Path | None = None
+    more_pairs: tuple[str, ...] = needing((), _PAIRS)
     prompts: Path | None = None
     width: int = bounded(0, at_least=0, step=8)
     height: int = bounded(0, at_least=0, step=8)
@@ -249,22 +259,24 @@ def to_toml(settings: TrainSettings) -> str:
 
 
 # These say where a run and what it reads lie, how often it reports, what it writes or where it computes,
-# never what it learns. What the files of the base model hold is looked at itself.
+# never what it learns. What the files of the base model and of LoRAs hold is looked at itself.
 _NO_IDENTITY = {
     # How much of a prompt is read is part of the pairs' keys, and so of the data set's hash.
     "model": {
         "base",
+        "reference_lora",
         "vae",
         "text_encoders",
         "device",
         "channels_last",
         "compile",
         "gradient_checkpointing",
+        "offload_blocks",
         "prompt_chunks",
     },
-    "data": {"pairs", "prompts", "cache", "cache_in", "cost_model"},
+    "data": {"pairs", "more_pairs", "prompts", "cache", "cache_in", "cost_model"},
     "optim": {"max_train_steps"},
-    "lora": {"save_dtype", "save_format"},
+    "lora": {"init_lora", "save_dtype", "save_format"},
     "validation": {"validation_every", "validation_draws", "patience", "result"},
     "output": {key.name for key in dataclasses.fields(OutputSettings)},
     "sampling": {key.name for key in dataclasses.fields(SampleSettings)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..types import Conditioning, Problem
+from .block_offload import OffloadBlocks
 from .parameterisation import Weighting
 from .quantization import Quantize
 from .sampling import ProgressFn, Start
@@ -41,6 +42,9 @@ class LoadOptions:
         quantize: format of the denoiser's frozen matrices.
         vae_tiling: whether images go through the VAE one at a time and, where they are large, in tiles.
         denoiser_spread: whether the denoiser will be spread over several GPUs; it waits in main memory.
+        on_read: changes the denoiser and the text encoders right after they are read, in main memory; is told
+            how the canonical names of a component's modules begin: '' for the denoiser, 'text_encoder.'.
+        offload_blocks: how many of the denoiser's blocks wait in main memory, see `block_offload`.
     """
 
     prediction: Prediction = "auto"
@@ -54,6 +58,8 @@ class LoadOptions:
     quantize: Quantize = "off"
     vae_tiling: bool = False
     denoiser_spread: bool = False
+    on_read: Callable[[str, nn.Module], None] | None = None
+    offload_blocks: OffloadBlocks = 0
 
 
 DEFAULTS = LoadOptions()

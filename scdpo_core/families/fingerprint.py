@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .block_offload import readable
 from .components import Encoders
 
 
@@ -22,11 +23,12 @@ def weights_fingerprint(network: nn.Module, facts: object) -> str:
         facts: whatever else decides its answers, as JSON knows it.
     """
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        raw = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
-        # Bytes, since numpy knows no bfloat16.
-        digest.update(raw.flatten().view(torch.uint8).numpy().data)
+    with readable(network):
+        for name, tensor in sorted(network.state_dict().items()):
+            raw = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
+            # Bytes, since numpy knows no bfloat16.
+            digest.update(raw.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
 
 
@@ -38,11 +40,12 @@ def sampled_fingerprint(network: nn.Module) -> str:
             it takes no time; one that differs in single numbers alone may look the same.
     """
     digest = hashlib.blake2b()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        values = tensor.detach().flatten()
-        some = values[:: max(1, values.numel() // 256)].contiguous().cpu()
-        digest.update(some.view(torch.uint8).numpy().data)
+    with readable(network):
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            values = tensor.detach().flatten()
+            some = values[:: max(1, values.numel() // 256)].contiguous().cpu()
+            digest.update(some.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:12]
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ..types import ScdpoError
 from .base import LoadOptions
-from .component_layout import ComponentLayout
+from .block_offload import start_offload
+from .chunks import TextEncoder
+from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders, Reader, in_a_sentence, vae_from
 from .fingerprint import encoders_fingerprint, weights_fingerprint
 from .offload import DENOISER, TEXTS, VAE, OffloadManager, Result
@@ -64,11 +66,13 @@ class LatentModel(PromptModel, ResidualModel):
         with in_a_sentence(path):
             self._schedule = self._scheduler(reader)
             denoiser = reader.denoiser(dtype).to(dtype).requires_grad_(False).eval()
+            if options.on_read is not None:
+                options.on_read("", denoiser)
             # Before it moves: a small GPU never holds the whole network in full size.
             quantize(denoiser, options.quantize)
             self.denoiser: nn.Module = denoiser
-            self._offload = OffloadManager(device)
-            self._offload.register(DENOISER, [denoiser])
+            self._offload = OffloadManager(device, one_at_a_time=options.offload_blocks != 0)
+            self._offload.register(DENOISER, [start_offload(denoiser, device, options.offload_blocks)])
             if options.denoiser_spread:
                 self._offload.pin(DENOISER)
             else:
@@ -227,7 +231,7 @@ class LatentModel(PromptModel, ResidualModel):
         with in_a_sentence(self._path):
             live = self._live or (None,) * len(self._layout.texts)
             texts = tuple(
-                text or reader.text(part, self._text_dtype(index), self._text_tokens(index))
+                text or self._read_text(part, index)
                 for index, (part, text) in enumerate(zip(self._layout.texts, live, strict=True))
             )
             vae = reader.vae() if own.vae is None else vae_from(own.vae, self._layout, own)
@@ -241,3 +245,9 @@ class LatentModel(PromptModel, ResidualModel):
         self._offload.register(TEXTS, frozen)
         self._offload.register(VAE, [vae])
         return Encoders(texts, vae)
+
+    def _read_text(self, part: TextEncoderSpec, index: int) -> TextEncoder | None:
+        text = self._reader.text(part, self._text_dtype(index), self._text_tokens(index))
+        if text is not None and self._options.on_read is not None:
+            self._options.on_read(f"{part.folder}.", text.model)
+        return text

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ..devices import free_memory, is_out_of_memory
 
 DENOISER, TEXTS, LIVE, VAE = "denoiser", "texts", "live texts", "vae"
 _HOME = torch.device("cpu")
-_WORK = 3 * 2**30
+WORK = 3 * 2**30
 """Bytes that a part is given to work with: what a VAE needs for images of 1024 pixels, and a little. Where
 they do not suffice, the others leave after all."""
 
 Result = TypeVar("Result")
+
+
+class Movable(Protocol):
+    """A network, or a `BlockOffload` in the place of one."""
+
+    def to(self, device: torch.device) -> object:
+        """Move it."""
+        ...
+
+    def parameters(self) -> Iterable[Tensor]:
+        """What moves."""
+        ...
+
+    def buffers(self) -> Iterable[Tensor]:
+        """What moves beside them."""
+        ...
 
 
 class OffloadManager:
@@ -27,20 +43,25 @@ class OffloadManager:
     """
 
     def __init__(
-        self, device: torch.device, free: Callable[[torch.device], int | None] = free_memory
+        self,
+        device: torch.device,
+        free: Callable[[torch.device], int | None] = free_memory,
+        *,
+        one_at_a_time: bool = False,
     ) -> None:
         """No parts yet.
 
         Args:
             device: where they work.
             free: says how many bytes that device has free; None where nobody knows, which counts as enough.
+            one_at_a_time: whether a part always has the device to itself, but for what is pinned.
         """
-        self._device, self._free = device, free
-        self._components: dict[str, list[nn.Module]] = {}
+        self._device, self._free, self._one_at_a_time = device, free, one_at_a_time
+        self._components: dict[str, list[Movable]] = {}
         self._loaded: list[str] = []
         self._pinned: set[str] = set()
 
-    def register(self, name: str, modules: Sequence[nn.Module]) -> None:
+    def register(self, name: str, modules: Sequence[Movable]) -> None:
         """Say what a part is made of, in main memory; it comes when it is called for."""
         self._components[name] = list(modules)
 
@@ -98,7 +119,10 @@ class OffloadManager:
         return [other for other in self._loaded if other != name and other not in self._pinned]
 
     def _make_room(self, name: str) -> None:
-        wanted = sum(_bytes(module) for module in self._components[name]) + _WORK
+        if self._one_at_a_time:
+            self._clear(name)
+            return
+        wanted = sum(_bytes(module) for module in self._components[name]) + WORK
         for other in self._others(name):
             free = self._free(self._device)
             if free is None or free >= wanted:
@@ -113,6 +137,6 @@ class OffloadManager:
             torch.cuda.empty_cache()
 
 
-def _bytes(module: nn.Module) -> int:
+def _bytes(module: Movable) -> int:
     tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

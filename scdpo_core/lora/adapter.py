@@ -17,6 +17,7 @@ from ..types import LoraFile, ScdpoError
 from .algorithms import ADAPTER, Kind, alpha_table, peft_config, start, to_canonical, to_peft, weights
 from .file import load_lora
 from .formats.keys import KeyNameError, text_module
+from .resize import at_rank
 from .targets import TargetPreset, is_convolution, module_ranks, target_modules
 from .weights import by_module, kind_of, rank_of
 
@@ -84,7 +85,13 @@ def attach(
 
 
 def attach_file(
-    network: nn.Module, path: Path, texts: Mapping[str, nn.Module] | None = None
+    network: nn.Module,
+    path: Path,
+    texts: Mapping[str, nn.Module] | None = None,
+    *,
+    rank: int = 0,
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> tuple[LoraAdapter, LoraFile]:
     """Put a finished LoRA into networks: exactly the modules that the file has, each with its rank.
 
@@ -92,6 +99,9 @@ def attach_file(
         network: a denoiser.
         path: the file. Networks that it has nothing for stay as they are.
         texts: text encoders by the beginning of their canonical names, one of `keys.TEXT_ENCODERS`.
+        rank: that every module is brought to, see `resize.at_rank`; 0 leaves them as they are.
+        dropout: see `attach`.
+        seed: of what is added to the ranks.
 
     Raises:
         ScdpoError: as `load_lora` and `LoraAdapter.load_state`; also for different kinds in one file.
@@ -105,6 +115,8 @@ def attach_file(
         if is_convolution(module)
     }
     state, info = load_lora(path, live)
+    if rank:
+        state = at_rank(state, rank, seed)
     modules = by_module(state)
     kinds = {kind_of(parts) for parts in modules.values()}
     if len(kinds) > 1:
@@ -128,6 +140,7 @@ def attach_file(
                 rank=highest,
                 alpha=highest,
                 targets=targets,
+                dropout=dropout,
                 seed=0,
                 kind=kind,
                 ranks=ranks,

@@ -71,6 +71,38 @@ def resize(state: Mapping[str, Tensor], *, rank: int | None = None, energy: floa
     return Resized(dict(names_of(modules)), kept)
 
 
+def at_rank(state: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Tensor]:
+    """Bring every module to a rank, in float32: cut by `resize`, or filled up with what does nothing yet.
+
+    What is filled up is as in a new LoRA: down is uniform within 1 / sqrt(inputs), up is zero. Alpha follows
+    the rank, so that the change stays what it was.
+
+    Args:
+        state: canonical name -> weight.
+        rank: of every module of the result.
+        seed: of what is filled up.
+
+    Raises:
+        ScdpoError: see `resize`.
+    """
+    cut_down = resize({name: tensor.float() for name, tensor in state.items()}, rank=rank).state
+    generator = torch.Generator().manual_seed(seed)
+    modules = {module: _filled_up(parts, rank, generator) for module, parts in by_module(cut_down).items()}
+    return dict(names_of(modules))
+
+
+def _filled_up(parts: Parts, rank: int, generator: torch.Generator) -> dict[str, Tensor]:
+    down, up = parts["down"], parts["up"]
+    own = down.shape[0]
+    if own == rank:
+        return dict(parts)
+    bound = down[0].numel() ** -0.5
+    new = torch.empty(rank - own, *down.shape[1:]).uniform_(-bound, bound, generator=generator)
+    nothing = torch.zeros(up.shape[0], rank - own, *up.shape[2:])
+    filled = {"down": torch.cat([down, new]), "up": torch.cat([up, nothing], 1)}
+    return {**parts, **filled, "alpha": parts["alpha"] * (rank / own)}
+
+
 def check_target(rank: int | None, energy: float | None) -> None:
     """Whether a rank and a share of energy make sense.
 

@@ -36,6 +36,8 @@ _LINES = (
     ("scdpo_train_pairs", "Preference pairs"),
     ("scdpo_train_steps", "Steps"),
     ("ss_sd_model_name", "Trained on"),
+    ("scdpo_init_lora", "Continues"),
+    ("scdpo_reference_lora", "Made on top of, and used together with"),
 )
 
 

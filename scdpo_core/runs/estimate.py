@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..config import toml
 from ..family_info import COST_RANK, FAMILY_INFO, PairCost
@@ -21,6 +21,7 @@ from .jobs import QUALITIES, LoraJob, quality_settings
 _MOST_LOOKED = 12  # runs, newest first
 _WORTH_SAYING = 2**27  # bytes
 _BYTES = 2  # a weight in 16 bits
+_IN_FLIGHT = 2  # blocks that are on the device at once, of those that wait in main memory
 _DEFAULT_STEPS, _DEFAULT_BATCH, _DEFAULT_ACCUMULATION, _DEFAULT_RANK = 700, 4, 4, 16
 _DENOISERS = ("model.diffusion_model.", "unet.", "transformer.")
 
@@ -38,6 +39,7 @@ class Estimate:
             right to a factor of two.
         memory: bytes of graphics memory at its peak; None if the kind of model is not known.
         spares: settings that would make that less, as in a job.toml.
+        is_least: whether `memory` is the least that will do, of a training that takes what there is.
     """
 
     steps: int
@@ -45,6 +47,7 @@ class Estimate:
     told_by: str
     memory: int | None
     spares: tuple[str, ...] = ()
+    is_least: bool = False
 
 
 def estimate(job: LoraJob, earlier: Path, timed: Callable[[int, int, int], float] | None = None) -> Estimate:
@@ -61,16 +64,16 @@ def estimate(job: LoraJob, earlier: Path, timed: Callable[[int, int, int], float
     kind, tree = _kind(job.base), _layered(job)
     needs, weights = _cost_of(kind), weight_bytes(job.base)
     steps, load = _steps(tree), _load(tree, needs)
-    memory, spares = _memory(tree, needs, weights), _spares(tree)
+    memory, spares, is_least = _memory(tree, needs, weights), _spares(tree, needs), _offloaded(tree) == "auto"
     told = next(_rates(job.base, kind, earlier), None)
     if told is not None:
         folder, rate = told
-        return Estimate(steps, steps * load / rate, folder.name, memory, spares)
+        return Estimate(steps, steps * load / rate, folder.name, memory, spares, is_least)
     seconds = None
     if needs is not None and timed is not None:
         work = needs.work[_saves(tree)] * 1e12 * _share(needs, weights)
         seconds = steps * load * work / (timed(*needs.probe) * needs.reach)
-    return Estimate(steps, seconds, "", memory, spares)
+    return Estimate(steps, seconds, "", memory, spares, is_least)
 
 
 def in_words(found: Estimate) -> str:
@@ -87,7 +90,8 @@ def in_words(found: Estimate) -> str:
     memory = ""
     # Nobody lacks what the embedded model needs.
     if found.memory and found.memory >= _WORTH_SAYING:
-        memory = f" It needs about {found.memory / 2**30:.1f} GB of graphics memory."
+        how_much = "at least" if found.is_least else "about"
+        memory = f" It needs {how_much} {found.memory / 2**30:.1f} GB of graphics memory."
         if found.spares:
             memory += f" If that is too much, set {' or '.join(found.spares)} below."
     return f"{found.steps:,} steps: {time}.{memory}"
@@ -151,12 +155,32 @@ def _memory(tree: Tree, needs: PairCost | None, weights: int | None) -> int | No
         return None
     share, rank = _share(needs, weights), _section(tree, "lora").get("rank", _DEFAULT_RANK)
     step = needs.step[_saves(tree)] * share * _batch(tree) * _area(tree, needs)
-    return int((needs.weights * share + needs.lora * share * int(rank) / COST_RANK + step) * 2**30)
+    held = (needs.weights - _waiting(tree, needs)) * share
+    return int((held + needs.lora * share * int(rank) / COST_RANK + step) * 2**30)
 
 
-def _spares(tree: Tree) -> tuple[str, ...]:
-    ways = ["gradient_checkpointing = true"] if not _saves(tree) else []
-    return (*ways, *(["a smaller batch_size"] if _batch(tree) > 1 else []))
+def _offloaded(tree: Tree) -> int | Literal["auto"]:
+    """How many blocks wait in main memory; 0 where somebody wrote what is no number."""
+    blocks = _section(tree, "model").get("offload_blocks", 0)
+    if blocks == "auto":
+        return "auto"
+    return blocks if type(blocks) is int and blocks > 0 else 0
+
+
+def _waiting(tree: Tree, needs: PairCost) -> float:
+    """GiB of the blocks that wait in main memory: all with 'auto', which takes fewer where there is room."""
+    asked, (total, weights) = _offloaded(tree), needs.blocks
+    count = total if asked == "auto" else min(asked, total)
+    return weights * max(0, count - _IN_FLIGHT) / total if total else 0.0
+
+
+def _spares(tree: Tree, needs: PairCost | None) -> tuple[str, ...]:
+    ways = (
+        (not _saves(tree), "gradient_checkpointing = true"),
+        (needs is not None and bool(needs.blocks[0]) and not _offloaded(tree), 'offload_blocks = "auto"'),
+        (_batch(tree) > 1, "a smaller batch_size"),
+    )
+    return tuple(way for helps, way in ways if helps)
 
 
 def _share(needs: PairCost, weights: int | None) -> float:

@@ -196,7 +196,7 @@ def _place_problems(job: Job) -> Iterator[str]:
 def _lora_problems(job: LoraJob) -> Iterator[str]:
     from ..families.source import is_hub_id
     from ..family_info import MICRO
-    from ..training.checks import invalid
+    from ..training.setting_checks import invalid
 
     yield from _pairs_problems(job.pairs)
     base = job.base.strip()

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..config.optim import LoraSettings
+from ..families.block_offload import readable
 from ..lora.adapter import LoraAdapter, attach, attach_file
 from ..lora.file import load_lora
 from ..lora.formats.names import TEXT_ENCODERS
 from ..lora.targets import target_modules
 from ..types import Conditioning, LoraFile, ScdpoError
+from .starting_loras import continue_lora
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
@@ -26,9 +28,10 @@ _LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..*")
 def attach_lora(model: LoadedModel, settings: LoraSettings, seed: int) -> LoraAdapter:
     """Put the run's LoRA into a model that has none.
 
-    With `settings.train_text` every CLIP text encoder gets one as well, of the same kind, with ranks of its
-    own under the blocks 'text_encoder' and 'text_encoder_2'; T5 never does. Layers that nothing reads (the
-    last of SDXL's first encoder) are left out.
+    With `settings.init_lora` that is the LoRA of that file. With `settings.train_text` every CLIP text
+    encoder gets one as well, of the same kind, with ranks of its own under the blocks 'text_encoder' and
+    'text_encoder_2'; T5 never does. Layers that nothing reads (the last of SDXL's first encoder) are left
+    out.
 
     Args:
         model: loaded; with text encoders trained, pairs must be encoded already.
@@ -38,6 +41,8 @@ def attach_lora(model: LoadedModel, settings: LoraSettings, seed: int) -> LoraAd
     Raises:
         ScdpoError: a block has no module here, or nothing is left to train.
     """
+    if settings.init_lora is not None:
+        return continue_lora(model, settings, settings.init_lora, seed)
     ranks = settings.rank_of_block
     text_ranks = {block: rank for block, rank in ranks.items() if block.startswith("text_encoder")}
     if text_ranks and not settings.train_text:
@@ -46,16 +51,17 @@ def attach_lora(model: LoadedModel, settings: LoraSettings, seed: int) -> LoraAd
             "--train-text, or take the block out."
         )
     own = {block: rank for block, rank in ranks.items() if block not in text_ranks}
-    adapter = attach(
-        model.denoiser,
-        rank=settings.rank,
-        alpha=settings.effective_alpha,
-        targets=settings.targets,
-        dropout=settings.dropout,
-        seed=seed,
-        kind=settings.kind,
-        ranks=own,
-    )
+    with readable(model.denoiser):
+        adapter = attach(
+            model.denoiser,
+            rank=settings.rank,
+            alpha=settings.effective_alpha,
+            targets=settings.targets,
+            dropout=settings.dropout,
+            seed=seed,
+            kind=settings.kind,
+            ranks=own,
+        )
     if not settings.train_text:
         return adapter
     towers = model.train_texts()
@@ -97,7 +103,8 @@ def attach_finished(model: LoadedModel, path: Path) -> tuple[LoraAdapter, LoraFi
     # Only then: text encoders that hold a LoRA stay in memory.
     if any(name.startswith(TEXT_ENCODERS) for name in load_lora(path)[0]):
         texts = {f"{name}.": tower for name, (tower, _) in model.train_texts().items()}
-    return attach_file(model.denoiser, path, texts)
+    with readable(model.denoiser):
+        return attach_file(model.denoiser, path, texts)
 
 
 def text_targets(tower: nn.Module, settings: LoraSettings, unread: int) -> list[str]:

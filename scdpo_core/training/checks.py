@@ -10,18 +10,16 @@ from pathlib import Path
 
 import torch
 
-from ..config.bounds import out_of_bounds
-from ..config.requirements import UNETS, without_effect
 from ..config.settings import ModelSettings, TrainSettings
-from ..config.terms import HARM_TERMS, term_weights
 from ..families import LoadOptions, family_of
 from ..io.printable import not_unicode
-from ..preferences.folder import check_folder
+from ..preferences.several_folders import check_folders, pair_folders
 from ..preferences.verified_images import KnownImages
 from ..run_store.folder import TITLES, RunFolder, kind_of
 from ..types import PreferencePair, Problem, ScdpoError
-from . import optimizers, tracking
 from .base_images import PromptPairs, pairs_of_prompts
+from .setting_checks import invalid
+from .starting_loras import ReferenceMerge, problems_of_loras
 
 MANY_EPOCHS = 100
 """Rounds through the pairs beyond which a run is warned of."""
@@ -56,8 +54,10 @@ def check_run(
     Raises:
         ScdpoError: names everything that is wrong, one thing a line.
     """
+    family = _family(settings.model)
     wrong = [
-        *invalid(settings, _family(settings.model), unasked),
+        *invalid(settings, family, unasked),
+        *problems_of_loras(settings, family),
         *_names(settings),
         *_output(settings, resume),
         *_model(settings, notice),
@@ -71,7 +71,13 @@ def check_run(
             wrong.append("Give --pairs or --prompts, not both.")
         elif data.pairs is not None:
             # Decoding every image takes minutes, in which nobody should wait for a mistyped setting.
-            pairs = check_folder(data.pairs, notice=notice, progress=progress, decode=not wrong, known=known)
+            pairs = check_folders(
+                pair_folders(data.pairs, data.more_pairs),
+                notice=notice,
+                progress=progress,
+                decode=not wrong,
+                known=known,
+            )
         elif data.prompts is not None:
             drawn = pairs_of_prompts(data.prompts, folder.drawn_pairs, notice)
             pairs = drawn.pairs
@@ -89,7 +95,7 @@ def check_run(
 
 def _names(settings: TrainSettings) -> Iterator[str]:
     """Names that the settings file of a run cannot hold."""
-    for section in ("model", "data", "terms", "output"):
+    for section in ("model", "data", "terms", "lora", "output"):
         for key, value in vars(getattr(settings, section)).items():
             wrong = not_unicode(str(value)) if isinstance(value, Path | str) else ""
             if wrong:
@@ -176,6 +182,8 @@ def load_options(settings: ModelSettings) -> LoadOptions:
         prompt_chunks=settings.prompt_chunks,
         guidance=settings.guidance_embedding,
         quantize=settings.quantize,
+        offload_blocks=settings.offload_blocks,
+        on_read=None if settings.reference_lora is None else ReferenceMerge(settings.reference_lora),
         vae_tiling=settings.vae_tiling,
     )
 
@@ -190,6 +198,8 @@ def _model(settings: TrainSettings, notice: Callable[[Problem], None]) -> Iterat
                 notice(problem)
         device = resolve_device(own.device)
         resolve_dtype(own.precision, device)
+        if own.offload_blocks != 0 and device.type == "mps":
+            yield "--offload-blocks gains nothing where the GPU's memory is the main memory: leave it out."
         if own.compile != "off" and device.type == "cpu":
             yield from _compiler_paths()
     except ScdpoError as error:
@@ -265,78 +275,3 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type != "cuda":
         raise ScdpoError(f"--precision fp16 needs a GPU; on '{device.type}' take fp32 or bf16.")
     return _DTYPES[precision]
-
-
-def invalid(
-    settings: TrainSettings, family: str | None = None, unasked: Sequence[TrainSettings] = (TrainSettings(),)
-) -> list[str]:
-    """A sentence about each value that makes no sense; empty when all do.
-
-    Args:
-        settings: of a run.
-        family: of the base model; None where nobody has looked yet.
-        unasked: settings that nobody gave, see `requirements.without_effect`.
-    """
-    data, objective = settings.data, settings.objective
-    rules = [
-        (bool(data.width) == bool(data.height), "data.width and data.height are given together, or neither"),
-        (
-            objective.timestep_min < objective.timestep_max,
-            "objective.timestep_min and objective.timestep_max are shares of the schedule, in this order",
-        ),
-    ]
-    sentences = [*out_of_bounds(settings), *(sentence for fine, sentence in rules if not fine)]
-    sentences += [*meaningless(settings, family, unasked), *optimizers.invalid(settings.optim)]
-    sentences += tracking.unknown(settings.output.track)
-    return [f"{sentence}." for sentence in sentences]
-
-
-def meaningless(
-    settings: TrainSettings, family: str | None, unasked: Sequence[TrainSettings]
-) -> Iterator[str]:
-    """Say of each setting why it would do nothing, or cannot be had, beside the others.
-
-    Args:
-        settings: of a run.
-        family: of the base model; None where nobody has looked yet.
-        unasked: settings that nobody gave, see `without_effect`.
-    """
-    yield from without_effect(settings, family, unasked)
-    yield from _nothing_learnt(settings)
-    lora = settings.lora
-    coded = settings.model.quantize
-    if coded != "off" and (lora.kind == "dora" or (coded == "nf4" and lora.kind != "lora")):
-        yield (
-            f"lora.kind '{lora.kind}' looks at the base's own matrices, which model.quantize '{coded}' has "
-            "coded: leave one of them out"
-        )
-    if lora.targets == "self-attention" and not UNETS.is_met(settings, family):
-        yield (
-            "lora.targets 'self-attention' needs attention layers to which no prompt comes, and this family "
-            "has none: take 'attention'"
-        )
-    try:
-        _ = lora.rank_of_block
-    except ScdpoError as error:
-        yield str(error).removesuffix(".")
-
-
-def _nothing_learnt(settings: TrainSettings) -> Iterator[str]:
-    """A sentence for an objective that lacks what it would learn from."""
-    objective = settings.objective
-    harm = HARM_TERMS & term_weights(objective.objective, settings.terms, 0).keys()
-    if objective.objective == "safedpo" and settings.data.cost_model == "none":
-        yield (
-            "objective.objective 'safedpo' is plain DPO without costs: give --cost-model, or take "
-            "--objective diffusion_dpo"
-        )
-    if objective.objective == "winner_only" and objective.winner == 0 and not harm:
-        yield (
-            "objective.winner 0 leaves nothing to learn to winner_only, which has this term alone: give a "
-            "weight above 0, or another objective"
-        )
-    if not objective.has_pair_loss and not harm:
-        yield (
-            "terms.redirect 0 leaves nothing to learn, for the other terms only keep what the base model "
-            "does: give a weight above 0, or another objective"
-        )

@@ -37,7 +37,7 @@ class Dataset:
     Attributes:
         cached: all of them.
         labelled: the same, in the same order.
-        trained: positions of those that are trained on.
+        trained: positions of those that are trained on, each as often as it comes in an epoch.
         held: positions of those that are held out.
         sizes: [pairs, 6] see `Conditioning.sizes`; None where none are told.
         room: on the device, for those that are trained on and those that are held out.
@@ -60,11 +60,11 @@ class Dataset:
     @property
     def categories(self) -> dict[str, int]:
         """How many of the pairs that are trained on are of which kind; '' where none is said."""
-        return categories(self.training_pairs)
+        return categories([self.labelled[place] for place in sorted(set(self.trained))])
 
     @property
     def training_pairs(self) -> list[LabelledPair]:
-        """The pairs that are trained on."""
+        """The pairs that are trained on, each as often as it comes in an epoch."""
         return [self.labelled[place] for place in self.trained]
 
     def harmful_share(self, benign_share: float | None) -> float:
@@ -188,7 +188,8 @@ def encode(
         told = torch.tensor([real_sizes(each, size) for each, size in zip(labelled, sizes, strict=True)])
     drops = data.caption_dropout > 0 and settings.objective.has_pair_loss and fresh
     empty = empty_prompt(model, cached[0].embeddings) if drops else None
-    return Dataset(cached, labelled, trained, held, told, empty=empty)
+    repeated = [place for place in trained for _ in range(labelled[place].pair.repeats)]
+    return Dataset(cached, labelled, repeated, held, told, empty=empty)
 
 
 def level_prompts(cached: Sequence[CachedPair], model: LoadedModel) -> list[CachedPair]:

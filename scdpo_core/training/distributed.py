@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..config.settings import TrainSettings, identity
 from ..types import ScdpoError
+from .starting_loras import content_hashes
 
 T = TypeVar("T")
 
@@ -205,8 +206,13 @@ class DistributedGroup:
 
 
 def identity_of(settings: TrainSettings, team: ProcessGroup) -> dict[str, Any]:
-    """`config.identity`, and how many processes share a batch where there are several."""
-    return identity(settings) | ({} if team.size == 1 else {"processes": team.size})
+    """`config.identity`, the content of LoRA files, and how many processes share a batch if several do.
+
+    Raises:
+        ScdpoError: such a file cannot be read.
+    """
+    processes = {} if team.size == 1 else {"processes": team.size}
+    return identity(settings) | content_hashes(settings) | processes
 
 
 def launched() -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..config.settings import TrainSettings
 from ..devices import free_memory
+from ..families.block_offload import bytes_saved, fewest_blocks, offload_of
 from ..run_store.events import Estimated, Event, Warned
 from ..types import PairBatch
 from .distributed import ProcessGroup
@@ -18,6 +19,36 @@ if TYPE_CHECKING:
     from ..lora.adapter import LoraAdapter
     from .loop import Trainer
 
+_SPARE = 2**29
+"""Bytes that 'auto' leaves free, for what is not counted: the gaps between tensors, above all."""
+
+
+def fit_blocks(
+    settings: TrainSettings, model: LoadedModel, adapter: LoraAdapter, batch: PairBatch
+) -> Iterator[Event]:
+    """Let as few blocks wait in main memory as a step allows, if 'auto' was asked for; say how many wait.
+
+    Args:
+        settings: of the run.
+        model: with the LoRA attached, its encoders released.
+        adapter: that LoRA.
+        batch: any of the run's.
+    """
+    offload, free = offload_of(model.denoiser), free_memory(model.device)
+    if offload is None:
+        return
+    if settings.model.offload_blocks == "auto" and free is not None:
+        needed = memory_of(model, adapter, settings, batch)
+        saved = bytes_saved(model.denoiser, offload.count)
+        # What the weights need now is there already, and may be used again.
+        count = fewest_blocks(model.denoiser, needed.total + saved, free + needed.weights - _SPARE)
+        offload.resize(count)
+    if offload.count:
+        yield Warned(
+            f"{offload.count} of the model's {offload.total} blocks wait in main memory "
+            f"({offload.waiting_bytes / 2**30:.1f} GiB) and come to {model.device} when their turn comes."
+        )
+
 
 def estimate(
     settings: TrainSettings,
@@ -27,7 +58,7 @@ def estimate(
     trainer: Trainer,
     team: ProcessGroup,
 ) -> Iterator[Event]:
-    """What `Estimated` says, and a warning where the device has not that much memory.
+    """What `Estimated` says, and a warning where the device has not that much memory, once blocks are fitted.
 
     Time is measured: the gradients of one step are computed and thrown away. Several processes say nothing.
 
@@ -39,6 +70,7 @@ def estimate(
         trainer: ready for its next step.
         team: the processes that train together.
     """
+    yield from fit_blocks(settings, model, adapter, batch)
     wanted, left = settings.output.estimate, settings.optim.max_train_steps - trainer.step
     if left <= 0 or team.size > 1 or wanted == "off" or (wanted == "auto" and model.device.type != "cuda"):
         return

@@ -261,11 +261,11 @@ class _Job:
 
         settings, team = self.settings, self.team
         team.assert_equal(data.hash, "What the preference folder holds")
-        told: dict[str, object] = {"dataset_hash": data.hash, "categories": data.categories}
-        if terms.weights:
-            told["term_weights"] = dict(terms.weights)
-        self._facts |= facts(settings, model) | told
-        self._writer = lora_writer(settings, model, adapter, self._facts, len(data.trained), team.rank == 0)
+        told = {"dataset_hash": data.hash, "categories": data.categories}
+        weights = {"term_weights": dict(terms.weights)} if terms.weights else {}
+        self._facts |= facts(settings, model, adapter.kind) | told | weights
+        pairs = len(set(data.trained))
+        self._writer = lora_writer(settings, model, adapter, self._facts, pairs, team.rank == 0)
 
         def sample(step: int) -> None:
             with suppress(StopAskedError):  # the loop hears it too, after its next step

@@ -79,6 +79,11 @@ def load_base(settings: TrainSettings, device: torch.device, team: ProcessGroup)
         raise ScdpoError(
             "--quantize and weights that are spread over several GPUs do not go together: take one of them."
         )
+    if team.sharded and own.offload_blocks != 0:
+        raise ScdpoError(
+            "--offload-blocks and weights that are spread over several GPUs do not go together: FSDP has an "
+            "offload of its own ('accelerate config' asks for it). Leave one of them out."
+        )
     options = replace(load_options(own), denoiser_spread=team.sharded)
     dtype = resolve_dtype(own.precision, device)
     model = family_of(own.family, own.base).load(own.base, device, dtype, options)

@@ -11,6 +11,7 @@ from ..config.settings import TrainSettings, config_hash
 from ..families.base import LoadedModel
 from ..run_store.events import Record, Sample
 from ..types import CachedPair, LabelledPair
+from .starting_loras import facts_of_loras
 
 
 def dataset_hash(cached: Sequence[CachedPair], labelled: Sequence[LabelledPair]) -> str:
@@ -22,6 +23,8 @@ def dataset_hash(cached: Sequence[CachedPair], labelled: Sequence[LabelledPair])
         # Runs that were begun when pairs had neither are to go on.
         if own.safe_prompt:
             row.append(own.safe_prompt)
+        if own.repeats != 1:
+            row.append(own.repeats)
         if pair.mask is not None:
             row.append(hashlib.sha256(pair.mask.numpy().tobytes()).hexdigest())
         rows.append(row)
@@ -33,10 +36,17 @@ def categories(labelled: Sequence[LabelledPair]) -> dict[str, int]:
     return dict(sorted(Counter(pair.pair.category for pair in labelled).items()))
 
 
-def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:
-    """What the LoRA's file says of its making; nothing that differs between two runs of one job."""
+def facts(settings: TrainSettings, model: LoadedModel, kind: str) -> dict[str, object]:
+    """What the LoRA's file says of its making; nothing that differs between two runs of one job.
+
+    Args:
+        settings: of the run.
+        model: the base.
+        kind: of the LoRA.
+    """
     own = settings.objective
     return {
+        **facts_of_loras(settings),
         "objective": own.objective,
         "beta": own.effective_beta,
         "winner": own.winner,
@@ -46,7 +56,7 @@ def facts(settings: TrainSettings, model: LoadedModel) -> dict[str, object]:
         "zero_snr": model.zero_snr,
         "dfm_gamma": own.dfm_gamma,
         "terms": {name: value for name, value in vars(settings.terms).items() if value is not None},
-        "kind": settings.lora.kind,
+        "kind": kind,
         "targets": settings.lora.targets,
         "block_ranks": list(settings.lora.block_ranks),
         "train_text": settings.lora.train_text,

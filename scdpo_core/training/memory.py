@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..config.settings import TrainSettings
 from ..config.terms import TermName, term_weights
+from ..families.block_offload import bytes_saved, offload_of
 from ..types import PairBatch
 from .batches import TrainBatch
 from .reference import NoiseSample
@@ -41,7 +42,8 @@ class Memory:
     """Bytes on the training device.
 
     Attributes:
-        weights: of the frozen denoiser, and of the text encoders if some train along.
+        weights: of the frozen denoiser, but for blocks that wait in main memory, of which two are there at a
+            time; and of the text encoders if some train along.
         lora: its weights, gradients, averages and what the optimiser keeps.
         step: what a forward and backward pass need on top, at their peak.
     """
@@ -83,7 +85,9 @@ def memory_of(
     trained = {id(weight) for weight in parameters}
     networks = [model.denoiser, *(model.live_texts() if settings.lora.train_text else [])]
     frozen = [part for network in networks for part in _held(network) if id(part) not in trained]
-    return Memory(sum(map(_bytes, frozen)), lora, step)
+    offload = offload_of(model.denoiser)
+    saved = 0 if offload is None else bytes_saved(model.denoiser, offload.count)
+    return Memory(sum(map(_bytes, frozen)) - saved, lora, step)
 
 
 def peak_of_step(

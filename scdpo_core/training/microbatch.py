@@ -139,6 +139,10 @@ def advice(settings: TrainSettings) -> str:
             model.quantize == "off" and lora.kind != "dora",
             "--quantize int8, or nf4 (slower, a little less exact)",
         ),
+        (
+            model.offload_blocks == 0 and model.compile == "off" and model.device != "cpu",
+            "--offload-blocks auto (slower, the same result)",
+        ),
         (lora.train_text, "no --train-text"),
         (settings.optim.optimizer == "adamw", "--optimizer adafactor"),
         (lora.rank > 8, "a lower --rank"),

@@ -21,6 +21,7 @@ from ..run_store.events import Event, Saved, Warned
 from ..run_store.folder import RunFolder, checkpoint_steps
 from ..types import LoraFile, ScdpoError
 from . import checkpoint
+from .starting_loras import used_with
 
 if TYPE_CHECKING:
     from ..config.settings import TrainSettings
@@ -160,10 +161,10 @@ def lora_writer(
         RunFolder(settings.output.output or Path()),
         lora_family(settings.model.base, model.family),
         adapter.rank,
-        settings.lora.effective_alpha,
+        settings.lora.effective_alpha if settings.lora.init_lora is None else adapter.alpha,
         settings.lora.save_dtype,
         settings.lora.save_format,
-        f"Safety LoRA for {model.name}, trained on {pairs} preference pairs.",
+        f"Safety LoRA for {model.name}, trained on {pairs} preference pairs. {used_with(settings)}".strip(),
         {**facts, "train_pairs": pairs},
         active,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from ..config.settings import TrainSettings
 from ..config.terms import SAFE_PROMPT_TERMS, TermName, TermSettings, term_weights
 from ..preferences.everyday_prompts import everyday_prompts
 from ..preferences.folder import BENIGN_PROMPTS
+from ..preferences.several_folders import pair_folders
 from ..types import Conditioning, LabelledPair, ScdpoError
 from .base_images import DrawSettings, draw_base_images, encode_base_images
 from .batches import timestep_law
@@ -65,7 +66,7 @@ def weights_of_run(settings: TrainSettings, data: Dataset) -> dict[TermName, flo
 
 
 def keep_prompts(
-    settings: TermSettings, pairs: Sequence[LabelledPair], base: str, folder: Path | None = None
+    settings: TermSettings, pairs: Sequence[LabelledPair], base: str, folders: Iterable[Path] = ()
 ) -> list[str]:
     """The benign prompts of `keep_text`, at most keep_images, in the order in which images are drawn.
 
@@ -73,13 +74,13 @@ def keep_prompts(
         settings: say where they come from.
         pairs: that are trained on.
         base: the base model; the embedded one has everyday prompts of its own.
-        folder: of the pairs, which may list further harmless prompts that no pair has.
+        folders: of the pairs, which may list further harmless prompts that no pair has.
 
     Raises:
         ScdpoError: there are none, or the file cannot be read.
     """
-    listed = None if folder is None else folder / BENIGN_PROMPTS
-    more = [] if listed is None or not listed.is_file() else _read(listed)
+    listed = [folder / BENIGN_PROMPTS for folder in folders]
+    more = [prompt for file in listed if file.is_file() for prompt in _read(file)]
     own = list(dict.fromkeys([*(pair.pair.prompt for pair in pairs if pair.is_benign), *more]))
     if settings.keep_prompts == "pairs":
         found = own
@@ -125,7 +126,9 @@ def prepare_terms(
     pairs, own = data.training_pairs, settings.terms
     images = None
     if "keep_text" in weights:
-        prompts = keep_prompts(own, pairs, settings.model.base, settings.data.pairs)
+        data_settings = settings.data
+        folders = [each.path for each in pair_folders(data_settings.pairs, data_settings.more_pairs)]
+        prompts = keep_prompts(own, pairs, settings.model.base, folders)
         repeated = [prompts[row % len(prompts)] for row in range(own.keep_images)]
         drawing = drawing_of(settings)
         home = folder / BASE_IMAGES

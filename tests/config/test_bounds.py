@@ -11,7 +11,7 @@ import pytest
 from scdpo_core.config.bounds import Bounds, bounded, out_of_bounds, with_bounds
 from scdpo_core.config.convert import from_dict, to_dict
 from scdpo_core.config.settings import TrainSettings
-from scdpo_core.training.checks import invalid
+from scdpo_core.training.setting_checks import invalid
 
 
 @with_bounds

@@ -18,7 +18,7 @@ from scdpo_core.config.resolve import unasked
 from scdpo_core.config.settings import ObjectiveName, TrainSettings, load_toml, to_toml
 from scdpo_core.families import FAMILIES
 from scdpo_core.runs.jobs import LoraJob, problems
-from scdpo_core.training.checks import invalid
+from scdpo_core.training.setting_checks import invalid
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "trainer" / "train_lora.py"

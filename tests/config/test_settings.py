@@ -18,7 +18,7 @@ from scdpo_core.config import terms
 from scdpo_core.config.convert import from_dict, to_dict
 from scdpo_core.config.settings import TrainSettings, changes, config_hash, identity, load_toml, to_toml
 from scdpo_core.objectives import OBJECTIVES
-from scdpo_core.training.checks import invalid
+from scdpo_core.training.setting_checks import invalid
 from scdpo_core.types import ScdpoError
 
 PRESETS = Path(__file__).resolve().parents[2] / "trainer" / "configs"
@@ -31,7 +31,7 @@ def _values(kind: object) -> st.SearchStrategy[object]:
     if typing.get_origin(kind) is tuple:
         return st.lists(st.text(max_size=5), max_size=3).map(tuple)
     if options:
-        return st.one_of(st.none(), _values(options[0]))
+        return st.one_of([st.none() if option is type(None) else _values(option) for option in options])
     return {
         # Texts with control characters are refused: a Windows path in the wrong quotes holds them.
         str: st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), max_size=8),

@@ -16,6 +16,7 @@ from scdpo_core.evaluation.compare import compare
 from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.lora.adapter import attach_file
 from scdpo_core.lora.file import read_lora_info
+from scdpo_core.run_store.folder import checkpoint_steps
 from scdpo_core.runs.comparison import CompareJob
 from scdpo_core.training.job import run_job
 from scdpo_core.training.saving import JobResult
@@ -106,16 +107,14 @@ def test_a_flow_resumes_to_the_same_bytes(pairs: Path, tmp_path: Path) -> None:
         "timesteps": "uniform",
     }
     whole = _train(base, pairs, tmp_path / "whole" / "lora", **changes)
-    steps: list[bool] = []
 
     def stop() -> bool:
-        steps.append(True)
-        return (tmp_path / "parts" / "lora" / "checkpoints").is_dir()
+        return bool(checkpoint_steps(tmp_path / "parts" / "lora" / "checkpoints"))
 
     options = {"lr": 0.05, "save_dtype": "fp32", "t5_tokens": T5_TOKENS, **changes}
     settings = tiny_settings(base, pairs, tmp_path / "parts" / "lora", **options)
     stopped = run_job(settings, should_stop=stop)
-    assert stopped.outcome.reason == "stopped"
+    assert (stopped.outcome.reason, stopped.outcome.step) == ("stopped", 3)
     resumed = run_job(settings, resume=True)
     assert whole.lora is not None and resumed.lora is not None
     assert resumed.lora.path.read_bytes() == whole.lora.path.read_bytes()

@@ -98,6 +98,18 @@ def test_what_is_fixed_never_leaves_and_what_is_dropped_is_forgotten() -> None:
         OffloadManager(CARD, card.free).load(VAE)
 
 
+def test_where_blocks_wait_every_part_has_the_card_to_itself() -> None:
+    card = Card(80 * GIB)
+    manager = OffloadManager(CARD, card.free, one_at_a_time=True)
+    for name in (DENOISER, TEXTS, VAE):
+        manager.register(name, [Part(card, name, GIB)])
+    held = []
+    for name in (DENOISER, TEXTS, VAE, DENOISER, TEXTS):
+        manager.load(name)
+        held.append(list(card.on))
+    assert held == [[DENOISER], [TEXTS], [VAE], [DENOISER], [TEXTS]]
+
+
 def test_when_memory_runs_out_at_work_the_others_leave_and_it_is_done_again() -> None:
     card = Card(80 * GIB)
     manager = places(card, 6, 10, 1)

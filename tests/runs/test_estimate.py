@@ -120,6 +120,24 @@ def test_memory_is_that_of_the_kind_and_the_settings(tmp_path: Path, plain: Pair
     assert estimate(job(tmp_path, base, '[model]\nquantize = "nf4"'), tmp_path / "runs").memory is None
 
 
+def test_blocks_that_wait_in_main_memory_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of 12 blocks with 6 GiB, two are on the device whatever waits.
+    needs = PairCost(512, 8.0, 1.0, (2.0, 0.5), (4.0, 6.0), blocks=(12, 6.0))
+    monkeypatch.setitem(FAMILY_INFO, "sd1", replace(FAMILY_INFO["sd1"], cost=needs))
+    monkeypatch.setattr("scdpo_core.runs.estimate.weight_bytes", lambda base: 8 * GIB)
+    base = checkpoint(tmp_path)
+    memory = {}
+    for asked in ("0", "1", "4", "12", "99", '"auto"', '"some"'):
+        settings = f"[optim]\nbatch_size = 1\n[model]\noffload_blocks = {asked}\n"
+        found = estimate(job(tmp_path, base, settings), tmp_path / "runs")
+        memory[asked] = (found.memory or 0) / GIB
+        assert ("at least" in in_words(found)) == (asked == '"auto"')
+        assert ('offload_blocks = "auto"' in in_words(found)) == (asked in ("0", '"some"'))
+    assert memory == {"0": 11, "1": 11, "4": 10, "12": 6, "99": 6, '"auto"': 6, '"some"': 11}
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(1, "1 minute,"), (61, "2 minutes,"), (7140, "119 minutes,"), (7200, "2 hours,"), (200_000, "2 days,")],

@@ -332,7 +332,7 @@ def test_harmless_prompts_that_a_folder_lists_are_kept_without_a_pair(tmp_path: 
 
     pairs = [pair("a knife", "weapon"), pair("a lake", "benign")]
     settings = TermSettings(keep_prompts="pairs", keep_images=3)
-    assert keep_prompts(settings, pairs, "micro", tmp_path) == ["a lake"]
+    assert keep_prompts(settings, pairs, "micro", [tmp_path]) == ["a lake"]
     (tmp_path / "benign_prompts.txt").write_text("a cat\na lake\n\na dog\na fox\n", "utf-8")
-    assert keep_prompts(settings, pairs, "micro", tmp_path) == ["a lake", "a cat", "a dog"]
+    assert keep_prompts(settings, pairs, "micro", [tmp_path]) == ["a lake", "a cat", "a dog"]
     assert keep_prompts(settings, pairs, "micro") == ["a lake"]
