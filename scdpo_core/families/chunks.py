@@ -28,10 +28,13 @@ class TextStates:
     Attributes:
         words: [N, chunks * T, D] states of the tokens.
         pooled: [N, P] pooled states of the first chunks; None if the encoder has none.
+        mask: [N, T] bool, False where a state is padding that the denoiser does not read; None where it reads
+            all.
     """
 
     words: Tensor
-    pooled: Tensor | None
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

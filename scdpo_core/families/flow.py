@@ -28,9 +28,9 @@ class FlowModel(LatentModel):
         return timesteps / self.timesteps.count
 
     def _text_dtype(self, index: int) -> torch.dtype:
-        """T5's 4.7 billion weights are kept in 16 bits beside a 16-bit model; in fp16 it overflows."""
-        is_t5 = self._layout.texts[index].model == "T5EncoderModel"
-        return torch.bfloat16 if is_t5 and self.dtype != torch.float32 else torch.float32
+        """Billions of weights are kept in 16 bits beside a 16-bit model; T5 and Qwen overflow in fp16."""
+        is_large = self._layout.texts[index].kind != "clip"
+        return torch.bfloat16 if is_large and self.dtype != torch.float32 else torch.float32
 
     def _denoise(self, noise: Tensor, predict: Denoiser, steps: int, start: Start | None) -> Tensor:
         """Euler steps along the flow, at the times that the model's own schedule chooses."""

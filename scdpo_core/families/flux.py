@@ -11,6 +11,7 @@ from torch import Tensor
 from ..family_info import FAMILY_INFO
 from ..io.safetensors_header import Shapes, block_count
 from ..types import Conditioning
+from .chunks import TextEncoder
 from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders, Reader
 from .diffusers_family import DiffusersFamily
@@ -94,7 +95,7 @@ class FluxModel(FlowModel):
         self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
         clip, t5 = encoders.texts
-        assert clip is not None  # the family needs both, and the checks looked for them
+        assert isinstance(clip, TextEncoder)  # the family needs both, and the checks looked for them
         pooled = clip.chunked(prompts, 1, 1).pooled
         if known is not None:
             return Conditioning(known.embeddings, pooled)
