@@ -26,7 +26,6 @@ _OTHERS = {
     "Segmind_Vega": "Segmind Vega",
     "WAN21_I2V": "Wan (image to video)",
     "WAN21_T2V": "Wan",
-    "ZImage": "Z-Image",
 }
 
 

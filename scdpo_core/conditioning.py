@@ -84,6 +84,13 @@ class Conditioning:
         """Return how many prompts."""
         return len(self.embeddings)
 
+    def lengths(self) -> list[int]:
+        """Return how many states of each prompt are read."""
+        if self.attention_mask is None:
+            return [self.embeddings.shape[1]] * len(self)
+        lengths: list[int] = self.attention_mask.sum(1).tolist()
+        return lengths
+
     def prompt(self, index: int) -> EncodedPrompt:
         """Return one of the N prompts."""
         pooled, mask = (None if part is None else part[index] for part in (self.pooled, self.attention_mask))

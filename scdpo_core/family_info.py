@@ -51,7 +51,8 @@ class FamilyInfo:
         version: kohya's `ss_base_model_version`.
         architecture: `modelspec.architecture`.
         metadata_prefixes: how values of these two entries begin in files of any trainer.
-        sidecars: "sd version" of a host's card: A1111's and Forge's word, then Forge Neo's.
+        sidecars: "sd version" of a host's card: A1111's and Forge's word where they have one, then Forge
+            Neo's.
         engines: class names by which Forge and Forge Neo know a checkpoint.
         comfy_classes: class names of its models in ComfyUI.
         webui_flag: whether A1111 marks its models with `is_<name>`.
@@ -60,6 +61,9 @@ class FamilyInfo:
         pipeline: diffusers' pipeline class, as in a folder's model_index.json.
         denoiser: folder of the denoiser; 'unet' or 'transformer'. Empty where it is no trainable family.
         text_width: width of the text states that a UNet's cross-attention reads; 0 for a transformer.
+        width: of a transformer's hidden states; 0 where the family has several.
+        depth: blocks of a transformer that are called 'transformer_blocks', at most; 0: it has none.
+        texts: kinds of its text encoders: 'clip' (which a LoRA may adapt), 't5', 'language'.
         long_prompts: whether prompts can span several chunks of 75 tokens.
         cost: of one pair; None where it was not measured.
     """
@@ -78,6 +82,9 @@ class FamilyInfo:
     pipeline: str = ""
     denoiser: str = ""
     text_width: int = 0
+    width: int = 0
+    depth: int = 0
+    texts: tuple[str, ...] = ("clip",)
     long_prompts: bool = True
     cost: PairCost | None = None
 
@@ -154,6 +161,8 @@ _RECORDS = (
         webui_flag=True,
         pipeline="StableDiffusion3Pipeline",
         denoiser="transformer",
+        depth=38,
+        texts=("clip", "t5"),
         cost=PairCost(1024, 3.99, 0.14, (10.00, 1.24), (59.32, 77.20)),
     ),
     FamilyInfo(
@@ -168,8 +177,27 @@ _RECORDS = (
         comfy_classes=("Flux", "FluxInpaint", "FluxSchnell"),
         pipeline="FluxPipeline",
         denoiser="transformer",
+        width=3072,
+        depth=19,
+        texts=("clip", "t5"),
         long_prompts=False,
         cost=PairCost(1024, 22.17, 0.39, (54.99, 4.56), (476.52, 625.60)),
+    ),
+    FamilyInfo(
+        name="z_image",
+        title="Z-Image",
+        short_title="Z-Image",
+        version="zimage",
+        architecture="z-image/lora",
+        metadata_prefixes=("zimage", "z-image", "z_image"),
+        sidecars=("zit",),
+        engines=("ZImage",),
+        comfy_classes=("ZImage",),
+        pipeline="ZImagePipeline",
+        denoiser="transformer",
+        width=3840,
+        texts=("language",),
+        long_prompts=False,
     ),
 )
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..types import ScdpoError
 from .bounds import bounded, needing, with_bounds
-from .requirements import VALIDATION, beside
+from .requirements import CLIP, VALIDATION, beside
 
 _MOMENTS = beside(
     "optim", "optimizer", "--optimizer adamw, adamw8bit or prodigy", "adamw", "adamw8bit", "prodigy"
@@ -90,7 +90,7 @@ class LoraSettings:
     targets: Literal["attention", "self-attention", "attention+ff", "all-linear", "conv"] = "attention"
     block_ranks: tuple[str, ...] = ()
     dropout: float = bounded(0.0, at_least=0, below=1, needs=_INPUTS)
-    train_text: bool = False
+    train_text: bool = needing(False, CLIP)
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     save_format: Literal["kohya", "kohya-ldm", "comfyui", "peft"] = "kohya"
 

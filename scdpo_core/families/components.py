@@ -25,6 +25,7 @@ from ..types import ScdpoError
 from .base import LoadOptions
 from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, ComponentLayout, TextEncoderSpec
 from .detect import read_config
+from .source import vae_beside
 from .text_encoders import CONFIGS, AnyTextEncoder, text_of_file, text_of_folder, text_outside
 from .weight_formats import check_folder, read_tensors
 
@@ -113,7 +114,7 @@ class FileReader(Reader):
     """A single file in the original layout; see `Reader`. Other text encoders may be in a folder."""
 
     def __init__(self, path: Path, layout: ComponentLayout, options: LoadOptions) -> None:
-        self._path, self._layout = path, layout
+        self._path, self._layout, self._options = path, layout, options
         self._texts = options.text_encoders
         self._configs = options.configs or CONFIGS / layout.configs
         self._header = read_header(path)
@@ -134,6 +135,9 @@ class FileReader(Reader):
 
     def vae(self) -> Any:
         """See `Reader.vae`."""
+        beside = vae_beside(self._texts)
+        if beside is not None and not self._header.begins(*VAE_PREFIXES):
+            return vae_from(beside, self._layout, self._options)
         return vae_of_file(self._path, self._configs / "vae")
 
     def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> AnyTextEncoder | None:

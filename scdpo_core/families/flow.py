@@ -1,9 +1,9 @@
-"""Models of a transformer and a rectified flow: Stable Diffusion 3 and FLUX.1."""
+"""Models of a transformer and a rectified flow: what Stable Diffusion 3, FLUX.1, Z-Image and others share."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,13 +16,23 @@ from .timesteps import ContinuousTimesteps
 
 
 class FlowModel(LatentModel):
-    """A transformer that looks at squares of cells and predicts a flow; see `LoadedModel`."""
+    """A transformer that looks at squares of 2x2 cells and predicts a flow; see `LoadedModel`."""
+
+    even_times: ClassVar[bool] = True
+    """Whether a sampler's times lie at even distances before they are shifted, down to one step from 0."""
 
     def _scheduler(self, reader: Reader) -> dict[str, Any]:
         settings = reader.scheduler()
         self.parameterisation = Flow()
         self.timesteps = ContinuousTimesteps(int(settings.get("num_train_timesteps", 1000)))
         return settings
+
+    def _own_size(self) -> tuple[int, int]:
+        side = int(self._get_encoders().vae.config.sample_size)
+        return side, side
+
+    def _cells(self) -> int:
+        return 2
 
     def _level(self, timesteps: Tensor) -> Tensor:
         return timesteps / self.timesteps.count
@@ -48,10 +58,11 @@ class FlowModel(LatentModel):
 
     def _times(self, latents: Tensor, steps: int) -> dict[str, Any]:
         """Larger images stay noisy longer, if the schedule says so (Esser et al. 2024, section 5.3.2)."""
+        even = {"sigmas": [1 - step / steps for step in range(steps)]} if self.even_times else {}
         own = self._schedule
         if not own.get("use_dynamic_shifting", False):
-            return {}
+            return even
         tokens = math.prod(latents.shape[2:]) // self._cells() ** 2
         few, many = own.get("base_image_seq_len", 256), own.get("max_image_seq_len", 4096)
         low, high = own.get("base_shift", 0.5), own.get("max_shift", 1.15)
-        return {"mu": low + (high - low) * (tokens - few) / (many - few)}
+        return even | {"mu": low + (high - low) * (tokens - few) / (many - few)}

@@ -80,17 +80,6 @@ class FluxModel(FlowModel):
     def _text_tokens(self, index: int) -> int:
         return (self._options.t5_tokens or _T5_TOKENS) if index == 1 else 0
 
-    def _own_size(self) -> tuple[int, int]:
-        side = int(self._get_encoders().vae.config.sample_size)
-        return side, side
-
-    def _cells(self) -> int:
-        return _SQUARE
-
-    def _times(self, latents: Tensor, steps: int) -> dict[str, Any]:
-        even = [1 - step / steps for step in range(steps)]
-        return super()._times(latents, steps) | {"sigmas": even}
-
     def _encode(
         self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:

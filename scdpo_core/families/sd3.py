@@ -83,6 +83,7 @@ class SD3Model(FlowModel):
     """
 
     family = "sd3"
+    even_times = False
     # Words and image attend to each other together, so that what comes twice counts twice.
     repeats_chunks = False
 

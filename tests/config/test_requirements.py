@@ -45,6 +45,7 @@ ODD = [
         "objective.timestep_mean",
         "--timesteps logit_normal or a flow model",
     ),
+    ("--train-text", "z_image", "lora.train_text", "a base model of SD 1, SD 2, SDXL, SD 3 or FLUX.1"),
     ("--targets self-attention", "sd3", "lora.targets 'self-attention'", "take 'attention'"),
     # Costs.
     ("--objective safedpo", "sd1", "'safedpo' is plain DPO without costs", "--objective diffusion_dpo"),

@@ -7,14 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from torch import Tensor
 
 from scdpo_core.families import FAMILIES
+from scdpo_core.families.detect import of_header
 from scdpo_core.families.flux import adapt as adapt_flux
 from scdpo_core.families.sd3 import adapt as adapt_sd3
 from scdpo_core.families.text_encoders import CONFIGS
-from tests.support.original_files import flux_shapes
+from scdpo_core.families.z_image import adapt as adapt_z_image
+from scdpo_core.io.safetensors_header import Header
+from tests.support.original_files import flux_shapes, original_z_image
 from tests.support.tiny import original_unet
 
 
@@ -109,8 +118,25 @@ def test_every_flux_is_configured_from_its_shapes(
     }
 
 
+def test_z_image_is_configured_from_its_shapes() -> None:
+    config = _config("z_image", "transformer")
+    weights = _meta(ZImageTransformer2DModel, config)
+    # As published: 6 billion.
+    assert sum(tensor.numel() for tensor in weights.values()) / 1e9 == pytest.approx(6.155, abs=0.001)
+    originals = original_z_image(weights)
+    assert originals["layers.29.attention.qkv.weight"].shape == (3 * 3840, 3840)
+    shapes = {name: tuple(tensor.shape) for name, tensor in originals.items()}
+    changes = adapt_z_image(shapes)
+    assert changes == {name: config[name] for name in changes}
+    assert of_header(Header(shapes)).family == "z_image"
+    named = convert_z_image_transformer_checkpoint_to_diffusers(dict(originals))
+    assert {name: tensor.shape for name, tensor in named.items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+
+
 # Millions of parameters, as published.
-TEXTS = {"clip_l": 123, "clip_h": 340, "clip_g": 695, "t5xxl": 4762}
+TEXTS = {"clip_l": 123, "clip_h": 340, "clip_g": 695, "t5xxl": 4762, "qwen_3_4b": 4022}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,6 +163,7 @@ def test_every_text_encoder_ships_its_configuration(family: str) -> None:
         ("sdxl", 4, 0.13025, None),
         ("sd3", 16, 1.5305, 0.0609),
         ("flux", 16, 0.3611, 0.1159),
+        ("z_image", 16, 0.3611, 0.1159),
     ],
 )
 def test_every_vae_ships_its_configuration(

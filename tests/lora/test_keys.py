@@ -36,7 +36,7 @@ def test_names_by_hand() -> None:
 
 def test_text_encoders_names_by_hand() -> None:
     first, second, flat = f"text_encoder.{CLIP}.up", f"text_encoder_2.{CLIP}.up", CLIP.replace(".", "_")
-    assert [spoken(first, "kohya", family) for family in FAMILIES] == [
+    assert [spoken(first, "kohya", family) for family in ("sd1", "sd2", "sdxl", "sd3", "flux")] == [
         f"lora_{te}_{flat}.lora_up.weight" for te in ("te", "te", "te1", "te1", "te1")
     ]
     assert spoken(second, "kohya", "sdxl") == f"lora_te2_{flat}.lora_up.weight"
@@ -58,6 +58,10 @@ def test_text_encoders_names_by_hand() -> None:
         ("sd3", "transformer_blocks.7.attn2.to_out.0", "joint_blocks.7.x_block.attn2.proj"),
         ("sd3", "pos_embed.proj", "x_embedder.proj"),
         ("flux", "transformer_blocks.18.ff_context.net.2", "double_blocks.18.txt_mlp.2"),
+        ("z_image", "layers.29.attention.to_out.0", "layers.29.attention.out"),
+        ("z_image", "context_refiner.1.feed_forward.w3", "context_refiner.1.feed_forward.w3"),
+        ("z_image", "all_x_embedder.2-1", "x_embedder"),
+        ("z_image", "all_final_layer.2-1.linear", "final_layer.linear"),
         ("flux", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
         ("flux", "proj_out", "final_layer.linear"),
     ],
@@ -87,7 +91,7 @@ def test_places_that_no_model_has() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_module_of_every_family_goes_there_and_back(family: str, dialect: str) -> None:
-    shapes = module_shapes(family, sd3_blocks=4)
+    shapes = module_shapes(family, blocks=4)
     # float32: of the smallest float16 numbers, peft's half of a weight would lose the last bit.
     state = lora_for(shapes, dtype=torch.float32 if dialect == "peft" else torch.float16)
     written = to_file(state, dialect, family)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,26 @@ def flux_shapes(double: int, single: int, *, guided: bool) -> dict[str, tuple[in
     linear("final_layer.adaLN_modulation.1", 2 * width, width)
     linear("final_layer.linear", 64, width)
     return shapes
+
+
+def original_z_image(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A transformer of Z-Image by its original names: queries, keys and values in one matrix."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if ".to_q." in name:
+            parts = [weights[name.replace("to_q", f"to_{letter}")] for letter in "qkv"]
+            tensors[name.replace("to_q", "qkv")] = torch.cat(parts)
+        elif ".to_k." not in name and ".to_v." not in name:
+            for ours, theirs in (
+                ("all_x_embedder.2-1", "x_embedder"),
+                ("all_final_layer.2-1", "final_layer"),
+                ("attention.to_out.0", "attention.out"),
+                ("attention.norm_q", "attention.q_norm"),
+                ("attention.norm_k", "attention.k_norm"),
+            ):
+                name = name.replace(ours, theirs)
+            tensors[name] = tensor
+    return tensors
 
 
 def write_full_sd15(path: Path, *, shift: float = 0.0) -> Path:

@@ -18,6 +18,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextConfig,
@@ -29,11 +31,16 @@ from transformers import (
     T5Tokenizer,
 )
 
+from scdpo_core.family_info import trainable
 from tests.support.tiny import TOKENS, WIDTH, tiny_pipeline, tiny_sd_folder, tiny_tokenizer_files
+from tests.support.tiny_language import chat_tokenizer, language_model
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 FLOW_CHANNELS = 16
 T5_TOKENS = 12
+FLOWS = tuple(info.name for info in trainable() if info.denoiser == "transformer")
+WITH_CLIP = tuple(info.name for info in trainable() if "clip" in info.texts)
+WITH_T5 = tuple(info.name for info in trainable() if "t5" in info.texts)
 SCALE_AND_SHIFT = (0.5, 0.1)
 
 
@@ -55,6 +62,10 @@ def _clip(tokenizer: Any, cls: Any, width: int, **changes: Any) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     return cls(CLIPTextConfig(**(config | changes)))
+
+
+def _chat(width: int, name: str = "Qwen3Model") -> tuple[Any, Any]:
+    return chat_tokenizer(), language_model(name, width)
 
 
 def _t5(width: int = 2 * WIDTH) -> tuple[Any, Any]:
@@ -212,11 +223,38 @@ def flux_pipeline(
     )
 
 
+def z_image_pipeline(folder: Path) -> ZImagePipeline:
+    """One block of each kind, and a language model of three layers."""
+    torch.manual_seed(0)
+    tokenizer, encoder = _chat(2 * WIDTH)
+    transformer = ZImageTransformer2DModel(
+        in_channels=FLOW_CHANNELS,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=2 * WIDTH,
+        axes_dims=[4, 6, 6],
+        axes_lens=[256, 64, 64],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token, std=0.2)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_flow_vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
 PIPELINES: dict[str, Callable[[Path], Any]] = {
     "sd2": sd2_pipeline,
     "sdxl": sdxl_pipeline,
     "sd3": sd3_pipeline,
     "flux": flux_pipeline,
+    "z_image": z_image_pipeline,
 }
 
 
