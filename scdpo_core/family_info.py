@@ -58,6 +58,8 @@ class FamilyInfo:
         webui_flag: whether A1111 marks its models with `is_<name>`.
         lora_keys: family whose LoRA keys it shares, where it has no table of its own. Its LoRAs
             then name it in their metadata, because their keys cannot.
+        like: family that LoRAs of this one cannot be told from by names and sizes; those that say nothing are
+            taken for that one's.
         pipeline: diffusers' pipeline class, as in a folder's model_index.json.
         denoiser: folder of the denoiser; 'unet' or 'transformer'. Empty where it is no trainable family.
         text_width: width of the text states that a UNet's cross-attention reads; 0 for a transformer.
@@ -79,6 +81,7 @@ class FamilyInfo:
     comfy_classes: tuple[str, ...] = ()
     webui_flag: bool = False
     lora_keys: str = ""
+    like: str = ""
     pipeline: str = ""
     denoiser: str = ""
     text_width: int = 0
@@ -182,6 +185,25 @@ _RECORDS = (
         texts=("clip", "t5"),
         long_prompts=False,
         cost=PairCost(1024, 22.17, 0.39, (54.99, 4.56), (476.52, 625.60)),
+    ),
+    FamilyInfo(
+        name="chroma",
+        title="Chroma1",
+        short_title="Chroma",
+        version="chroma",
+        architecture="chroma/lora",
+        metadata_prefixes=("chroma",),
+        # Forge Neo draws Chroma under its preset for FLUX.1, and has no word of its own for it.
+        sidecars=("Flux", "flux"),
+        engines=("Chroma",),
+        comfy_classes=("Chroma",),
+        like="flux",
+        pipeline="ChromaPipeline",
+        denoiser="transformer",
+        width=3072,
+        depth=19,
+        texts=("t5",),
+        long_prompts=False,
     ),
     FamilyInfo(
         name="z_image",

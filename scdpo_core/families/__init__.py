@@ -9,6 +9,7 @@ from pathlib import Path
 from ..family_info import FAMILY_INFO, MICRO, trainable
 from ..types import ScdpoError
 from .base import Family, LoadedModel, LoadOptions, Prediction
+from .chroma import Chroma
 from .detect import detect
 from .diffusers_family import DiffusersFamily
 from .flux import Flux
@@ -21,7 +22,7 @@ from .source import is_hub_id, locate
 from .z_image import ZImage
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (SD1(), SD2(), SDXL(), SD3(), Flux(), ZImage())
+    family.name: family for family in (SD1(), SD2(), SDXL(), SD3(), Flux(), Chroma(), ZImage())
 }
 
 AUTO = "auto"

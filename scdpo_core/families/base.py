@@ -229,6 +229,10 @@ class LoadedModel(Protocol):
         """
         ...
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Let the denoiser keep the inputs of its blocks alone and compute the rest anew on the way back."""
+        ...
+
     def denoiser_id(self) -> str:
         """Changes whenever the frozen network would answer differently or be asked differently.
 

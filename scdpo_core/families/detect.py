@@ -81,7 +81,7 @@ _FOREIGN: tuple[tuple[str, str], ...] = (
     (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet"),
     (r"(emb_params|string_to_param|clip_[lg])$", "a textual inversion"),
     (r".*\.(absmax|quant_state|quant_map)", "a 4-bit or 8-bit bitsandbytes file"),
-    (r"(model\.diffusion_model\.)?distilled_guidance_layer\.", "a Chroma model"),
+    (r"(model\.diffusion_model\.)?(nerf_|img_in_patch\.)", "a Chroma1-Radiance model, which draws pixels"),
     (r"(model\.diffusion_model\.)?(single_stream|double_stream)_modulation", "a FLUX.2 model"),
     (r"(model\.diffusion_model\.)?txt_in\.individual_token_refiner\.", "a Hunyuan Video model"),
     (r"(model\.diffusion_model\.)?double_layers\.", "an AuraFlow model"),
@@ -106,6 +106,8 @@ def _foreign(header: Header) -> Kind | None:
 def _transformer(header: Header) -> Kind | None:
     if header.begins(f"{DENOISER_PREFIX}joint_blocks.", "joint_blocks."):
         return _plain("sd3")
+    if header.begins(f"{DENOISER_PREFIX}distilled_guidance_layer.", "distilled_guidance_layer."):
+        return _plain("chroma")
     if header.begins(f"{DENOISER_PREFIX}double_blocks.", "double_blocks."):
         channels = header.shape(f"{DENOISER_PREFIX}img_in.weight", "img_in.weight")
         if channels[1:] != (_SQUARES,):

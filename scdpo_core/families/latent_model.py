@@ -198,6 +198,10 @@ class LatentModel(PromptModel, ResidualModel):
         colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(image) for image in colours.permute(0, 2, 3, 1).cpu().numpy()]
 
+    def enable_gradient_checkpointing(self) -> None:
+        """See `LoadedModel.enable_gradient_checkpointing`."""
+        self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+
     def denoiser_id(self) -> str:
         """See `LoadedModel.denoiser_id`."""
         # What begins with an underscore says which version of diffusers wrote it.

@@ -51,7 +51,9 @@ def base_family(found: Iterable[Address], weights: Mapping[str, Parts], metadata
             f"says that it is for {FAMILY_INFO[said].title}, but its weights are those of a LoRA "
             f"for {_titles(possible)}."
         )
-    possible = possible if said else _of_that_size(possible, weights)
+    if not said:
+        possible = _of_that_size(possible, weights)
+        possible -= {family for family in possible if FAMILY_INFO[family].like in possible}
     return said or (next(iter(possible)) if len(possible) == 1 else "")
 
 

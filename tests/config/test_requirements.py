@@ -31,11 +31,13 @@ ODD = [
     # The base model's family.
     ("--prediction v_prediction", "flux", "model.prediction", "SD 1, SD 2 or SDXL"),
     ("--zero-snr on", "sd3", "model.zero_snr", "SD 1, SD 2 or SDXL"),
-    ("--t5-tokens 77", "sd1", "model.t5_tokens", "a base model of SD 3 or FLUX.1"),
-    ("--t5-tokens 77", "sdxl", "model.t5_tokens", "a base model of SD 3 or FLUX.1"),
+    ("--t5-tokens 77", "sd1", "model.t5_tokens", "a base model of SD 3, FLUX.1 or Chroma"),
+    ("--t5-tokens 77", "sdxl", "model.t5_tokens", "a base model of SD 3, FLUX.1 or Chroma"),
     ("--prompt-chunks 2", "flux", "model.prompt_chunks", "SD 1, SD 2, SDXL or SD 3"),
     ("--guidance-embedding 3.5", "sd1", "model.guidance_embedding", "a base model of FLUX.1"),
     ("--channels-last on", "sd3", "model.channels_last", "a base model of SD 1, SD 2 or SDXL"),
+    ("--guidance-embedding 3.5", "chroma", "model.guidance_embedding", "a base model of FLUX.1"),
+    ("--train-text", "chroma", "lora.train_text", "a base model of SD 1, SD 2, SDXL, SD 3 or FLUX.1"),
     ("--real-sizes", "sd1", "data.real_sizes", "a base model of SDXL"),
     ("--timestep-mean 1", "sd1", "objective.timestep_mean", "--timesteps logit_normal or a flow model"),
     ("--timestep-std 2", "sdxl", "objective.timestep_std", "--timesteps logit_normal or a flow model"),
@@ -132,6 +134,7 @@ ODD = [
 # The same settings where they do something.
 SOUND = [
     ("--t5-tokens 77 --timestep-mean 1", "sd3"),
+    ("--t5-tokens 77", "chroma"),
     ("--t5-tokens 77 --guidance-embedding 3.5 --timestep-std 2", "flux"),
     ("--prediction v_prediction --zero-snr on --channels-last on --real-sizes --prompt-chunks 2", "sdxl"),
     ("--timesteps logit_normal --timestep-mean 1 --timestep-std 2", "sd1"),
@@ -289,7 +292,7 @@ def test_the_command_line_says_it_in_the_first_second(
     assert (
         f"objective.winner {NEEDS} --objective sc_dpo or winner_only: change that, or leave it out." in told
     )
-    assert f"model.t5_tokens {NEEDS} a base model of SD 3 or FLUX.1" in told
+    assert f"model.t5_tokens {NEEDS} a base model of SD 3, FLUX.1 or Chroma" in told
     assert not (tmp_path / "run").exists()
 
 

@@ -67,7 +67,8 @@ def test_a_folder_trains_and_its_lora_changes_the_image(family: str, pairs: Path
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [("sd3", "loha"), ("flux", "lokr"), ("flux", "dora"), ("z_image", "loha")]
+    ("family", "kind"),
+    [("sd3", "loha"), ("flux", "lokr"), ("flux", "dora"), ("chroma", "lokr"), ("z_image", "loha")],
 )
 def test_every_kind_can_be_saved_for_the_transformers(
     family: str, kind: str, pairs: Path, tmp_path: Path

@@ -64,6 +64,12 @@ def test_text_encoders_names_by_hand() -> None:
         ("z_image", "all_final_layer.2-1.linear", "final_layer.linear"),
         ("flux", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
         ("flux", "proj_out", "final_layer.linear"),
+        ("chroma", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
+        (
+            "chroma",
+            "distilled_guidance_layer.layers.4.linear_2",
+            "distilled_guidance_layer.layers.4.out_layer",
+        ),
     ],
 )
 def test_original_places_by_hand(family: str, module: str, original: str) -> None:
@@ -101,10 +107,13 @@ def test_every_module_of_every_family_goes_there_and_back(family: str, dialect: 
         assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize(("family", "count"), [("sd1", 354), ("sd2", 420), ("sdxl", 1058), ("flux", 576)])
+@pytest.mark.parametrize(
+    ("family", "count"), [("sd1", 354), ("sd2", 420), ("sdxl", 1058), ("flux", 576), ("chroma", 421)]
+)
 def test_nothing_is_left_out(family: str, count: int) -> None:
     # SD1: 282 of the UNet and 6 in each of CLIP's 12 layers. SD2: 23 layers. SDXL: 794, 12 and 32 layers.
     # FLUX: 14 in each of 19 double blocks, 6 in each of 38 single blocks, 10 around them, 12 layers.
+    # Chroma: 12 and 5, for it has no modulations, and 3 around them.
     assert len(module_shapes(family)) == count
 
 

@@ -77,6 +77,26 @@ FLUX = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
+CHROMA = {
+    "in_channels": 64,
+    "out_channels": 64,
+    "context_in_dim": 48,
+    "hidden_size": WIDTH,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 19,
+    "depth_single_blocks": 38,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "in_dim": 64,
+    "out_dim": WIDTH,
+    "hidden_dim": 80,
+    "n_layers": 5,
+    "txt_ids_dims": [],
+    "vec_in_dim": None,
+}
 Z_IMAGE = {
     "image_model": "lumina2",
     "patch_size": 2,
@@ -103,9 +123,11 @@ CLIPS = {
     "sdxl": {"clip_l": 12, "clip_g": 32},
     "sd3": {"clip_l": 12, "clip_g": 32},
     "flux": {"clip_l": 12},
+    "chroma": {},
     "z_image": {},
 }
-_KIND = {"sd3": "SD3", "flux": "Flux", "z_image": "Lumina2"}
+# Its class there, or the one that it derives from.
+_KIND = {"sd3": "SD3", "flux": "Flux", "chroma": "Flux", "z_image": "Lumina2"}
 
 
 def import_comfy(folder: Path) -> Any:
@@ -150,6 +172,10 @@ def denoiser(family: str, blocks: int) -> tuple[dict[str, Any], torch.nn.Module]
         from comfy.ldm.flux.model import Flux
 
         return FLUX, Flux(**FLUX, **how)
+    if family == "chroma":
+        from comfy.ldm.chroma.model import Chroma
+
+        return CHROMA, Chroma(**CHROMA, **how)
     if family == "z_image":
         from comfy.ldm.lumina.model import NextDiT
 

@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 from diffusers import (
+    ChromaTransformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -22,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from scdpo_core.family_info import FAMILY_INFO
 from scdpo_core.lora.formats.keys import TEXT_ENCODERS, text_module
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "z_image")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z_image")
 WIDTH = 64
 _LEVELS = {"block_out_channels": (64, 128, 256, 256), "norm_num_groups": 32}
 _XL_LEVELS = {
@@ -55,6 +56,17 @@ def denoiser(family: str, *, blocks: int = 0) -> nn.Module:
                 pooled_projection_dim=24,
                 guidance_embeds=True,
                 axes_dims_rope=(8, 12, 12),
+            )
+        if family == "chroma":
+            return ChromaTransformer2DModel(
+                in_channels=64,
+                num_layers=19,
+                num_single_layers=38,
+                attention_head_dim=32,
+                num_attention_heads=2,
+                joint_attention_dim=48,
+                axes_dims_rope=(8, 12, 12),
+                approximator_hidden_dim=80,
             )
         if family == "z_image":
             return ZImageTransformer2DModel(
@@ -112,14 +124,17 @@ def text_encoders(family: str) -> dict[str, nn.Module]:
 def module_shapes(family: str, *, blocks: int = 0, text: bool = True) -> dict[str, tuple[int, ...]]:
     """Canonical path -> shape of the weight, of every linear layer and convolution of a family.
 
-    Without CLIP's final projection, which ComfyUI has no LoRA key for in most families.
+    Without CLIP's final projection, which ComfyUI has no LoRA key for in most families, and without Chroma's
+    guidance layer, for which it has original names only.
     """
     networks = {"": denoiser(family, blocks=blocks), **(text_encoders(family) if text else {})}
     return {
         text_module(owner, name) if owner else name: tuple(module.weight.shape)
         for owner, network in networks.items()
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and name != "text_projection"
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and name != "text_projection"
+        and not name.startswith("distilled_guidance_layer.")
     }
 
 

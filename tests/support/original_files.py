@@ -226,6 +226,24 @@ def original_z_image(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+def chroma_shapes(double: int, single: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of an original Chroma transformer: FLUX.1's without modulations, and what makes them all."""
+    inner, layer = 5120, "distilled_guidance_layer"
+    shapes = {
+        name: shape
+        for name, shape in flux_shapes(double, single, guided=False).items()
+        if not name.startswith(("time_in.", "vector_in."))
+        and not any(part in name for part in ("_mod.", ".modulation.", "adaLN_modulation"))
+    }
+    linears = {"in_proj": (inner, 64), "out_proj": (3072, inner)}
+    for number in range(5):
+        shapes[f"{layer}.norms.{number}.scale"] = (inner,)
+        linears |= {f"layers.{number}.{side}_layer": (inner, inner) for side in ("in", "out")}
+    for name, shape in linears.items():
+        shapes[f"{layer}.{name}.weight"], shapes[f"{layer}.{name}.bias"] = shape, shape[:1]
+    return shapes
+
+
 def write_full_sd15(path: Path, *, shift: float = 0.0) -> Path:
     """Stable Diffusion 1.5 at its full size with random weights, one file of 2 GB.
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -223,6 +225,32 @@ def flux_pipeline(
     )
 
 
+def chroma_pipeline(folder: Path, *, words: int = 2 * WIDTH) -> ChromaPipeline:
+    """Two double and two single blocks; T5 alone."""
+    torch.manual_seed(0)
+    vocabulary, encoder = _t5(words)
+    transformer = ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * FLOW_CHANNELS,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=words,
+        axes_dims_rope=(4, 6, 6),
+        approximator_num_channels=16,
+        approximator_hidden_dim=24,
+        approximator_layers=2,
+    )
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_flow_vae(),
+        text_encoder=encoder,
+        tokenizer=vocabulary,
+        transformer=transformer,
+    )
+
+
 def z_image_pipeline(folder: Path) -> ZImagePipeline:
     """One block of each kind, and a language model of three layers."""
     torch.manual_seed(0)
@@ -254,6 +282,7 @@ PIPELINES: dict[str, Callable[[Path], Any]] = {
     "sdxl": sdxl_pipeline,
     "sd3": sd3_pipeline,
     "flux": flux_pipeline,
+    "chroma": chroma_pipeline,
     "z_image": z_image_pipeline,
 }
 

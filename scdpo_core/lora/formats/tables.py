@@ -32,6 +32,18 @@ _FLUX = {
     "final_layer.adaLN_modulation.1": "norm_out.linear",
     "final_layer.linear": "proj_out",
 }
+# FLUX.1 schnell without its modulations: one small network makes all of them.
+_CHROMA = {
+    path: modules
+    for path, modules in _FLUX.items()
+    if not path.startswith(("time_in.", "vector_in.", "guidance_in."))
+    and not path.endswith(("_mod.lin", ".modulation.lin", ".adaLN_modulation.1"))
+} | {
+    "distilled_guidance_layer.in_proj": "distilled_guidance_layer.in_proj",
+    "distilled_guidance_layer.layers.#.in_layer": "distilled_guidance_layer.layers.#.linear_1",
+    "distilled_guidance_layer.layers.#.out_layer": "distilled_guidance_layer.layers.#.linear_2",
+    "distilled_guidance_layer.out_proj": "distilled_guidance_layer.out_proj",
+}
 _SD3 = {
     "x_embedder.proj": "pos_embed.proj",
     "context_embedder": "context_embedder",
@@ -77,5 +89,5 @@ _Z_IMAGE = {
     "final_layer.linear": "all_final_layer.2-1.linear",
 }
 
-TABLES: Mapping[str, Mapping[str, str]] = {"sd3": _SD3, "flux": _FLUX, "z_image": _Z_IMAGE}
+TABLES: Mapping[str, Mapping[str, str]] = {"sd3": _SD3, "flux": _FLUX, "chroma": _CHROMA, "z_image": _Z_IMAGE}
 """By family: original path -> diffusers' path or paths."""
