@@ -99,6 +99,17 @@ def test_different_modules_change_different_weights(
         assert len(set(targets)) == len(targets)
 
 
+@pytest.mark.parametrize("dialect", ["kohya", "comfyui"])
+def test_it_takes_chromas_guidance_layer_by_its_original_names(
+    accepted: dict[str, dict[str, list[object]]], dialect: Dialect
+) -> None:
+    layer = "distilled_guidance_layer"
+    names = ["in_proj", *(f"layers.{n}.linear_{k}" for n in range(5) for k in (1, 2)), "out_proj"]
+    ours = stems(lora_for({f"{layer}.{name}": (8, 4) for name in names}, rank=1), dialect, "chroma")
+    assert len(ours) == 12
+    assert sorted(stem for stem in ours if stem not in accepted["chroma"]) == []
+
+
 @with_comfyui
 @pytest.mark.slow
 def test_the_recorded_lists_are_those_of_this_comfyui(
