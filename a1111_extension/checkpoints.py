@@ -10,7 +10,6 @@ from scdpo_core.family_info import FAMILY_INFO, family_by_class
 # Models that Forge and Forge Neo draw with and that no LoRA of this project is for, by the host's class.
 _OTHERS = {
     "Anima": "Anima",
-    "Chroma": "Chroma",
     "ErnieImage": "ERNIE-Image",
     "Flux2K4B": "FLUX.2 klein 4B",
     "Flux2K9B": "FLUX.2 klein 9B",
@@ -26,7 +25,6 @@ _OTHERS = {
     "Segmind_Vega": "Segmind Vega",
     "WAN21_I2V": "Wan (image to video)",
     "WAN21_T2V": "Wan",
-    "ZImage": "Z-Image",
 }
 
 

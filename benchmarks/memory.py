@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scdpo_core.config.settings import LoraSettings, OptimSettings, TrainSettings  # noqa: E402
-from scdpo_core.families import LoadOptions, flux, sd1, sd2, sd3, sdxl  # noqa: E402
+from scdpo_core.families import LoadOptions, chroma, flux, sd1, sd2, sd3, sdxl, z_image  # noqa: E402
 from scdpo_core.families.block_offload import blocks_of, bytes_saved  # noqa: E402
 from scdpo_core.families.component_layout import ComponentLayout  # noqa: E402
 from scdpo_core.families.components import Reader, read_config  # noqa: E402
@@ -55,6 +55,8 @@ FAMILIES: dict[str, tuple[type[LatentModel], ComponentLayout, int, int, int]] = 
     "sdxl": (sdxl.SDXLModel, sdxl.LAYOUT, 77, 2048, 1280),
     "sd3": (sd3.SD3Model, sd3.LAYOUT, 77 + 256, 4096, 2048),
     "flux": (flux.FluxModel, flux.LAYOUT, 512, 4096, 768),
+    "z_image": (z_image.ZImageModel, z_image.LAYOUT, 512, 2560, 0),
+    "chroma": (chroma.ChromaModel, chroma.LAYOUT, 512, 4096, 0),
 }
 SAVINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -175,7 +177,7 @@ def needed(family: str, saving: str, pairs: int, count: bool = False) -> Row:
         adapter = fake_lora(model.denoiser)
     with mode:
         if own.get("checkpointing"):
-            model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            model.enable_gradient_checkpointing()
         words = Conditioning(
             torch.empty(pairs, tokens, width), torch.empty(pairs, pooled) if pooled else None
         )

@@ -106,8 +106,7 @@ class RandomReader(Reader):
         with self._device:
             model = model_class(model_class.config_class.from_dict(self._config(part.folder)))
         model = model.to(dtype).eval()
-        words = self._home / part.tokenizer / "tokenizer_config.json"
-        tokenizer = clip_tokenizer(None, words)
+        tokenizer = clip_tokenizer(self._home / part.tokenizer)
         return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
 
     def scheduler(self) -> dict[str, Any]:

@@ -7,7 +7,10 @@ import errno
 from safetensors import SafetensorError
 
 from .devices import is_out_of_memory
-from .types import ScdpoError
+
+
+class ScdpoError(Exception):
+    """An error whose message is written for the artist: what is wrong, where, and what to do."""
 
 
 def explain(error: BaseException) -> str | None:

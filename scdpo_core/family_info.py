@@ -53,15 +53,21 @@ class FamilyInfo:
         version: kohya's `ss_base_model_version`.
         architecture: `modelspec.architecture`.
         metadata_prefixes: how values of these two entries begin in files of any trainer.
-        sidecars: "sd version" of a host's card: A1111's and Forge's word, then Forge Neo's.
+        sidecars: "sd version" of a host's card: A1111's and Forge's word where they have one, then Forge
+            Neo's.
         engines: class names by which Forge and Forge Neo know a checkpoint.
         comfy_classes: class names of its models in ComfyUI.
         webui_flag: whether A1111 marks its models with `is_<name>`.
         lora_keys: family whose LoRA keys it shares, where it has no table of its own. Its LoRAs
             then name it in their metadata, because their keys cannot.
+        like: family that LoRAs of this one cannot be told from by names and sizes; those that say nothing are
+            taken for that one's.
         pipeline: diffusers' pipeline class, as in a folder's model_index.json.
         denoiser: folder of the denoiser; 'unet' or 'transformer'. Empty where it is no trainable family.
         text_width: width of the text states that a UNet's cross-attention reads; 0 for a transformer.
+        width: of a transformer's hidden states; 0 where the family has several.
+        depth: blocks of a transformer that are called 'transformer_blocks', at most; 0: it has none.
+        texts: kinds of its text encoders: 'clip' (which a LoRA may adapt), 't5', 'language'.
         long_prompts: whether prompts can span several chunks of 75 tokens.
         cost: of one pair; None where it was not measured.
     """
@@ -77,9 +83,13 @@ class FamilyInfo:
     comfy_classes: tuple[str, ...] = ()
     webui_flag: bool = False
     lora_keys: str = ""
+    like: str = ""
     pipeline: str = ""
     denoiser: str = ""
     text_width: int = 0
+    width: int = 0
+    depth: int = 0
+    texts: tuple[str, ...] = ("clip",)
     long_prompts: bool = True
     cost: PairCost | None = None
 
@@ -156,6 +166,8 @@ _RECORDS = (
         webui_flag=True,
         pipeline="StableDiffusion3Pipeline",
         denoiser="transformer",
+        depth=38,
+        texts=("clip", "t5"),
         cost=PairCost(1024, 3.99, 0.14, (10.00, 1.24), (59.32, 77.20), blocks=(24, 3.74)),
     ),
     FamilyInfo(
@@ -170,8 +182,46 @@ _RECORDS = (
         comfy_classes=("Flux", "FluxInpaint", "FluxSchnell"),
         pipeline="FluxPipeline",
         denoiser="transformer",
+        width=3072,
+        depth=19,
+        texts=("clip", "t5"),
         long_prompts=False,
         cost=PairCost(1024, 22.17, 0.39, (54.99, 4.56), (476.52, 625.60), blocks=(57, 22.05)),
+    ),
+    FamilyInfo(
+        name="chroma",
+        title="Chroma1",
+        short_title="Chroma",
+        version="chroma",
+        architecture="chroma/lora",
+        metadata_prefixes=("chroma",),
+        # Forge Neo draws Chroma under its preset for FLUX.1, and has no word of its own for it.
+        sidecars=("Flux", "flux"),
+        engines=("Chroma",),
+        comfy_classes=("Chroma",),
+        like="flux",
+        pipeline="ChromaPipeline",
+        denoiser="transformer",
+        width=3072,
+        depth=19,
+        texts=("t5",),
+        long_prompts=False,
+    ),
+    FamilyInfo(
+        name="z_image",
+        title="Z-Image",
+        short_title="Z-Image",
+        version="zimage",
+        architecture="z-image/lora",
+        metadata_prefixes=("zimage", "z-image", "z_image"),
+        sidecars=("zit",),
+        engines=("ZImage",),
+        comfy_classes=("ZImage",),
+        pipeline="ZImagePipeline",
+        denoiser="transformer",
+        width=3840,
+        texts=("language",),
+        long_prompts=False,
     ),
 )
 

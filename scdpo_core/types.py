@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-_MOST_REPEATED = 12
+from .conditioning import Conditioning as Conditioning
+from .conditioning import EncodedPrompt as EncodedPrompt
+from .errors import ScdpoError as ScdpoError
 
 Band = Literal["safe", "review", "unsafe"]
 
@@ -19,10 +20,6 @@ REVIEW_FROM = -1.386
 """Costs from here to `UNSAFE_FROM` deserve a look: ln(0.2 / 0.8)."""
 UNSAFE_FROM = 1.386
 """Costs from here on are unsafe beyond doubt: ln(0.8 / 0.2)."""
-
-
-class ScdpoError(Exception):
-    """An error whose message is written for the artist: what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -188,63 +185,6 @@ class RelabelReport:
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What the denoiser knows of the prompt.
-
-    Attributes:
-        embeddings: [N, T, D] text encoder states.
-        pooled: [N, P] pooled states, for the families that use them.
-        sizes: [N, 6] pixels: height and width before cropping, top and left of the crop, height and width
-            asked for (SDXL). None: of an uncropped image of the latents' size.
-        guidance: [N] the guidance that a distilled model imitates (FLUX.1 dev). None: the one it trains with.
-    """
-
-    embeddings: Tensor
-    pooled: Tensor | None = None
-    sizes: Tensor | None = None
-    guidance: Tensor | None = None
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """Return the same with every tensor changed alike: moved, repeated or cut along N."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {name: change(part) for name, part in given.items() if part is not None}
-        return replace(self, **changed)
-
-    def __len__(self) -> int:
-        """Return how many prompts."""
-        return len(self.embeddings)
-
-    @staticmethod
-    def concat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Concatenate several batches, all with the same kinds of text conditioning.
-
-        Embeddings of several lengths are repeated to a common one, which changes nothing for networks that
-        read them by cross attention (`families.chunks.fill`).
-
-        Raises:
-            ScdpoError: there is no common length, as where T5's states stand behind CLIP's.
-        """
-        lengths = {part.embeddings.shape[1] for part in parts}
-        if len(lengths) > 1:
-            longest = math.lcm(*lengths)
-            if longest > _MOST_REPEATED * min(lengths):
-                raise ScdpoError(
-                    "Prompts of more than 75 tokens cannot be mixed with shorter ones in this objective and "
-                    "for this family. Set prompt_chunks to 1, which cuts them off there."
-                )
-            parts = [
-                replace(part, embeddings=part.embeddings.repeat(1, longest // part.embeddings.shape[1], 1))
-                for part in parts
-            ]
-        joined: dict[str, Tensor] = {}
-        for name in (part.name for part in fields(Conditioning)):
-            values = [value for part in parts if (value := getattr(part, name)) is not None]
-            if values:
-                joined[name] = torch.cat(values)
-        return Conditioning(**joined)
-
-
-@dataclass(frozen=True)
 class CachedPair:
     """A pair as the denoiser sees it, computed once.
 
@@ -256,6 +196,7 @@ class CachedPair:
         mask: [1, h, w], 1 where the two differ, 0 where they are to stay the same; None where nobody says.
         mirrored: [2, C, h, w] scaled latents of both images mirrored, left to right; None where no pair is
             mirrored.
+        attention_mask: [T] see `EncodedPrompt.attention_mask`.
     """
 
     latents: Tensor
@@ -264,6 +205,27 @@ class CachedPair:
     key: str
     mask: Tensor | None = None
     mirrored: Tensor | None = None
+    attention_mask: Tensor | None = None
+
+    @property
+    def prompt(self) -> EncodedPrompt:
+        """What the text encoders say of its prompt."""
+        return EncodedPrompt(self.embeddings, self.pooled, self.attention_mask)
+
+    @staticmethod
+    def of(latents: Tensor, prompt: EncodedPrompt, key: str) -> CachedPair:
+        """Return a pair of its latents and its encoded prompt."""
+        return CachedPair(latents, **vars(prompt), key=key)
+
+    def with_prompt(self, prompt: EncodedPrompt, key: str) -> CachedPair:
+        """Return the same images under another encoded prompt."""
+        return replace(self, **vars(prompt), key=key)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a cache keeps of it, by name; whatever it lacks is left out."""
+        kept = {"latents": self.latents, **vars(self.prompt)}
+        return {name: tensor for name, tensor in kept.items() if tensor is not None}
 
 
 @dataclass(frozen=True)

@@ -87,12 +87,11 @@ def test_the_full_size_trains_with_the_configurations_that_ship(tmp_path: Path) 
 def test_the_words_of_every_family_ship(tmp_path: Path) -> None:
     read = """
 from scdpo_core.families import FAMILIES
-from scdpo_core.families.text_encoders import CONFIGS, clip_tokenizer, holds_words
+from scdpo_core.families.text_encoders import CONFIGS, clip_tokenizer
 for family in FAMILIES.values():
     for part in family.layout.texts:
         if part.own_tokenizer:
-            own = CONFIGS / family.layout.configs / part.tokenizer
-            tokenizer = clip_tokenizer(own if holds_words(own) else None, own / "tokenizer_config.json")
+            tokenizer = clip_tokenizer(CONFIGS / family.layout.configs / part.tokenizer)
             print(family.name, len(tokenizer("a photo of a cat").input_ids))
 """
     done, attempts = python(tmp_path, "-c", read)

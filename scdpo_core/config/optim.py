@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..types import ScdpoError
 from .bounds import bounded, needing, with_bounds
-from .requirements import VALIDATION, beside
+from .requirements import CLIP, VALIDATION, beside
 
 _MOMENTS = beside(
     "optim", "optimizer", "--optimizer adamw, adamw8bit or prodigy", "adamw", "adamw8bit", "prodigy"
@@ -100,7 +100,7 @@ class LoraSettings:
     dropout: float = bounded(0.0, at_least=0, below=1, needs=_INPUTS)
     init_lora: Path | None = None
     init_rank: int = bounded(0, at_least=0, needs=_CONTINUED)
-    train_text: bool = False
+    train_text: bool = needing(False, CLIP)
     save_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     save_format: Literal["kohya", "kohya-ldm", "comfyui", "peft"] = "kohya"
 

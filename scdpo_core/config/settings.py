@@ -69,14 +69,14 @@ class ModelSettings:
     Attributes:
         base: 'micro' (the embedded model), a diffusers model folder, a .safetensors checkpoint, or the name
             of a model on the hub (owner/name).
-        family: architecture of the base model: sd1, sd2, sdxl, sd3 or flux; 'auto' looks at its files.
+        family: architecture of the base model, as docs/families.md names it; 'auto' looks at its files.
         prediction: what a diffusion model predicts; 'auto' believes its own files.
         zero_snr: whether the noise schedule ends in pure noise; 'auto' believes the model's own files.
         reference_lora: a LoRA file that becomes part of the base model: of the frozen reference, and of what
             the new LoRA changes. The result is to be used together with it.
         vae: a VAE (.safetensors file or folder) instead of the model's own.
         text_encoders: folder with the text encoders that the base lacks, and with T5's tokenizer.
-        t5_tokens: length of T5's prompts; 0 is the family's own (256 for SD 3, 512 for FLUX.1).
+        t5_tokens: length of T5's prompts; 0 is the family's own (256 for SD 3, 512 for FLUX.1 and Chroma1).
         prompt_chunks: how many chunks of 75 tokens CLIP reads of a prompt at most.
         guidance_embedding: that FLUX.1 dev is told while training, policy and reference alike.
         precision: number format of the frozen model; the LoRA itself always trains in float32.

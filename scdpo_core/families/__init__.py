@@ -9,6 +9,7 @@ from pathlib import Path
 from ..family_info import FAMILY_INFO, MICRO, trainable
 from ..types import ScdpoError
 from .base import Family, LoadedModel, LoadOptions, Prediction
+from .chroma import Chroma
 from .detect import detect
 from .diffusers_family import DiffusersFamily
 from .flux import Flux
@@ -18,8 +19,11 @@ from .sd2 import SD2
 from .sd3 import SD3
 from .sdxl import SDXL
 from .source import is_hub_id, locate
+from .z_image import ZImage
 
-FAMILIES: dict[str, Family] = {"sd1": SD1(), "sd2": SD2(), "sdxl": SDXL(), "sd3": SD3(), "flux": Flux()}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (SD1(), SD2(), SDXL(), SD3(), Flux(), Chroma(), ZImage())
+}
 
 AUTO = "auto"
 """The name that leaves the family to the base model's own files."""

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..types import Conditioning, Problem
+from ..types import Conditioning, EncodedPrompt, Problem
 from .block_offload import OffloadBlocks
 from .parameterisation import Weighting
 from .quantization import Quantize
@@ -111,7 +111,8 @@ class LoadedModel(Protocol):
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """Embeddings [N, T, D] in float32 on `device`, all of one length.
 
-        Prompts beyond CLIP's length are read in chunks, as hosts do; what `unread` names is cut off.
+        Prompts beyond CLIP's length are read in chunks, as hosts do; what `unread` names is cut off. A
+        language model's prompts have their own lengths, which a mask tells.
         """
         ...
 
@@ -119,8 +120,8 @@ class LoadedModel(Protocol):
         """How many chunks of a prompt are read; 1 where the family knows no chunks."""
         ...
 
-    def level_prompts(self, embeddings: Sequence[Tensor]) -> list[Tensor]:
-        """Embeddings [T, D] of single prompts of several lengths, brought to one length."""
+    def level_prompts(self, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+        """Single prompts of several lengths, brought to one length: by more chunks, or by masked padding."""
         ...
 
     def unread(self, prompt: str) -> dict[str, str]:
@@ -232,6 +233,10 @@ class LoadedModel(Protocol):
         Raises:
             ValueError: the start images have another size.
         """
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Let the denoiser keep the inputs of its blocks alone and compute the rest anew on the way back."""
         ...
 
     def denoiser_id(self) -> str:

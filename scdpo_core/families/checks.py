@@ -11,7 +11,7 @@ from ..types import Problem, ScdpoError
 from .base import LoadOptions
 from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, ComponentLayout, TextEncoderSpec
 from .detect import Kind, detect, read_config
-from .source import is_hub_id, locate
+from .source import is_hub_id, locate, vae_beside
 from .text_encoders import text_home, tokenizer_home
 from .weight_formats import check_folder, check_stored
 
@@ -184,7 +184,10 @@ def _check_file(path: Path, layout: ComponentLayout, options: LoadOptions) -> li
     problems = []
     if not header.begins(DENOISER_PREFIX) and not layout.bare_denoiser:
         problems.append(Problem(path, "It lacks the denoiser. Get the whole model."))
-    if options.vae is None and not header.begins(*VAE_PREFIXES):
+    beside = vae_beside(options.text_encoders)
+    if options.vae is None and not header.begins(*VAE_PREFIXES) and beside is not None:
+        problems += _check_weights(beside)
+    elif options.vae is None and not header.begins(*VAE_PREFIXES):
         problems.append(Problem(path, "It lacks the VAE. Get the whole model, or give one: --vae FILE."))
     for part in layout.texts:
         problems += _check_text(path, header, part, options.text_encoders)
@@ -221,6 +224,8 @@ def _check_text(
             # An optional encoder without its words is only a reason to draw without it.
             what = f"The tokenizer of {part.stem} is in no single file. Give a folder that holds it "
             what += f"({part.tokenizer}/tokenizer.json): --text-encoders FOLDER."
+            if part.kind == "language":
+                what += " ComfyUI has it in comfy/text_encoders/qwen25_tokenizer."
             yield Problem(path, what, fatal=part.needed)
     except ScdpoError as error:
         yield Problem(home or path, str(error))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,10 +28,13 @@ class TextStates:
     Attributes:
         words: [N, chunks * T, D] states of the tokens.
         pooled: [N, P] pooled states of the first chunks; None if the encoder has none.
+        mask: [N, T] bool, False where a state is padding that the denoiser does not read; None where it reads
+            all.
     """
 
     words: Tensor
-    pooled: Tensor | None
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,20 @@ class TextEncoder:
     model: Any
     tokens: int
 
-    def states(self, prompts: list[str]) -> TextStates:
-        """Encode N prompts, each cut off at T tokens."""
+    def states(self, prompts: list[str], *, masked: bool = False) -> TextStates:
+        """Encode N prompts, each cut off at T tokens.
+
+        Args:
+            prompts: N of them.
+            masked: whether padding is hidden from the prompts' own tokens, and a mask tells which those are.
+        """
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
         )
-        return self._run(tokens.input_ids, hidden=False)
+        if not masked:
+            return self._run(tokens.input_ids, hidden=False)
+        mask = sent(tokens.attention_mask, self.model.device)
+        return replace(self._run(tokens.input_ids, hidden=False, mask=mask), mask=mask.bool())
 
     def chunked(
         self, prompts: list[str], chunks: int, most: int, *, hidden: bool = False, repeat: bool = True
@@ -117,8 +128,10 @@ class TextEncoder:
         framed = [words.bos_token_id, *ids, words.eos_token_id]
         return framed + [words.pad_token_id] * (self.tokens - len(framed))
 
-    def _run(self, tokens: Tensor, hidden: bool) -> TextStates:
-        answer = self.model(input_ids=sent(tokens, self.model.device), output_hidden_states=hidden)
+    def _run(self, tokens: Tensor, hidden: bool, mask: Tensor | None = None) -> TextStates:
+        answer = self.model(
+            input_ids=sent(tokens, self.model.device), attention_mask=mask, output_hidden_states=hidden
+        )
         words = answer.hidden_states[-2] if hidden else answer.last_hidden_state
         pooled = getattr(answer, "text_embeds", None)
         return TextStates(words, getattr(answer, "pooler_output", None) if pooled is None else pooled)

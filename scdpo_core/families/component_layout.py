@@ -13,6 +13,36 @@ DENOISER_PREFIX = "model.diffusion_model."
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 
 
+TextKind = Literal["clip", "t5", "language"]
+"""What a text encoder is: CLIP, which a LoRA may adapt; T5; or a language model that reads a chat."""
+_KINDS: dict[str, TextKind] = {
+    "CLIPTextModel": "clip",
+    "CLIPTextModelWithProjection": "clip",
+    "T5EncoderModel": "t5",
+}
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """How a language model reads a prompt.
+
+    Attributes:
+        template: the whole chat, special tokens included, with '{}' for the prompt.
+        tokens: that are read at most, the template's among them.
+        layers: hidden states that are taken, as transformers counts them (0: the embeddings; -1: the last
+            one, after the final norm); several stand side by side.
+        drops_start: whether the states of what stands before the prompt are cut off.
+        reads_padding: whether every prompt is padded to `tokens` and the denoiser reads the padding's states
+            too; otherwise prompts keep their length and a mask says where they end.
+    """
+
+    template: str
+    tokens: int
+    layers: tuple[int, ...] = (-1,)
+    drops_start: bool = False
+    reads_padding: bool = False
+
+
 @dataclass(frozen=True)
 class TextEncoderSpec:
     """A text encoder.
@@ -26,16 +56,30 @@ class TextEncoderSpec:
         stem: how a file of it alone begins in a folder of text encoders.
         needed: whether the family does nothing without it.
         own_tokenizer: whether its tokenizer ships with us.
+        chat: how it reads prompts, of a language model.
     """
 
     folder: str
     tokenizer: str
-    model: Literal["CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"]
+    model: Literal[
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+        "T5EncoderModel",
+        "Qwen3Model",
+        "Qwen2_5_VLTextModel",
+        "MistralModel",
+    ]
     layout: Literal["transformers", "open_clip"]
     prefix: str
     stem: str
     needed: bool = True
     own_tokenizer: bool = True
+    chat: ChatPrompt | None = None
+
+    @property
+    def kind(self) -> TextKind:
+        """What it is."""
+        return _KINDS.get(self.model, "language")
 
 
 @dataclass(frozen=True)

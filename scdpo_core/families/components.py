@@ -23,19 +23,11 @@ from ..io.files import name_for_safetensors
 from ..io.safetensors_header import Header, read_header
 from ..types import ScdpoError
 from .base import LoadOptions
-from .chunks import TextEncoder
 from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, ComponentLayout, TextEncoderSpec
 from .detect import read_config
-from .text_encoders import (
-    CONFIGS,
-    build_text_model,
-    clip_tokenizer,
-    holds_words,
-    t5_tokenizer,
-    text_home,
-    tokenizer_home,
-)
-from .weight_formats import check_folder, check_stored, factor_of, is_nan, is_weight, multiplied
+from .source import vae_beside
+from .text_encoders import CONFIGS, AnyTextEncoder, text_of_file, text_of_folder, text_outside
+from .weight_formats import check_folder, read_tensors
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Encoders:
         vae: an AutoencoderKL.
     """
 
-    texts: tuple[TextEncoder | None, ...]
+    texts: tuple[AnyTextEncoder | None, ...]
     vae: Any
 
 
@@ -69,7 +61,7 @@ class Reader(ABC):
         """The VAE, in float32 on the CPU."""
 
     @abstractmethod
-    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> AnyTextEncoder | None:
         """A text encoder on the CPU for prompts of `tokens` tokens (0: its own); None if it is not there."""
 
     @abstractmethod
@@ -102,14 +94,12 @@ class FolderReader(Reader):
 
         return _from_diffusers(AutoencoderKL, self._folder / "vae", torch.float32)
 
-    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> AnyTextEncoder | None:
         """See `Reader.text`."""
         home, words = self._folder / part.folder, self._folder / part.tokenizer
         if not home.is_dir():
-            return _outside(self._texts, part, self._configs, dtype, tokens)
-        tokenizer = clip_tokenizer(words, words) if part.own_tokenizer else t5_tokenizer(words)
-        model = _from_transformers(part, home, dtype)
-        return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
+            return text_outside(self._texts, part, self._configs, dtype, tokens)
+        return text_of_folder(part, home, words, dtype, tokens)
 
     def scheduler(self) -> dict[str, Any]:
         """See `Reader.scheduler`."""
@@ -124,7 +114,7 @@ class FileReader(Reader):
     """A single file in the original layout; see `Reader`. Other text encoders may be in a folder."""
 
     def __init__(self, path: Path, layout: ComponentLayout, options: LoadOptions) -> None:
-        self._path, self._layout = path, layout
+        self._path, self._layout, self._options = path, layout, options
         self._texts = options.text_encoders
         self._configs = options.configs or CONFIGS / layout.configs
         self._header = read_header(path)
@@ -145,18 +135,16 @@ class FileReader(Reader):
 
     def vae(self) -> Any:
         """See `Reader.vae`."""
+        beside = vae_beside(self._texts)
+        if beside is not None and not self._header.begins(*VAE_PREFIXES):
+            return vae_from(beside, self._layout, self._options)
         return vae_of_file(self._path, self._configs / "vae")
 
-    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> TextEncoder | None:
+    def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> AnyTextEncoder | None:
         """See `Reader.text`."""
         if not part.prefix or not self._header.begins(part.prefix):
-            return _outside(self._texts, part, self._configs, dtype, tokens)
-        tokenizer = _tokenizer(self._texts, part, self._configs)
-        if tokenizer is None:
-            return None
-        weights = read_tensors(self._path, part.prefix, dtype)
-        model = build_text_model(part, self._configs / part.folder, weights)
-        return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
+            return text_outside(self._texts, part, self._configs, dtype, tokens)
+        return text_of_file(part, self._path, part.prefix, self._texts, self._configs, dtype, tokens)
 
     def scheduler(self) -> dict[str, Any]:
         """See `Reader.scheduler`."""
@@ -168,35 +156,6 @@ class FileReader(Reader):
             return None
         with name_for_safetensors(self._path) as opened, safe_open(opened, framework="pt") as handle:
             return float(handle.get_tensor(name).float().std(correction=0))
-
-
-def _outside(
-    home: Path | None, part: TextEncoderSpec, configs: Path, dtype: torch.dtype, tokens: int
-) -> TextEncoder | None:
-    """A text encoder from the artist's folder of text encoders; None if it is not there."""
-    place = None if home is None else text_home(home, part)
-    if place is None:
-        return None
-    # An encoder in a subfolder brings its own words; beside a file of it are T5's at most.
-    words = place.parent / part.tokenizer
-    whole = place.is_dir() and part.own_tokenizer and holds_words(words)
-    tokenizer = clip_tokenizer(words, words) if whole else _tokenizer(home, part, configs)
-    if tokenizer is None:
-        return None
-    if place.is_dir():
-        model = _from_transformers(part, place, dtype)
-    else:
-        model = build_text_model(part, configs / part.folder, read_tensors(place, "", dtype))
-    return TextEncoder(tokenizer, model, tokens or tokenizer.model_max_length)
-
-
-def _tokenizer(home: Path | None, part: TextEncoderSpec, configs: Path) -> Any:
-    """CLIP's, which ships with us, or T5's out of the artist's folder; None if it is not there."""
-    if part.own_tokenizer:
-        own = configs / part.tokenizer
-        return clip_tokenizer(own if holds_words(own) else None, own / "tokenizer_config.json")
-    place = tokenizer_home(home, part)
-    return None if place is None else t5_tokenizer(place)
 
 
 def vae_from(place: Path, layout: ComponentLayout, options: LoadOptions) -> Any:
@@ -216,31 +175,6 @@ def vae_of_file(path: Path, config: Path) -> Any:
     header = read_header(path)
     prefix = next((prefix for prefix in VAE_PREFIXES if header.begins(prefix)), "")
     return from_original(AutoencoderKL, read_tensors(path, prefix, torch.float32), config, torch.float32, {})
-
-
-def read_tensors(path: Path, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names; floats become `dtype`.
-
-    8 bits are a way to store weights; nothing is computed in them. What has a factor is multiplied with it.
-
-    Raises:
-        ScdpoError: the weights are unknown codes, see `weight_formats.check_stored`, or hold NaN.
-    """
-    header = read_header(path)
-    check_stored(header, prefix)
-    tensors = {}
-    with name_for_safetensors(path) as opened, safe_open(opened, framework="pt") as handle:
-        for name in header.shapes:
-            if not name.startswith(prefix) or not is_weight(name):
-                continue
-            tensor = handle.get_tensor(name)
-            factor = factor_of(header, name)
-            if factor is not None:
-                tensor = multiplied(tensor, handle.get_tensor(factor))
-            if name.endswith(("weight", "bias")) and is_nan(tensor):
-                raise ScdpoError(f"'{name}' holds NaN, so the file is damaged. Download or copy it again.")
-            tensors[name.removeprefix(prefix)] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    return tensors
 
 
 def from_original(
@@ -276,18 +210,6 @@ def _from_diffusers(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     return cls.from_pretrained(
         str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype, variant=variant
     )
-
-
-def _from_transformers(part: TextEncoderSpec, folder: Path, dtype: torch.dtype) -> Any:
-    import transformers
-
-    check_folder(folder)
-    names = [file.name for file in folder.glob("model*.safetensors")]
-    variant = "fp16" if names and all(".fp16" in name for name in names) else None
-    model = getattr(transformers, part.model).from_pretrained(
-        str(folder), local_files_only=True, use_safetensors=True, dtype=dtype, variant=variant
-    )
-    return model.requires_grad_(False).eval()
 
 
 @contextmanager

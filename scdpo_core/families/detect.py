@@ -14,7 +14,13 @@ from ..types import ScdpoError
 from .component_layout import DENOISER_PREFIX, VAE_PREFIXES
 
 _LATENT_CHANNELS = 4
-_FLUX_CHANNELS = 64
+_SQUARES = 64
+"""16 channels of latents in squares of 2x2 cells."""
+_BESIDE_Z_IMAGE = {
+    "siglip_embedder": "a Z-Image model that also reads images (Omni or Edit)",
+    "dec_net": "a Z-Image model of pixels, without a VAE",
+    "clip_text_pooled_proj": "a NewBie model",
+}
 
 
 @dataclass(frozen=True)
@@ -59,17 +65,26 @@ def _plain(family: str) -> Kind:
     return Kind(family, f"a {FAMILY_INFO[family].title} model")
 
 
+_TEXT_ENCODERS = (
+    "text_model.",
+    "encoder.block.",
+    "transformer.resblocks.",
+    "cond_stage_model.",
+    "model.embed_tokens.",
+    "model.language_model.",
+    "language_model.",
+    "embed_tokens.",
+)
 _LORA = re.compile(r"lora_(unet|te\d?|transformer)_|\.lora[_.](A|B|up|down|linear_layer)|\.(hada|lokr)_w\d")
 # Names that no trainable model has, and what they mean.
 _FOREIGN: tuple[tuple[str, str], ...] = (
     (r"control_model\.|controlnet_|input_hint_block\.", "a ControlNet"),
     (r"(emb_params|string_to_param|clip_[lg])$", "a textual inversion"),
     (r".*\.(absmax|quant_state|quant_map)", "a 4-bit or 8-bit bitsandbytes file"),
-    (r"(model\.diffusion_model\.)?distilled_guidance_layer\.", "a Chroma model"),
+    (r"(model\.diffusion_model\.)?(nerf_|img_in_patch\.)", "a Chroma1-Radiance model, which draws pixels"),
     (r"(model\.diffusion_model\.)?(single_stream|double_stream)_modulation", "a FLUX.2 model"),
     (r"(model\.diffusion_model\.)?txt_in\.individual_token_refiner\.", "a Hunyuan Video model"),
     (r"(model\.diffusion_model\.)?double_layers\.", "an AuraFlow model"),
-    (r"(model\.diffusion_model\.)?cap_embedder\.", "a Lumina or Z-Image model"),
     (r"(model\.diffusion_model\.)?(head\.modulation|patchify_proj\.)", "a video model"),
     (r"edm_(mean|std)$|edm_vpred\.", "an EDM model (such as Playground 2.5 or CosXL)"),
     (
@@ -91,14 +106,30 @@ def _foreign(header: Header) -> Kind | None:
 def _transformer(header: Header) -> Kind | None:
     if header.begins(f"{DENOISER_PREFIX}joint_blocks.", "joint_blocks."):
         return _plain("sd3")
+    if header.begins(f"{DENOISER_PREFIX}distilled_guidance_layer.", "distilled_guidance_layer."):
+        return _plain("chroma")
     if header.begins(f"{DENOISER_PREFIX}double_blocks.", "double_blocks."):
         channels = header.shape(f"{DENOISER_PREFIX}img_in.weight", "img_in.weight")
-        if channels[1:] != (_FLUX_CHANNELS,):
+        if channels[1:] != (_SQUARES,):
             return Kind(
                 None, "a FLUX.1 model with extra channels (Fill, Depth or Canny)", "Use the plain one."
             )
         return _plain("flux")
+    if header.begins(f"{DENOISER_PREFIX}cap_embedder.", "cap_embedder."):
+        return _next_dit(header)
     return None
+
+
+def _next_dit(header: Header) -> Kind:
+    """Z-Image is built like Lumina Image 2.0, in another width; its siblings have parts that it lacks."""
+    for part, title in _BESIDE_Z_IMAGE.items():
+        if header.begins(f"{DENOISER_PREFIX}{part}.", f"{part}."):
+            return Kind(None, title, "Use the plain model.")
+    words = header.shape(f"{DENOISER_PREFIX}cap_embedder.1.weight", "cap_embedder.1.weight")
+    squares = header.shape(f"{DENOISER_PREFIX}x_embedder.weight", "x_embedder.weight")
+    if words[:1] == (FAMILY_INFO["z_image"].width,) and squares[1:] == (_SQUARES,):
+        return _plain("z_image")
+    return Kind(None, "a Lumina Image 2.0 model, or another that is built like it", _known())
 
 
 def _unet(header: Header) -> Kind | None:
@@ -122,12 +153,12 @@ def _unet(header: Header) -> Kind | None:
 
 
 def _single_part(header: Header) -> Kind | None:
-    if header.begins("down_blocks.", "transformer_blocks."):
+    if header.begins("down_blocks.", "transformer_blocks.", "all_x_embedder."):
         title = "the denoiser of a diffusers folder"
         return Kind(None, title, "Give the folder above it, with its model_index.json.")
     if header.begins("decoder.", *VAE_PREFIXES):
         return Kind(None, "a VAE alone", "Give it as --vae, beside a base model.")
-    if header.begins("text_model.", "encoder.block.", "transformer.resblocks.", "cond_stage_model."):
+    if header.begins(*_TEXT_ENCODERS):
         title = "a text encoder alone"
         return Kind(None, title, "Give its folder as --text-encoders, beside a base model.")
     return None

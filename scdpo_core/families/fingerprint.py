@@ -11,6 +11,7 @@ from torch import nn
 
 from .block_offload import readable
 from .components import Encoders
+from .language_models import LanguageEncoder
 
 
 def weights_fingerprint(network: nn.Module, facts: object) -> str:
@@ -63,6 +64,8 @@ def encoders_fingerprint(encoders: Encoders, lengths: Sequence[int]) -> str:
         else:
             digest.update(json.dumps(sorted(text.tokenizer.get_vocab().items())).encode())
             digest.update(str(text.tokens).encode())
+            if isinstance(text, LanguageEncoder):
+                digest.update(repr(text.chat).encode())
     models = [text.model for text in encoders.texts if text is not None]
     for module in (*models, encoders.vae):
         for _, tensor in sorted(module.state_dict().items()):

@@ -1,9 +1,9 @@
-"""Models of a transformer and a rectified flow: Stable Diffusion 3 and FLUX.1."""
+"""Models of a transformer and a rectified flow: what Stable Diffusion 3, FLUX.1, Z-Image and others share."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,10 @@ from .timesteps import ContinuousTimesteps
 
 
 class FlowModel(LatentModel):
-    """A transformer that looks at squares of cells and predicts a flow; see `LoadedModel`."""
+    """A transformer that looks at squares of 2x2 cells and predicts a flow; see `LoadedModel`."""
+
+    even_times: ClassVar[bool] = True
+    """Whether a sampler's times lie at even distances before they are shifted, down to one step from 0."""
 
     def _scheduler(self, reader: Reader) -> dict[str, Any]:
         settings = reader.scheduler()
@@ -24,13 +27,20 @@ class FlowModel(LatentModel):
         self.timesteps = ContinuousTimesteps(int(settings.get("num_train_timesteps", 1000)))
         return settings
 
+    def _own_size(self) -> tuple[int, int]:
+        side = int(self._get_encoders().vae.config.sample_size)
+        return side, side
+
+    def _cells(self) -> int:
+        return 2
+
     def _level(self, timesteps: Tensor) -> Tensor:
         return timesteps / self.timesteps.count
 
     def _text_dtype(self, index: int) -> torch.dtype:
-        """T5's 4.7 billion weights are kept in 16 bits beside a 16-bit model; in fp16 it overflows."""
-        is_t5 = self._layout.texts[index].model == "T5EncoderModel"
-        return torch.bfloat16 if is_t5 and self.dtype != torch.float32 else torch.float32
+        """Billions of weights are kept in 16 bits beside a 16-bit model; T5 and Qwen overflow in fp16."""
+        is_large = self._layout.texts[index].kind != "clip"
+        return torch.bfloat16 if is_large and self.dtype != torch.float32 else torch.float32
 
     def _denoise(self, noise: Tensor, predict: Denoiser, steps: int, start: Start | None) -> Tensor:
         """Euler steps along the flow, at the times that the model's own schedule chooses."""
@@ -48,10 +58,11 @@ class FlowModel(LatentModel):
 
     def _times(self, latents: Tensor, steps: int) -> dict[str, Any]:
         """Larger images stay noisy longer, if the schedule says so (Esser et al. 2024, section 5.3.2)."""
+        even = {"sigmas": [1 - step / steps for step in range(steps)]} if self.even_times else {}
         own = self._schedule
         if not own.get("use_dynamic_shifting", False):
-            return {}
+            return even
         tokens = math.prod(latents.shape[2:]) // self._cells() ** 2
         few, many = own.get("base_image_seq_len", 256), own.get("max_image_seq_len", 4096)
         low, high = own.get("base_shift", 0.5), own.get("max_shift", 1.15)
-        return {"mu": low + (high - low) * (tokens - few) / (many - few)}
+        return even | {"mu": low + (high - low) * (tokens - few) / (many - few)}

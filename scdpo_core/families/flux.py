@@ -11,6 +11,7 @@ from torch import Tensor
 from ..family_info import FAMILY_INFO
 from ..io.safetensors_header import Shapes, block_count
 from ..types import Conditioning
+from .chunks import TextEncoder
 from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders, Reader
 from .diffusers_family import DiffusersFamily
@@ -79,22 +80,11 @@ class FluxModel(FlowModel):
     def _text_tokens(self, index: int) -> int:
         return (self._options.t5_tokens or _T5_TOKENS) if index == 1 else 0
 
-    def _own_size(self) -> tuple[int, int]:
-        side = int(self._get_encoders().vae.config.sample_size)
-        return side, side
-
-    def _cells(self) -> int:
-        return _SQUARE
-
-    def _times(self, latents: Tensor, steps: int) -> dict[str, Any]:
-        even = [1 - step / steps for step in range(steps)]
-        return super()._times(latents, steps) | {"sigmas": even}
-
     def _encode(
         self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
         clip, t5 = encoders.texts
-        assert clip is not None  # the family needs both, and the checks looked for them
+        assert isinstance(clip, TextEncoder)  # the family needs both, and the checks looked for them
         pooled = clip.chunked(prompts, 1, 1).pooled
         if known is not None:
             return Conditioning(known.embeddings, pooled)

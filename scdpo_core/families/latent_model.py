@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..types import ScdpoError
 from .base import LoadOptions
 from .block_offload import start_offload
-from .chunks import TextEncoder
 from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders, Reader, in_a_sentence, vae_from
 from .fingerprint import encoders_fingerprint, weights_fingerprint
@@ -24,6 +23,7 @@ from .prompt_encoding import PromptModel, models_of
 from .quantization import quantize
 from .residuals import ResidualModel
 from .sampling import Denoiser, ProgressFn, Start, at_once, in_groups, with_progress
+from .text_encoders import AnyTextEncoder
 from .timesteps import Timesteps
 
 
@@ -202,6 +202,10 @@ class LatentModel(PromptModel, ResidualModel):
         colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(image) for image in colours.permute(0, 2, 3, 1).cpu().numpy()]
 
+    def enable_gradient_checkpointing(self) -> None:
+        """See `LoadedModel.enable_gradient_checkpointing`."""
+        self.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+
     def denoiser_id(self) -> str:
         """See `LoadedModel.denoiser_id`."""
         # What begins with an underscore says which version of diffusers wrote it.
@@ -246,7 +250,7 @@ class LatentModel(PromptModel, ResidualModel):
         self._offload.register(VAE, [vae])
         return Encoders(texts, vae)
 
-    def _read_text(self, part: TextEncoderSpec, index: int) -> TextEncoder | None:
+    def _read_text(self, part: TextEncoderSpec, index: int) -> AnyTextEncoder | None:
         text = self._reader.text(part, self._text_dtype(index), self._text_tokens(index))
         if text is not None and self._options.on_read is not None:
             self._options.on_read(f"{part.folder}.", text.model)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..types import Conditioning
+from ..types import Conditioning, EncodedPrompt
 from .base import LoadOptions
 from .chunks import TextEncoder, common, fill
 from .component_layout import ComponentLayout
 from .components import Encoders
 from .offload import LIVE, TEXTS, OffloadManager
+from .text_encoders import AnyTextEncoder
 
 _PROMPTS_AT_ONCE = 32
 
@@ -33,7 +35,7 @@ class PromptModel(ABC):
     _layout: ComponentLayout
     _options: LoadOptions
     _offload: OffloadManager
-    _live: tuple[TextEncoder | None, ...] | None
+    _live: tuple[AnyTextEncoder | None, ...] | None
 
     @abstractmethod
     def _get_encoders(self) -> Encoders:
@@ -73,21 +75,28 @@ class PromptModel(ABC):
             some = slice(first, first + at_once)
             told = None if known is None else known.map(itemgetter(some))
             parts.append(self._encode(encoders, prompts[some], chunks, told))
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return Conditioning(
-            torch.cat([part.embeddings for part in parts]).float(),
-            torch.cat(pooled).float() if pooled else None,
-        )
+        whole = Conditioning.concat(parts)
+        pooled = None if whole.pooled is None else whole.pooled.float()
+        return replace(whole, embeddings=whole.embeddings.float(), pooled=pooled)
 
     def prompt_chunks(self, prompt: str) -> int:
         """See `LoadedModel.prompt_chunks`."""
         return min(self._clip().count(prompt), self._most_chunks) if self.reads_chunks else 1
 
-    def level_prompts(self, embeddings: Sequence[Tensor]) -> list[Tensor]:
+    def level_prompts(self, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
         """See `LoadedModel.level_prompts`."""
+        if all(prompt.attention_mask is not None for prompt in prompts):
+            longest = max(len(prompt.embeddings) for prompt in prompts)
+            return [prompt.padded(longest) for prompt in prompts]
+        leveled = self._level_chunks([prompt.embeddings for prompt in prompts])
+        return [replace(prompt, embeddings=own) for prompt, own in zip(prompts, leveled, strict=True)]
+
+    def _level_chunks(self, embeddings: Sequence[Tensor]) -> list[Tensor]:
+        if not self.reads_chunks:
+            return list(embeddings)
         parts = [self._split(each) for each in embeddings]
         length = self._clip().tokens
-        counts = [len(clip) // length for clip, _ in parts] if self.reads_chunks else [1]
+        counts = [len(clip) // length for clip, _ in parts]
         chunks = common(counts, self.repeats_chunks)
         if set(counts) == {chunks}:
             return list(embeddings)
@@ -109,9 +118,10 @@ class PromptModel(ABC):
         for part, text in zip(self._layout.texts, self._get_encoders().texts, strict=True):
             if text is None:
                 continue
-            if part.model == "T5EncoderModel":
-                found[f"T5 reads {text.tokens} tokens"] = text.unread(prompt)
-            elif self.reads_chunks:
+            if part.kind != "clip":
+                reader = "T5" if part.kind == "t5" else "The text encoder"
+                found[f"{reader} reads {text.tokens} tokens"] = text.unread(prompt)
+            elif self.reads_chunks and isinstance(text, TextEncoder):
                 most = self._most_chunks
                 found[f"CLIP reads {most * text.body} tokens"] = text.unread(prompt, most)
         return {reader: end for reader, end in found.items() if end}
@@ -126,13 +136,13 @@ class PromptModel(ABC):
 
     def _clip(self) -> TextEncoder:
         texts = self._live or self._get_encoders().texts
-        return next(text for text in texts if text is not None)
+        return next(text for text in texts if isinstance(text, TextEncoder))
 
     def train_texts(self) -> dict[str, tuple[nn.Module, int]]:
         """See `LoadedModel.train_texts`."""
         if self._live is None:
             texts = self._get_encoders().texts
-            trains = [part.model != "T5EncoderModel" for part in self._layout.texts]
+            trains = [part.kind == "clip" for part in self._layout.texts]
             self._live = tuple(text if own else None for text, own in zip(texts, trains, strict=True))
             self._offload.register(
                 TEXTS, models_of(text for text, own in zip(texts, trains, strict=True) if not own)
@@ -151,6 +161,6 @@ class PromptModel(ABC):
         return models_of(self._live or ())
 
 
-def models_of(texts: Iterable[TextEncoder | None]) -> list[nn.Module]:
+def models_of(texts: Iterable[AnyTextEncoder | None]) -> list[nn.Module]:
     """The networks of the text encoders that are there."""
     return [text.model for text in texts if text is not None]

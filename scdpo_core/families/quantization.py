@@ -8,6 +8,7 @@ put out, whose errors every block would see, and the convolutions stay as they a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ Quantize = Literal["off", "int8", "fp8", "nf4"]
 block."""
 
 _BLOCK = 64
+# UNets and most transformers call them blocks, Z-Image layers and refiners.
+_IN_BLOCK = re.compile(r"(?:^|\.)(?:\w*blocks|layers|\w+_refiner)\.\d+\.")
 _FP8 = torch.float8_e4m3fn
 # The 16 levels of NormalFloat (Dettmers et al. 2023, "QLoRA", appendix E): quantiles of a normal
 # distribution, scaled to -1..1, with an exact zero.
@@ -54,7 +57,7 @@ def quantize(network: nn.Module, kind: Quantize) -> int:
     chosen = [
         name
         for name, module in network.named_modules()
-        if type(module) is nn.Linear and "blocks." in f"{name}." and module.in_features % 2 == 0
+        if type(module) is nn.Linear and _IN_BLOCK.search(name) and module.in_features % 2 == 0
     ]
     for name in chosen:
         parent, _, own = name.rpartition(".")

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from ..family_info import FAMILY_INFO
 from ..io.safetensors_header import Shapes, block_count, numbers
 from ..types import Conditioning, ScdpoError
+from .chunks import TextEncoder
 from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders
 from .diffusers_family import DiffusersFamily
@@ -82,6 +83,7 @@ class SD3Model(FlowModel):
     """
 
     family = "sd3"
+    even_times = False
     # Words and image attend to each other together, so that what comes twice counts twice.
     repeats_chunks = False
 
@@ -114,7 +116,7 @@ class SD3Model(FlowModel):
         answers = [
             clip.chunked(prompts, chunks, self._most_chunks, hidden=True, repeat=self.repeats_chunks)
             for clip in clips
-            if clip is not None
+            if isinstance(clip, TextEncoder)
         ]
         words = torch.cat([answer.words for answer in answers], dim=-1)
         width = int(self.denoiser.config.joint_attention_dim)  # type: ignore[union-attr,arg-type]

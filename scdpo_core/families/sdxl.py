@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..family_info import FAMILY_INFO
 from ..types import Conditioning
+from .chunks import TextEncoder
 from .component_layout import ComponentLayout, TextEncoderSpec
 from .components import Encoders
 from .diffusers_family import DiffusersFamily
@@ -57,7 +58,7 @@ class SDXLModel(UNetModel):
         answers = [
             text.chunked(prompts, chunks, self._most_chunks, hidden=True)
             for text in encoders.texts
-            if text is not None
+            if isinstance(text, TextEncoder)
         ]
         return Conditioning(torch.cat([answer.words for answer in answers], dim=-1), answers[-1].pooled)
 

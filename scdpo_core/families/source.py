@@ -38,6 +38,12 @@ def lora_family(base: str | Path, family: str) -> str:
     return MICRO if str(base) == MICRO else family
 
 
+def vae_beside(text_encoders: Path | None) -> Path | None:
+    """The VAE's folder in a folder of text encoders, as in a whole diffusers folder; None if it has none."""
+    home = None if text_encoders is None else text_encoders / "vae"
+    return home if home is not None and any(home.glob("*.safetensors")) else None
+
+
 def locate(base: str | Path, parts: Sequence[str] = (), *, weights: bool = True) -> Path:
     """The folder or file that `base` means. What the hub has is fetched into its own cache once.
 

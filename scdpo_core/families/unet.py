@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..devices import sent
 from ..types import Conditioning, ScdpoError
+from .chunks import TextEncoder
 from .components import Encoders, Reader, quiet
 from .latent_model import LatentModel
 from .parameterisation import parameterisation
@@ -76,7 +77,7 @@ class UNetModel(LatentModel):
         self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
         text = encoders.texts[0]
-        assert text is not None  # the family needs it, and the checks looked for it
+        assert isinstance(text, TextEncoder)  # the family needs it, and the checks looked for it
         return Conditioning(text.chunked(prompts, chunks, self._most_chunks).words)
 
     def _added(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:

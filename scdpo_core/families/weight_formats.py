@@ -8,12 +8,15 @@ of layers (`comfy_quant`), and DeepSeek's and transformers' blocks of 128 x 128 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from ..io.files import name_for_safetensors
 from ..io.safetensors_header import Header, read_header
 from ..types import ScdpoError
 from .component_layout import DENOISER_PREFIX
@@ -63,6 +66,41 @@ def check_stored(header: Header, prefix: str, *, factors: bool = True) -> None:
     for name in names:
         if is_weight(name):
             _check_weight(header, name, factors)
+
+
+def read_tensors(
+    path: Path, prefix: str, dtype: torch.dtype, only: Container[str] | None = None
+) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names; floats become `dtype`.
+
+    8 bits are a way to store weights; nothing is computed in them. What has a factor is multiplied with it.
+
+    Args:
+        path: of the file.
+        prefix: how the names begin.
+        dtype: of the floats.
+        only: the rests of the names that are wanted; None: all.
+
+    Raises:
+        ScdpoError: the weights are unknown codes, see `weight_formats.check_stored`, or hold NaN.
+    """
+    header = read_header(path)
+    check_stored(header, prefix)
+    tensors = {}
+    with name_for_safetensors(path) as opened, safe_open(opened, framework="pt") as handle:
+        for name in header.shapes:
+            if not name.startswith(prefix) or not is_weight(name):
+                continue
+            if only is not None and name.removeprefix(prefix) not in only:
+                continue
+            tensor = handle.get_tensor(name)
+            factor = factor_of(header, name)
+            if factor is not None:
+                tensor = multiplied(tensor, handle.get_tensor(factor))
+            if name.endswith(("weight", "bias")) and is_nan(tensor):
+                raise ScdpoError(f"'{name}' holds NaN, so the file is damaged. Download or copy it again.")
+            tensors[name.removeprefix(prefix)] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensors
 
 
 def check_folder(folder: Path) -> None:

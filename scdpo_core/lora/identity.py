@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from ..family_info import FAMILY_INFO, trainable
@@ -27,7 +28,7 @@ def sidecar_version(family: str, known: Iterable[str] = ()) -> str:
 
 
 _FAMILY_KEY = "scdpo_family"
-_FLUX_WIDTH = 3072
+_QUERY = re.compile(r"transformer_blocks\.(\d+)\.attn\.to_q")
 
 
 def base_family(found: Iterable[Address], weights: Mapping[str, Parts], metadata: Mapping[str, str]) -> str:
@@ -50,10 +51,9 @@ def base_family(found: Iterable[Address], weights: Mapping[str, Parts], metadata
             f"says that it is for {FAMILY_INFO[said].title}, but its weights are those of a LoRA "
             f"for {_titles(possible)}."
         )
-    if not said and possible == set(TRANSFORMERS):
-        # Blocks that both have, by names that both use: FLUX is wider than any SD3.
-        inner = [inputs_of(parts) for module, parts in weights.items() if module.endswith("attn.to_q")]
-        return ("flux" if _FLUX_WIDTH in inner else "sd3") if inner else ""
+    if not said:
+        possible = _of_that_size(possible, weights)
+        possible -= {family for family in possible if FAMILY_INFO[family].like in possible}
     return said or (next(iter(possible)) if len(possible) == 1 else "")
 
 
@@ -95,6 +95,23 @@ def _possible(found: Iterable[Address], weights: Mapping[str, Parts]) -> frozens
     if known and possible & set(UNETS):
         possible &= known
     return possible
+
+
+def _of_that_size(possible: frozenset[str], weights: Mapping[str, Parts]) -> frozenset[str]:
+    """Families of transformers with blocks as wide and as many as those of a LoRA; all where it has none.
+
+    They share the names of their attention.
+    """
+    queries = [(match, parts) for module, parts in weights.items() if (match := _QUERY.fullmatch(module))]
+    if not queries or not possible <= set(TRANSFORMERS):
+        return possible
+    width = inputs_of(queries[0][1])
+    count = 1 + max(int(match[1]) for match, _ in queries)
+    infos = [FAMILY_INFO[family] for family in possible]
+    exact = [info for info in infos if info.width == width] or [info for info in infos if not info.width]
+    deep = [info for info in exact if count <= info.depth]
+    whole = [info for info in deep if count == info.depth]
+    return frozenset(info.name for info in (whole or deep))
 
 
 def _widths(weights: Mapping[str, Parts]) -> set[int]:

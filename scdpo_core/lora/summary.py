@@ -26,6 +26,9 @@ _ORDER = (
     "up_blocks",
     "transformer_blocks",
     "single_transformer_blocks",
+    "noise_refiner",
+    "context_refiner",
+    "layers",
     "other",
 )
 

@@ -215,6 +215,7 @@ class PairStore:
             _stack([pair.latents for pair in cached], dtype),
             _stack([pair.embeddings for pair in texts.values()], dtype),
         ]
+        masks = [pair.attention_mask for pair in texts.values() if pair.attention_mask is not None]
         pooled = [pair.pooled for pair in texts.values() if pair.pooled is not None]
         mirrored = [pair.mirrored for pair in cached if pair.mirrored is not None]
         for some, whole, name in ((pooled, texts, "pooled state"), (mirrored, cached, "mirrored version")):
@@ -228,6 +229,9 @@ class PairStore:
         self._latents, self._embeddings, *rest = (part.to(home) for part in parts)
         self._mirrored = rest.pop() if mirrored else None
         self._pooled = rest[0] if rest else None
+        if masks and len(masks) != len(texts):
+            raise ValueError("Some pairs have an attention mask and some have none.")
+        self._attention_mask = _stack(masks, torch.bool).to(home) if masks else None
         self._sizes = None if sizes is None else sizes.to(device, torch.float32)
         self._prompts = [pair.pair.prompt for pair in labelled]
         self._benign = [pair.is_benign for pair in labelled]
@@ -254,11 +258,16 @@ class PairStore:
             mask = None if mask is None else torch.where(at.view(-1, 1, 1, 1), mask.flip(-1), mask)
         text = self._text[index]
         there = sent(index, self._device)
-        pooled = None if self._pooled is None else self._pick(self._pooled, text)
+        pooled, attention_mask = (
+            None if states is None else self._pick(states, text)
+            for states in (self._pooled, self._attention_mask)
+        )
         sizes = None if self._sizes is None else self._sizes[there]
         return PairBatch(
             latents=latents,
-            conditioning=Conditioning(self._pick(self._embeddings, text), pooled, sizes),
+            conditioning=Conditioning(
+                self._pick(self._embeddings, text), pooled, sizes, attention_mask=attention_mask
+            ),
             weight=self._weight[there],
             label=self._label[there],
             cost=self._cost[there],

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from ..io.files import read_tensors, sha256_of, write_json, write_tensors
 from ..io.images import ImageError, check_size, read_image, to_pixels
-from ..types import CachedPair, LabelledPair, PreferencePair, ScdpoError
+from ..types import CachedPair, EncodedPrompt, LabelledPair, PreferencePair, ScdpoError
 
 if TYPE_CHECKING:
     from ..families.base import LoadedModel
 
 Value = TypeVar("Value")
-Texts = dict[str, tuple[Tensor, Tensor | None]]
-"""Embeddings and pooled states by prompt."""
+Texts = dict[str, EncodedPrompt]
+"""What is encoded already, by prompt."""
 
 # Part of every key: raise it when images are prepared differently or the files look different.
 _FORMAT = "scdpo-pair-1"
@@ -133,7 +133,8 @@ class PairCache:
             return None
         if not {"latents", "embeddings"} <= tensors.keys():
             return None
-        pair = CachedPair(tensors["latents"], tensors["embeddings"], tensors.get("pooled"), key)
+        prompt = EncodedPrompt(tensors["embeddings"], tensors.get("pooled"), tensors.get("attention_mask"))
+        pair = CachedPair.of(tensors["latents"], prompt, key)
         # Safetensors has no checksum: without ours a damaged disk would train on noise.
         return pair if facts.get("checksum") == _checksum(pair) else None
 
@@ -143,10 +144,10 @@ class PairCache:
         Raises:
             ScdpoError: the disk is full, or the folder cannot be written to.
         """
-        named = {"latents": pair.latents, "embeddings": pair.embeddings, "pooled": pair.pooled}
-        tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
         try:
-            write_tensors(self._file(pair.key), tensors, {"format": _FORMAT, "checksum": _checksum(pair)})
+            write_tensors(
+                self._file(pair.key), pair.tensors, {"format": _FORMAT, "checksum": _checksum(pair)}
+            )
         except (OSError, SafetensorError) as error:
             raise self._failed("written to", error) from error
 
@@ -242,8 +243,8 @@ def build_cache(
             cached = None if key in missing or key in ready else cache.get(key)
             if cached is not None:
                 # One tensor for every pair of the same prompt, however many files hold it.
-                text = prompts.setdefault(labelled.pair.prompt, (cached.embeddings, cached.pooled))
-                ready[key] = CachedPair(cached.latents, *text, key)
+                prompt = prompts.setdefault(labelled.pair.prompt, cached.prompt)
+                ready[key] = CachedPair.of(cached.latents, prompt, key)
             elif key not in ready:
                 missing[key] = labelled.pair
         progress(sum(key in ready for key in keys), len(keys))
@@ -273,7 +274,7 @@ def build_cache(
                 for (key, pair), both in zip(group, latents.reshape(-1, 2, *latents.shape[1:]), strict=True):
                     if key in ready:
                         continue
-                    ready[key] = CachedPair(both.clone(), *prompts[pair.prompt], key)
+                    ready[key] = CachedPair.of(both.clone(), prompts[pair.prompt], key)
                     cache.put(ready[key])
                 progress(sum(key in ready for key in keys), len(keys))
     cache.finished(keys)
@@ -296,18 +297,16 @@ def _encode_alike(new: list[str], model: LoadedModel, known: Texts) -> None:
     """Encode prompts together, the known ones too unless all are, for each depends on those beside it."""
     if all(prompt in known for prompt in new):
         return
-    encoded = model.encode_prompts(new)
-    embeddings = encoded.embeddings.cpu()
-    pooled = None if encoded.pooled is None else encoded.pooled.cpu()
+    encoded = model.encode_prompts(new).map(lambda part: part.cpu())
     for index, prompt in enumerate(new):
-        if not torch.isfinite(embeddings[index]).all():
+        alone = encoded.prompt(index).trimmed()
+        if not torch.isfinite(alone.embeddings).all():
             raise ScdpoError(
                 f"The model's text encoder gave values that are no numbers for the prompt '{prompt}'. "
                 "Its file may be damaged; try another copy, or the precision fp32."
             )
-        known.setdefault(
-            prompt, (embeddings[index].clone(), None if pooled is None else pooled[index].clone())
-        )
+        pooled = None if alone.pooled is None else alone.pooled.clone()
+        known.setdefault(prompt, EncodedPrompt(alone.embeddings.clone(), pooled, alone.attention_mask))
 
 
 @torch.no_grad()
@@ -339,10 +338,9 @@ def _hash(file: Path) -> str:
 
 def _checksum(pair: CachedPair) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in (pair.latents, pair.embeddings, pair.pooled):
-        if tensor is not None:
-            raw = tensor.detach().cpu().contiguous()
-            digest.update(f"{raw.dtype}{tuple(raw.shape)}".encode())
-            # Bytes, since numpy knows no bfloat16.
-            digest.update(raw.flatten().view(torch.uint8).numpy().data)
+    for tensor in pair.tensors.values():
+        raw = tensor.detach().cpu().contiguous()
+        digest.update(f"{raw.dtype}{tuple(raw.shape)}".encode())
+        # Bytes, since numpy knows no bfloat16.
+        digest.update(raw.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -227,8 +227,7 @@ def _vocabulary(job: EvalJob) -> tuple[str, ...]:
     else:
         from ..families.text_encoders import CONFIGS, clip_tokenizer
 
-        settings = CONFIGS / "sd1" / "tokenizer" / "tokenizer_config.json"
-        tokens = list(clip_tokenizer(None, settings).get_vocab())
+        tokens = list(clip_tokenizer(CONFIGS / "sd1" / "tokenizer").get_vocab())
     whole = sorted({token.removesuffix("</w>") for token in tokens if token.endswith("</w>")})
     words = [word for word in whole if word.isascii() and word.isalpha() and len(word) > 2]
     return tuple(sorted(random.Random(0).sample(words, min(_VOCABULARY, len(words)))))

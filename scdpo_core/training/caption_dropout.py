@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..devices import sent
-from ..types import Conditioning, PairBatch
+from ..types import Conditioning, EncodedPrompt, PairBatch
 from .distributed import ProcessGroup, SingleProcess
 
 if TYPE_CHECKING:
@@ -29,16 +29,24 @@ def span(index: int, pairs: int, share: float) -> tuple[int, int]:
     return math.floor(index * pairs * share + 1e-9), math.floor((index + 1) * pairs * share + 1e-9)
 
 
-def empty_prompt(model: LoadedModel, like: Tensor) -> Conditioning:
+def empty_prompt(model: LoadedModel, like: EncodedPrompt) -> Conditioning:
     """The empty prompt, N = 1, at the length of the pairs' embeddings.
 
     Args:
         model: its text encoders in memory.
-        like: [T, D] embeddings of a pair.
+        like: the prompt of a pair.
     """
     empty = model.encode_prompts([""])
-    leveled = model.level_prompts([like.to(empty.embeddings), empty.embeddings[0]])[1]
-    return replace(empty, embeddings=leveled[None])
+    like = replace(like, embeddings=like.embeddings.to(empty.embeddings))
+    leveled = model.level_prompts([like, empty.map(lambda part: part.to(like.embeddings.device)).prompt(0)])[
+        1
+    ]
+    mask = leveled.attention_mask
+    return replace(
+        empty,
+        embeddings=leveled.embeddings[None],
+        attention_mask=None if mask is None else mask[None],
+    )
 
 
 class CaptionDropout:
@@ -85,13 +93,18 @@ class CaptionDropout:
             there = at.view(-1, *(1 for _ in own.shape[1:]))
             return torch.where(there, sent(empty, own.device).to(own.dtype), own)
 
-        pooled = known.pooled
+        pooled, mask = known.pooled, known.attention_mask
         if pooled is not None and self._empty.pooled is not None:
             pooled = without(self._empty.pooled, pooled)
+        if mask is not None and self._empty.attention_mask is not None:
+            mask = without(self._empty.attention_mask, mask)
         return replace(
             batch,
             conditioning=replace(
-                known, embeddings=without(self._empty.embeddings, known.embeddings), pooled=pooled
+                known,
+                embeddings=without(self._empty.embeddings, known.embeddings),
+                pooled=pooled,
+                attention_mask=mask,
             ),
             prompts=tuple("" if gone else text for gone, text in zip(dropped, batch.prompts, strict=True)),
         )

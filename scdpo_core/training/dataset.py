@@ -162,8 +162,7 @@ def encode(
 
     def build(places: Sequence[int], size: Size, done: int, mirror: bool) -> dict[int, CachedPair]:
         pairs = [labelled[place] for place in places]
-        seen = {labelled[place].pair.prompt: ready[place] for place in places if place in ready}
-        texts = {prompt: (pair.embeddings, pair.pooled) for prompt, pair in seen.items()}
+        texts = {labelled[place].pair.prompt: ready[place].prompt for place in places if place in ready}
         if team.size > 1 and data.cache_in == "disk":
             build_cache(pairs[team.rank :: team.size], model, size, cache, progress, mirror, texts)
             team.barrier()
@@ -187,7 +186,7 @@ def encode(
     if data.real_sizes:
         told = torch.tensor([real_sizes(each, size) for each, size in zip(labelled, sizes, strict=True)])
     drops = data.caption_dropout > 0 and settings.objective.has_pair_loss and fresh
-    empty = empty_prompt(model, cached[0].embeddings) if drops else None
+    empty = empty_prompt(model, cached[0].prompt) if drops else None
     repeated = [place for place in trained for _ in range(labelled[place].pair.repeats)]
     return Dataset(cached, labelled, repeated, held, told, empty=empty)
 
@@ -195,18 +194,20 @@ def encode(
 def level_prompts(cached: Sequence[CachedPair], model: LoadedModel) -> list[CachedPair]:
     """Bring the embeddings of all pairs to one length; see `LoadedModel.level_prompts`.
 
-    Pairs whose embeddings change get another key, for the reference answers them differently.
+    Pairs whose embeddings change get another key, for the reference answers them differently; padding that a
+    mask leaves out changes no answer.
     """
     if len({len(pair.embeddings) for pair in cached}) < 2:
         return list(cached)
     # Pairs of one prompt share a tensor, and go on sharing it.
-    alone = {id(pair.embeddings): pair.embeddings for pair in cached}
+    alone = {id(pair.embeddings): pair.prompt for pair in cached}
     leveled = dict(zip(alone, model.level_prompts(list(alone.values())), strict=True))
     return [
         pair
-        if (embeddings := leveled[id(pair.embeddings)]) is pair.embeddings
-        or len(embeddings) == len(pair.embeddings)
-        else replace(pair, embeddings=embeddings, key=f"{pair.key}-{len(embeddings)}")
+        if len((prompt := leveled[id(pair.embeddings)]).embeddings) == len(pair.embeddings)
+        else pair.with_prompt(
+            prompt, pair.key if prompt.attention_mask is not None else f"{pair.key}-{len(prompt.embeddings)}"
+        )
         for pair in cached
     ]
 

@@ -89,7 +89,7 @@ def load_base(settings: TrainSettings, device: torch.device, team: ProcessGroup)
     model = family_of(own.family, own.base).load(own.base, device, dtype, options)
     model.latent_shape(settings.data.size)
     if own.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        model.enable_gradient_checkpointing()
     return model
 
 

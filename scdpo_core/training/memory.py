@@ -138,6 +138,8 @@ def _empty(model: LoadedModel, settings: TrainSettings, like: PairBatch) -> Trai
     known = dataclasses.replace(
         like.conditioning.map(lambda part: _several(part, pairs, device)),
         sizes=torch.empty((pairs, 6), device=device),
+        # Nothing is known of lengths here: every prompt counts as the longest.
+        attention_mask=None,
     )
     one, two = torch.empty(pairs, device=device), torch.empty((pairs, 2), device=device)
     latents = torch.empty((pairs, 2, *shape), device=device)

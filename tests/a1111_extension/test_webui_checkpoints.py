@@ -33,7 +33,7 @@ NEO = {
     "FluxSchnell": "FLUX.1",
     "Flux2K4B": "FLUX.2 klein 4B",
     "Flux2K9B": "FLUX.2 klein 9B",
-    "Chroma": "Chroma",
+    "Chroma": "Chroma1",
     "Lumina2": "Lumina-Image 2.0",
     "ZImage": "Z-Image",
     "Anima": "Anima",

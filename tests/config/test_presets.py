@@ -22,7 +22,7 @@ from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.loading import load_base
 from scdpo_core.training.optimizers import learning_rate
 from tests.support.tiny import tiny_pairs
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import T5_TOKENS, WITH_T5, tiny_folder
 from tests.trainer.test_train_lora import PROGRAM, run
 
 if sys.version_info >= (3, 11):
@@ -128,8 +128,7 @@ def trains(preset: str, tmp_path: Path) -> None:
     pairs, folder = tiny_pairs(tmp_path / "pairs", 4), tmp_path / "runs" / "calm"
     mine: dict[str, dict[str, Any]] = {
         **CHOSEN,
-        "model": {**CHOSEN["model"], "base": base}
-        | ({"t5_tokens": T5_TOKENS} if family in ("sd3", "flux") else {}),
+        "model": {**CHOSEN["model"], "base": base} | ({"t5_tokens": T5_TOKENS} if family in WITH_T5 else {}),
         "data": {"pairs": str(pairs)},
         "output": {**CHOSEN["output"], "output": str(folder)},
     }

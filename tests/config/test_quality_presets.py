@@ -15,13 +15,13 @@ from scdpo_core.family_info import MICRO
 from scdpo_core.runs.jobs import QUALITIES, LoraJob, Quality, write
 from scdpo_core.runs.objectives import DEFAULT_LABEL, OFFERED, OfferedObjective, objective_choice
 from tests.support.tiny import tiny_pairs
-from tests.support.tiny_families import tiny_folder
+from tests.support.tiny_families import FLOWS, tiny_folder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "trainer" / "configs"
 BASES = (MICRO, *FAMILIES)
 # SC-DPO's beta is 2000 for Stable Diffusion 1, 2 and XL. A flow's errors count half of it, those of the
 # embedded model a tenth. The winner term is half of beta everywhere: that ratio decides what is learnt.
-BETAS = {MICRO: 200.0, "sd1": 2000.0, "sd2": 2000.0, "sdxl": 2000.0, "sd3": 1000.0, "flux": 1000.0}
+BETAS = {MICRO: 200.0, **{name: 1000.0 if name in FLOWS else 2000.0 for name in FAMILIES}}
 WINNER = 0.5
 STEPS = {"fast": (75, 200), "normal": (150, 700), "best": (400, 1500)}
 

@@ -31,11 +31,13 @@ ODD = [
     # The base model's family.
     ("--prediction v_prediction", "flux", "model.prediction", "SD 1, SD 2 or SDXL"),
     ("--zero-snr on", "sd3", "model.zero_snr", "SD 1, SD 2 or SDXL"),
-    ("--t5-tokens 77", "sd1", "model.t5_tokens", "a base model of SD 3 or FLUX.1"),
-    ("--t5-tokens 77", "sdxl", "model.t5_tokens", "a base model of SD 3 or FLUX.1"),
+    ("--t5-tokens 77", "sd1", "model.t5_tokens", "a base model of SD 3, FLUX.1 or Chroma"),
+    ("--t5-tokens 77", "sdxl", "model.t5_tokens", "a base model of SD 3, FLUX.1 or Chroma"),
     ("--prompt-chunks 2", "flux", "model.prompt_chunks", "SD 1, SD 2, SDXL or SD 3"),
     ("--guidance-embedding 3.5", "sd1", "model.guidance_embedding", "a base model of FLUX.1"),
     ("--channels-last on", "sd3", "model.channels_last", "a base model of SD 1, SD 2 or SDXL"),
+    ("--guidance-embedding 3.5", "chroma", "model.guidance_embedding", "a base model of FLUX.1"),
+    ("--train-text", "chroma", "lora.train_text", "a base model of SD 1, SD 2, SDXL, SD 3 or FLUX.1"),
     ("--real-sizes", "sd1", "data.real_sizes", "a base model of SDXL"),
     ("--timestep-mean 1", "sd1", "objective.timestep_mean", "--timesteps logit_normal or a flow model"),
     ("--timestep-std 2", "sdxl", "objective.timestep_std", "--timesteps logit_normal or a flow model"),
@@ -45,6 +47,7 @@ ODD = [
         "objective.timestep_mean",
         "--timesteps logit_normal or a flow model",
     ),
+    ("--train-text", "z_image", "lora.train_text", "a base model of SD 1, SD 2, SDXL, SD 3 or FLUX.1"),
     ("--targets self-attention", "sd3", "lora.targets 'self-attention'", "take 'attention'"),
     # Costs.
     ("--objective safedpo", "sd1", "'safedpo' is plain DPO without costs", "--objective diffusion_dpo"),
@@ -98,6 +101,18 @@ ODD = [
     ("--optimizer adafactor --beta1 0.8", "sd1", "optim.beta1", "--optimizer adamw, adamw8bit or prodigy"),
     ("--optimizer adafactor --beta2 0.9", "sd1", "optim.beta2", "--optimizer adamw, adamw8bit or prodigy"),
     ("--kind lokr --dropout 0.1", "sd1", "lora.dropout", "--kind lora or dora"),
+    ("--init-rank 8", "sd1", "lora.init_rank", "--init-lora FILE"),
+    *(
+        (f"--init-lora calm.safetensors --{flag}", "sd1", f"lora.{setting}", "a new LoRA, so no --init-lora")
+        for flag, setting in (
+            ("kind dora", "kind"),
+            ("rank 8", "rank"),
+            ("alpha 8", "alpha"),
+            ("targets all-linear", "targets"),
+            ("block-ranks mid=4", "block_ranks"),
+        )
+    ),
+    ("--more-pairs other:2", "sd1", "data.more_pairs", "--pairs FOLDER"),
     # Held-out pairs, samples, data.
     ("--validation-every 10", "sd1", "validation.validation_every", "--validation 0.1"),
     ("--validation-draws 8", "sd1", "validation.validation_draws", "--validation 0.1"),
@@ -131,6 +146,7 @@ ODD = [
 # The same settings where they do something.
 SOUND = [
     ("--t5-tokens 77 --timestep-mean 1", "sd3"),
+    ("--t5-tokens 77", "chroma"),
     ("--t5-tokens 77 --guidance-embedding 3.5 --timestep-std 2", "flux"),
     ("--prediction v_prediction --zero-snr on --channels-last on --real-sizes --prompt-chunks 2", "sdxl"),
     ("--timesteps logit_normal --timestep-mean 1 --timestep-std 2", "sd1"),
@@ -150,6 +166,8 @@ SOUND = [
     ("--schedule polynomial --schedule-power 3 --train-text --text-lr 1e-5 --beta1 0.8 --beta2 0.9", "sd1"),
     ("--schedule restarts --schedule-cycles 2 --kind dora --dropout 0.1 --buckets --bucket-step 32", "sd1"),
     ("--schedule constant --warmup 0.25 --optimizer adafactor --samples 1 --sample-every 9", "sd1"),
+    ("--rank 8 --alpha 4 --block-ranks mid=4 --pairs mine --more-pairs other:2", "sd1"),
+    ("--init-lora calm.safetensors --init-rank 8", "sd1"),
 ]
 
 
@@ -288,7 +306,7 @@ def test_the_command_line_says_it_in_the_first_second(
     assert (
         f"objective.winner {NEEDS} --objective sc_dpo or winner_only: change that, or leave it out." in told
     )
-    assert f"model.t5_tokens {NEEDS} a base model of SD 3 or FLUX.1" in told
+    assert f"model.t5_tokens {NEEDS} a base model of SD 3, FLUX.1 or Chroma" in told
     assert not (tmp_path / "run").exists()
 
 

@@ -14,12 +14,15 @@ from PIL import Image
 from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions, family_of
 from scdpo_core.families.components import quiet
 from scdpo_core.families.timesteps import TimestepLaw
+from scdpo_core.family_info import FAMILY_INFO
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import TOKENS, WIDTH
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import FLOWS, T5_TOKENS, WITH_T5, tiny_folder
 
 CPU = torch.device("cpu")
 OPTIONS = LoadOptions(t5_tokens=T5_TOKENS)
+# Tokens of ten letters in their chat: start, 'user', line, prompt, end, line, start, 'assistant', line.
+CHATS = {"z_image": 1 + 4 + 1 + 10 + 1 + 1 + 1 + 9 + 1}
 
 
 @pytest.fixture(scope="module", params=FAMILIES, name="name")
@@ -59,16 +62,20 @@ def test_every_other_family_says_what_it_is_instead(name: str, folder: Path) -> 
 
 def test_prompts_have_the_shapes_that_the_denoiser_takes(name: str, model: LoadedModel) -> None:
     words = model.encode_prompts(["a knife", "", "x" * 10])
-    tokens = {"sd3": TOKENS + T5_TOKENS, "flux": T5_TOKENS}.get(name, TOKENS)
+    tokens = {"sd3": TOKENS + T5_TOKENS, "flux": T5_TOKENS, "chroma": T5_TOKENS, **CHATS}.get(name, TOKENS)
     width = WIDTH if name in ("sd1", "sd2") else 2 * WIDTH
     assert words.embeddings.shape == (3, tokens, width)
-    assert (words.pooled is None) == (name in ("sd1", "sd2"))
+    assert (words.pooled is None) == (name in ("sd1", "sd2", "chroma", *CHATS))
+    assert (words.attention_mask is None) == (name not in ("chroma", *CHATS))
+    if name in CHATS and words.attention_mask is not None:
+        # Shorter by what the longest prompt of ten letters has more.
+        assert (tokens - words.attention_mask.sum(1)).tolist() == [10 - len("a knife"), 10, 0]
     if words.pooled is not None:
         assert words.pooled.shape == (3, WIDTH)
         assert not torch.equal(words.pooled[0], words.pooled[1])
     assert not torch.equal(words.embeddings[0], words.embeddings[1])
-    alone = model.encode_prompts(["a knife"])
-    torch.testing.assert_close(alone.embeddings, words.embeddings[:1])
+    alone = model.encode_prompts(["a knife"]).embeddings
+    torch.testing.assert_close(alone, words.embeddings[:1, : alone.shape[1]])
 
 
 def test_latents_are_the_vaes_scaled_and_shifted(name: str, folder: Path, model: LoadedModel) -> None:
@@ -77,7 +84,7 @@ def test_latents_are_the_vaes_scaled_and_shifted(name: str, folder: Path, model:
         vae = DiffusionPipeline.from_pretrained(folder, local_files_only=True).vae
     with torch.no_grad():
         mean = vae.encode(images).latent_dist.mean
-    expected = (mean - 0.1) * 0.5 if name in ("sd3", "flux") else mean * 0.5
+    expected = (mean - 0.1) * 0.5 if name in FLOWS else mean * 0.5
     torch.testing.assert_close(model.encode_images(images), expected)
 
 
@@ -86,7 +93,7 @@ def test_the_error_is_that_of_the_textbook(name: str, model: LoadedModel, weight
     generator = torch.Generator().manual_seed(3)
     latents, noise = torch.randn((2, 2, *model.latent_shape()), generator=generator)
     words = model.encode_prompts(["one", "two"])
-    if name in ("sd3", "flux"):
+    if name in FLOWS:
         times = torch.tensor([100.0, 700.5])
         t = (times / 1000).view(-1, 1, 1, 1)
         noisy, target = (1 - t) * latents + t * noise, noise - latents
@@ -107,7 +114,7 @@ def test_the_error_is_that_of_the_textbook(name: str, model: LoadedModel, weight
 
 def test_timesteps_are_of_the_models_kind(name: str, model: LoadedModel) -> None:
     drawn = model.timesteps.draw(50, TimestepLaw(), torch.Generator().manual_seed(0))
-    flow = name in ("sd3", "flux")
+    flow = name in FLOWS
     assert drawn.dtype == (torch.float32 if flow else torch.int64)
     assert model.timesteps.last(drawn)[0] == (1000.0 if flow else 999)
     assert model.prediction == ("flow" if flow else "epsilon" if name == "sdxl" else "v_prediction")
@@ -118,14 +125,21 @@ def test_samples_are_those_of_the_plain_pipeline(name: str, folder: Path, model:
         pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
         pipeline.set_progress_bar_config(disable=True)
         settings: dict[str, Any] = {"height": 16, "width": 16, "negative_prompt": [""]}
-        if name in ("sd3", "flux"):
+        if name in WITH_T5:
             settings["max_sequence_length"] = T5_TOKENS
-        else:
+        if name not in FLOWS:
             pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+        if name == "chroma":
+            # As it is, diffusers adds the mask's ones and zeros to the attention (its issue 12116).
+            encode = pipeline._get_t5_prompt_embeds
+            pipeline._get_t5_prompt_embeds = lambda **asked: (lambda words, mask: (words, mask.bool()))(
+                *encode(**asked)
+            )
         theirs = pipeline(
             ["a cat"],
             num_inference_steps=4,
-            guidance_scale=3.0,
+            # Z-Image's pipeline counts how far the answer goes beyond the one with the prompt.
+            guidance_scale=2.0 if name == "z_image" else 3.0,
             generator=torch.Generator().manual_seed(7),
             **settings,
         ).images[0]
@@ -160,9 +174,9 @@ def test_sixteen_bits_change_the_denoiser_and_little_else(
 ) -> None:
     half = FAMILIES[name].load(folder, CPU, torch.bfloat16, OPTIONS)
     assert {weight.dtype for weight in half.denoiser.parameters()} == {torch.bfloat16}
-    # T5 alone is large enough to be kept in 16 bits, and then its words are not quite the same.
-    has_t5 = name in ("sd3", "flux")
-    assert (half.encoder_id == model.encoder_id) != has_t5
+    # All but CLIP are large enough to be kept in 16 bits, and then their words are not quite the same.
+    is_small = FAMILY_INFO[name].texts == ("clip",)
+    assert (half.encoder_id == model.encoder_id) == is_small
     assert half.sample(["a cat"], [1], 2, 3.0)[0].size == (16, 16)
     latents, noise = torch.randn((2, 2, *model.latent_shape()), generator=torch.Generator().manual_seed(0))
     times = model.timesteps.draw(2, TimestepLaw(), torch.Generator().manual_seed(0))

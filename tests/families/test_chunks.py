@@ -106,8 +106,10 @@ def test_embeddings_of_several_lengths_are_leveled_as_if_encoded_together(
     model = models[name]
     texts = [LONG, "a", words(0, 2 * BODY)]
     together = model.encode_prompts(texts).embeddings
-    leveled = model.level_prompts([model.encode_prompts([text]).embeddings[0] for text in texts])
-    torch.testing.assert_close(torch.stack(leveled), together, rtol=1e-4, atol=1e-5)
+    leveled = model.level_prompts([model.encode_prompts([text]).prompt(0) for text in texts])
+    torch.testing.assert_close(
+        torch.stack([prompt.embeddings for prompt in leveled]), together, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", CHUNKED)
@@ -169,7 +171,7 @@ def test_pairs_of_several_lengths_are_cached_alone_and_share_a_batch(
     "place", ["sd1/tokenizer", "sd2/tokenizer", "sdxl/tokenizer", "sdxl/tokenizer_2", "sd3/tokenizer_2"]
 )
 def test_one_chunk_is_what_the_tokenizer_itself_makes(place: str) -> None:
-    tokenizer = clip_tokenizer(None, CONFIGS / place / "tokenizer_config.json")
+    tokenizer = clip_tokenizer(CONFIGS / place)
     text = TextEncoder(tokenizer, None, 77)
     for prompt in ("", "a knife", "ein Märchen, 一个女孩 :)", "word " * 75):
         expected = tokenizer(prompt, padding="max_length", max_length=77, truncation=True).input_ids

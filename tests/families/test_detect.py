@@ -23,6 +23,32 @@ UNET = {f"{D}input_blocks.0.0.weight": (320, 4, 3, 3)}
 CONTEXT = f"{D}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FLUX = {f"{D}double_blocks.0.img_attn.qkv.weight": (9216, 3072), f"{D}img_in.weight": (3072, 64)}
 
+# Names and shapes of Comfy-Org's z_image files, as ComfyUI's detection reads them.
+Z_IMAGE = {
+    "cap_embedder.1.weight": (3840, 2560),
+    "x_embedder.weight": (3840, 64),
+    "noise_refiner.0.attention.k_norm.weight": (128,),
+    "layers.0.attention.qkv.weight": (11520, 3840),
+    "final_layer.linear.weight": (64, 3840),
+}
+# As lodestones' checkpoints name them; ComfyUI's loader looks at the same names.
+CHROMA = {
+    "img_in.weight": (3072, 64),
+    "txt_in.weight": (3072, 4096),
+    "distilled_guidance_layer.in_proj.weight": (5120, 64),
+    "distilled_guidance_layer.norms.0.scale": (5120,),
+    "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "single_blocks.0.linear1.weight": (21504, 3072),
+    "final_layer.linear.weight": (64, 3072),
+}
+RADIANCE = {
+    "img_in_patch.weight": (3072, 3, 16, 16),
+    "distilled_guidance_layer.norms.0.scale": (5120,),
+    "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "nerf_blocks.0.norm.scale": (64,),
+    "nerf_image_embedder.embedder.0.weight": (64, 67),
+}
+
 
 @pytest.mark.parametrize(
     ("shapes", "family"),
@@ -36,7 +62,11 @@ FLUX = {f"{D}double_blocks.0.img_attn.qkv.weight": (9216, 3072), f"{D}img_in.wei
         ({f"{D}joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)}, "sd3"),
         ({"joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)}, "sd3"),
         (FLUX, "flux"),
+        (Z_IMAGE, "z_image"),
+        ({f"{D}{name}": shape for name, shape in Z_IMAGE.items()}, "z_image"),
         ({name.removeprefix(D): shape for name, shape in FLUX.items()}, "flux"),
+        (CHROMA, "chroma"),
+        ({f"{D}{name}": shape for name, shape in CHROMA.items()}, "chroma"),
     ],
 )
 def test_every_family_is_known_by_its_names_and_shapes(
@@ -58,8 +88,14 @@ def test_every_family_is_known_by_its_names_and_shapes(
         ({"clip_l": (4, 768), "clip_g": (4, 1280)}, "a textual inversion"),
         ({**FLUX, f"{D}img_in.weight": (3072, 384)}, "Fill, Depth or Canny"),
         ({**FLUX, f"{D}double_blocks.0.img_attn.qkv.weight.absmax": (9,)}, "bitsandbytes"),
-        ({**FLUX, f"{D}distilled_guidance_layer.in_proj.bias": (9,)}, "a Chroma model"),
+        ({f"{D}{name}": shape for name, shape in RADIANCE.items()}, "a Chroma1-Radiance model"),
+        (RADIANCE, "a Chroma1-Radiance model"),
         ({f"{D}double_stream_modulation_img.lin.weight": (9, 9)}, "a FLUX.2 model"),
+        ({**Z_IMAGE, "cap_embedder.1.weight": (2304, 2304)}, "a Lumina Image 2.0 model"),
+        ({**Z_IMAGE, "siglip_embedder.0.weight": (1152,)}, "also reads images"),
+        ({**Z_IMAGE, "x_embedder.weight": (3840, 3072), "dec_net.cond_embed.weight": (9, 9)}, "of pixels"),
+        ({"all_x_embedder.2-1.weight": (3840, 64)}, "denoiser of a diffusers folder"),
+        ({"model.embed_tokens.weight": (151936, 2560)}, "a text encoder alone"),
         ({**UNET, "edm_mean": (4,)}, "an EDM model"),
         ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "a VAE alone"),
         ({"text_model.embeddings.position_ids": (1, 77)}, "a text encoder alone"),

@@ -23,7 +23,7 @@ from scdpo_core.training.saving import JobResult
 from scdpo_core.types import ScdpoError
 from tests.support.original_files import flux_shapes, write_full_sd15, write_sdxl_file
 from tests.support.tiny import tiny_pairs, tiny_pipeline, tiny_settings, write_single_file
-from tests.support.tiny_families import T5_TOKENS, flux_pipeline, sdxl_pipeline, tiny_folder
+from tests.support.tiny_families import FLOWS, T5_TOKENS, flux_pipeline, sdxl_pipeline, tiny_folder
 from tests.trainer.test_train_lora import run
 
 CPU = torch.device("cpu")
@@ -61,13 +61,16 @@ def test_a_folder_trains_and_its_lora_changes_the_image(family: str, pairs: Path
     assert result.outcome.step == 3
     assert result.lora is not None
     metadata = read_lora_info(result.lora.path).metadata
-    expected = {"sd3": "flow", "flux": "flow", "sdxl": "epsilon"}.get(family, "v_prediction")
+    expected = "flow" if family in FLOWS else "epsilon" if family == "sdxl" else "v_prediction"
     assert metadata["scdpo_prediction"] == expected
     assert json.loads(metadata["scdpo_zero_snr"]) is False
     assert _changed(family, base, result, LoadOptions(t5_tokens=T5_TOKENS))
 
 
-@pytest.mark.parametrize(("family", "kind"), [("sd3", "loha"), ("flux", "lokr"), ("flux", "dora")])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("sd3", "loha"), ("flux", "lokr"), ("flux", "dora"), ("chroma", "lokr"), ("z_image", "loha")],
+)
 def test_every_kind_can_be_saved_for_the_transformers(
     family: str, kind: str, pairs: Path, tmp_path: Path
 ) -> None:

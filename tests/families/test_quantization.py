@@ -13,7 +13,7 @@ from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.families.quantization import QuantizedLinear, quantize
 from scdpo_core.training.job import run_job
 from tests.support.tiny import tiny_pairs, tiny_settings
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import FLOWS, T5_TOKENS, tiny_folder
 
 CPU = torch.device("cpu")
 # The largest error of a weight, as a share of the largest in its row or block: half a step of the code.
@@ -99,15 +99,9 @@ def test_every_family_answers_nearly_the_same(family: str, kind: Any, tmp_path: 
     words = models[0].encode_prompts(["a thing"])
     dice = torch.Generator().manual_seed(1)
     latents, noise = (torch.randn((1, *models[0].latent_shape()), generator=dice) for _ in range(2))
-    times = (
-        models[0]
-        .timesteps.last(torch.ones(1))
-        .to(torch.float32 if family in ("sd3", "flux") else torch.int64)
-    )
+    times = models[0].timesteps.last(torch.ones(1)).to(torch.float32 if family in FLOWS else torch.int64)
     plain, coded = (
-        model.residuals(
-            latents, noise, times // 2 if family not in ("sd3", "flux") else times / 2, words, "native"
-        )
+        model.residuals(latents, noise, times // 2 if family not in FLOWS else times / 2, words, "native")
         for model in models
     )
     assert bool((plain != coded).any())

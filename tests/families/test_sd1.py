@@ -168,7 +168,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_shipped_tokenizer_is_clips() -> None:
-    tokenizer = clip_tokenizer(None, CONFIGS / "sd1" / "tokenizer" / "tokenizer_config.json")
+    tokenizer = clip_tokenizer(CONFIGS / "sd1" / "tokenizer")
     # Known of CLIP: 'a photo of a cat' between the start and end tokens, which are the last two of 49,408.
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert len(tokenizer) == 49408

@@ -7,14 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    ChromaTransformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
 from torch import Tensor
 
 from scdpo_core.families import FAMILIES
+from scdpo_core.families.chroma import adapt as adapt_chroma
+from scdpo_core.families.detect import of_header
 from scdpo_core.families.flux import adapt as adapt_flux
 from scdpo_core.families.sd3 import adapt as adapt_sd3
 from scdpo_core.families.text_encoders import CONFIGS
-from tests.support.original_files import flux_shapes
+from scdpo_core.families.z_image import adapt as adapt_z_image
+from scdpo_core.io.safetensors_header import Header
+from tests.support.original_files import chroma_shapes, flux_shapes, original_z_image
 from tests.support.tiny import original_unet
 
 
@@ -109,8 +120,50 @@ def test_every_flux_is_configured_from_its_shapes(
     }
 
 
+def test_z_image_is_configured_from_its_shapes() -> None:
+    config = _config("z_image", "transformer")
+    weights = _meta(ZImageTransformer2DModel, config)
+    # As published: 6 billion.
+    assert sum(tensor.numel() for tensor in weights.values()) / 1e9 == pytest.approx(6.155, abs=0.001)
+    originals = original_z_image(weights)
+    assert originals["layers.29.attention.qkv.weight"].shape == (3 * 3840, 3840)
+    shapes = {name: tuple(tensor.shape) for name, tensor in originals.items()}
+    changes = adapt_z_image(shapes)
+    assert changes == {name: config[name] for name in changes}
+    assert of_header(Header(shapes)).family == "z_image"
+    named = convert_z_image_transformer_checkpoint_to_diffusers(dict(originals))
+    assert {name: tensor.shape for name, tensor in named.items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("double", "single", "billions"), [(19, 38, 8.90), (8, 38, 6.41)], ids=["whole", "cut down"]
+)
+def test_every_chroma_is_configured_from_its_shapes(double: int, single: int, billions: float) -> None:
+    from diffusers.loaders.single_file_utils import convert_chroma_transformer_checkpoint_to_diffusers
+
+    shapes = chroma_shapes(double, single)
+    changes = adapt_chroma(shapes)
+    assert changes == {
+        "num_layers": double,
+        "num_single_layers": single,
+        "num_attention_heads": 24,
+        "approximator_num_channels": 64,
+        "approximator_hidden_dim": 5120,
+        "approximator_layers": 5,
+    }
+    weights = _meta(ChromaTransformer2DModel, _config("chroma", "transformer") | changes)
+    assert sum(tensor.numel() for tensor in weights.values()) / 1e9 == pytest.approx(billions, abs=0.006)
+    originals = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    named = convert_chroma_transformer_checkpoint_to_diffusers(originals)
+    assert {name: tensor.shape for name, tensor in named.items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+
+
 # Millions of parameters, as published.
-TEXTS = {"clip_l": 123, "clip_h": 340, "clip_g": 695, "t5xxl": 4762}
+TEXTS = {"clip_l": 123, "clip_h": 340, "clip_g": 695, "t5xxl": 4762, "qwen_3_4b": 4022}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -137,6 +190,8 @@ def test_every_text_encoder_ships_its_configuration(family: str) -> None:
         ("sdxl", 4, 0.13025, None),
         ("sd3", 16, 1.5305, 0.0609),
         ("flux", 16, 0.3611, 0.1159),
+        ("z_image", 16, 0.3611, 0.1159),
+        ("chroma", 16, 0.3611, 0.1159),
     ],
 )
 def test_every_vae_ships_its_configuration(

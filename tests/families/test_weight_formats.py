@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scdpo_core.families import FAMILIES, LoadOptions
-from scdpo_core.families.components import read_tensors
-from scdpo_core.families.weight_formats import check_stored, factor_of, is_nan, multiplied
+from scdpo_core.families.weight_formats import check_stored, factor_of, is_nan, multiplied, read_tensors
 from scdpo_core.io.files import unshared
 from scdpo_core.io.safetensors_header import Header, read_header
 from scdpo_core.types import ScdpoError

@@ -117,7 +117,7 @@ def test_conv_adds_the_convolutions() -> None:
     [("sd3", 8 * 3 + 7 + 4 * 3, 14, 8 + 7), ("flux", 8 * 19 + 3 * 38, 4 * 19 + 2 * 38, 2 * 19 + 38 + 10)],
 )
 def test_presets_of_the_transformers(family: str, attention: int, with_ff: int, linear: int) -> None:
-    network = denoiser(family, sd3_blocks=4)
+    network = denoiser(family, blocks=4)
     counts = [len(target_modules(network, preset)) for preset in ("attention", "attention+ff", "all-linear")]  # type: ignore[arg-type]
     assert counts == [attention, attention + with_ff, attention + with_ff + linear]
     everything = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]

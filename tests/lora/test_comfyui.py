@@ -4,7 +4,7 @@
 
 COMFYUI_PYTHON may name the Python that ComfyUI runs with; without it, this one runs ComfyUI's LoRA code.
 
-The lists are facts, made by `tests/support/comfyui_oracle.py` with ComfyUI 0.3.64.
+The lists are facts, made by `tests/support/comfyui_oracle.py` with ComfyUI 0.33.0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.testing import assert_close
 
 from scdpo_core.lora.formats.convert import from_file, to_file
 from scdpo_core.lora.formats.keys import Dialect
-from scdpo_core.lora.formats.layouts import UNETS
+from scdpo_core.lora.formats.layouts import TRANSFORMERS, UNETS
 from scdpo_core.lora.formats.names import split_key
 from scdpo_core.lora.weights import by_module, delta
 from tests.support.lora_models import FAMILIES, lora_for, module_shapes
@@ -81,7 +81,7 @@ def test_every_key_we_write_is_one_that_comfyui_takes(
     assert left == []
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", TRANSFORMERS)
 def test_it_takes_the_transformers_in_peft_too(
     accepted: dict[str, dict[str, list[object]]], family: str
 ) -> None:
@@ -99,6 +99,17 @@ def test_different_modules_change_different_weights(
         assert len(set(targets)) == len(targets)
 
 
+@pytest.mark.parametrize("dialect", ["kohya", "comfyui"])
+def test_it_takes_chromas_guidance_layer_by_its_original_names(
+    accepted: dict[str, dict[str, list[object]]], dialect: Dialect
+) -> None:
+    layer = "distilled_guidance_layer"
+    names = ["in_proj", *(f"layers.{n}.linear_{k}" for n in range(5) for k in (1, 2)), "out_proj"]
+    ours = stems(lora_for({f"{layer}.{name}": (8, 4) for name in names}, rank=1), dialect, "chroma")
+    assert len(ours) == 12
+    assert sorted(stem for stem in ours if stem not in accepted["chroma"]) == []
+
+
 @with_comfyui
 @pytest.mark.slow
 def test_the_recorded_lists_are_those_of_this_comfyui(
@@ -114,7 +125,7 @@ def test_the_recorded_lists_are_those_of_this_comfyui(
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_comfyui_leaves_no_key_and_changes_the_model_as_we_say(family: str, tmp_path: Path) -> None:
-    shapes = module_shapes(family, sd3_blocks=2)
+    shapes = module_shapes(family, blocks=2)
     state = lora_for(shapes, rank=2, alpha=1.0)
     changes = {}
     # It takes the transformers' names of diffusers too, and finds their place in the fused weights by itself.

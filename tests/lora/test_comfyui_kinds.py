@@ -74,7 +74,7 @@ def on_cpu(network: nn.Module) -> nn.Module:
 def trained(family: str, kind: Kind) -> tuple[LoraAdapter, dict[str, Tensor], dict[str, Tensor]]:
     """An adapter on everything that can be trained; each module's weight before it, and as peft merges it."""
     preset = "conv" if family in UNETS else "all-linear"
-    networks = {"": denoiser(family, sd3_blocks=2), **text_encoders(family)}
+    networks = {"": denoiser(family, blocks=2), **text_encoders(family)}
     whole: LoraAdapter | None = None
     for owner, network in networks.items():
         live = on_cpu(network)

@@ -36,7 +36,7 @@ def test_names_by_hand() -> None:
 
 def test_text_encoders_names_by_hand() -> None:
     first, second, flat = f"text_encoder.{CLIP}.up", f"text_encoder_2.{CLIP}.up", CLIP.replace(".", "_")
-    assert [spoken(first, "kohya", family) for family in FAMILIES] == [
+    assert [spoken(first, "kohya", family) for family in ("sd1", "sd2", "sdxl", "sd3", "flux")] == [
         f"lora_{te}_{flat}.lora_up.weight" for te in ("te", "te", "te1", "te1", "te1")
     ]
     assert spoken(second, "kohya", "sdxl") == f"lora_te2_{flat}.lora_up.weight"
@@ -58,8 +58,18 @@ def test_text_encoders_names_by_hand() -> None:
         ("sd3", "transformer_blocks.7.attn2.to_out.0", "joint_blocks.7.x_block.attn2.proj"),
         ("sd3", "pos_embed.proj", "x_embedder.proj"),
         ("flux", "transformer_blocks.18.ff_context.net.2", "double_blocks.18.txt_mlp.2"),
+        ("z_image", "layers.29.attention.to_out.0", "layers.29.attention.out"),
+        ("z_image", "context_refiner.1.feed_forward.w3", "context_refiner.1.feed_forward.w3"),
+        ("z_image", "all_x_embedder.2-1", "x_embedder"),
+        ("z_image", "all_final_layer.2-1.linear", "final_layer.linear"),
         ("flux", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
         ("flux", "proj_out", "final_layer.linear"),
+        ("chroma", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
+        (
+            "chroma",
+            "distilled_guidance_layer.layers.4.linear_2",
+            "distilled_guidance_layer.layers.4.out_layer",
+        ),
     ],
 )
 def test_original_places_by_hand(family: str, module: str, original: str) -> None:
@@ -87,7 +97,7 @@ def test_places_that_no_model_has() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_module_of_every_family_goes_there_and_back(family: str, dialect: str) -> None:
-    shapes = module_shapes(family, sd3_blocks=4)
+    shapes = module_shapes(family, blocks=4)
     # float32: of the smallest float16 numbers, peft's half of a weight would lose the last bit.
     state = lora_for(shapes, dtype=torch.float32 if dialect == "peft" else torch.float16)
     written = to_file(state, dialect, family)  # type: ignore[arg-type]
@@ -97,10 +107,13 @@ def test_every_module_of_every_family_goes_there_and_back(family: str, dialect: 
         assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize(("family", "count"), [("sd1", 354), ("sd2", 420), ("sdxl", 1058), ("flux", 576)])
+@pytest.mark.parametrize(
+    ("family", "count"), [("sd1", 354), ("sd2", 420), ("sdxl", 1058), ("flux", 576), ("chroma", 421)]
+)
 def test_nothing_is_left_out(family: str, count: int) -> None:
     # SD1: 282 of the UNet and 6 in each of CLIP's 12 layers. SD2: 23 layers. SDXL: 794, 12 and 32 layers.
     # FLUX: 14 in each of 19 double blocks, 6 in each of 38 single blocks, 10 around them, 12 layers.
+    # Chroma: 12 and 5, for it has no modulations, and 3 around them.
     assert len(module_shapes(family)) == count
 
 

@@ -75,6 +75,46 @@ FLUX = {
     "patch_size": 2,
     "qkv_bias": True,
     "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+CHROMA = {
+    "in_channels": 64,
+    "out_channels": 64,
+    "context_in_dim": 48,
+    "hidden_size": WIDTH,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 19,
+    "depth_single_blocks": 38,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "in_dim": 64,
+    "out_dim": WIDTH,
+    "hidden_dim": 80,
+    "n_layers": 5,
+    "txt_ids_dims": [],
+    "vec_in_dim": None,
+}
+Z_IMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 1024,
+    "cap_feat_dim": 48,
+    "n_refiner_layers": 2,
+    "n_heads": 8,
+    "n_kv_heads": 8,
+    "axes_dims": [32, 48, 48],
+    "axes_lens": [1536, 512, 512],
+    "rope_theta": 256.0,
+    "qk_norm": True,
+    "multiple_of": 2,
+    "ffn_dim_multiplier": 8.0 / 3.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
 }
 # Which CLIP each family has; the numbers are layers.
 CLIPS = {
@@ -83,8 +123,11 @@ CLIPS = {
     "sdxl": {"clip_l": 12, "clip_g": 32},
     "sd3": {"clip_l": 12, "clip_g": 32},
     "flux": {"clip_l": 12},
+    "chroma": {},
+    "z_image": {},
 }
-_KIND = {"sd3": "SD3", "flux": "Flux"}
+# Its class there, or the one that it derives from.
+_KIND = {"sd3": "SD3", "flux": "Flux", "chroma": "Flux", "z_image": "Lumina2"}
 
 
 def import_comfy(folder: Path) -> Any:
@@ -94,8 +137,14 @@ def import_comfy(folder: Path) -> Any:
             sys.modules[name] = MagicMock()
     registry = types.ModuleType("comfy.model_base")
     kinds: dict[str, type] = {}
-    # What a module lacks, its own __getattr__ gives.
-    vars(registry)["__getattr__"] = lambda name: kinds.setdefault(name, type(name, (), {}))
+
+    def kind(name: str) -> type:
+        # What a module lacks, its own __getattr__ gives; Python itself asks for names like __file__.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return kinds.setdefault(name, type(name, (), {}))
+
+    vars(registry)["__getattr__"] = kind
     sys.path.insert(0, str(folder))
     sys.argv = sys.argv[:1]
     import comfy.cli_args
@@ -108,7 +157,7 @@ def import_comfy(folder: Path) -> Any:
     return comfy.lora
 
 
-def denoiser(family: str, sd3_blocks: int) -> tuple[dict[str, Any], torch.nn.Module]:
+def denoiser(family: str, blocks: int) -> tuple[dict[str, Any], torch.nn.Module]:
     """A family's configuration, and ComfyUI's own network on the meta device."""
     import comfy.ops
 
@@ -123,17 +172,27 @@ def denoiser(family: str, sd3_blocks: int) -> tuple[dict[str, Any], torch.nn.Mod
         from comfy.ldm.flux.model import Flux
 
         return FLUX, Flux(**FLUX, **how)
+    if family == "chroma":
+        from comfy.ldm.chroma.model import Chroma
+
+        return CHROMA, Chroma(**CHROMA, **how)
+    if family == "z_image":
+        from comfy.ldm.lumina.model import NextDiT
+
+        config = {**Z_IMAGE, "n_layers": blocks or 30}
+        return config, NextDiT(**config, **how)
     from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
-    layers = list(range(min(13, sd3_blocks - 1)))
+    blocks = blocks or 24
+    layers = list(range(min(13, blocks - 1)))
     config = {
-        "depth": sd3_blocks,
+        "depth": blocks,
         "in_channels": 16,
         "patch_size": 2,
         "adm_in_channels": 40,
         "context_embedder_config": {
             "target": "torch.nn.Linear",
-            "params": {"in_features": 48, "out_features": 64 * sd3_blocks},
+            "params": {"in_features": 48, "out_features": 64 * blocks},
         },
         "num_patches": 16,
         "pos_embed_max_size": 4,
@@ -164,9 +223,9 @@ def text_weights(family: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def key_map(lora: Any, family: str, sd3_blocks: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def key_map(lora: Any, family: str, blocks: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """ComfyUI's map from a key's stem to the weight it changes, and the (meta) weights."""
-    config, network = denoiser(family, sd3_blocks)
+    config, network = denoiser(family, blocks)
     weights = {f"diffusion_model.{key}": value for key, value in network.state_dict().items()}
     base = getattr(sys.modules["comfy.model_base"], _KIND.get(family, "BaseModel"))
     model = type("Model", (base,), {})()
@@ -179,7 +238,7 @@ def key_map(lora: Any, family: str, sd3_blocks: int) -> tuple[dict[str, Any], di
 
 
 def record(lora: Any, out: Path) -> None:
-    found = {family: places(key_map(lora, family, sd3_blocks=24)[0]) for family in (*UNETS, "sd3", "flux")}
+    found = {family: places(key_map(lora, family, blocks=0)[0]) for family in CLIPS}
     text = json.dumps(found, separators=(",", ":")).encode()
     out.write_bytes(gzip.compress(text, 9, mtime=0))
 
@@ -201,7 +260,7 @@ def places(stems: dict[str, Any]) -> dict[str, list[Any]]:
 
 def patch(lora: Any, family: str, files: list[Path]) -> None:
     """Write what ComfyUI makes of every first file into the second."""
-    stems, weights = key_map(lora, family, sd3_blocks=2)
+    stems, weights = key_map(lora, family, blocks=2)
     for source, out in zip(files[::2], files[1::2], strict=True):
         tensors = load_file(source)
         bases = {key[5:]: tensors.pop(key) for key in list(tensors) if key.startswith("base.")}
@@ -229,7 +288,7 @@ if __name__ == "__main__":
     if command[1] == "keys":
         record(comfy_lora, Path(command[2]))
     elif command[1] == "places":
-        found = places(key_map(comfy_lora, command[2], sd3_blocks=2)[0])
+        found = places(key_map(comfy_lora, command[2], blocks=2)[0])
         Path(command[3]).write_text(json.dumps(found), "utf-8")
     else:
         patch(comfy_lora, command[2], [Path(name) for name in command[3:]])

@@ -10,13 +10,20 @@ import math
 from functools import cache
 
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    ChromaTransformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from scdpo_core.family_info import FAMILY_INFO
 from scdpo_core.lora.formats.keys import TEXT_ENCODERS, text_module
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z_image")
 WIDTH = 64
 _LEVELS = {"block_out_channels": (64, 128, 256, 256), "norm_num_groups": 32}
 _XL_LEVELS = {
@@ -30,8 +37,13 @@ _XL_LEVELS = {
 }
 
 
-def denoiser(family: str, *, sd3_blocks: int = 24) -> nn.Module:
-    """A family's denoiser on the meta device; SD3's has attention on itself in its first blocks, as 3.5's."""
+def denoiser(family: str, *, blocks: int = 0) -> nn.Module:
+    """A family's denoiser on the meta device; SD3's has attention on itself in its first blocks, as 3.5's.
+
+    Args:
+        family: its name.
+        blocks: of SD3 and Z-Image; 0: as many as the real one has.
+    """
     with torch.device("meta"):
         if family == "flux":
             return FluxTransformer2DModel(
@@ -45,17 +57,39 @@ def denoiser(family: str, *, sd3_blocks: int = 24) -> nn.Module:
                 guidance_embeds=True,
                 axes_dims_rope=(8, 12, 12),
             )
+        if family == "chroma":
+            return ChromaTransformer2DModel(
+                in_channels=64,
+                num_layers=19,
+                num_single_layers=38,
+                attention_head_dim=32,
+                num_attention_heads=2,
+                joint_attention_dim=48,
+                axes_dims_rope=(8, 12, 12),
+                approximator_hidden_dim=80,
+            )
+        if family == "z_image":
+            return ZImageTransformer2DModel(
+                # The embedder of the times has its real widths from here on.
+                dim=1024,
+                n_layers=blocks or 30,
+                n_heads=8,
+                n_kv_heads=8,
+                cap_feat_dim=48,
+                axes_dims=[32, 48, 48],
+            )
         if family == "sd3":
+            blocks = blocks or 24
             return SD3Transformer2DModel(
                 sample_size=4,
-                num_layers=sd3_blocks,
+                num_layers=blocks,
                 attention_head_dim=64,
-                num_attention_heads=sd3_blocks,
+                num_attention_heads=blocks,
                 joint_attention_dim=48,
-                caption_projection_dim=64 * sd3_blocks,
+                caption_projection_dim=64 * blocks,
                 pooled_projection_dim=40,
                 pos_embed_max_size=4,
-                dual_attention_layers=tuple(range(min(13, sd3_blocks - 1))),
+                dual_attention_layers=tuple(range(min(13, blocks - 1))),
                 qk_norm="rms_norm",
             )
         levels = _XL_LEVELS if family == "sdxl" else _LEVELS
@@ -75,6 +109,8 @@ def text_encoders(family: str) -> dict[str, nn.Module]:
             hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_attention_heads=2, num_hidden_layers=layers
         )
 
+    if "clip" not in FAMILY_INFO[family].texts:
+        return {}
     with torch.device("meta"):
         encoders: dict[str, nn.Module] = {
             TEXT_ENCODERS[0]: CLIPTextModel(config(23 if family == "sd2" else 12))
@@ -85,17 +121,20 @@ def text_encoders(family: str) -> dict[str, nn.Module]:
 
 
 @cache
-def module_shapes(family: str, *, sd3_blocks: int = 24, text: bool = True) -> dict[str, tuple[int, ...]]:
+def module_shapes(family: str, *, blocks: int = 0, text: bool = True) -> dict[str, tuple[int, ...]]:
     """Canonical path -> shape of the weight, of every linear layer and convolution of a family.
 
-    Without CLIP's final projection, which ComfyUI has no LoRA key for in most families.
+    Without CLIP's final projection, which ComfyUI has no LoRA key for in most families, and without Chroma's
+    guidance layer, for which it has original names only.
     """
-    networks = {"": denoiser(family, sd3_blocks=sd3_blocks), **(text_encoders(family) if text else {})}
+    networks = {"": denoiser(family, blocks=blocks), **(text_encoders(family) if text else {})}
     return {
         text_module(owner, name) if owner else name: tuple(module.weight.shape)
         for owner, network in networks.items()
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and name != "text_projection"
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and name != "text_projection"
+        and not name.startswith("distilled_guidance_layer.")
     }
 
 

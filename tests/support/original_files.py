@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,44 @@ def flux_shapes(double: int, single: int, *, guided: bool) -> dict[str, tuple[in
             shapes[f"{block}.norm.{letter}_norm.scale"] = (128,)
     linear("final_layer.adaLN_modulation.1", 2 * width, width)
     linear("final_layer.linear", 64, width)
+    return shapes
+
+
+def original_z_image(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A transformer of Z-Image by its original names: queries, keys and values in one matrix."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if ".to_q." in name:
+            parts = [weights[name.replace("to_q", f"to_{letter}")] for letter in "qkv"]
+            tensors[name.replace("to_q", "qkv")] = torch.cat(parts)
+        elif ".to_k." not in name and ".to_v." not in name:
+            for ours, theirs in (
+                ("all_x_embedder.2-1", "x_embedder"),
+                ("all_final_layer.2-1", "final_layer"),
+                ("attention.to_out.0", "attention.out"),
+                ("attention.norm_q", "attention.q_norm"),
+                ("attention.norm_k", "attention.k_norm"),
+            ):
+                name = name.replace(ours, theirs)
+            tensors[name] = tensor
+    return tensors
+
+
+def chroma_shapes(double: int, single: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of an original Chroma transformer: FLUX.1's without modulations, and what makes them all."""
+    inner, layer = 5120, "distilled_guidance_layer"
+    shapes = {
+        name: shape
+        for name, shape in flux_shapes(double, single, guided=False).items()
+        if not name.startswith(("time_in.", "vector_in."))
+        and not any(part in name for part in ("_mod.", ".modulation.", "adaLN_modulation"))
+    }
+    linears = {"in_proj": (inner, 64), "out_proj": (3072, inner)}
+    for number in range(5):
+        shapes[f"{layer}.norms.{number}.scale"] = (inner,)
+        linears |= {f"layers.{number}.{side}_layer": (inner, inner) for side in ("in", "out")}
+    for name, shape in linears.items():
+        shapes[f"{layer}.{name}.weight"], shapes[f"{layer}.{name}.bias"] = shape, shape[:1]
     return shapes
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -18,6 +20,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from transformers import (
     CLIPTextConfig,
@@ -29,11 +33,16 @@ from transformers import (
     T5Tokenizer,
 )
 
+from scdpo_core.family_info import trainable
 from tests.support.tiny import TOKENS, WIDTH, tiny_pipeline, tiny_sd_folder, tiny_tokenizer_files
+from tests.support.tiny_language import chat_tokenizer, language_model
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 FLOW_CHANNELS = 16
 T5_TOKENS = 12
+FLOWS = tuple(info.name for info in trainable() if info.denoiser == "transformer")
+WITH_CLIP = tuple(info.name for info in trainable() if "clip" in info.texts)
+WITH_T5 = tuple(info.name for info in trainable() if "t5" in info.texts)
 SCALE_AND_SHIFT = (0.5, 0.1)
 
 
@@ -55,6 +64,10 @@ def _clip(tokenizer: Any, cls: Any, width: int, **changes: Any) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     return cls(CLIPTextConfig(**(config | changes)))
+
+
+def _chat(width: int, name: str = "Qwen3Model") -> tuple[Any, Any]:
+    return chat_tokenizer(), language_model(name, width)
 
 
 def _t5(width: int = 2 * WIDTH) -> tuple[Any, Any]:
@@ -212,11 +225,65 @@ def flux_pipeline(
     )
 
 
+def chroma_pipeline(folder: Path, *, words: int = 2 * WIDTH) -> ChromaPipeline:
+    """Two double and two single blocks; T5 alone."""
+    torch.manual_seed(0)
+    vocabulary, encoder = _t5(words)
+    transformer = ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * FLOW_CHANNELS,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=words,
+        axes_dims_rope=(4, 6, 6),
+        approximator_num_channels=16,
+        approximator_hidden_dim=24,
+        approximator_layers=2,
+    )
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_flow_vae(),
+        text_encoder=encoder,
+        tokenizer=vocabulary,
+        transformer=transformer,
+    )
+
+
+def z_image_pipeline(folder: Path) -> ZImagePipeline:
+    """One block of each kind, and a language model of three layers."""
+    torch.manual_seed(0)
+    tokenizer, encoder = _chat(2 * WIDTH)
+    transformer = ZImageTransformer2DModel(
+        in_channels=FLOW_CHANNELS,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=2 * WIDTH,
+        axes_dims=[4, 6, 6],
+        axes_lens=[256, 64, 64],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token, std=0.2)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_flow_vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
 PIPELINES: dict[str, Callable[[Path], Any]] = {
     "sd2": sd2_pipeline,
     "sdxl": sdxl_pipeline,
     "sd3": sd3_pipeline,
     "flux": flux_pipeline,
+    "chroma": chroma_pipeline,
+    "z_image": z_image_pipeline,
 }
 
 

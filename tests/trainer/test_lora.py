@@ -196,6 +196,7 @@ def test_files_that_contradict_themselves(tmp_path: Path) -> None:
         (["lora_unet_joint_blocks_0_x_block_mlp_fc1"], "sd3"),
         (["lora_unet_double_blocks_0_img_mlp_0"], "flux"),
         (["transformer.single_transformer_blocks.0.proj_out"], "flux"),
+        (["lora_unet_distilled_guidance_layer_layers_0_in_layer"], "chroma"),
         (["transformer.transformer_blocks.0.attn2.to_out.0"], "sd3"),
         (["unet.mid_block.resnets.0.conv1"], ""),
     ],

@@ -19,7 +19,7 @@ from scdpo_core.training.adapters import attach_finished, attach_lora, encode_pr
 from scdpo_core.training.job import run_job
 from scdpo_core.types import PairBatch, ScdpoError
 from tests.support.tiny import tiny_pairs, tiny_settings
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import T5_TOKENS, WITH_CLIP, WITH_T5, tiny_folder
 
 CPU = torch.device("cpu")
 OPTIONS = LoadOptions(t5_tokens=T5_TOKENS)
@@ -30,6 +30,10 @@ TOWERS = {
     "sd3": ["text_encoder", "text_encoder_2"],
     "flux": ["text_encoder"],
 }
+
+
+def test_every_clip_trains() -> None:
+    assert (*TOWERS,) == WITH_CLIP
 
 
 @pytest.fixture(scope="module", name="pairs")
@@ -51,7 +55,7 @@ def _batch(model: Any, prompts: tuple[str, ...]) -> PairBatch:
     return PairBatch(latents, words, one, one, torch.full((len(prompts), 2), float("nan")), prompts)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOWERS)
 def test_text_encoders_train_along_and_the_reference_never_hears_of_it(
     family: str, folders: dict[str, Path]
 ) -> None:
@@ -113,7 +117,7 @@ def test_words_drop_out_while_the_denoiser_trains_and_never_else(folders: dict[s
 def test_t5_is_asked_once_and_never_while_others_train(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for family in ("sd3", "flux"):
+    for family in WITH_T5:
         model = FAMILIES[family].load(folders[family], CPU, torch.float32, OPTIONS)
         settings = LoraSettings(rank=2, train_text=True)
         adapter = attach_lora(model, settings, 0)

@@ -20,8 +20,16 @@ PLACEHOLDER = "*"
 
 
 def embeddings_of(model: LoadedModel) -> list[nn.Embedding]:
-    """Return the token embedding of each CLIP text encoder; the encoders stay in memory from now on."""
+    """Return the token embedding of each CLIP text encoder; the encoders stay in memory from now on.
+
+    Raises:
+        ScdpoError: the model has none.
+    """
     towers: list[Any] = [tower for tower, _ in model.train_texts().values()]
+    if not towers:
+        raise ScdpoError(
+            f"{model.name} has no CLIP text encoder, whose tokens this attack learns. Choose another attack."
+        )
     return [tower.get_input_embeddings() for tower in towers]
 
 

@@ -66,7 +66,7 @@ def from_file(
                 check(first, parts)
             if len(members) > 1:
                 split = split_rows(parts, members)
-            elif original and swaps_halves(members[0], partial(_sides, first, parts)):
+            elif original and swaps_halves(members[0], "", partial(_sides, first, parts)):
                 split = {members[0]: swap_halves(parts)}
             else:
                 split = {members[0]: parts}
@@ -115,7 +115,7 @@ def to_file(state: Mapping[str, Tensor], dialect: Dialect, family: str) -> Writt
                 continue
             except ScdpoError as error:
                 raise ScdpoError(f"'{stem}' cannot be written in '{dialect}': {error}.") from error
-        elif family in TRANSFORMERS and swaps_halves(module, partial(_sides, stem, parts)):
+        elif family in TRANSFORMERS and swaps_halves(module, family, partial(_sides, stem, parts)):
             parts = swap_halves(parts)
         for part, tensor in parts.items():
             tensors[key(stem, part, dialect)] = _spoken(part, tensor, parts, dialect)

@@ -20,10 +20,19 @@ and of CLIP. What a change of dialect does to the numbers (FLUX's and SD3's fuse
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from .layouts import TRANSFORMERS, UNETS, diffusers_modules, families_of, is_diffusers_module, original_place
+from ...family_info import FAMILY_INFO, trainable
+from .layouts import (
+    TRANSFORMERS,
+    UNETS,
+    diffusers_modules,
+    families_of,
+    is_diffusers_module,
+    original_place,
+    transformers_with,
+)
 from .names import (
     ALL_PARTS,
     FLAT_PREFIXES,
@@ -195,14 +204,16 @@ def addresses(keys: Iterable[str], modules: Iterable[str] | None = None) -> dict
         KeyNameError: a key is in no dialect, or names a module that is not in `modules`; or two
             keys mean the same weight.
     """
+    keys = list(keys)
     known = None if modules is None else frozenset(modules)
     by_flat_name = {} if known is None else _flat_table(known)
+    families = _transformers(keys)
     found: dict[str, Address] = {}
     owners: dict[tuple[str, str], str] = {}
     for name in keys:
         if len(name) > _MOST_SIGNS:
             raise KeyNameError(f"'{name[:60]}...' has {len(name):,} signs, and no weight's name has so many.")
-        address = _address(name, known, by_flat_name)
+        address = _address(name, known, by_flat_name, families)
         for module in address.modules:
             other = owners.setdefault((module, address.part), name)
             if other != name:
@@ -211,35 +222,58 @@ def addresses(keys: Iterable[str], modules: Iterable[str] | None = None) -> dict
     return found
 
 
-def _address(name: str, known: frozenset[str] | None, by_flat_name: dict[str, str]) -> Address:
-    stem, part = split_key(name)
+def _transformers(keys: Sequence[str]) -> frozenset[str]:
+    """Families of transformers that a file's keys may mean: layouts share names, and not what they mean.
+
+    All where the keys are of none or of several; the sentence about that is somebody else's.
+    """
+    possible = frozenset(TRANSFORMERS)
+    for name in keys:
+        if len(name) > _MOST_SIGNS:
+            break
+        owner, path = _path(split_key(name)[0], {})
+        having = frozenset() if owner else transformers_with(path)
+        possible = possible & having if having else possible
+    return possible or frozenset(TRANSFORMERS)
+
+
+def _path(stem: str, by_flat_name: Mapping[str, str]) -> tuple[str, str]:
+    """Owner and path of a stem, whatever its prefix and spelling."""
     prefix = next((prefix for prefix in FLAT_PREFIXES if stem.startswith(prefix)), None)
-    if prefix is not None and "." not in stem:
-        owner = FLAT_PREFIXES[prefix]
-        if stem in by_flat_name:
-            path = by_flat_name[stem].removeprefix(owner)
-        else:
-            path = unflatten(stem.removeprefix(prefix))
-    else:
-        owner, path = strip_prefix(stem)
+    if prefix is None or "." in stem:
+        return strip_prefix(stem)
+    owner = FLAT_PREFIXES[prefix]
+    if stem in by_flat_name:
+        return owner, by_flat_name[stem].removeprefix(owner)
+    return owner, unflatten(stem.removeprefix(prefix))
+
+
+def _address(
+    name: str,
+    known: frozenset[str] | None,
+    by_flat_name: Mapping[str, str],
+    transformers: frozenset[str],
+) -> Address:
+    stem, part = split_key(name)
+    owner, path = _path(stem, by_flat_name)
     if owner:
         modules: tuple[str, ...] = (text_module(owner, path),)
         original, valid = False, bool(_CLIP.fullmatch(modules[0].removeprefix(owner)))
-        families = frozenset(("sdxl", "sd3") if owner == TEXT_ENCODERS[1] else (*UNETS, *TRANSFORMERS))
+        having = ("sdxl", "sd3") if owner == TEXT_ENCODERS[1] else (*UNETS, *TRANSFORMERS)
+        families = frozenset(family for family in having if "clip" in FAMILY_INFO[family].texts)
     else:
-        fused = None if known is not None and path in known else diffusers_modules(path)
+        fused = None if known is not None and path in known else diffusers_modules(path, transformers)
         # A path that both layouts have (SD3's context_embedder) means the same module in both.
         original = fused is not None and fused != (path,)
         modules = fused if original and fused is not None else (path,)
         valid = original or is_diffusers_module(path)
-        families = _families_with(path, modules) if original else families_of(path)
+        families = (_families_with(path, modules) if original else families_of(path)) & (
+            transformers | frozenset(UNETS)
+        )
     if known is not None and not known.issuperset(modules):
         raise KeyNameError(f"'{name}' names no module of this model: the LoRA is for another one.")
     if not valid and known is None:
-        raise KeyNameError(
-            f"'{name}' names no module of Stable Diffusion 1, 2, XL, 3 or FLUX, nor of their "
-            "CLIP text encoders."
-        )
+        raise KeyNameError(f"'{name}' names no module of {_titles()}, nor of their CLIP text encoders.")
     return Address(modules, part, original, families)
 
 
@@ -249,6 +283,11 @@ def _families_with(path: str, modules: tuple[str, ...]) -> frozenset[str]:
         for family in families_of(modules[0])
         if (found := original_place(modules[0], family)) is not None and found[0] == path
     )
+
+
+def _titles() -> str:
+    *most, last = (info.title for info in trainable())
+    return f"{', '.join(most)} or {last}"
 
 
 def _text_stem(owner: str, path: str, dialect: Dialect, family: str) -> str:

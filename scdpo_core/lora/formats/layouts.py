@@ -11,9 +11,10 @@ both.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from ...family_info import names_of, trainable
+from .tables import TABLES
 
 UNETS = names_of(info for info in trainable() if info.denoiser == "unet")
 """Families whose denoiser is a UNet with the layout of latent diffusion."""
@@ -56,53 +57,6 @@ _LDM = re.compile(
     rf"|(?P<end>{'|'.join(re.escape(name) for name in _UNET_ENDS.values())})"
 )
 
-_FLUX = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "double_blocks.#.img_mod.lin": "transformer_blocks.#.norm1.linear",
-    "double_blocks.#.txt_mod.lin": "transformer_blocks.#.norm1_context.linear",
-    "double_blocks.#.img_attn.qkv": "transformer_blocks.#.attn.(to_q,to_k,to_v)",
-    "double_blocks.#.txt_attn.qkv": "transformer_blocks.#.attn.(add_q_proj,add_k_proj,add_v_proj)",
-    "double_blocks.#.img_attn.proj": "transformer_blocks.#.attn.to_out.0",
-    "double_blocks.#.txt_attn.proj": "transformer_blocks.#.attn.to_add_out",
-    "double_blocks.#.img_mlp.0": "transformer_blocks.#.ff.net.0.proj",
-    "double_blocks.#.img_mlp.2": "transformer_blocks.#.ff.net.2",
-    "double_blocks.#.txt_mlp.0": "transformer_blocks.#.ff_context.net.0.proj",
-    "double_blocks.#.txt_mlp.2": "transformer_blocks.#.ff_context.net.2",
-    "single_blocks.#.modulation.lin": "single_transformer_blocks.#.norm.linear",
-    "single_blocks.#.linear1": "single_transformer_blocks.#.(attn.to_q,attn.to_k,attn.to_v,proj_mlp)",
-    "single_blocks.#.linear2": "single_transformer_blocks.#.proj_out",
-    "final_layer.adaLN_modulation.1": "norm_out.linear",
-    "final_layer.linear": "proj_out",
-}
-_SD3 = {
-    "x_embedder.proj": "pos_embed.proj",
-    "context_embedder": "context_embedder",
-    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
-    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
-    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
-    "joint_blocks.#.x_block.adaLN_modulation.1": "transformer_blocks.#.norm1.linear",
-    "joint_blocks.#.context_block.adaLN_modulation.1": "transformer_blocks.#.norm1_context.linear",
-    "joint_blocks.#.x_block.attn.qkv": "transformer_blocks.#.attn.(to_q,to_k,to_v)",
-    "joint_blocks.#.context_block.attn.qkv": "transformer_blocks.#.attn.(add_q_proj,add_k_proj,add_v_proj)",
-    "joint_blocks.#.x_block.attn.proj": "transformer_blocks.#.attn.to_out.0",
-    "joint_blocks.#.context_block.attn.proj": "transformer_blocks.#.attn.to_add_out",
-    "joint_blocks.#.x_block.attn2.qkv": "transformer_blocks.#.attn2.(to_q,to_k,to_v)",
-    "joint_blocks.#.x_block.attn2.proj": "transformer_blocks.#.attn2.to_out.0",
-    "joint_blocks.#.x_block.mlp.fc1": "transformer_blocks.#.ff.net.0.proj",
-    "joint_blocks.#.x_block.mlp.fc2": "transformer_blocks.#.ff.net.2",
-    "joint_blocks.#.context_block.mlp.fc1": "transformer_blocks.#.ff_context.net.0.proj",
-    "joint_blocks.#.context_block.mlp.fc2": "transformer_blocks.#.ff_context.net.2",
-    "final_layer.adaLN_modulation.1": "norm_out.linear",
-    "final_layer.linear": "proj_out",
-}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -125,32 +79,47 @@ def original_place(module: str, family: str) -> tuple[str, tuple[str, ...]] | No
     if family not in TRANSFORMERS:
         raise ValueError(f"No original layout is known for family '{family}'.")
     template, number = _template(module)
-    found = (_TO_FLUX if family == "flux" else _TO_SD3).get(template)
+    found = _TO_ORIGINAL[family].get(template)
     if found is None:
         return None
     path, members = found
     return path.replace("#", number), tuple(member.replace("#", number) for member in members)
 
 
-def diffusers_modules(path: str) -> tuple[str, ...] | None:
+def diffusers_modules(path: str, families: Collection[str] = TRANSFORMERS) -> tuple[str, ...] | None:
     """Diffusers' paths of the modules that an original path holds, or None for a path of no original layout.
 
-    No family is needed: where the layouts share a path, they mean the same module.
+    Args:
+        path: of a module in its original layout.
+        families: of transformers that may be meant; the first that has it counts.
     """
     template, number = _template(path)
-    members = _FROM_ORIGINAL.get(template)
-    if members is not None:
-        return tuple(member.replace("#", number) for member in members)
+    for family in TRANSFORMERS:
+        members = _FROM_ORIGINAL[family].get(template) if family in families else None
+        if members is not None:
+            return tuple(member.replace("#", number) for member in members)
     module = _from_ldm(path)
     return None if module is None else (module,)
 
 
+def transformers_with(path: str) -> frozenset[str]:
+    """Families of transformers that have a module of that path, in diffusers or in their original layout."""
+    template, _ = _template(path)
+    return frozenset(
+        family
+        for family in TRANSFORMERS
+        if template in _TO_ORIGINAL[family] or template in _FROM_ORIGINAL[family]
+    )
+
+
 def is_diffusers_module(module: str) -> bool:
     """Whether a path is that of a linear layer or convolution of a denoiser in diffusers."""
-    return bool(_UNET.fullmatch(module)) or _template(module)[0] in (_TO_FLUX.keys() | _TO_SD3.keys())
+    return bool(_UNET.fullmatch(module)) or any(
+        _template(module)[0] in table for table in _TO_ORIGINAL.values()
+    )
 
 
-def swaps_halves(module: str, sides: Callable[[], tuple[int, int]]) -> bool:
+def swaps_halves(module: str, family: str, sides: Callable[[], tuple[int, int]]) -> bool:
     """Whether the original layout has the two halves of a module's rows in the other order.
 
     Diffusers keeps the scale before the shift in the last normalisation, the originals the shift first. SD3's
@@ -158,8 +127,11 @@ def swaps_halves(module: str, sides: Callable[[], tuple[int, int]]) -> bool:
 
     Args:
         module: diffusers' path.
+        family: of the model; '' where any of those with such a module may be meant.
         sides: gives rows and inputs of the module, where they matter.
     """
+    if family and original_place(module, family) in (None, (module, (module,))):
+        return False
     if module == "norm_out.linear":
         return True
     if not module.endswith(".norm1_context.linear"):
@@ -182,7 +154,7 @@ def families_of(module: str) -> frozenset[str]:
             return frozenset({"sdxl"})
         return frozenset(UNETS)
     template, _ = _template(module)
-    return frozenset(family for family, table in (("flux", _TO_FLUX), ("sd3", _TO_SD3)) if template in table)
+    return frozenset(family for family, table in _TO_ORIGINAL.items() if template in table)
 
 
 def kernel_of(module: str) -> int:
@@ -197,7 +169,9 @@ def block_of(module: str) -> str:
     if module.startswith("text_encoder"):
         return module.split(".")[0]
     found = re.match(
-        r"(?:down_blocks|up_blocks|transformer_blocks|single_transformer_blocks)\.\d+|mid_block", module
+        r"(?:down_blocks|up_blocks|transformer_blocks|single_transformer_blocks|noise_refiner|context_refiner|layers)\.\d+"
+        r"|mid_block",
+        module,
     )
     return found[0] if found else "other"
 
@@ -271,6 +245,7 @@ def _inverse(table: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, tuple[s
             yield member, (path, _members(text))
 
 
-_TO_FLUX = dict(_inverse(_FLUX))
-_TO_SD3 = dict(_inverse(_SD3))
-_FROM_ORIGINAL = {path: _members(text) for path, text in {**_SD3, **_FLUX}.items()}
+_TO_ORIGINAL = {family: dict(_inverse(TABLES[family])) for family in TRANSFORMERS}
+_FROM_ORIGINAL = {
+    family: {path: _members(text) for path, text in TABLES[family].items()} for family in TRANSFORMERS
+}
