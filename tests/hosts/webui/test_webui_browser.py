@@ -46,6 +46,8 @@ def whole(trains: WebUi) -> Iterator[str]:
     trains.stop()
     trains.start()
     yield file.name
+    # Forge Neo keeps the one that it drew with, and what is full-sized is slow.
+    trains.post("/sdapi/v1/options", {"sd_model_checkpoint": "tiny.safetensors"})
     file.unlink()
 
 
