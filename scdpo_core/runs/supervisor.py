@@ -71,14 +71,14 @@ class Supervisor:
         try:
             before = self.queue.add(folder, resume=resume)
         except BusyError:
-            return f"'{folder.name}' is being trained already."
+            return f"'{folder.name}' is running already."
         active = self.queue.view().active
         self.wake()
         # Our thread may be awake already and have started this very run.
         if active is not None and active != folder.absolute():
-            return (
-                f"'{folder.name}' waits: '{active.name}' is being trained, and {before} more come before it."
-            )
+            others = f" and {before} more" if before else ""
+            have = "have" if before else "has"
+            return f"'{folder.name}' waits until '{active.name}'{others} {have} ended."
         return f"'{folder.name}' begins."
 
     def stop(self, folder: Path) -> str:

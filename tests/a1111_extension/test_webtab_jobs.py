@@ -118,7 +118,7 @@ def test_a_second_job_waits_and_a_double_click_does_no_harm(tmp_path: Path) -> N
     house = House(tmp_path, steps=500, pause=0.02)
     house.start("one")
     house.ends("one", "running")
-    assert "waits: 'one' is being trained" in house.start("two").json()["message"]
+    assert "waits until 'one' has ended" in house.start("two").json()["message"]
     assert "is being trained already" in refused(house.start("one"), 422)
     assert "waits in the queue already" in refused(house.start("two"), 422)
     assert house.get().json()["waiting"] == ["two"]

@@ -47,8 +47,11 @@ def test_runs_are_trained_one_after_the_other_and_the_card_goes_back_in_between(
     first, second = (make_run(tmp_path, name, steps=4, pause=0.05) for name in "ab")
     assert boss.add(first) == "'a' begins."
     until(lambda: state_of(first) == "running")
-    assert "'b' waits: 'a' is being trained" in boss.add(second)
-    assert boss.add(first) == "'a' is being trained already."
+    assert boss.add(second) == "'b' waits until 'a' has ended."
+    third = make_run(tmp_path, "c", steps=1)
+    assert boss.add(third) == "'c' waits until 'a' and 1 more have ended."
+    assert boss.stop(third) == "'c' waits no longer."
+    assert boss.add(first) == "'a' is running already."
     until(lambda: len(ended) == 2)
     assert ended == [("a", "finished"), ("b", "finished")]
     assert card.log == ["free a", "back a", "free b", "back b"]

@@ -225,6 +225,8 @@ class WebUi:
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
         # Its log tells when it has started.
         offline["PYTHONUNBUFFERED"] = "1"
+        # Neo breaks the lines of its log where it takes the terminal to end.
+        offline["COLUMNS"] = "300"
         # Not this project's: our own environment of Python would lead the host's astray.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         with (self.data / "host.log").open("wb") as log:

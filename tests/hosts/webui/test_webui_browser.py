@@ -46,6 +46,8 @@ def whole(trains: WebUi) -> Iterator[str]:
     trains.stop()
     trains.start()
     yield file.name
+    # Forge Neo keeps the one that it drew with, and what is full-sized is slow.
+    trains.post("/sdapi/v1/options", {"sd_model_checkpoint": "tiny.safetensors"})
     file.unlink()
 
 
@@ -102,7 +104,8 @@ def test_its_lora_has_a_card_on_the_hosts_own_page(trains: WebUi, page: Any) -> 
     # The run is finished first; the host's process, which waited for it, then copies the LoRA.
     until(lambda: {file.name for file in shelf.glob(f"{NAME}.*")} == {f"{NAME}{end}" for end in ENDS})
     about = json.loads((shelf / f"{NAME}.json").read_text("utf-8"))
-    assert about["sd version"] == "SD1" and about["preferred weight"] > 0 and about["description"]
+    assert about["sd version"] == ("sd" if trains.is_neo else "SD1")
+    assert about["preferred weight"] > 0 and about["description"]
     info = read_lora_info(shelf / f"{NAME}.safetensors")
     assert info.family == "sd1"
     tab(page, "#tabs", "txt2img")
