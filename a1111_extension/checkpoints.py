@@ -19,7 +19,6 @@ _OTHERS = {
     "Lumina2": "Lumina-Image 2.0",
     "Mugen": "Mugen",
     "PiD": "PiD",
-    "QwenImage": "Qwen-Image",
     "SDXLRefiner": "the refiner of Stable Diffusion XL",
     "SSD1B": "SSD-1B",
     "Segmind_Vega": "Segmind Vega",

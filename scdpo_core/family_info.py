@@ -223,6 +223,23 @@ _RECORDS = (
         texts=("language",),
         long_prompts=False,
     ),
+    FamilyInfo(
+        name="qwen_image",
+        title="Qwen-Image",
+        short_title="Qwen-Image",
+        version="qwen_image",
+        architecture="qwen-image/lora",
+        metadata_prefixes=("qwen_image", "qwen-image"),
+        sidecars=("qwen",),
+        engines=("QwenImage",),
+        comfy_classes=("QwenImage",),
+        pipeline="QwenImagePipeline",
+        denoiser="transformer",
+        width=3072,
+        depth=60,
+        texts=("language",),
+        long_prompts=False,
+    ),
 )
 
 FAMILY_INFO: dict[str, FamilyInfo] = {info.name: info for info in _RECORDS}

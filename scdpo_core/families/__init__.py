@@ -14,6 +14,7 @@ from .detect import detect
 from .diffusers_family import DiffusersFamily
 from .flux import Flux
 from .parameterisation import MinSnr, Weighting
+from .qwen_image import QwenImage
 from .sd1 import SD1
 from .sd2 import SD2
 from .sd3 import SD3
@@ -22,7 +23,7 @@ from .source import is_hub_id, locate
 from .z_image import ZImage
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (SD1(), SD2(), SDXL(), SD3(), Flux(), Chroma(), ZImage())
+    family.name: family for family in (SD1(), SD2(), SDXL(), SD3(), Flux(), Chroma(), ZImage(), QwenImage())
 }
 
 AUTO = "auto"

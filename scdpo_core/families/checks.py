@@ -13,6 +13,7 @@ from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, ComponentLayout, Te
 from .detect import Kind, detect, read_config
 from .source import is_hub_id, locate, vae_beside
 from .text_encoders import text_home, tokenizer_home
+from .vaes import latent_channels
 from .weight_formats import check_folder, check_stored
 
 
@@ -145,7 +146,7 @@ def _check_folder(
 
 def _check_channels(folder: Path, layout: ComponentLayout) -> list[Problem]:
     takes = read_config(folder / layout.denoiser / "config.json").get("in_channels", 4)
-    gives = read_config(folder / "vae" / "config.json").get("latent_channels", 4)
+    gives = latent_channels(read_config(folder / "vae" / "config.json"))
     # FLUX sees blocks of 2x2 cells as channels.
     if takes in (gives, 4 * gives):
         return []

@@ -89,6 +89,9 @@ class ComponentLayout:
     Attributes:
         denoiser: folder of the denoiser.
         denoiser_class: its class in diffusers.
+        vae_class: of its VAE in diffusers.
+        vae_names: name of diffusers' function that gives a single VAE's tensors their names in diffusers; ''
+            where the class does so itself.
         texts: its text encoders, in the order in which their states are joined.
         configs: name of the folder of configurations that ships with us.
         bare_denoiser: whether its single files may be a denoiser alone, without `DENOISER_PREFIX`.
@@ -100,4 +103,6 @@ class ComponentLayout:
     texts: tuple[TextEncoderSpec, ...]
     configs: str
     bare_denoiser: bool = False
+    vae_class: str = "AutoencoderKL"
+    vae_names: str = ""
     adapt: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}

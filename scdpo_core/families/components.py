@@ -90,9 +90,10 @@ class FolderReader(Reader):
 
     def vae(self) -> Any:
         """See `Reader.vae`."""
-        from diffusers import AutoencoderKL
+        import diffusers
 
-        return _from_diffusers(AutoencoderKL, self._folder / "vae", torch.float32)
+        cls = getattr(diffusers, self._layout.vae_class)
+        return _from_diffusers(cls, self._folder / "vae", torch.float32)
 
     def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> AnyTextEncoder | None:
         """See `Reader.text`."""
@@ -138,7 +139,7 @@ class FileReader(Reader):
         beside = vae_beside(self._texts)
         if beside is not None and not self._header.begins(*VAE_PREFIXES):
             return vae_from(beside, self._layout, self._options)
-        return vae_of_file(self._path, self._configs / "vae")
+        return vae_of_file(self._path, self._configs / "vae", self._layout)
 
     def text(self, part: TextEncoderSpec, dtype: torch.dtype, tokens: int) -> AnyTextEncoder | None:
         """See `Reader.text`."""
@@ -160,21 +161,35 @@ class FileReader(Reader):
 
 def vae_from(place: Path, layout: ComponentLayout, options: LoadOptions) -> Any:
     """A VAE that replaces a model's own: a diffusers folder (or one that has it in vae/), or a file."""
-    from diffusers import AutoencoderKL
+    import diffusers
 
     if place.is_dir():
         home = place / "vae" if (place / "vae").is_dir() else place
-        return _from_diffusers(AutoencoderKL, home, torch.float32)
-    return vae_of_file(place, (options.configs or CONFIGS / layout.configs) / "vae")
+        return _from_diffusers(getattr(diffusers, layout.vae_class), home, torch.float32)
+    return vae_of_file(place, (options.configs or CONFIGS / layout.configs) / "vae", layout)
 
 
-def vae_of_file(path: Path, config: Path) -> Any:
-    """The VAE in a whole model's file, or in one of its own, in float32."""
-    from diffusers import AutoencoderKL
+def vae_of_file(path: Path, config: Path, layout: ComponentLayout) -> Any:
+    """The VAE in a whole model's file, or in one of its own, in float32.
 
+    Raises:
+        ScdpoError: weights are missing.
+    """
+    import diffusers
+    from diffusers.loaders import single_file_utils
+
+    cls = getattr(diffusers, layout.vae_class)
     header = read_header(path)
     prefix = next((prefix for prefix in VAE_PREFIXES if header.begins(prefix)), "")
-    return from_original(AutoencoderKL, read_tensors(path, prefix, torch.float32), config, torch.float32, {})
+    tensors = read_tensors(path, prefix, torch.float32)
+    if not layout.vae_names:
+        return from_original(cls, tensors, config, torch.float32, {})
+    vae = cls.from_config(cls.load_config(str(config)))
+    named = getattr(single_file_utils, layout.vae_names)(tensors)
+    missing, _ = vae.load_state_dict(named, strict=False)
+    if missing:
+        raise ScdpoError(f"the VAE lacks {missing[0]}: the file is incomplete, or another kind of VAE")
+    return vae
 
 
 def from_original(

@@ -27,8 +27,11 @@ class FlowModel(LatentModel):
         self.timesteps = ContinuousTimesteps(int(settings.get("num_train_timesteps", 1000)))
         return settings
 
+    usual_side: ClassVar[int] = 1024
+    """Pixels of a side of the images that the model was made for, where the VAE's settings do not say."""
+
     def _own_size(self) -> tuple[int, int]:
-        side = int(self._get_encoders().vae.config.sample_size)
+        side = int(self._get_encoders().vae.config.get("sample_size") or self.usual_side)
         return side, side
 
     def _cells(self) -> int:

@@ -25,6 +25,7 @@ from .residuals import ResidualModel
 from .sampling import Denoiser, ProgressFn, Start, at_once, in_groups, with_progress
 from .text_encoders import AnyTextEncoder
 from .timesteps import Timesteps
+from .vaes import latent_space
 
 
 class LatentModel(PromptModel, ResidualModel):
@@ -79,12 +80,9 @@ class LatentModel(PromptModel, ResidualModel):
                 self._offload.load(DENOISER)
         self._live = None
         self._encoders: Encoders | None = self._read_encoders()
-        vae = self._encoders.vae.config
-        self.vae_scale = 2 ** (len(vae.block_out_channels) - 1)
-        self._channels = int(vae.latent_channels)
+        self._space = latent_space(self._encoders.vae.config)
+        self.vae_scale = self._space.scale
         self._check_channels()
-        self._scale = float(vae.scaling_factor)
-        self._shift = float(getattr(vae, "shift_factor", None) or 0.0)
         self.default_size = self._own_size()
         lengths = [self._text_tokens(index) for index in range(len(layout.texts))]
         tiled = "-tiled" if options.vae_tiling else ""
@@ -109,10 +107,10 @@ class LatentModel(PromptModel, ResidualModel):
     def _check_channels(self) -> None:
         takes = int(self.denoiser.config.in_channels)  # type: ignore[union-attr,arg-type]
         # FLUX sees squares of 2x2 cells as channels.
-        if takes not in (self._channels, 4 * self._channels):
+        if takes not in (self._space.channels, 4 * self._space.channels):
             raise ScdpoError(
-                f"The VAE makes latents of {self._channels} channels and {self._path} takes {takes}: it is "
-                "the VAE of another family. Leave --vae out, or give the right one."
+                f"The VAE makes latents of {self._space.channels} channels and {self._path} takes {takes}: "
+                "it is the VAE of another family. Leave --vae out, or give the right one."
             )
 
     def _text_dtype(self, index: int) -> torch.dtype:
@@ -130,7 +128,7 @@ class LatentModel(PromptModel, ResidualModel):
         step = self.vae_scale * self._cells()
         if width % step or height % step or min(width, height) < step:
             raise ScdpoError(f"Images of {width}x{height} do not fit this model: use multiples of {step}.")
-        return self._channels, height // self.vae_scale, width // self.vae_scale
+        return self._space.channels, height // self.vae_scale, width // self.vae_scale
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -138,11 +136,9 @@ class LatentModel(PromptModel, ResidualModel):
 
         def encode(vae: Any) -> Tensor:
             parts = images.split(at_once(images.shape[3], images.shape[2]))
-            return torch.cat(
-                [vae.encode(part.to(self.device, torch.float32)).latent_dist.mean for part in parts]
-            )
+            return torch.cat([self._space.encode(vae, part.to(self.device, torch.float32)) for part in parts])
 
-        return (self._with_vae(encode) - self._shift) * self._scale
+        return self._space.scaled(self._with_vae(encode))
 
     def _with_vae(self, compute: Callable[[Any], Result]) -> Result:
         return self._offload.run(VAE, partial(compute, self._get_encoders().vae))
@@ -193,12 +189,16 @@ class LatentModel(PromptModel, ResidualModel):
                 return self._predict(latents, timesteps, words)
             twice = self._predict(torch.cat([latents] * 2), torch.cat([timesteps] * 2), words)
             asked, empty = twice.chunk(2)
-            return empty + guidance * (asked - empty)
+            return self._pushed(asked, empty, guidance)
 
         return predict
 
+    def _pushed(self, asked: Tensor, empty: Tensor, guidance: float) -> Tensor:
+        """The answer to prompts, pushed away from the answer to no words; both [N, C, h, w]."""
+        return empty + guidance * (asked - empty)
+
     def _decode(self, latents: Tensor, vae: Any) -> list[Image.Image]:
-        pixels = vae.decode(latents / self._scale + self._shift).sample
+        pixels = self._space.decode(vae, self._space.unscaled(latents))
         colours = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(image) for image in colours.permute(0, 2, 3, 1).cpu().numpy()]
 

@@ -22,7 +22,7 @@ _ATTENTION = (
 _SELF_ATTENTION = r"attn1\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q|k|v|out)_proj"
 _FEED_FORWARD = (
     r"ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(proj_mlp|proj_out)|mlp\.fc[12]"
-    r"|feed_forward\.w[123]"
+    r"|feed_forward\.w[123]|(img|txt)_mlp\.net\.(0\.proj|2)"
 )
 _REST = (
     r"proj_in|proj_out|time_emb_proj|(time|add)_embedding\.linear_[12]"

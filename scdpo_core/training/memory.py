@@ -10,6 +10,7 @@ import dataclasses
 import math
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -112,10 +113,10 @@ def peak_of_step(
     # Late, since peft takes seconds to import.
     from .adapters import encode_prompts_with_grad
 
-    was_training = model.denoiser.training
-    model.denoiser.train()
     live = encode_prompts_with_grad(model, settings.lora)
-    with mode or FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive:
+    fake = mode or FakeTensorMode(allow_non_fake_inputs=True)
+    with unchanged(model.denoiser), fake, Alive() as alive:
+        model.denoiser.train()
         portion = _empty(model, settings, batch)
         found = Measure(model, adapter, lambda _: portion, settings.objective, None, live, settings.terms)(0)
         parts = [term.loss for term in found.terms]
@@ -125,10 +126,28 @@ def peak_of_step(
         loss = torch.stack([part.sum() for part in parts]).sum()
         del found, parts
         torch.autograd.grad(loss, adapter.parameters(), allow_unused=True)
-    model.denoiser.train(was_training)
     # Gradients are counted with the LoRA; here they are among what is alive at the end.
     gradients = sum(_bytes(weight) for weight in adapter.parameters())
     return max(0, int(alive.peak) - gradients)
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Make a network forget what it keeps for later calls while the block runs, such as tables of positions.
+
+    Otherwise tensors without contents would meet real ones in the next step.
+    """
+    kept = {module: dict(vars(module)) for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, values in kept.items():
+            vars(module).update(values)
+        for cls in {type(module) for module in kept}:
+            for function in vars(cls).values():
+                for cell in getattr(function, "__closure__", None) or ():
+                    if hasattr(cell.cell_contents, "cache_clear"):
+                        cell.cell_contents.cache_clear()
 
 
 def _empty(model: LoadedModel, settings: TrainSettings, like: PairBatch) -> TrainBatch:

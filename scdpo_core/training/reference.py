@@ -160,7 +160,10 @@ def predict_all(model: LoadedModel, queries: Sequence[Query]) -> list[Tensor]:
     answers: dict[int, Tensor] = {}
     shapes: dict[tuple[torch.Size, torch.Size], list[int]] = {}
     for number, query in enumerate(queries):
-        shape = (query.noisy.shape[1:], query.conditioning.embeddings.shape[1:])
+        words = query.conditioning
+        # Prompts with masks are padded to one length.
+        length = 1 if words.attention_mask is None else 2
+        shape = (query.noisy.shape[1:], words.embeddings.shape[length:])
         shapes.setdefault(shape, []).append(number)
     for numbers in shapes.values():
         some = [queries[number] for number in numbers]

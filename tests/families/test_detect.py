@@ -23,6 +23,14 @@ UNET = {f"{D}input_blocks.0.0.weight": (320, 4, 3, 3)}
 CONTEXT = f"{D}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FLUX = {f"{D}double_blocks.0.img_attn.qkv.weight": (9216, 3072), f"{D}img_in.weight": (3072, 64)}
 
+QWEN_IMAGE = {
+    "img_in.weight": (3072, 64),
+    "txt_norm.weight": (3584,),
+    "txt_in.weight": (3072, 3584),
+    "transformer_blocks.0.attn.add_q_proj.weight": (3072, 3072),
+    "transformer_blocks.0.img_mod.1.weight": (18432, 3072),
+    "proj_out.weight": (64, 3072),
+}
 # Names and shapes of Comfy-Org's z_image files, as ComfyUI's detection reads them.
 Z_IMAGE = {
     "cap_embedder.1.weight": (3840, 2560),
@@ -63,6 +71,8 @@ RADIANCE = {
         ({"joint_blocks.0.x_block.attn.qkv.weight": (4608, 1536)}, "sd3"),
         (FLUX, "flux"),
         (Z_IMAGE, "z_image"),
+        (QWEN_IMAGE, "qwen_image"),
+        ({f"{D}{name}": shape for name, shape in QWEN_IMAGE.items()}, "qwen_image"),
         ({f"{D}{name}": shape for name, shape in Z_IMAGE.items()}, "z_image"),
         ({name.removeprefix(D): shape for name, shape in FLUX.items()}, "flux"),
         (CHROMA, "chroma"),
@@ -91,6 +101,8 @@ def test_every_family_is_known_by_its_names_and_shapes(
         ({f"{D}{name}": shape for name, shape in RADIANCE.items()}, "a Chroma1-Radiance model"),
         (RADIANCE, "a Chroma1-Radiance model"),
         ({f"{D}double_stream_modulation_img.lin.weight": (9, 9)}, "a FLUX.2 model"),
+        ({**QWEN_IMAGE, "time_text_embed.addition_t_embedding.weight": (2, 3072)}, "of layers"),
+        ({**QWEN_IMAGE, "txt_norm.weight": (2560,)}, "built like Qwen-Image"),
         ({**Z_IMAGE, "cap_embedder.1.weight": (2304, 2304)}, "a Lumina Image 2.0 model"),
         ({**Z_IMAGE, "siglip_embedder.0.weight": (1152,)}, "also reads images"),
         ({**Z_IMAGE, "x_embedder.weight": (3840, 3072), "dec_net.cond_embed.weight": (9, 9)}, "of pixels"),

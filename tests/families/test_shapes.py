@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
     FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
@@ -21,8 +23,10 @@ from scdpo_core.families import FAMILIES
 from scdpo_core.families.chroma import adapt as adapt_chroma
 from scdpo_core.families.detect import of_header
 from scdpo_core.families.flux import adapt as adapt_flux
+from scdpo_core.families.qwen_image import adapt as adapt_qwen_image
 from scdpo_core.families.sd3 import adapt as adapt_sd3
 from scdpo_core.families.text_encoders import CONFIGS
+from scdpo_core.families.vaes import latent_space
 from scdpo_core.families.z_image import adapt as adapt_z_image
 from scdpo_core.io.safetensors_header import Header
 from tests.support.original_files import chroma_shapes, flux_shapes, original_z_image
@@ -162,8 +166,34 @@ def test_every_chroma_is_configured_from_its_shapes(double: int, single: int, bi
     }
 
 
+def test_qwen_image_is_configured_from_its_shapes() -> None:
+    config = _config("qwen_image", "transformer")
+    weights = _meta(QwenImageTransformer2DModel, config)
+    # As published: 20 billion.
+    assert sum(tensor.numel() for tensor in weights.values()) / 1e9 == pytest.approx(20.43, abs=0.005)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    changes = adapt_qwen_image(shapes)
+    assert changes == {name: config[name] for name in changes}
+    assert of_header(Header(shapes)).family == "qwen_image"
+
+
+def test_the_vae_of_qwen_image_ships_its_configuration() -> None:
+    config = _config("qwen_image", "vae")
+    weights = _meta(AutoencoderKLQwenImage, config)
+    assert sum(tensor.numel() for tensor in weights.values()) / 1e6 == pytest.approx(126.89, abs=0.01)
+    space = latent_space(config)
+    assert (space.channels, space.scale) == (16, 8)
+
+
 # Millions of parameters, as published.
-TEXTS = {"clip_l": 123, "clip_h": 340, "clip_g": 695, "t5xxl": 4762, "qwen_3_4b": 4022}
+TEXTS = {
+    "clip_l": 123,
+    "clip_h": 340,
+    "clip_g": 695,
+    "t5xxl": 4762,
+    "qwen_3_4b": 4022,
+    "qwen_2.5_vl_7b": 7071,
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -62,6 +62,7 @@ def test_text_encoders_names_by_hand() -> None:
         ("z_image", "context_refiner.1.feed_forward.w3", "context_refiner.1.feed_forward.w3"),
         ("z_image", "all_x_embedder.2-1", "x_embedder"),
         ("z_image", "all_final_layer.2-1.linear", "final_layer.linear"),
+        ("qwen_image", "transformer_blocks.59.img_mlp.net.2", "transformer_blocks.59.img_mlp.net.2"),
         ("flux", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
         ("flux", "proj_out", "final_layer.linear"),
         ("chroma", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
@@ -74,7 +75,8 @@ def test_text_encoders_names_by_hand() -> None:
 )
 def test_original_places_by_hand(family: str, module: str, original: str) -> None:
     assert original_place(module, family) == (original, (module,))
-    assert diffusers_modules(original) == (module,)
+    # Layouts share names: the whole file's keys tell which is meant.
+    assert diffusers_modules(original, [family]) == (module,)
 
 
 def test_fused_places_by_hand() -> None:
@@ -108,12 +110,23 @@ def test_every_module_of_every_family_goes_there_and_back(family: str, dialect: 
 
 
 @pytest.mark.parametrize(
-    ("family", "count"), [("sd1", 354), ("sd2", 420), ("sdxl", 1058), ("flux", 576), ("chroma", 421)]
+    ("family", "count"),
+    [
+        ("sd1", 354),
+        ("sd2", 420),
+        ("sdxl", 1058),
+        ("flux", 576),
+        ("chroma", 421),
+        ("z_image", 276),
+        ("qwen_image", 846),
+    ],
 )
 def test_nothing_is_left_out(family: str, count: int) -> None:
     # SD1: 282 of the UNet and 6 in each of CLIP's 12 layers. SD2: 23 layers. SDXL: 794, 12 and 32 layers.
     # FLUX: 14 in each of 19 double blocks, 6 in each of 38 single blocks, 10 around them, 12 layers.
     # Chroma: 12 and 5, for it has no modulations, and 3 around them.
+    # Z-Image: 8 in each of 30 layers and 2 refiners, 7 in 2 others, 6 around them. Qwen-Image: 14 in each
+    # of 60 blocks, 6 around them.
     assert len(module_shapes(family)) == count
 
 

@@ -116,6 +116,14 @@ Z_IMAGE = {
     "time_scale": 1000.0,
     "pad_tokens_multiple": 32,
 }
+QWEN_IMAGE = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "axes_dims_rope": (8, 12, 12),
+}
 # Which CLIP each family has; the numbers are layers.
 CLIPS = {
     "sd1": {"clip_l": 12},
@@ -125,9 +133,10 @@ CLIPS = {
     "flux": {"clip_l": 12},
     "chroma": {},
     "z_image": {},
+    "qwen_image": {},
 }
 # Its class there, or the one that it derives from.
-_KIND = {"sd3": "SD3", "flux": "Flux", "chroma": "Flux", "z_image": "Lumina2"}
+_KIND = {"sd3": "SD3", "flux": "Flux", "chroma": "Flux", "z_image": "Lumina2", "qwen_image": "QwenImage"}
 
 
 def import_comfy(folder: Path) -> Any:
@@ -176,6 +185,11 @@ def denoiser(family: str, blocks: int) -> tuple[dict[str, Any], torch.nn.Module]
         from comfy.ldm.chroma.model import Chroma
 
         return CHROMA, Chroma(**CHROMA, **how)
+    if family == "qwen_image":
+        from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+
+        config = {**QWEN_IMAGE, "num_layers": blocks or 60}
+        return config, QwenImageTransformer2DModel(**config, **how)
     if family == "z_image":
         from comfy.ldm.lumina.model import NextDiT
 

@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     ChromaTransformer2DModel,
     FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
@@ -23,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from scdpo_core.family_info import FAMILY_INFO
 from scdpo_core.lora.formats.keys import TEXT_ENCODERS, text_module
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z_image")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z_image", "qwen_image")
 WIDTH = 64
 _LEVELS = {"block_out_channels": (64, 128, 256, 256), "norm_num_groups": 32}
 _XL_LEVELS = {
@@ -42,7 +43,7 @@ def denoiser(family: str, *, blocks: int = 0) -> nn.Module:
 
     Args:
         family: its name.
-        blocks: of SD3 and Z-Image; 0: as many as the real one has.
+        blocks: of SD3, Z-Image and Qwen-Image; 0: as many as the real one has.
     """
     with torch.device("meta"):
         if family == "flux":
@@ -67,6 +68,14 @@ def denoiser(family: str, *, blocks: int = 0) -> nn.Module:
                 joint_attention_dim=48,
                 axes_dims_rope=(8, 12, 12),
                 approximator_hidden_dim=80,
+            )
+        if family == "qwen_image":
+            return QwenImageTransformer2DModel(
+                num_layers=blocks or 60,
+                attention_head_dim=32,
+                num_attention_heads=2,
+                joint_attention_dim=48,
+                axes_dims_rope=(8, 12, 12),
             )
         if family == "z_image":
             return ZImageTransformer2DModel(

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -277,6 +280,41 @@ def z_image_pipeline(folder: Path) -> ZImagePipeline:
     )
 
 
+def qwen_image_pipeline(folder: Path) -> QwenImagePipeline:
+    """Two blocks, a VAE of two levels for one frame, and a language model of three layers."""
+    torch.manual_seed(0)
+    tokenizer, encoder = _chat(2 * WIDTH, "Qwen2_5_VLTextModel")
+    transformer = QwenImageTransformer2DModel(
+        in_channels=4 * FLOW_CHANNELS,
+        out_channels=FLOW_CHANNELS,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=2 * WIDTH,
+        axes_dims_rope=(4, 6, 6),
+    )
+    scale, shift = SCALE_AND_SHIFT
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=FLOW_CHANNELS,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[shift * channel for channel in range(FLOW_CHANNELS)],
+        latents_std=[1 / scale] * FLOW_CHANNELS,
+    )
+    vae.register_to_config(sample_size=16)
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02
+        ),
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
 PIPELINES: dict[str, Callable[[Path], Any]] = {
     "sd2": sd2_pipeline,
     "sdxl": sdxl_pipeline,
@@ -284,6 +322,7 @@ PIPELINES: dict[str, Callable[[Path], Any]] = {
     "flux": flux_pipeline,
     "chroma": chroma_pipeline,
     "z_image": z_image_pipeline,
+    "qwen_image": qwen_image_pipeline,
 }
 
 

@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from ...family_info import FAMILY_INFO, trainable
+from ...family_info import names_of, trainable
 from .layouts import (
     TRANSFORMERS,
     UNETS,
@@ -82,6 +82,7 @@ _CLIP = re.compile(
 
 
 _MOST_SIGNS = 500
+_WITH_CLIP = names_of(info for info in trainable() if "clip" in info.texts)
 
 
 class Address(NamedTuple):
@@ -259,8 +260,7 @@ def _address(
     if owner:
         modules: tuple[str, ...] = (text_module(owner, path),)
         original, valid = False, bool(_CLIP.fullmatch(modules[0].removeprefix(owner)))
-        having = ("sdxl", "sd3") if owner == TEXT_ENCODERS[1] else (*UNETS, *TRANSFORMERS)
-        families = frozenset(family for family in having if "clip" in FAMILY_INFO[family].texts)
+        families = frozenset(("sdxl", "sd3") if owner == TEXT_ENCODERS[1] else _WITH_CLIP)
     else:
         fused = None if known is not None and path in known else diffusers_modules(path, transformers)
         # A path that both layouts have (SD3's context_embedder) means the same module in both.

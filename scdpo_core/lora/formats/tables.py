@@ -89,5 +89,43 @@ _Z_IMAGE = {
     "final_layer.linear": "all_final_layer.2-1.linear",
 }
 
-TABLES: Mapping[str, Mapping[str, str]] = {"sd3": _SD3, "flux": _FLUX, "chroma": _CHROMA, "z_image": _Z_IMAGE}
+# Its checkpoints have diffusers' names.
+_QWEN_IMAGE = {
+    module: module
+    for module in (
+        "img_in",
+        "txt_in",
+        "time_text_embed.timestep_embedder.linear_1",
+        "time_text_embed.timestep_embedder.linear_2",
+        *(
+            f"transformer_blocks.#.{inner}"
+            for inner in (
+                "img_mod.1",
+                "txt_mod.1",
+                "attn.to_q",
+                "attn.to_k",
+                "attn.to_v",
+                "attn.add_q_proj",
+                "attn.add_k_proj",
+                "attn.add_v_proj",
+                "attn.to_out.0",
+                "attn.to_add_out",
+                "img_mlp.net.0.proj",
+                "img_mlp.net.2",
+                "txt_mlp.net.0.proj",
+                "txt_mlp.net.2",
+            )
+        ),
+        "norm_out.linear",
+        "proj_out",
+    )
+}
+
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "sd3": _SD3,
+    "flux": _FLUX,
+    "chroma": _CHROMA,
+    "z_image": _Z_IMAGE,
+    "qwen_image": _QWEN_IMAGE,
+}
 """By family: original path -> diffusers' path or paths."""

@@ -1,0 +1,126 @@
+"""Between images and the latents that a denoiser sees: what differs from one kind of VAE to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class LatentSpace(Protocol):
+    """How a VAE is asked, and how its latents are brought to mean 0 and variance 1.
+
+    Attributes:
+        channels: of a latent.
+        scale: pixels per latent cell, along either axis.
+    """
+
+    @property
+    def channels(self) -> int: ...  # noqa: D102
+
+    @property
+    def scale(self) -> int: ...  # noqa: D102
+
+    def encode(self, vae: Any, images: Tensor) -> Tensor:
+        """Mean of the latents' distribution [N, C, h, w], as the VAE has it, of images [N, 3, H, W]."""
+        ...
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in -1..1 of latents [N, C, h, w] as the VAE has them."""
+        ...
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Latents as the denoiser sees them."""
+        ...
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE has them."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageSpace:
+    """Of an AutoencoderKL: one scale and one shift for all channels; see `LatentSpace`."""
+
+    channels: int
+    scale: int
+    factor: float
+    shift: float
+
+    def encode(self, vae: Any, images: Tensor) -> Tensor:
+        """See `LatentSpace.encode`."""
+        mean: Tensor = vae.encode(images).latent_dist.mean
+        return mean
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See `LatentSpace.decode`."""
+        pixels: Tensor = vae.decode(latents).sample
+        return pixels
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """See `LatentSpace.scaled`."""
+        return (latents - self.shift) * self.factor
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """See `LatentSpace.unscaled`."""
+        return latents / self.factor + self.shift
+
+
+@dataclass(frozen=True)
+class VideoSpace:
+    """Of a VAE for videos (Wan's, Qwen-Image's): an image is one frame, and each channel has its own mean and
+    standard deviation; see `LatentSpace`."""
+
+    scale: int
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """See `LatentSpace`."""
+        return len(self.means)
+
+    def encode(self, vae: Any, images: Tensor) -> Tensor:
+        """See `LatentSpace.encode`."""
+        mean: Tensor = vae.encode(images[:, :, None]).latent_dist.mean
+        return mean[:, :, 0]
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See `LatentSpace.decode`."""
+        frames: Tensor = vae.decode(latents[:, :, None]).sample
+        return frames[:, :, 0]
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """See `LatentSpace.scaled`."""
+        return (latents - self._each(self.means, latents)) / self._each(self.deviations, latents)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """See `LatentSpace.unscaled`."""
+        return latents * self._each(self.deviations, latents) + self._each(self.means, latents)
+
+    def _each(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+
+
+def latent_space(config: Mapping[str, Any]) -> LatentSpace:
+    """The latent space of a VAE with this configuration, as diffusers' classes have it."""
+    if "temperal_downsample" in config:
+        return VideoSpace(
+            2 ** len(config["temperal_downsample"]),
+            tuple(config["latents_mean"]),
+            tuple(config["latents_std"]),
+        )
+    return ImageSpace(
+        int(config["latent_channels"]),
+        2 ** (len(config["block_out_channels"]) - 1),
+        float(config["scaling_factor"]),
+        float(config.get("shift_factor") or 0.0),
+    )
+
+
+def latent_channels(config: Mapping[str, Any]) -> int:
+    """How many channels the latents of a VAE with this config.json have."""
+    return int(config.get("z_dim") or config.get("latent_channels") or 4)
