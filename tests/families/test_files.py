@@ -16,7 +16,6 @@ from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions, family_of
 from scdpo_core.families.components import in_a_sentence
 from scdpo_core.types import ScdpoError
 from tests.support.original_files import (
-    original_z_image,
     write_sd2_file,
     write_sd3_file,
     write_sdxl_file,
@@ -31,7 +30,6 @@ from tests.support.tiny_families import (
     sd3_pipeline,
     sdxl_pipeline,
     tiny_folder,
-    z_image_pipeline,
 )
 
 CPU = torch.device("cpu")
@@ -219,55 +217,6 @@ def test_text_encoders_come_from_the_artists_folder(tmp_path: Path) -> None:
         assert torch.equal(
             model.encode_prompts(["a cat"]).embeddings, expected.encode_prompts(["a cat"]).embeddings
         )
-
-
-def test_z_image_is_a_file_beside_a_folder(tmp_path: Path) -> None:
-    pipeline = z_image_pipeline(tmp_path / "words")
-    whole = tmp_path / "whole"
-    pipeline.save_pretrained(whole)
-    tensors = original_z_image(pipeline.transformer.state_dict())
-    expected = _load("z_image", whole)
-    words = expected.encode_prompts(["a cat"])
-    for prefix in ("", "model.diffusion_model."):
-        file = tmp_path / f"z_image{len(prefix)}.safetensors"
-        save_file({f"{prefix}{name}": tensor.contiguous() for name, tensor in tensors.items()}, file)
-        told = " ".join(problem.what for problem in FAMILIES["z_image"].check(file))
-        assert "lacks the VAE" in told and "lacks the text encoder qwen_3_4b" in told
-        # One folder has all the rest: text encoder, tokenizer and VAE.
-        model = _load("z_image", file, text_encoders=whole, configs=whole)
-        assert torch.equal(model.encode_prompts(["a cat"]).embeddings, words.embeddings)
-        (mine,) = model.sample(["a cat"], [1], 2, 3.0)
-        (theirs,) = expected.sample(["a cat"], [1], 2, 3.0)
-        assert mine.tobytes() == theirs.tobytes()
-    # As ComfyUI's users have them: flat files, and the tokenizer where ComfyUI keeps it.
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    encoder = {f"model.{name}": tensor for name, tensor in pipeline.text_encoder.state_dict().items()}
-    save_file(encoder, flat / "qwen_3_4b.safetensors")
-    vae = write_vae_file(pipeline, tmp_path / "ae.safetensors")
-    (problem,) = FAMILIES["z_image"].check(file, LoadOptions(vae=vae, text_encoders=flat))
-    assert "qwen25_tokenizer" in problem.what
-    pipeline.tokenizer.save_pretrained(flat / "qwen25_tokenizer")
-    model = _load("z_image", file, text_encoders=flat, vae=vae, configs=whole)
-    assert torch.equal(model.encode_prompts(["a cat"]).embeddings, words.embeddings)
-
-
-def test_8_bits_with_a_factor_are_read_in_z_image_too(tmp_path: Path) -> None:
-    pipeline = z_image_pipeline(tmp_path / "words")
-    whole = tmp_path / "whole"
-    pipeline.save_pretrained(whole)
-    tensors = original_z_image(pipeline.transformer.state_dict())
-    name = "layers.0.attention.qkv.weight"
-    factor = tensors[name].abs().max() / 448
-    stored = tensors | {
-        name: (tensors[name] / factor).to(torch.float8_e4m3fn),
-        name.replace("weight", "weight_scale"): factor,
-    }
-    save_file({each: tensor.contiguous() for each, tensor in stored.items()}, tmp_path / "fp8.safetensors")
-    model = _load("z_image", tmp_path / "fp8.safetensors", text_encoders=whole, configs=whole)
-    query = model.denoiser.get_submodule("layers.0.attention.to_q").weight
-    expected = (tensors[name] / factor).to(torch.float8_e4m3fn).float() * factor
-    torch.testing.assert_close(query, expected.chunk(3)[0])
 
 
 def test_without_t5_version_3_sees_zeros_in_its_place(tmp_path: Path) -> None:
