@@ -18,9 +18,8 @@ from .request_checks import RefusalError
 _MAY_SET: Mapping[str, frozenset[str] | None] = {
     "objective": None,
     "optim": None,
-    "lora": frozenset(
-        "kind rank alpha targets block_ranks dropout train_text save_dtype save_format".split()
-    ),
+    "lora": frozenset({"kind", "rank", "alpha", "targets", "block_ranks", "dropout", "train_text"})
+    | {"save_dtype", "save_format"},
     "sampling": None,
     "output": frozenset({"checkpoint_every", "keep", "log_every"}),
     "data": frozenset({"width", "height", "safety_weight", "tie", "both_unsafe", "soft_tau", "benign_share"}),
