@@ -18,14 +18,13 @@ from .request_checks import RefusalError
 _MAY_SET: Mapping[str, frozenset[str] | None] = {
     "objective": None,
     "optim": None,
-    "lora": None,
+    "lora": frozenset({"kind", "rank", "alpha", "targets", "block_ranks", "dropout", "train_text"})
+    | {"save_dtype", "save_format"},
     "sampling": None,
     "output": frozenset({"checkpoint_every", "keep", "log_every"}),
     "data": frozenset({"width", "height", "safety_weight", "tie", "both_unsafe", "soft_tau", "benign_share"}),
-    "model": frozenset(
-        {"precision", "gradient_checkpointing", "prediction", "zero_snr", "guidance_embedding"}
-    )
-    | {"t5_tokens", "prompt_chunks"},
+    "model": frozenset({"precision", "gradient_checkpointing", "offload_blocks", "prediction", "zero_snr"})
+    | {"guidance_embedding", "t5_tokens", "prompt_chunks"},
 }
 """Settings by section that may be set from afar; all others name files. None: all of the section."""
 

@@ -241,6 +241,13 @@ def readable(network: nn.Module) -> AbstractContextManager[None]:
     return nullcontext() if offload is None else offload.readable()
 
 
+def bring_all(network: nn.Module) -> None:
+    """Let no block of a network wait any longer, for work that changes the weights themselves."""
+    offload = offload_of(network)
+    if offload is not None:
+        offload.resize(0)
+
+
 def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 

@@ -28,10 +28,10 @@ class WaitingBlock:
         self._here = False
         # One stretch of memory, which is pinned as a whole.
         sizes = [-(-bytes_of([tensor]) // _ALIGNMENT) * _ALIGNMENT for tensor in self.tensors]
-        memory = transfer.host_memory(sum(sizes))
+        self._memory = transfer.host_memory(sum(sizes))
         self._copies: list[Tensor] = []
         self._shells: list[Tensor] = []
-        for tensor, part in zip(self.tensors, memory.split(sizes), strict=True):
+        for tensor, part in zip(self.tensors, self._memory.split(sizes), strict=True):
             copy = part[: bytes_of([tensor])].view(tensor.dtype).view(tensor.shape)
             copy.copy_(tensor.data)
             shell = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
@@ -114,7 +114,8 @@ class StreamTransfer(Transfer):
         self._stream = torch.cuda.Stream(device)
 
     def host_memory(self, size: int) -> Tensor:
-        """[size] bytes in main memory, pinned where the system allows it; else copies only take longer.
+        """[size] bytes in main memory, pinned for as long as the tensor lives; where that is not allowed,
+        copies only take longer.
 
         Pinned here and not by torch, whose allocator rounds every size up to a power of two.
         """
@@ -122,7 +123,7 @@ class StreamTransfer(Transfer):
         runtime = torch.cuda.cudart()
         address = memory.data_ptr()
         if size and int(runtime.cudaHostRegister(address, size, 0)) == 0:
-            finalize(memory.untyped_storage(), runtime.cudaHostUnregister, address)
+            finalize(memory, runtime.cudaHostUnregister, address)
         return memory
 
     def start(self, copy: Callable[[], None]) -> Callable[[], None]:

@@ -258,8 +258,9 @@ def _checked(job: LoraJob, tree: Mapping[str, Any]) -> Any:
     from ..config import convert
     from ..config.settings import TrainSettings
 
-    settings = convert.from_dict(TrainSettings(), quality_settings(job.quality, job.base), "quality")
+    settings = convert.from_dict(TrainSettings(), _quality_of(job, tree), "quality")
     settings = convert.from_dict(settings, job.choices, "choices")
+    settings = convert.from_dict(settings, {"data": {"pairs": str(job.pairs)}}, "pairs")
     if job.cost_model:
         settings = convert.from_dict(settings, {"data": {"cost_model": job.cost_model}}, "cost model")
     return convert.from_dict(settings, tree, _ADVANCED)
@@ -281,6 +282,13 @@ def quality_settings(quality: Quality, base: str) -> Sections:
     return {**changes, "optim": {**changes["optim"], "max_train_steps": _MICRO_STEPS[quality]}}
 
 
+def _quality_of(job: LoraJob, overrides: Mapping[str, Any]) -> Sections:
+    """What a job's quality changes; the rank of a LoRA that is continued is the file's."""
+    continued = "init_lora" in _section(overrides, "lora")
+    changes = quality_settings(job.quality, job.base)
+    return {name: values for name, values in changes.items() if name != "lora" or not continued}
+
+
 def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
     from ..families.source import is_hub_id
     from ..family_info import MICRO
@@ -295,7 +303,7 @@ def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
     if job.cost_model:
         chosen["data"]["cost_model"] = job.cost_model
     tree = _parsed(job.overrides)
-    layers = (quality_settings(job.quality, job.base), job.choices, chosen, tree)
+    layers = (_quality_of(job, tree), job.choices, chosen, tree)
     return {
         section: {key: value for layer in layers for key, value in _section(layer, section).items()}
         for section in dict.fromkeys(name for layer in layers for name in layer)

@@ -198,7 +198,7 @@ def _model(settings: TrainSettings, notice: Callable[[Problem], None]) -> Iterat
                 notice(problem)
         device = resolve_device(own.device)
         resolve_dtype(own.precision, device)
-        if own.offload_blocks != 0 and device.type == "mps":
+        if own.offload_blocks not in (0, "auto") and device.type == "mps":
             yield "--offload-blocks gains nothing where the GPU's memory is the main memory: leave it out."
         if own.compile != "off" and device.type == "cpu":
             yield from _compiler_paths()

@@ -101,18 +101,12 @@ ODD = [
     ("--optimizer adafactor --beta1 0.8", "sd1", "optim.beta1", "--optimizer adamw, adamw8bit or prodigy"),
     ("--optimizer adafactor --beta2 0.9", "sd1", "optim.beta2", "--optimizer adamw, adamw8bit or prodigy"),
     ("--kind lokr --dropout 0.1", "sd1", "lora.dropout", "--kind lora or dora"),
+    ("--init-lora a.safetensors --kind dora", "sd1", "lora.kind", "a new LoRA, so no --init-lora"),
+    ("--init-lora a.safetensors --rank 9", "sd1", "lora.rank", "a new LoRA, so no --init-lora"),
+    ("--init-lora a.safetensors --alpha 9", "sd1", "lora.alpha", "a new LoRA, so no --init-lora"),
+    ("--init-lora a.safetensors --targets conv", "sd1", "lora.targets", "a new LoRA, so no --init-lora"),
+    ("--init-lora a.safetensors --block-ranks mid_block=4", "sd1", "lora.block_ranks", "a new LoRA"),
     ("--init-rank 8", "sd1", "lora.init_rank", "--init-lora FILE"),
-    *(
-        (f"--init-lora calm.safetensors --{flag}", "sd1", f"lora.{setting}", "a new LoRA, so no --init-lora")
-        for flag, setting in (
-            ("kind dora", "kind"),
-            ("rank 8", "rank"),
-            ("alpha 8", "alpha"),
-            ("targets all-linear", "targets"),
-            ("block-ranks mid=4", "block_ranks"),
-        )
-    ),
-    ("--more-pairs other:2", "sd1", "data.more_pairs", "--pairs FOLDER"),
     # Held-out pairs, samples, data.
     ("--validation-every 10", "sd1", "validation.validation_every", "--validation 0.1"),
     ("--validation-draws 8", "sd1", "validation.validation_draws", "--validation 0.1"),
@@ -132,6 +126,7 @@ ODD = [
         "sampling.guidance",
         "--samples 1, --keep-text 5 or --prompts FILE",
     ),
+    ("--more-pairs x", "sd1", "data.more_pairs", "--pairs FOLDER"),
     ("--bucket-step 32", "sd1", "data.bucket_step", "--buckets"),
     ("--cache-in ram --objective duo --cache x", "sd1", "data.cache", "--cache-in disk"),
     ("--caption-dropout 0.1", "sd1", "data.caption_dropout", "an objective over pairs"),
@@ -165,9 +160,9 @@ SOUND = [
     ("--validation 0.1 --result best --samples 0 --cache-in ram --cache x", "sd1"),
     ("--schedule polynomial --schedule-power 3 --train-text --text-lr 1e-5 --beta1 0.8 --beta2 0.9", "sd1"),
     ("--schedule restarts --schedule-cycles 2 --kind dora --dropout 0.1 --buckets --bucket-step 32", "sd1"),
+    ("--init-lora a.safetensors --init-rank 8 --pairs x --more-pairs y --dropout 0.1", "sd1"),
+    ("--kind lokr --rank 9 --alpha 9 --targets conv --block-ranks mid_block=4", "sd1"),
     ("--schedule constant --warmup 0.25 --optimizer adafactor --samples 1 --sample-every 9", "sd1"),
-    ("--rank 8 --alpha 4 --block-ranks mid=4 --pairs mine --more-pairs other:2", "sd1"),
-    ("--init-lora calm.safetensors --init-rank 8", "sd1"),
 ]
 
 

@@ -15,6 +15,7 @@ from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.families.block_offload import (
     BlockOffload,
     blocks_of,
+    bring_all,
     bytes_saved,
     fewest_blocks,
     offload_of,
@@ -206,6 +207,14 @@ def test_another_number_of_blocks_gives_the_same_bits() -> None:
         offload.resize(count)
         assert offload.count == count
         assert same(loss_and_gradients(network, weights), expected)
+    assert held(network) == 5
+
+
+def test_all_blocks_come_for_work_on_the_weights_themselves() -> None:
+    network, _ = stack()
+    bring_all(network)
+    BlockOffload(network, CPU, 5)
+    bring_all(network)
     assert held(network) == 5
 
 

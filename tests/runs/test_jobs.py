@@ -43,6 +43,16 @@ def test_a_lora_job_says_what_was_chosen_and_no_more(tmp_path: Path) -> None:
     assert state_of(folder) == "queued" and kind_of(folder) == "lora"
 
 
+def test_a_lora_that_is_continued_keeps_its_rank_whatever_the_quality(tmp_path: Path) -> None:
+    more = '[lora]\ninit_lora = "calm.safetensors"\n[data]\nmore_pairs = ["others:2"]\n'
+    job = lora(tmp_path, quality="fast", overrides=more)
+    assert problems(job) == []
+    tree = toml.loads((write(job) / "job.toml").read_text("utf-8"))
+    assert tree["lora"] == {"init_lora": "calm.safetensors"} and tree["optim"]["max_train_steps"] == 75
+    (sentence,) = problems(dataclasses.replace(job, name="other", choices={"lora": {"rank": 8}}))
+    assert sentence.startswith("lora.rank has no effect here, for it needs a new LoRA")
+
+
 def test_paths_are_made_good_for_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.safetensors").touch()

@@ -34,6 +34,9 @@ def folded(model: LoadedModel) -> Iterator[None]:
     Raises:
         ScdpoError: its weights are quantised.
     """
+    from ...families.block_offload import bring_all
+
+    bring_all(model.denoiser)
     kept, configs = [], []
     for network in (model.denoiser, *model.live_texts()):
         configs.append((network, vars(network).pop(_PEFT, None)))
@@ -98,8 +101,10 @@ def fine_tune(
         rank: of the LoRA on the attention layers.
         seed: of its weights, noise and timesteps.
     """
+    from ...families.block_offload import bring_all
     from ...lora.adapter import attach
 
+    bring_all(model.denoiser)
     adapter = attach(model.denoiser, rank=rank, alpha=rank, targets="attention", seed=seed)
     weights = adapter.parameters()
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
