@@ -111,7 +111,8 @@ def _of_that_size(possible: frozenset[str], weights: Mapping[str, Parts]) -> fro
     exact = [info for info in infos if info.width == width] or [info for info in infos if not info.width]
     deep = [info for info in exact if count <= info.depth]
     whole = [info for info in deep if count == info.depth]
-    return frozenset(info.name for info in (whole or deep))
+    # A cut-down model has fewer blocks or another width: then the names alone tell, as far as they can.
+    return frozenset(info.name for info in (whole or deep)) or possible
 
 
 def _widths(weights: Mapping[str, Parts]) -> set[int]:
