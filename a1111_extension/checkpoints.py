@@ -11,8 +11,6 @@ from scdpo_core.family_info import FAMILY_INFO, family_by_class
 _OTHERS = {
     "Anima": "Anima",
     "ErnieImage": "ERNIE-Image",
-    "Flux2K4B": "FLUX.2 klein 4B",
-    "Flux2K9B": "FLUX.2 klein 9B",
     "KOALA_1B": "KOALA",
     "KOALA_700M": "KOALA",
     "Krea2": "Krea 2",

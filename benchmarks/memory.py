@@ -33,7 +33,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from scdpo_core.config.settings import LoraSettings, OptimSettings, TrainSettings  # noqa: E402
-from scdpo_core.families import LoadOptions, chroma, flux, qwen_image, sd1, sd2, sd3, sdxl, z_image  # noqa: E402
+from scdpo_core.families import (  # noqa: E402
+    LoadOptions,
+    chroma,
+    flux,
+    flux2,
+    qwen_image,
+    sd1,
+    sd2,
+    sd3,
+    sdxl,
+    z_image,
+)
 from scdpo_core.families.block_offload import blocks_of, bytes_saved  # noqa: E402
 from scdpo_core.families.component_layout import ComponentLayout  # noqa: E402
 from scdpo_core.families.components import Reader, read_config  # noqa: E402
@@ -55,6 +66,7 @@ FAMILIES: dict[str, tuple[type[LatentModel], ComponentLayout, int, int, int]] = 
     "sdxl": (sdxl.SDXLModel, sdxl.LAYOUT, 77, 2048, 1280),
     "sd3": (sd3.SD3Model, sd3.LAYOUT, 77 + 256, 4096, 2048),
     "flux": (flux.FluxModel, flux.LAYOUT, 512, 4096, 768),
+    "flux2": (flux2.Flux2Model, flux2.LAYOUT, 512, 7680, 0),
     "qwen_image": (qwen_image.QwenImageModel, qwen_image.LAYOUT, 1024, 3584, 0),
     "z_image": (z_image.ZImageModel, z_image.LAYOUT, 512, 2560, 0),
     "chroma": (chroma.ChromaModel, chroma.LAYOUT, 512, 4096, 0),

@@ -13,6 +13,7 @@ from .chroma import Chroma
 from .detect import detect
 from .diffusers_family import DiffusersFamily
 from .flux import Flux
+from .flux2 import Flux2
 from .parameterisation import MinSnr, Weighting
 from .qwen_image import QwenImage
 from .sd1 import SD1
@@ -23,7 +24,8 @@ from .source import is_hub_id, locate
 from .z_image import ZImage
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (SD1(), SD2(), SDXL(), SD3(), Flux(), Chroma(), ZImage(), QwenImage())
+    family.name: family
+    for family in (SD1(), SD2(), SDXL(), SD3(), Flux(), Chroma(), Flux2(), ZImage(), QwenImage())
 }
 
 AUTO = "auto"

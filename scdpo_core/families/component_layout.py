@@ -96,6 +96,7 @@ class ComponentLayout:
         configs: name of the folder of configurations that ships with us.
         bare_denoiser: whether its single files may be a denoiser alone, without `DENOISER_PREFIX`.
         adapt: what a single file's shapes change in the denoiser's configuration.
+        prefixed: whether diffusers knows the original names of the denoiser's tensors by `DENOISER_PREFIX`.
     """
 
     denoiser: str
@@ -106,3 +107,4 @@ class ComponentLayout:
     vae_class: str = "AutoencoderKL"
     vae_names: str = ""
     adapt: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}
+    prefixed: bool = True

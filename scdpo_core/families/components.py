@@ -27,6 +27,7 @@ from .component_layout import DENOISER_PREFIX, VAE_PREFIXES, ComponentLayout, Te
 from .detect import read_config
 from .source import vae_beside
 from .text_encoders import CONFIGS, AnyTextEncoder, text_of_file, text_of_folder, text_outside
+from .vaes import packed_names
 from .weight_formats import check_folder, read_tensors
 
 
@@ -129,7 +130,8 @@ class FileReader(Reader):
         whole = self._header.begins(DENOISER_PREFIX)
         tensors = read_tensors(self._path, DENOISER_PREFIX if whole else "", dtype)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        named = {f"{DENOISER_PREFIX}{name}": tensor for name, tensor in tensors.items()}
+        prefix = DENOISER_PREFIX if self._layout.prefixed else ""
+        named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
         changes = self._layout.adapt(shapes)
         config = self._configs / self._layout.denoiser
         return cast(nn.Module, from_original(cls, named, config, dtype, changes))
@@ -185,10 +187,14 @@ def vae_of_file(path: Path, config: Path, layout: ComponentLayout) -> Any:
     if not layout.vae_names:
         return from_original(cls, tensors, config, torch.float32, {})
     vae = cls.from_config(cls.load_config(str(config)))
-    named = getattr(single_file_utils, layout.vae_names)(tensors)
+    if layout.vae_names == "convert_ldm_vae_checkpoint":
+        named = packed_names(tensors, vae.config)
+    else:
+        named = getattr(single_file_utils, layout.vae_names)(tensors)
     missing, _ = vae.load_state_dict(named, strict=False)
-    if missing:
-        raise ScdpoError(f"the VAE lacks {missing[0]}: the file is incomplete, or another kind of VAE")
+    lacks = next((name for name in missing if not name.endswith("num_batches_tracked")), None)
+    if lacks is not None:
+        raise ScdpoError(f"the VAE lacks {lacks}: the file is incomplete, or another kind of VAE")
     return vae
 
 

@@ -87,7 +87,7 @@ _FOREIGN: tuple[tuple[str, str], ...] = (
     (r"(emb_params|string_to_param|clip_[lg])$", "a textual inversion"),
     (r".*\.(absmax|quant_state|quant_map)", "a 4-bit or 8-bit bitsandbytes file"),
     (r"(model\.diffusion_model\.)?(nerf_|img_in_patch\.)", "a Chroma1-Radiance model, which draws pixels"),
-    (r"(model\.diffusion_model\.)?(single_stream|double_stream)_modulation", "a FLUX.2 model"),
+    (r"(model\.diffusion_model\.)?early_stream_modulations\.", "a FLUX.3 model"),
     (r"(model\.diffusion_model\.)?txt_in\.individual_token_refiner\.", "a Hunyuan Video model"),
     (r"(model\.diffusion_model\.)?double_layers\.", "an AuraFlow model"),
     (r"(model\.diffusion_model\.)?(head\.modulation|patchify_proj\.)", "a video model"),
@@ -111,6 +111,10 @@ def _foreign(header: Header) -> Kind | None:
 def _transformer(header: Header) -> Kind | None:
     if header.begins(f"{DENOISER_PREFIX}joint_blocks.", "joint_blocks."):
         return _plain("sd3")
+    if header.begins(f"{DENOISER_PREFIX}double_stream_modulation_img.", "double_stream_modulation_img."):
+        if header.begins(f"{DENOISER_PREFIX}guidance_in.", "guidance_in."):
+            return Kind(None, "a FLUX.2 dev model", "Of FLUX.2, klein 4B and 9B can be trained.")
+        return _plain("flux2")
     if header.begins(f"{DENOISER_PREFIX}distilled_guidance_layer.", "distilled_guidance_layer."):
         return _plain("chroma")
     if header.begins(f"{DENOISER_PREFIX}double_blocks.", "double_blocks."):

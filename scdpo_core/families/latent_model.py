@@ -80,7 +80,8 @@ class LatentModel(PromptModel, ResidualModel):
                 self._offload.load(DENOISER)
         self._live = None
         self._encoders: Encoders | None = self._read_encoders()
-        self._space = latent_space(self._encoders.vae.config)
+        vae = self._encoders.vae
+        self._space = latent_space(vae.config, getattr(vae, "bn", None))
         self.vae_scale = self._space.scale
         self._check_channels()
         self.default_size = self._own_size()

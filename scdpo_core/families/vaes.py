@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+_SQUARE = 2
+# Black Forest Labs keep these two inside of the encoder and the decoder.
+_QUANT_CONV = re.compile(r"^(?:encoder|decoder)\.(?=(?:post_)?quant_conv\.)")
 
 
 class LatentSpace(Protocol):
@@ -105,8 +111,49 @@ class VideoSpace:
         return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
 
 
-def latent_space(config: Mapping[str, Any]) -> LatentSpace:
-    """The latent space of a VAE with this configuration, as diffusers' classes have it."""
+@dataclass(frozen=True)
+class PackedSpace:
+    """Of FLUX.2's VAE: squares of 2x2 cells are the channels of one, and each of those has its own mean and
+    variance, which the VAE carries; see `LatentSpace`."""
+
+    channels: int
+    scale: int
+    means: Tensor
+    deviations: Tensor
+
+    def encode(self, vae: Any, images: Tensor) -> Tensor:
+        """See `LatentSpace.encode`."""
+        return pixel_unshuffle(vae.encode(images).latent_dist.mean, _SQUARE)
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        """See `LatentSpace.decode`."""
+        pixels: Tensor = vae.decode(pixel_shuffle(latents, _SQUARE)).sample
+        return pixels
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """See `LatentSpace.scaled`."""
+        return (latents - self.means.to(latents)) / self.deviations.to(latents)
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """See `LatentSpace.unscaled`."""
+        return latents * self.deviations.to(latents) + self.means.to(latents)
+
+
+def latent_space(config: Mapping[str, Any], statistics: nn.BatchNorm2d | None = None) -> LatentSpace:
+    """The latent space of a VAE.
+
+    Args:
+        config: as diffusers' classes have it.
+        statistics: of its packed latents, where it has any.
+    """
+    if statistics is not None:
+        assert statistics.running_mean is not None and statistics.running_var is not None
+        return PackedSpace(
+            _SQUARE**2 * int(config["latent_channels"]),
+            _SQUARE * 2 ** (len(config["block_out_channels"]) - 1),
+            statistics.running_mean.view(1, -1, 1, 1).clone(),
+            (statistics.running_var + statistics.eps).sqrt().view(1, -1, 1, 1),
+        )
     if "temperal_downsample" in config:
         return VideoSpace(
             2 ** len(config["temperal_downsample"]),
@@ -124,3 +171,19 @@ def latent_space(config: Mapping[str, Any]) -> LatentSpace:
 def latent_channels(config: Mapping[str, Any]) -> int:
     """How many channels the latents of a VAE with this config.json have."""
     return int(config.get("z_dim") or config.get("latent_channels") or 4)
+
+
+def packed_names(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """The tensors of FLUX.2's VAE by diffusers' names, from a file in these or in Black Forest Labs' names.
+
+    Args:
+        tensors: of the file.
+        config: of the VAE, as diffusers has it.
+    """
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    named = {_QUANT_CONV.sub("", name): tensor for name, tensor in tensors.items()}
+    if not any(name.startswith("encoder.down.") for name in named):
+        return named
+    statistics = {name: tensor for name, tensor in named.items() if name.startswith("bn.")}
+    return {**convert_ldm_vae_checkpoint(named, config), **statistics}

@@ -27,6 +27,7 @@ from .formats.convert import ALPHAS, from_file, to_file
 from .formats.keys import Dialect, addresses, split
 from .formats.peft_settings import METADATA as PEFT_SETTINGS
 from .formats.peft_settings import WEIGHTS, Found, find_settings, settings_file
+from .formats.proportions import likely_transformers
 from .identity import base_family, sidecar_version
 from .metadata import OWN, as_metadata
 from .weights import Parts, by_module, check, kind_of, rank_of
@@ -184,7 +185,7 @@ def load_lora(path: Path, modules: Iterable[str] | None = None) -> tuple[dict[st
     """
     path, tensors, metadata = _read(path, read_tensors)
     with _using(path):
-        found = addresses(tensors, modules)
+        found = addresses(tensors, modules, likely_transformers(tensors, metadata))
         tensors, widened = computable(tensors)
         settings = _settings(path, metadata, tensors)
         weights = by_module(from_file(tensors, metadata, modules, settings.settings))
@@ -225,7 +226,7 @@ def read_lora_info(path: Path) -> LoraFile:
 
     path, tensors, metadata = _read(path, header)
     with _using(path):
-        found = addresses(tensors)
+        found = addresses(tensors, likely=likely_transformers(tensors, metadata))
         notes = _settings(path, metadata, tensors).notes
     if not found:
         raise ScdpoError(f"{path} is empty: it holds no weights.")

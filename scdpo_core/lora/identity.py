@@ -67,9 +67,15 @@ def said_family(metadata: Mapping[str, str]) -> str:
         return own if own in FAMILY_INFO else ""
     for entry in ("ss_base_model_version", "modelspec.architecture"):
         value = metadata.get(entry, "").lower()
-        for info in FAMILY_INFO.values():
-            if value.startswith(info.metadata_prefixes):
-                return info.name
+        # The longest beginning counts: 'flux2' begins like 'flux'.
+        matches = [
+            (len(prefix), info.name)
+            for info in FAMILY_INFO.values()
+            for prefix in info.metadata_prefixes
+            if value.startswith(prefix)
+        ]
+        if matches:
+            return max(matches, key=lambda match: match[0])[1]
     return ""
 
 

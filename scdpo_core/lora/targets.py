@@ -15,19 +15,20 @@ TargetPreset = Literal["attention", "self-attention", "attention+ff", "all-linea
 
 # UNets have attn1 and attn2, SD3 attn and attn2, FLUX attn, Z-Image attention; CLIP has self_attn.
 _ATTENTION = (
-    r"(attn[12]?|attention)\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out)"
+    r"(attn[12]?|attention)\.(to_q|to_k|to_v|to_out\.0|add_[qkv]_proj|to_add_out|to_qkv_mlp_proj)"
+    r"|single_transformer_blocks\.\d+\.attn\.to_out"
     r"|self_attn\.(q|k|v|out)_proj"
 )
 # A UNet's attention to the prompt is attn2. Transformers see image and prompt in one attention, called attn.
 _SELF_ATTENTION = r"attn1\.(to_q|to_k|to_v|to_out\.0)|self_attn\.(q|k|v|out)_proj"
 _FEED_FORWARD = (
     r"ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.(proj_mlp|proj_out)|mlp\.fc[12]"
-    r"|feed_forward\.w[123]|(img|txt)_mlp\.net\.(0\.proj|2)"
+    r"|feed_forward\.w[123]|(img|txt)_mlp\.net\.(0\.proj|2)|ff(_context)?\.linear_(in|out)"
 )
 _REST = (
     r"proj_in|proj_out|time_emb_proj|(time|add)_embedding\.linear_[12]"
     r"|norm1(_context)?\.linear|norm\.linear|norm_out\.linear|(context|x)_embedder"
-    r"|time_text_embed\.\w+\.linear_[12]"
+    r"|time_(text|guidance)_embed\.\w+\.linear_[12]|(double|single)_stream_modulation(_img|_txt)?\.linear"
     r"|adaLN_modulation\.[01]|all_final_layer\.2-1\.linear|all_x_embedder\.2-1|cap_embedder\.1|t_embedder\.mlp\.[02]"
 )
 _CONVOLUTIONS = r"resnets\.\d+\.(conv1|conv2|conv_shortcut)|(down|up)samplers\.0\.conv"

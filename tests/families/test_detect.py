@@ -50,6 +50,17 @@ CHROMA = {
     "single_blocks.0.linear1.weight": (21504, 3072),
     "final_layer.linear.weight": (64, 3072),
 }
+# klein 4B, as Black Forest Labs' file has it.
+FLUX2 = {
+    "img_in.weight": (3072, 128),
+    "txt_in.weight": (3072, 7680),
+    "double_stream_modulation_img.lin.weight": (18432, 3072),
+    "double_stream_modulation_txt.lin.weight": (18432, 3072),
+    "single_stream_modulation.lin.weight": (9216, 3072),
+    "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "single_blocks.0.linear1.weight": (27648, 3072),
+    "final_layer.linear.weight": (128, 3072),
+}
 RADIANCE = {
     "img_in_patch.weight": (3072, 3, 16, 16),
     "distilled_guidance_layer.norms.0.scale": (5120,),
@@ -86,6 +97,8 @@ LUMINA = {
         ({f"{D}{name}": shape for name, shape in Z_IMAGE.items()}, "z_image"),
         ({name.removeprefix(D): shape for name, shape in FLUX.items()}, "flux"),
         (CHROMA, "chroma"),
+        (FLUX2, "flux2"),
+        ({f"{D}{name}": shape for name, shape in FLUX2.items()}, "flux2"),
         ({f"{D}{name}": shape for name, shape in CHROMA.items()}, "chroma"),
     ],
 )
@@ -110,7 +123,8 @@ def test_every_family_is_known_by_its_names_and_shapes(
         ({**FLUX, f"{D}double_blocks.0.img_attn.qkv.weight.absmax": (9,)}, "bitsandbytes"),
         ({f"{D}{name}": shape for name, shape in RADIANCE.items()}, "a Chroma1-Radiance model"),
         (RADIANCE, "a Chroma1-Radiance model"),
-        ({f"{D}double_stream_modulation_img.lin.weight": (9, 9)}, "a FLUX.2 model"),
+        ({**FLUX2, "guidance_in.in_layer.weight": (6144, 256)}, "a FLUX.2 dev model"),
+        ({"early_stream_modulations.image.lin.weight": (9, 9)}, "a FLUX.3 model"),
         ({**QWEN_IMAGE, "time_text_embed.addition_t_embedding.weight": (2, 3072)}, "of layers"),
         ({**QWEN_IMAGE, "img_in.weight": (3072, 128)}, "built like Qwen-Image"),
         (LUMINA, "a Lumina Image 2.0 model"),

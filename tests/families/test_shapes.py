@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -23,13 +24,14 @@ from scdpo_core.families import FAMILIES
 from scdpo_core.families.chroma import adapt as adapt_chroma
 from scdpo_core.families.detect import of_header
 from scdpo_core.families.flux import adapt as adapt_flux
+from scdpo_core.families.flux2 import adapt as adapt_flux2
 from scdpo_core.families.qwen_image import adapt as adapt_qwen_image
 from scdpo_core.families.sd3 import adapt as adapt_sd3
 from scdpo_core.families.text_encoders import CONFIGS
 from scdpo_core.families.vaes import latent_space
 from scdpo_core.families.z_image import adapt as adapt_z_image
 from scdpo_core.io.safetensors_header import Header
-from tests.support.original_files import chroma_shapes, flux_shapes, original_z_image
+from tests.support.original_files import chroma_shapes, flux_shapes, original_flux2, original_z_image
 from tests.support.tiny import original_unet
 
 
@@ -142,6 +144,34 @@ def test_z_image_is_configured_from_its_shapes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("double", "single", "heads", "words", "billions"),
+    [(5, 20, 24, 7680, 3.88), (8, 24, 32, 12288, 9.08)],
+    ids=["klein 4B", "klein 9B"],
+)
+def test_every_klein_is_configured_from_its_shapes(
+    double: int, single: int, heads: int, words: int, billions: float
+) -> None:
+    from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
+
+    sizes = {
+        "num_layers": double,
+        "num_single_layers": single,
+        "num_attention_heads": heads,
+        "joint_attention_dim": words,
+    }
+    weights = _meta(Flux2Transformer2DModel, _config("flux2", "transformer") | sizes)
+    assert sum(tensor.numel() for tensor in weights.values()) / 1e9 == pytest.approx(billions, abs=0.01)
+    originals = original_flux2(weights)
+    shapes = {name: tuple(tensor.shape) for name, tensor in originals.items()}
+    assert adapt_flux2(shapes) == sizes
+    assert of_header(Header(shapes)).family == "flux2"
+    named = convert_flux2_transformer_checkpoint_to_diffusers(dict(originals))
+    assert {name: tensor.shape for name, tensor in named.items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
     ("double", "single", "billions"), [(19, 38, 8.90), (8, 38, 6.41)], ids=["whole", "cut down"]
 )
 def test_every_chroma_is_configured_from_its_shapes(double: int, single: int, billions: float) -> None:
@@ -192,6 +222,7 @@ TEXTS = {
     "clip_g": 695,
     "t5xxl": 4762,
     "qwen_3_4b": 4022,
+    "qwen_3": 4022,
     "qwen_2.5_vl_7b": 7071,
 }
 

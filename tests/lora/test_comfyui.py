@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from scdpo_core.lora.formats.convert import from_file, to_file
@@ -28,7 +28,7 @@ from scdpo_core.lora.formats.keys import Dialect
 from scdpo_core.lora.formats.layouts import TRANSFORMERS, UNETS
 from scdpo_core.lora.formats.names import split_key
 from scdpo_core.lora.weights import by_module, delta
-from tests.support.lora_models import FAMILIES, lora_for, module_shapes
+from tests.support.lora_models import FAMILIES, ORIGINAL_ONLY, denoiser, lora_for, module_shapes
 
 RECORDED = Path(__file__).resolve().parents[1] / "data" / "comfyui_lora_keys.json.gz"
 COMFYUI = os.environ.get("COMFYUI_DIR", "")
@@ -100,14 +100,15 @@ def test_different_modules_change_different_weights(
 
 
 @pytest.mark.parametrize("dialect", ["kohya", "comfyui"])
-def test_it_takes_chromas_guidance_layer_by_its_original_names(
-    accepted: dict[str, dict[str, list[object]]], dialect: Dialect
+@pytest.mark.parametrize(("family", "count"), [("chroma", 12), ("flux2", 5)])
+def test_it_takes_some_modules_by_their_original_names_alone(
+    accepted: dict[str, dict[str, list[object]]], family: str, count: int, dialect: Dialect
 ) -> None:
-    layer = "distilled_guidance_layer"
-    names = ["in_proj", *(f"layers.{n}.linear_{k}" for n in range(5) for k in (1, 2)), "out_proj"]
-    ours = stems(lora_for({f"{layer}.{name}": (8, 4) for name in names}, rank=1), dialect, "chroma")
-    assert len(ours) == 12
-    assert sorted(stem for stem in ours if stem not in accepted["chroma"]) == []
+    linears = [name for name, part in denoiser(family).named_modules() if isinstance(part, nn.Linear)]
+    shapes = {name: (8, 4) for name in linears if name.startswith(ORIGINAL_ONLY)}
+    ours = stems(lora_for(shapes, rank=1), dialect, family)
+    assert len(ours) == count
+    assert sorted(stem for stem in ours if stem not in accepted[family]) == []
 
 
 @with_comfyui

@@ -1,4 +1,4 @@
-"""Which base model a LoRA is for: FLUX.1 and Chroma1 share names and sizes, so metadata tells."""
+"""Which base model a LoRA is for, where FLUX.1, Chroma1 and FLUX.2 share names: metadata and shapes tell."""
 
 from __future__ import annotations
 
@@ -67,3 +67,27 @@ def test_our_own_say_what_they_are_for(tmp_path: Path) -> None:
 
 def test_forge_neo_shows_chromas_loras_with_flux() -> None:
     assert sidecar_version("chroma", ["Unknown", "sd", "xl", "flux", "klein", "zit"]) == "flux"
+
+
+@pytest.mark.parametrize(("family", "rows"), [("flux", 7), ("flux2", 9)])
+@pytest.mark.parametrize("said", [True, False])
+def test_what_flux_2_shares_with_flux_1_is_told_by_shapes(
+    tmp_path: Path, family: str, rows: int, said: bool
+) -> None:
+    # The first layer of a single block: queries, keys and values, and a feed-forward layer of 4 or 6 widths.
+    tensors = {
+        "lora_unet_single_blocks_3_linear1.lora_down.weight": torch.ones(2, 64),
+        "lora_unet_single_blocks_3_linear1.lora_up.weight": torch.ones(rows * 64, 2),
+    }
+    metadata = {"ss_base_model_version": {"flux": "flux1", "flux2": "flux2"}[family]} if said else None
+    save_file(tensors, tmp_path / "lora.safetensors", metadata)
+    state, info = load_lora(tmp_path / "lora.safetensors")
+    assert info.family == family == read_lora_info(tmp_path / "lora.safetensors").family
+    block = "single_transformer_blocks.3"
+    parts = {
+        "flux": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+        "flux2": ("attn.to_qkv_mlp_proj",),
+    }[family]
+    assert {name.removesuffix(".up") for name in state if name.endswith(".up")} == {
+        f"{block}.{part}" for part in parts
+    }

@@ -66,6 +66,9 @@ def test_text_encoders_names_by_hand() -> None:
         ("flux", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
         ("flux", "proj_out", "final_layer.linear"),
         ("chroma", "single_transformer_blocks.37.proj_out", "single_blocks.37.linear2"),
+        ("flux2", "single_transformer_blocks.19.attn.to_qkv_mlp_proj", "single_blocks.19.linear1"),
+        ("flux2", "transformer_blocks.4.ff_context.linear_in", "double_blocks.4.txt_mlp.0"),
+        ("flux2", "double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin"),
         (
             "chroma",
             "distilled_guidance_layer.layers.4.linear_2",

@@ -97,6 +97,27 @@ CHROMA = {
     "txt_ids_dims": [],
     "vec_in_dim": None,
 }
+FLUX2 = {
+    "image_model": "flux2",
+    "in_channels": 128,
+    "out_channels": 128,
+    "vec_in_dim": None,
+    "context_in_dim": 48,
+    "hidden_size": WIDTH,
+    "mlp_ratio": 3.0,
+    "num_heads": 2,
+    "depth": 8,
+    "depth_single_blocks": 24,
+    "axes_dim": [8, 8, 8, 8],
+    "theta": 2000,
+    "patch_size": 1,
+    "qkv_bias": False,
+    "ops_bias": False,
+    "guidance_embed": False,
+    "global_modulation": True,
+    "mlp_silu_act": True,
+    "txt_ids_dims": [3],
+}
 Z_IMAGE = {
     "image_model": "lumina2",
     "patch_size": 2,
@@ -132,11 +153,19 @@ CLIPS = {
     "sd3": {"clip_l": 12, "clip_g": 32},
     "flux": {"clip_l": 12},
     "chroma": {},
+    "flux2": {},
     "z_image": {},
     "qwen_image": {},
 }
 # Its class there, or the one that it derives from.
-_KIND = {"sd3": "SD3", "flux": "Flux", "chroma": "Flux", "z_image": "Lumina2", "qwen_image": "QwenImage"}
+_KIND = {
+    "sd3": "SD3",
+    "flux": "Flux",
+    "chroma": "Flux",
+    "flux2": "Flux",
+    "z_image": "Lumina2",
+    "qwen_image": "QwenImage",
+}
 
 
 def import_comfy(folder: Path) -> Any:
@@ -177,10 +206,11 @@ def denoiser(family: str, blocks: int) -> tuple[dict[str, Any], torch.nn.Module]
         return UNETS[family], UNetModel(
             **{k: list(v) if isinstance(v, list) else v for k, v in UNETS[family].items()}, **how
         )
-    if family == "flux":
+    if family in ("flux", "flux2"):
         from comfy.ldm.flux.model import Flux
 
-        return FLUX, Flux(**FLUX, **how)
+        config = FLUX if family == "flux" else FLUX2
+        return config, Flux(**config, **how)
     if family == "chroma":
         from comfy.ldm.chroma.model import Chroma
 

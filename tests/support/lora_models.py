@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from diffusers import (
     ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -24,8 +25,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from scdpo_core.family_info import FAMILY_INFO
 from scdpo_core.lora.formats.keys import TEXT_ENCODERS, text_module
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "z_image", "qwen_image")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "flux2", "z_image", "qwen_image")
 WIDTH = 64
+ORIGINAL_ONLY = (
+    "distilled_guidance_layer.",
+    "time_guidance_embed.",
+    "double_stream_modulation_",
+    "single_stream_modulation.",
+)
+"""Beginnings of modules of Chroma and FLUX.2 that ComfyUI knows by their original names and no others."""
 _LEVELS = {"block_out_channels": (64, 128, 256, 256), "norm_num_groups": 32}
 _XL_LEVELS = {
     "block_out_channels": (64, 128, 256),
@@ -76,6 +84,17 @@ def denoiser(family: str, *, blocks: int = 0) -> nn.Module:
                 num_attention_heads=2,
                 joint_attention_dim=48,
                 axes_dims_rope=(8, 12, 12),
+            )
+        if family == "flux2":
+            return Flux2Transformer2DModel(
+                in_channels=128,
+                num_layers=8,
+                num_single_layers=24,
+                attention_head_dim=32,
+                num_attention_heads=2,
+                joint_attention_dim=48,
+                axes_dims_rope=(8, 8, 8, 8),
+                guidance_embeds=False,
             )
         if family == "z_image":
             return ZImageTransformer2DModel(
@@ -133,8 +152,8 @@ def text_encoders(family: str) -> dict[str, nn.Module]:
 def module_shapes(family: str, *, blocks: int = 0, text: bool = True) -> dict[str, tuple[int, ...]]:
     """Canonical path -> shape of the weight, of every linear layer and convolution of a family.
 
-    Without CLIP's final projection, which ComfyUI has no LoRA key for in most families, and without Chroma's
-    guidance layer, for which it has original names only.
+    Without CLIP's final projection, which ComfyUI has no LoRA key for in most families, and without
+    `ORIGINAL_ONLY`.
     """
     networks = {"": denoiser(family, blocks=blocks), **(text_encoders(family) if text else {})}
     return {
@@ -143,7 +162,7 @@ def module_shapes(family: str, *, blocks: int = 0, text: bool = True) -> dict[st
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
         and name != "text_projection"
-        and not name.startswith("distilled_guidance_layer.")
+        and not name.startswith(ORIGINAL_ONLY)
     }
 
 

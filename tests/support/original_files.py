@@ -226,6 +226,55 @@ def original_z_image(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
+_FLUX2 = (
+    ("single_transformer_blocks", "single_blocks"),
+    ("transformer_blocks", "double_blocks"),
+    ("attn.norm_added_q", "txt_attn.norm.query_norm"),
+    ("attn.norm_added_k", "txt_attn.norm.key_norm"),
+    ("attn.to_add_out", "txt_attn.proj"),
+    ("attn.to_out.0", "img_attn.proj"),
+    ("ff_context.linear_in", "txt_mlp.0"),
+    ("ff_context.linear_out", "txt_mlp.2"),
+    ("ff.linear_in", "img_mlp.0"),
+    ("ff.linear_out", "img_mlp.2"),
+    ("attn.to_qkv_mlp_proj", "linear1"),
+    ("attn.to_out", "linear2"),
+    ("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
+    ("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+    ("context_embedder", "txt_in"),
+    ("x_embedder", "img_in"),
+    ("norm_out.linear", "final_layer.adaLN_modulation.1"),
+    ("proj_out", "final_layer.linear"),
+)
+
+
+def original_flux2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A transformer of FLUX.2 by its original names: queries, keys and values of double blocks together."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        queries = {"to_q": "img", "add_q_proj": "txt"}
+        first = next((query for query in queries if f".{query}." in name), "")
+        if first:
+            parts = [weights[name.replace(first, first.replace("q", letter))] for letter in "qkv"]
+            tensor = torch.cat(parts)
+            name = name.replace(f"attn.{first}", f"{queries[first]}_attn.qkv")
+        elif any(f".{other}." in name for other in ("to_k", "to_v", "add_k_proj", "add_v_proj")):
+            continue
+        if name.startswith("norm_out"):
+            # Diffusers has scale and shift the other way round there.
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        single = name.startswith("single_")
+        for ours, theirs in _FLUX2:
+            name = name.replace(ours, theirs)
+        if "modulation" in name:
+            name = name.replace(".linear.", ".lin.")
+        for letter, word in (("q", "query"), ("k", "key")):
+            there = "norm" if single else "img_attn.norm"
+            name = name.replace(f"attn.norm_{letter}", f"{there}.{word}_norm")
+        tensors[name.replace("_norm.weight", "_norm.scale")] = tensor
+    return tensors
+
+
 def chroma_shapes(double: int, single: int) -> dict[str, tuple[int, ...]]:
     """The shapes of an original Chroma transformer: FLUX.1's without modulations, and what makes them all."""
     inner, layer = 5120, "distilled_guidance_layer"

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImagePipeline,
@@ -254,6 +257,44 @@ def chroma_pipeline(folder: Path, *, words: int = 2 * WIDTH) -> ChromaPipeline:
     )
 
 
+def flux2_pipeline(folder: Path) -> Flux2KleinPipeline:
+    """Two double and two single blocks; a language model of 28 layers, of which three are read."""
+    torch.manual_seed(0)
+    tokenizer, encoder = chat_tokenizer(), language_model("Qwen3Model", WIDTH, layers=28)
+    # As Qwen3's: without thinking the answer begins with an empty thought.
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}"
+    )
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    torch.nn.init.normal_(vae.bn.running_mean, std=0.3)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+
+
 def z_image_pipeline(folder: Path) -> ZImagePipeline:
     """One block of each kind, and a language model of three layers."""
     torch.manual_seed(0)
@@ -321,6 +362,7 @@ PIPELINES: dict[str, Callable[[Path], Any]] = {
     "sd3": sd3_pipeline,
     "flux": flux_pipeline,
     "chroma": chroma_pipeline,
+    "flux2": flux2_pipeline,
     "z_image": z_image_pipeline,
     "qwen_image": qwen_image_pipeline,
 }

@@ -19,6 +19,7 @@ from .keys import Dialect, addresses, apart, key, place
 from .layouts import TRANSFORMERS, swaps_halves
 from .names import split_key, strip_prefix
 from .peft_settings import PeftSettings, is_number, is_peft_stem
+from .proportions import likely_transformers
 
 ALPHAS = "scdpo_alpha"
 """Metadata of our own peft files: the alphas that were multiplied into their weights, and can be taken
@@ -51,7 +52,7 @@ def from_file(
         KeyNameError: a key is not understood.
         ScdpoError: a fused weight cannot be split exactly; names it.
     """
-    found = addresses(tensors, modules)
+    found = addresses(tensors, modules, likely_transformers(tensors, metadata))
     grouped: dict[tuple[tuple[str, ...], bool], dict[str, str]] = {}
     for name, address in found.items():
         grouped.setdefault((address.modules, address.original), {})[address.part] = name

@@ -20,7 +20,7 @@ and of CLIP. What a change of dialect does to the numbers (FLUX's and SD3's fuse
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 from ...family_info import names_of, trainable
@@ -193,13 +193,18 @@ def key(stem: str, part: str, dialect: Dialect) -> str:
     return f"{stem}.{_PEFT_SUFFIX.get(part, part)}"
 
 
-def addresses(keys: Iterable[str], modules: Iterable[str] | None = None) -> dict[str, Address]:
+def addresses(
+    keys: Iterable[str],
+    modules: Iterable[str] | None = None,
+    likely: Collection[str] = TRANSFORMERS,
+) -> dict[str, Address]:
     """What each key of a file means, in whichever dialect it is.
 
     Args:
         keys: names as they stand in the file.
         modules: canonical paths of the modules that the model has. None: every module that a denoiser of
             diffusers' or a CLIP text encoder can have.
+        likely: families of transformers that are meant where the names alone leave several.
 
     Raises:
         KeyNameError: a key is in no dialect, or names a module that is not in `modules`; or two
@@ -209,6 +214,7 @@ def addresses(keys: Iterable[str], modules: Iterable[str] | None = None) -> dict
     known = None if modules is None else frozenset(modules)
     by_flat_name = {} if known is None else _flat_table(known)
     families = _transformers(keys)
+    families = families.intersection(likely) or families
     found: dict[str, Address] = {}
     owners: dict[tuple[str, str], str] = {}
     for name in keys:
@@ -236,6 +242,12 @@ def _transformers(keys: Sequence[str]) -> frozenset[str]:
         having = frozenset() if owner else transformers_with(path)
         possible = possible & having if having else possible
     return possible or frozenset(TRANSFORMERS)
+
+
+def denoiser_path(stem: str) -> str:
+    """Path of a stem's module in the denoiser, in diffusers' layout or the original; '' in a text encoder."""
+    owner, path = _path(stem, {})
+    return "" if owner else path
 
 
 def _path(stem: str, by_flat_name: Mapping[str, str]) -> tuple[str, str]:

@@ -112,6 +112,11 @@ def transformers_with(path: str) -> frozenset[str]:
     )
 
 
+def template_of(path: str) -> str:
+    """A path with '#' for the number of its block."""
+    return _template(path)[0]
+
+
 def is_diffusers_module(module: str) -> bool:
     """Whether a path is that of a linear layer or convolution of a denoiser in diffusers."""
     return bool(_UNET.fullmatch(module)) or any(

@@ -82,7 +82,7 @@ _WORDS = re.compile(
             r"time_text_embed|(?:timestep|text|guidance|context|x|t|y)_embedder|pos_embed",
             r"(?:time|add|class)_embedding|(?:time|add)_emb_proj|time_embed|label_emb|time_proj|linear_[12]",
             r"conv_(?:in|out|shortcut)|skip_connection|(?:in|emb|out)_layers|(?:in|out)_layer|final_layer",
-            r"distilled_guidance_layer|in_proj|(?:img|txt)_(?:attn|mlp|mod|in)|(?:time|vector|guidance)_in|adaLN_modulation",
+            r"distilled_guidance_layer|in_proj|linear_(?:in|out)|to_qkv_mlp_proj|time_guidance_embed|(?:double|single)_stream_modulation(?:_(?:img|txt))?|(?:img|txt)_(?:attn|mlp|mod|in)|(?:time|vector|guidance)_in|adaLN_modulation",
             r"norm1_context|norm_out|ff_context|add_[qkv]_proj|to_add_out|proj_(?:in|out|mlp)|to_(?:q|k|v|out)",
             r"text_(?:model|projection)|self_attn|(?:q|k|v|out)_proj",
         )

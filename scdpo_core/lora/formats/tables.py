@@ -44,6 +44,27 @@ _CHROMA = {
     "distilled_guidance_layer.layers.#.out_layer": "distilled_guidance_layer.layers.#.linear_2",
     "distilled_guidance_layer.out_proj": "distilled_guidance_layer.out_proj",
 }
+_FLUX2 = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "double_blocks.#.img_attn.qkv": "transformer_blocks.#.attn.(to_q,to_k,to_v)",
+    "double_blocks.#.txt_attn.qkv": "transformer_blocks.#.attn.(add_q_proj,add_k_proj,add_v_proj)",
+    "double_blocks.#.img_attn.proj": "transformer_blocks.#.attn.to_out.0",
+    "double_blocks.#.txt_attn.proj": "transformer_blocks.#.attn.to_add_out",
+    "double_blocks.#.img_mlp.0": "transformer_blocks.#.ff.linear_in",
+    "double_blocks.#.img_mlp.2": "transformer_blocks.#.ff.linear_out",
+    "double_blocks.#.txt_mlp.0": "transformer_blocks.#.ff_context.linear_in",
+    "double_blocks.#.txt_mlp.2": "transformer_blocks.#.ff_context.linear_out",
+    "single_blocks.#.linear1": "single_transformer_blocks.#.attn.to_qkv_mlp_proj",
+    "single_blocks.#.linear2": "single_transformer_blocks.#.attn.to_out",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+    "final_layer.linear": "proj_out",
+}
 _SD3 = {
     "x_embedder.proj": "pos_embed.proj",
     "context_embedder": "context_embedder",
@@ -125,7 +146,18 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     "sd3": _SD3,
     "flux": _FLUX,
     "chroma": _CHROMA,
+    "flux2": _FLUX2,
     "z_image": _Z_IMAGE,
     "qwen_image": _QWEN_IMAGE,
 }
 """By family: original path -> diffusers' path or paths."""
+
+PROPORTIONS: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "single_blocks.#.linear1": {"flux": (7, 1), "chroma": (7, 1), "flux2": (9, 1)},
+    "single_blocks.#.linear2": {"flux": (1, 5), "chroma": (1, 5), "flux2": (1, 4)},
+    "double_blocks.#.img_mlp.0": {"flux": (4, 1), "chroma": (4, 1), "flux2": (6, 1)},
+    "double_blocks.#.img_mlp.2": {"flux": (1, 4), "chroma": (1, 4), "flux2": (1, 3)},
+    "double_blocks.#.txt_mlp.0": {"flux": (4, 1), "chroma": (4, 1), "flux2": (6, 1)},
+    "double_blocks.#.txt_mlp.2": {"flux": (1, 4), "chroma": (1, 4), "flux2": (1, 3)},
+}
+"""Original path -> by family, rows to inputs of its matrix: what tells layouts apart that share all names."""
