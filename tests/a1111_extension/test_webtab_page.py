@@ -98,6 +98,7 @@ def test_images_are_scored(browser: Any, tmp_path: Path) -> None:
     with served(tmp_path) as url:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.goto(url + OPEN)
+        pane(page, "Score")
         page.get_by_label("Or a folder with images").fill(str(ROOT / "examples/preferences/rejected/drug"))
         page.get_by_role("button", name="Score", exact=True).click()
         says(page, "#scdpo_score_gallery", "images cost more than zero")
@@ -262,7 +263,7 @@ def test_every_control_has_a_name(browser: Any, tmp_path: Path) -> None:
     with served(tmp_path) as url:
         page = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme="dark")
         page.goto(url + OPEN)
-        page.get_by_role("button", name="Score", exact=True).wait_for()
+        page.get_by_role("button", name="Make pairs", exact=True).wait_for()
         for title in ("Make", "Score", "Preferences", "Train", "Compare", "Judge"):
             pane(page, title)
             time.sleep(0.5)
