@@ -54,6 +54,7 @@ LAYOUT = ComponentLayout(
     ),
     configs="qwen_image",
     bare_denoiser=True,
+    diffusers_names=True,
     vae_class="AutoencoderKLQwenImage",
     vae_names="convert_wan_vae_to_diffusers",
     adapt=adapt,
