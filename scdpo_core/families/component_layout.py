@@ -95,6 +95,7 @@ class ComponentLayout:
         texts: its text encoders, in the order in which their states are joined.
         configs: name of the folder of configurations that ships with us.
         bare_denoiser: whether its single files may be a denoiser alone, without `DENOISER_PREFIX`.
+        diffusers_names: whether its single files name the denoiser's tensors as diffusers does.
         adapt: what a single file's shapes change in the denoiser's configuration.
     """
 
@@ -103,6 +104,7 @@ class ComponentLayout:
     texts: tuple[TextEncoderSpec, ...]
     configs: str
     bare_denoiser: bool = False
+    diffusers_names: bool = False
     vae_class: str = "AutoencoderKL"
     vae_names: str = ""
     adapt: Callable[[Shapes], dict[str, Any]] = lambda shapes: {}

@@ -129,7 +129,8 @@ class FileReader(Reader):
         whole = self._header.begins(DENOISER_PREFIX)
         tensors = read_tensors(self._path, DENOISER_PREFIX if whole else "", dtype)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        named = {f"{DENOISER_PREFIX}{name}": tensor for name, tensor in tensors.items()}
+        prefix = "" if self._layout.diffusers_names else DENOISER_PREFIX
+        named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
         changes = self._layout.adapt(shapes)
         config = self._configs / self._layout.denoiser
         return cast(nn.Module, from_original(cls, named, config, dtype, changes))

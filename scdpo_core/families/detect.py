@@ -16,8 +16,6 @@ from .component_layout import DENOISER_PREFIX, VAE_PREFIXES
 _LATENT_CHANNELS = 4
 _SQUARES = 64
 """16 channels of latents in squares of 2x2 cells."""
-_QWEN_WORDS = 3584
-"""Width of the states of Qwen2.5-VL-7B."""
 _BESIDE_QWEN_IMAGE = {
     "time_text_embed.addition_t_embedding.": "a Qwen-Image model of layers",
     "__index_timestep_zero__": "a Qwen-Image model that edits images (Edit 2511)",
@@ -130,25 +128,27 @@ def _transformer(header: Header) -> Kind | None:
 
 
 def _two_streams(header: Header) -> Kind | None:
-    """Qwen-Image, whose checkpoints have diffusers' names; its siblings differ in width or in a part."""
+    """Qwen-Image, whose checkpoints have diffusers' names; its siblings differ in latents or in a part."""
     for part, title in _BESIDE_QWEN_IMAGE.items():
         if header.begins(f"{DENOISER_PREFIX}{part}", part):
             return Kind(None, title, "Use the plain model.")
-    words = header.shape(f"{DENOISER_PREFIX}txt_norm.weight", "txt_norm.weight")
     squares = header.shape(f"{DENOISER_PREFIX}img_in.weight", "img_in.weight")
-    if words == (_QWEN_WORDS,) and squares == (FAMILY_INFO["qwen_image"].width, _SQUARES):
+    if squares[1:] == (_SQUARES,):
         return _plain("qwen_image")
     return Kind(None, "a model that is built like Qwen-Image", _known())
 
 
 def _next_dit(header: Header) -> Kind:
-    """Z-Image is built like Lumina Image 2.0, in another width; its siblings have parts that it lacks."""
+    """Z-Image is built like Lumina Image 2.0, whose modulations are one layer further.
+
+    Its siblings have parts that it lacks.
+    """
     for part, title in _BESIDE_Z_IMAGE.items():
         if header.begins(f"{DENOISER_PREFIX}{part}", part):
             return Kind(None, title, "Use the plain model.")
-    words = header.shape(f"{DENOISER_PREFIX}cap_embedder.1.weight", "cap_embedder.1.weight")
+    modulation = "layers.0.adaLN_modulation.0.weight"
     squares = header.shape(f"{DENOISER_PREFIX}x_embedder.weight", "x_embedder.weight")
-    if words[:1] == (FAMILY_INFO["z_image"].width,) and squares[1:] == (_SQUARES,):
+    if header.shape(f"{DENOISER_PREFIX}{modulation}", modulation) and squares[1:] == (_SQUARES,):
         return _plain("z_image")
     return Kind(None, "a Lumina Image 2.0 model, or another that is built like it", _known())
 

@@ -15,15 +15,16 @@ from .diffusers_family import DiffusersFamily
 from .flow import FlowModel
 from .flux import pack, unpack
 
-_HEAD = 128
 _SQUARE = 2
 
 
 def adapt(shapes: Shapes) -> dict[str, Any]:
     """The transformer's configuration, read off a file's shapes: the whole one and cut-down ones."""
+    head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
     return {
         "num_layers": block_count(shapes, "transformer_blocks."),
-        "num_attention_heads": shapes["img_in.weight"][0] // _HEAD,
+        "attention_head_dim": head,
+        "num_attention_heads": shapes["img_in.weight"][0] // head,
         "joint_attention_dim": shapes["txt_norm.weight"][0],
     }
 
@@ -53,6 +54,7 @@ LAYOUT = ComponentLayout(
     ),
     configs="qwen_image",
     bare_denoiser=True,
+    diffusers_names=True,
     vae_class="AutoencoderKLQwenImage",
     vae_names="convert_wan_vae_to_diffusers",
     adapt=adapt,
@@ -68,6 +70,8 @@ class QwenImageModel(FlowModel):
     def _encode(
         self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
+        if known is not None:
+            return known  # nothing that reads these prompts trains
         (text,) = encoders.texts
         assert text is not None  # the family needs it, and the checks looked for it
         states = text.states(prompts)

@@ -15,16 +15,15 @@ from .components import Encoders
 from .diffusers_family import DiffusersFamily
 from .flow import FlowModel
 
-_HEAD = 128
-
 
 def adapt(shapes: Shapes) -> dict[str, Any]:
     """The transformer's configuration, read off a file's shapes."""
     width, words = shapes["cap_embedder.1.weight"]
+    heads = width // shapes["layers.0.attention.q_norm.weight"][0]
     return {
         "dim": width,
-        "n_heads": width // _HEAD,
-        "n_kv_heads": width // _HEAD,
+        "n_heads": heads,
+        "n_kv_heads": heads,
         "n_layers": block_count(shapes, "layers."),
         "n_refiner_layers": block_count(shapes, "noise_refiner."),
         "cap_feat_dim": words,
@@ -64,6 +63,8 @@ class ZImageModel(FlowModel):
     def _encode(
         self, encoders: Encoders, prompts: list[str], chunks: int, known: Conditioning | None = None
     ) -> Conditioning:
+        if known is not None:
+            return known  # nothing that reads these prompts trains
         (text,) = encoders.texts
         assert text is not None  # the family needs it, and the checks looked for it
         states = text.states(prompts)

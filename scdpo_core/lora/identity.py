@@ -28,7 +28,10 @@ def sidecar_version(family: str, known: Iterable[str] = ()) -> str:
 
 
 _FAMILY_KEY = "scdpo_family"
-_QUERY = re.compile(r"transformer_blocks\.(\d+)\.attn\.to_q")
+# Modules of a block that take the hidden states as they are.
+_INNER = re.compile(
+    r"transformer_blocks\.(\d+)\.(?:attn\.(?:to_[qkv]|add_[qkv]_proj)|norm1(?:_context)?\.linear|ff\.net\.0\.proj)"
+)
 
 
 def base_family(found: Iterable[Address], weights: Mapping[str, Parts], metadata: Mapping[str, str]) -> str:
@@ -102,16 +105,17 @@ def _of_that_size(possible: frozenset[str], weights: Mapping[str, Parts]) -> fro
 
     They share the names of their attention.
     """
-    queries = [(match, parts) for module, parts in weights.items() if (match := _QUERY.fullmatch(module))]
-    if not queries or not possible <= set(TRANSFORMERS):
+    inner = [(match, parts) for module, parts in weights.items() if (match := _INNER.fullmatch(module))]
+    if not inner or not possible <= set(TRANSFORMERS):
         return possible
-    width = inputs_of(queries[0][1])
-    count = 1 + max(int(match[1]) for match, _ in queries)
+    width = inputs_of(inner[0][1])
+    count = 1 + max(int(match[1]) for match, _ in inner)
     infos = [FAMILY_INFO[family] for family in possible]
     exact = [info for info in infos if info.width == width] or [info for info in infos if not info.width]
-    deep = [info for info in exact if count <= info.depth]
-    whole = [info for info in deep if count == info.depth]
-    return frozenset(info.name for info in (whole or deep))
+    # LoRAs are rarely for the first blocks alone, so the one that has no more blocks than it takes is meant.
+    depth = min((info.depth for info in exact if count <= info.depth), default=0)
+    # A cut-down model has fewer blocks or another width: then the names alone tell, as far as they can.
+    return frozenset(info.name for info in exact if info.depth == depth) or possible
 
 
 def _widths(weights: Mapping[str, Parts]) -> set[int]:

@@ -36,6 +36,7 @@ Z_IMAGE = {
     "cap_embedder.1.weight": (3840, 2560),
     "x_embedder.weight": (3840, 64),
     "noise_refiner.0.attention.k_norm.weight": (128,),
+    "layers.0.adaLN_modulation.0.weight": (15360, 256),
     "layers.0.attention.qkv.weight": (11520, 3840),
     "final_layer.linear.weight": (64, 3840),
 }
@@ -55,6 +56,15 @@ RADIANCE = {
     "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
     "nerf_blocks.0.norm.scale": (64,),
     "nerf_image_embedder.embedder.0.weight": (64, 67),
+}
+
+
+LUMINA = {
+    "cap_embedder.1.weight": (2304, 2304),
+    "x_embedder.weight": (2304, 64),
+    "noise_refiner.0.attention.k_norm.weight": (96,),
+    "layers.0.adaLN_modulation.1.weight": (9216, 1024),
+    "layers.0.attention.qkv.weight": (3840, 2304),
 }
 
 
@@ -102,8 +112,8 @@ def test_every_family_is_known_by_its_names_and_shapes(
         (RADIANCE, "a Chroma1-Radiance model"),
         ({f"{D}double_stream_modulation_img.lin.weight": (9, 9)}, "a FLUX.2 model"),
         ({**QWEN_IMAGE, "time_text_embed.addition_t_embedding.weight": (2, 3072)}, "of layers"),
-        ({**QWEN_IMAGE, "txt_norm.weight": (2560,)}, "built like Qwen-Image"),
-        ({**Z_IMAGE, "cap_embedder.1.weight": (2304, 2304)}, "a Lumina Image 2.0 model"),
+        ({**QWEN_IMAGE, "img_in.weight": (3072, 128)}, "built like Qwen-Image"),
+        (LUMINA, "a Lumina Image 2.0 model"),
         ({**Z_IMAGE, "siglip_embedder.0.weight": (1152,)}, "also reads images"),
         ({**Z_IMAGE, "x_embedder.weight": (3840, 3072), "dec_net.cond_embed.weight": (9, 9)}, "of pixels"),
         ({"all_x_embedder.2-1.weight": (3840, 64)}, "denoiser of a diffusers folder"),

@@ -44,10 +44,10 @@ def language_config(name: str, width: int, layers: int = 3) -> dict[str, Any]:
         "max_position_embeddings": 512,
     }
     if name == "Qwen2_5_VLTextModel":
-        # Halves of a head for time, height and width, as the real one has 16, 24 and 24 of 64.
-        assert width // 4 == HEAD
+        # Its heads share out the width. Halves of one are for time, height and width.
         return config | {
-            "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [2, 1, 1]}
+            "num_attention_heads": width // HEAD,
+            "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [2, 1, 1]},
         }
     return config | {"head_dim": HEAD}
 
