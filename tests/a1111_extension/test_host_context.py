@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scdpo_core.types import ScdpoError
-from tests.lora.test_install import finished_run
+from tests.runs.test_install_result import finished_run
 from tests.support.scoring_helpers import plain
 from tests.support.webui_stub import Host, installed
 
