@@ -50,6 +50,12 @@ def test_the_hosts_model_leaves_the_card_and_comes_back_even_after_an_error(
     assert not queue.locked() and host.shared.state.job == ""
 
 
+def test_an_example_has_a_model_and_a_scorer_in_every_host(workshop: Any) -> None:
+    desk = workshop.desk()
+    assert desk.bases()[desk.embedded_base()] == "micro"
+    assert "micro" in desk.cost_models()
+
+
 def test_a_host_that_has_loaded_nothing_is_not_made_to(workshop: Any, host: Host) -> None:
     with workshop.lend("calm"):
         pass

@@ -239,7 +239,12 @@ def test_pairs_are_made_in_the_browser(browser: Any, tmp_path: Path) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.goto(url + OPEN)
         pane(page, "Make")
+        page.get_by_text("More settings").first.click()
+        scorer = page.locator("#scdpo_make_model input").first
+        scorer.click()
+        page.get_by_role("option", name="open-nsfw", exact=True).click()
         page.locator("#scdpo_make_example").click()
+        browsers.expect(scorer).to_have_value("micro")
         browsers.expect(page.locator("#scdpo_make_prompts textarea")).to_have_value(re.compile("harmful.csv"))
         page.locator("#scdpo_make_start").click()
         says(page, "#scdpo_make_status", r"[1-9]\d* of [\d,]+")
