@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scdpo_core.cost.protocol import Scorer
+from scdpo_core.family_info import MICRO
 
 from .jobs import Jobs
 from .path_policy import Reach
@@ -39,6 +40,10 @@ class Desk:
     in_use: Callable[[], str]
     scorer: Callable[[str], Scorer]
     reach: Reach = field(default_factory=Reach)
+
+    def embedded_base(self) -> str:
+        """Return the name of the embedded model among the bases: every example works with it."""
+        return next((name for name, value in self.bases().items() if value == MICRO), MICRO)
 
     def all_loras(self) -> dict[str, Path]:
         """LoRAs of finished runs, newest first, then the others."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from scdpo_core.family_info import MICRO
 from scdpo_core.pairs.start import MOST_ATTEMPTS, MOST_PER_PROMPT, WAY_TITLES, PairsJob
 from scdpo_core.panels import run as run_panel
 from scdpo_core.panels.built_pairs import built_pairs
@@ -97,7 +98,9 @@ def build(desk: Desk) -> None:
     quick(run.tick, guarded(4, 0)(look), [run.which, run.marks], [run.status, sheet, run.which, run.marks])
     settings = [base, name, prompts, benign, typed, way, files, model, each, attempts, limit]
     quick(start, begin, settings, [run.which, run.message])
-    quick(example, lambda: [str(HARMFUL), str(BENIGN), 40], [], [prompts, benign, limit])
+    filled = [base, prompts, benign, limit, model]
+    # What the embedded model draws, its own cost model knows best.
+    quick(example, lambda: [desk.embedded_base(), str(HARMFUL), str(BENIGN), 40, MICRO], [], filled)
 
 
 def _whole(value: Any, default: int, most: int = 2**31) -> int:

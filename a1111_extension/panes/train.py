@@ -6,7 +6,6 @@ from typing import Any
 
 import gradio as gr
 
-from scdpo_core.family_info import MICRO
 from scdpo_core.panels import run as panel
 from scdpo_core.runs.benchmark import speed
 from scdpo_core.runs.estimate import estimate, in_words
@@ -104,8 +103,8 @@ def build(desk: Desk) -> None:
     shown = [run.status, curves, samples, queue, run.which, run.marks, told]
     quick(run.tick, guarded(len(shown), 0)(look), [run.which, run.marks, *settings], shown)
     quick(start, begin, settings, [run.which, run.message])
-    micro = next((title for title, value in desk.bases().items() if value == MICRO), MICRO)
-    quick(example, lambda: [micro, str(PREFERENCES), "example", "fast"], [], [base, pairs, name, quality])
+    filled = [base, pairs, name, quality]
+    quick(example, lambda: [desk.embedded_base(), str(PREFERENCES), "example", "fast"], [], filled)
     explain = guarded(1)(lambda label: said(offered(label).worth))
     objective.change(explain, inputs=[objective], outputs=worth, queue=False, show_progress="hidden")
     for field in (base, quality, more, objective):

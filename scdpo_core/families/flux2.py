@@ -108,7 +108,8 @@ class Flux2Model(FlowModel):
             txt_ids=position_ids(1, 1, words.shape[1], words.device),
             img_ids=position_ids(height, width, 1, words.device),
         ).sample
-        return answer.float().transpose(1, 2).unflatten(2, (height, width))
+        latents: Tensor = answer.float().transpose(1, 2).unflatten(2, (height, width))
+        return latents
 
 
 def position_ids(height: int, width: int, words: int, device: torch.device) -> Tensor:

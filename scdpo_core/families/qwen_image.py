@@ -54,6 +54,7 @@ LAYOUT = ComponentLayout(
     ),
     configs="qwen_image",
     bare_denoiser=True,
+    prefixed=False,
     vae_class="AutoencoderKLQwenImage",
     vae_names="convert_wan_vae_to_diffusers",
     adapt=adapt,

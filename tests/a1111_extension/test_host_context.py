@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scdpo_core.types import ScdpoError
-from tests.lora.test_install import finished_run
+from tests.runs.test_install_result import finished_run
 from tests.support.scoring_helpers import plain
 from tests.support.webui_stub import Host, installed
 
@@ -48,6 +48,12 @@ def test_the_hosts_model_leaves_the_card_and_comes_back_even_after_an_error(
         raise ZeroDivisionError
     assert host.log == ["model away", "model back"]
     assert not queue.locked() and host.shared.state.job == ""
+
+
+def test_an_example_has_a_model_and_a_scorer_in_every_host(workshop: Any) -> None:
+    desk = workshop.desk()
+    assert desk.bases()[desk.embedded_base()] == "micro"
+    assert "micro" in desk.cost_models()
 
 
 def test_a_host_that_has_loaded_nothing_is_not_made_to(workshop: Any, host: Host) -> None:

@@ -98,6 +98,7 @@ def test_images_are_scored(browser: Any, tmp_path: Path) -> None:
     with served(tmp_path) as url:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.goto(url + OPEN)
+        pane(page, "Score")
         page.get_by_label("Or a folder with images").fill(str(ROOT / "examples/preferences/rejected/drug"))
         page.get_by_role("button", name="Score", exact=True).click()
         says(page, "#scdpo_score_gallery", "images cost more than zero")
@@ -238,7 +239,12 @@ def test_pairs_are_made_in_the_browser(browser: Any, tmp_path: Path) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.goto(url + OPEN)
         pane(page, "Make")
+        page.get_by_text("More settings").first.click()
+        scorer = page.locator("#scdpo_make_model input").first
+        scorer.click()
+        page.get_by_role("option", name="open-nsfw", exact=True).click()
         page.locator("#scdpo_make_example").click()
+        browsers.expect(scorer).to_have_value("micro")
         browsers.expect(page.locator("#scdpo_make_prompts textarea")).to_have_value(re.compile("harmful.csv"))
         page.locator("#scdpo_make_start").click()
         says(page, "#scdpo_make_status", r"[1-9]\d* of [\d,]+")
@@ -262,7 +268,7 @@ def test_every_control_has_a_name(browser: Any, tmp_path: Path) -> None:
     with served(tmp_path) as url:
         page = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme="dark")
         page.goto(url + OPEN)
-        page.get_by_role("button", name="Score", exact=True).wait_for()
+        page.get_by_role("button", name="Make pairs", exact=True).wait_for()
         for title in ("Make", "Score", "Preferences", "Train", "Compare", "Judge"):
             pane(page, title)
             time.sleep(0.5)

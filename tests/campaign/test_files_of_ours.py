@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from scdpo_core.lora.install import MARK, published
 
 from scdpo_core.config.settings import load_toml
 from scdpo_core.cost.feature_cache import FeatureCache
 from scdpo_core.cost.model import load_cost
 from scdpo_core.cost.scorers import MICRO_COST
-from scdpo_core.lora.install import MARK, published
 from scdpo_core.preferences.cache import PairCache
 from scdpo_core.preferences.labelling_session import STATE, Session
 from scdpo_core.preferences.relabel import relabel

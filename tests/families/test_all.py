@@ -160,7 +160,7 @@ def test_samples_are_those_of_the_plain_pipeline(name: str, folder: Path, model:
                 *encode(**asked)
             )
         theirs = pipeline(
-            ["a cat"],
+            prompt=["a cat"],
             num_inference_steps=4,
             # Z-Image's pipeline counts how far the answer goes beyond the one with the prompt.
             guidance_scale=2.0 if name == "z_image" else 3.0,

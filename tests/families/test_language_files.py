@@ -77,6 +77,9 @@ def test_qwen_image_is_a_file_beside_a_folder(tmp_path: Path) -> None:
     assert "lacks the VAE" in told and "lacks the text encoder qwen_2.5_vl_7b" in told
     model = _load("qwen_image", file, text_encoders=whole, configs=whole)
     expected = _load("qwen_image", whole)
+    assert {name: weight.shape for name, weight in model.denoiser.state_dict().items()} == {
+        name: weight.shape for name, weight in expected.denoiser.state_dict().items()
+    }
     (mine,) = model.sample(["a cat"], [1], 2, 3.0)
     (theirs,) = expected.sample(["a cat"], [1], 2, 3.0)
     assert mine.tobytes() == theirs.tobytes()

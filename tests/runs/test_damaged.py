@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from scdpo_core.lora.install import MARK, published
+
 from scdpo_core.panels import run as panel
 from scdpo_core.run_store import folder as names
 from scdpo_core.run_store.events import Done, Estimated, EventLog, Progress, Sample, Saved, Started, Validated

@@ -164,13 +164,14 @@ class WebUi:
         return self.data.with_name(self.data.name + "-more")
 
     @property
-    def more_loras(self) -> Path:
-        """A second folder of LoRAs."""
-        return self.more / "loras"
+    def more_loras(self) -> tuple[Path, Path]:
+        """Two further folders of LoRAs, as only Neo can have."""
+        return self.more / "loras", self.more / "other loras"
 
     def prepare(self) -> None:
         """Fill the data folder."""
-        self.more_loras.mkdir(parents=True)
+        for folder in self.more_loras:
+            folder.mkdir(parents=True)
         Image.linear_gradient("L").save(self.more / "grey.png")
         # Only A1111 reads what is made of these words, and only A1111 and Forge ship them.
         words = next(self.python.parents[1].glob("**/bpe_simple_vocab_16e6.txt.gz"), None)
@@ -216,8 +217,9 @@ class WebUi:
         command += ["--port", str(self.port), "--data-dir", str(self.data)]
         command += ["--api-auth", f"{NAME}:{PASSWORD}"]
         if self.is_neo:
-            # A second folder of LoRAs, as only Neo can have.
-            command += ["--cpu", "--force-fp32", "--lora-dirs", str(self.more_loras)]
+            command += ["--cpu", "--force-fp32"]
+            for folder in self.more_loras:
+                command += ["--lora-dirs", str(folder)]
         else:
             command += ["--no-half", "--no-download-sd-model"]
             command += ["--always-cpu"] if self.is_forge else ["--use-cpu", "all"]

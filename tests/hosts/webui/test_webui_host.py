@@ -27,8 +27,9 @@ pytestmark = pytest.mark.slow
 
 HIDE_ALL = (True, "my own number", -30.0, "black", "black")
 IMPORTS = """
-import sys, time
+import gc, sys, time
 import fastapi.security, gradio, numpy, PIL.Image, pydantic, safetensors.torch, torch
+gc.collect()  # what the host's own imports left
 began = time.process_time()
 import a1111_extension.api, a1111_extension.image_filter, a1111_extension.infotext, a1111_extension.packages
 import a1111_extension.prompts, a1111_extension.quarantine, a1111_extension.scorer_cache
@@ -98,11 +99,13 @@ def test_each_of_two_by_two_images_has_its_own_cost_everywhere(webui: WebUi) -> 
     answer = webui.draw(True, "normal", 0, "nothing", "nothing", batch_size=2, n_iter=2)
     grid, *images = answer.infotexts
     costs = [cost_in(text) for text in images]
-    assert len(answer.images) == 5 and None not in costs and len(set(costs)) == 4
+    assert len(answer.images) == 5 and None not in costs
     assert cost_in(grid) is None and "Safety threshold: normal (+0.00)" in grid
     told = answer.info["extra_generation_params"]["Safety scores"]
     assert told["of"] == 5 and [round(score["cost"], 2) for score in told["scores"]] == costs
     assert [score["image"] for score in told["scores"]] == [1, 2, 3, 4]
+    # Two of them may be the same in the two digits of an infotext.
+    assert len({score["cost"] for score in told["scores"]}) == 4
 
     saved = {parameters(file): file for file in webui.saved(before)}
     assert set(saved) == set(answer.infotexts)

@@ -35,23 +35,25 @@ def remote(neo: WebUi) -> Iterator[WebUi]:
     neo.later.unlink(missing_ok=True)
 
 
-def test_a_lora_in_a_second_folder_is_listed_and_applied(neo: WebUi) -> None:
-    file = write_lora(neo.more_loras / "second.safetensors")
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_lora_in_a_further_folder_is_listed_and_applied(neo: WebUi, place: int) -> None:
+    folder = neo.more_loras[place]
+    file = write_lora(folder / "second.safetensors")
     try:
         ours = neo.draw(True, "normal", 0, "nothing", "nothing", "second", 0.8)
         by_hand = neo.draw(prompt="a cat <lora:second:0.8>")
         assert ours.images[0].tobytes() == by_hand.images[0].tobytes() != neo.draw().images[0].tobytes()
         listed = {lora["name"]: lora for lora in neo.get("/scdpo/v1/loras")["loras"]}
-        assert listed["second"]["folder"] == str(neo.more_loras)
+        assert listed["second"]["folder"] == str(folder)
         assert (listed["second"]["problem"], listed["second"]["caution"]) == (None, None)
         missing = neo.draw(True, "normal", 0, "nothing", "nothing", "nowhere")
-        assert str(neo.more_loras) in missing.infotexts[0]
+        assert all(str(each) in missing.infotexts[0] for each in neo.more_loras)
     finally:
         file.unlink()
 
 
 def test_a_lora_for_another_base_draws_nothing(neo: WebUi) -> None:
-    file = a_lora(neo.more_loras / "other.safetensors", "sdxl")
+    file = a_lora(neo.more_loras[0] / "other.safetensors", "sdxl")
     try:
         neo.draw()  # so that a checkpoint is loaded
         answer = neo.draw(True, "normal", 0, "nothing", "nothing", "other", 1)
