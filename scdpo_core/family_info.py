@@ -238,6 +238,7 @@ _RECORDS = (
         width=3840,
         texts=("language",),
         long_prompts=False,
+        cost=PairCost(1024, 11.46, 0.25, (108.39, 7.30), (395.68, 520.95)),
     ),
     FamilyInfo(
         name="qwen_image",
