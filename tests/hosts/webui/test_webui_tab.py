@@ -76,9 +76,9 @@ def test_a_restart_of_the_host_loses_nothing(trains: WebUi) -> None:
 def test_a_lora_that_was_finished_meanwhile_is_on_the_hosts_page_and_draws(trains: WebUi) -> None:
     # The trainer cannot load the host's tiny checkpoint, so that the run itself is made up.
     run = trains.data / "safety_lora" / "runs" / "quiet"
-    (run / "samples").mkdir(parents=True)
+    run.mkdir(parents=True)
     write_lora(run / "quiet.safetensors")
-    Image.new("RGB", (64, 64), "green").save(run / "samples" / "step-000002-0.png")
+    Image.new("RGB", (64, 64), "green").save(run / "quiet.png")
     (run / "job.toml").write_text("", "utf-8")
     EventLog(run / "events.jsonl")(Done("finished", 2, "quiet.safetensors", 1.0))
     trains.stop()
