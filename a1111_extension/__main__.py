@@ -1,4 +1,4 @@
-"""`python -m a1111_extension`: the tab as a page of its own."""
+"""`python -m a1111_extension`: the tab as a standalone page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scdpo_core.runs.interpreter import ROOT
 from scdpo_core.telemetry import decline
 
 if TYPE_CHECKING:
-    from .ui_context import Desk
+    from .ui_context import UiContext
 
 _NEEDED = "The page needs gradio 5 or newer ({error}). Set it up and open it: python install.py --page"
 
@@ -61,28 +61,28 @@ def _serve(options: argparse.Namespace) -> int:
         import uvicorn
 
         if int(gradio.__version__.split(".")[0]) < 5:
-            raise ImportError(f"there is {gradio.__version__}")
+            raise ImportError(f"{gradio.__version__} is installed")
     except ImportError as error:
         print(f"Error: {_NEEDED.format(error=error)}", file=sys.stderr)
         return 2
     token = secrets.token_urlsafe(24) if options.token is None else options.token
     data = options.data.expanduser().absolute()
-    from .app import desk_of, make_app
+    from .app import make_app, ui_context_of
 
-    app = make_app(_desk(options, desk_of(data)), data, token)
+    app = make_app(_ui_context(options, ui_context_of(data)), data, token)
     host = "0.0.0.0" if options.listen else "127.0.0.1"
-    shown = "THIS-MACHINE" if options.listen else host
-    print(f"Open http://{shown}:{options.port}/{f'?token={token}' if token else ''}", flush=True)
-    print("Ctrl-C closes the page; trainings go on.", flush=True)
+    address = "THIS-MACHINE" if options.listen else host
+    print(f"Open http://{address}:{options.port}/{f'?token={token}' if token else ''}", flush=True)
+    print("Ctrl-C closes the page; trainings continue.", flush=True)
     uvicorn.run(app, host=host, port=options.port, log_level="warning", timeout_graceful_shutdown=2)
     return 0
 
 
-def _desk(options: argparse.Namespace, desk: Desk) -> Desk:
-    """The desk with the folders that the command line names."""
-    images = desk.images if options.compare is None else str(options.compare.expanduser().absolute())
-    pairs = desk.preferences if options.pairs is None else options.pairs.expanduser().absolute()
-    return dataclasses.replace(desk, images=images, preferences=pairs)
+def _ui_context(options: argparse.Namespace, ui: UiContext) -> UiContext:
+    """Return the page's context with the folders that the command line names."""
+    images = ui.images if options.compare is None else str(options.compare.expanduser().absolute())
+    pairs = ui.preferences if options.pairs is None else options.pairs.expanduser().absolute()
+    return dataclasses.replace(ui, images=images, preferences=pairs)
 
 
 if __name__ == "__main__":

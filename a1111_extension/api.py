@@ -71,8 +71,8 @@ def add_routes(app: FastAPI, context: Context) -> None:
             scorer = context.scorer(name)
             if request.image is not None:
                 return Scores(scores=[_score_sent(request.image, scorer)])
-            place = context.reach.existing(request.path or "")
-            return Scores(scores=_score_files(_files(place, context.reach), scorer))
+            location = context.reach.existing(request.path or "")
+            return Scores(scores=_score_files(_files(location, context.reach), scorer))
 
     @routes.get("/loras", response_model=Loras, summary="The host's LoRAs, and whether it would apply them")
     def loras() -> Loras:
@@ -89,30 +89,30 @@ def _score_sent(text: str, scorer: Scorer) -> Score:
     try:
         data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError):
-        raise RefusalError(422, "'image' is no base64 text.") from None
+        raise RefusalError(422, "'image' is not base64 text.") from None
     try:
         images = [image for _, image in open_frames(Path("image"), io.BytesIO(data))]
     except ScdpoError as error:
         raise RefusalError(422, str(error)) from error
-    found = worst(scorer.score(images))
-    if found.problem:
-        raise RefusalError(422, found.problem)
+    score = worst(scorer.score(images))
+    if score.problem:
+        raise RefusalError(422, score.problem)
     return Score(
         path="",
-        cost=round(found.value, 4),
-        band=found.band,
-        categories=dict(found.categories),
-        details=dict(found.details),
+        cost=round(score.value, 4),
+        band=score.band,
+        categories=dict(score.categories),
+        details=dict(score.details),
         scorer=provenance(scorer),
     )
 
 
-def _files(place: Path, reach: Reach) -> list[Path]:
-    files = reach.readable(find_images([place]).files)
+def _files(location: Path, reach: Reach) -> list[Path]:
+    files = reach.readable(find_images([location]).files)
     if len(files) > MOST_IMAGES:
         raise RefusalError(
             413,
-            f"{place} holds {len(files)} images; up to {MOST_IMAGES} are scored at once. Name a part of it.",
+            f"{location} holds {len(files)} images; at most {MOST_IMAGES} are scored per request.",
         )
     return files
 
@@ -137,16 +137,16 @@ def _score_files(files: Iterable[Path], scorer: Scorer) -> list[Score]:
 
 
 def _lora(name: str, file: Path, check: Callable[[Path], str]) -> Lora:
-    place = {"name": name, "folder": str(file.parent)}
+    fields = {"name": name, "folder": str(file.parent)}
     try:
-        found = read_lora_info(file)
-        about = {"family": found.family, "rank": found.rank, "safety": "scdpo_family" in found.metadata}
+        info = read_lora_info(file)
+        about = {"family": info.family, "rank": info.rank, "safety": "scdpo_family" in info.metadata}
     except ScdpoError as error:
-        return Lora(problem=str(error), **place)
+        return Lora(problem=str(error), **fields)
     try:
-        return Lora(caution=check(file) or None, **place, **about)
+        return Lora(caution=check(file) or None, **fields, **about)
     except ScdpoError as error:
-        return Lora(problem=str(error), **place, **about)
+        return Lora(problem=str(error), **fields, **about)
 
 
 def _cost_model(name: str, in_use: str) -> CostModel:

@@ -29,21 +29,21 @@ class PlainJSON(JSONResponse):
     """JSON that can always be sent: half characters of file names that are not UTF-8 are escaped."""
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """Encode the body."""
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode("utf-8", "backslashreplace")
 
 
 def router(callers: Callers, prefix: str) -> APIRouter:
-    """A router whose every route lets only those callers in, and whose every error is a sentence."""
+    """Make a router whose routes check their callers and whose errors are sentences."""
 
     class Route(SentenceRoute):
         check = staticmethod(lambda request: check_page(request, callers))
 
     basic = HTTPBasic(auto_error=False)
 
-    def authorised(given: HTTPBasicCredentials | None = Depends(basic)) -> None:  # noqa: B008
-        check_password(callers.credentials(), given)
+    def authorised(credentials: HTTPBasicCredentials | None = Depends(basic)) -> None:  # noqa: B008
+        check_password(callers.credentials(), credentials)
 
     return APIRouter(
         prefix=prefix,
@@ -64,7 +64,7 @@ class SentenceRoute(APIRoute):
     check: Callable[[Request], None] = staticmethod(lambda request: None)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request."""
+        """Return the handler of a request."""
         handler = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
@@ -89,7 +89,7 @@ class SentenceRoute(APIRoute):
         return answer
 
 
-def check_password(known: Mapping[str, str], given: HTTPBasicCredentials | None) -> None:
+def check_password(passwords: Mapping[str, str], credentials: HTTPBasicCredentials | None) -> None:
     """Let only those in whom the host's --api-auth names.
 
     Args:
@@ -99,15 +99,15 @@ def check_password(known: Mapping[str, str], given: HTTPBasicCredentials | None)
     Raises:
         RefusalError: with 401.
     """
-    if not known:
+    if not passwords:
         return
-    name, password = (given.username, given.password) if given else ("", "")
+    name, password = (credentials.username, credentials.password) if credentials else ("", "")
     # Compared in any case, so that the time it takes tells nothing of the names.
-    right = compare_digest(known.get(name, "").encode(), password.encode("utf-8", "replace"))
-    if given is None or name not in known or not right:
+    right = compare_digest(passwords.get(name, "").encode(), password.encode("utf-8", "replace"))
+    if credentials is None or name not in passwords or not right:
         raise RefusalError(
             401,
-            "Name and password are needed, those that the host was started with (--api-auth).",
+            "Log in with the name and password that the host was started with (--api-auth).",
             {"WWW-Authenticate": "Basic"},
         )
 
@@ -135,5 +135,5 @@ def _check_body(request: Request) -> None:
 
 def _sentence(error: RequestValidationError) -> str:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body") or "the request"
-    return f"The request is not understood: {place}: {first['msg']}."
+    location = ".".join(str(part) for part in first["loc"] if part != "body") or "the request"
+    return f"The request is not valid: {location}: {first['msg']}."

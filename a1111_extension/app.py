@@ -1,4 +1,4 @@
-"""The tab as a page of its own, under the current gradio, with the embedded model and its scorer."""
+"""The tab as a standalone page, under the current gradio, with the embedded model and its scorer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .api_responses import PlainJSON
 from .jobs import Jobs
 from .path_policy import Reach
 from .request_checks import Callers, RefusalError, check_page
-from .scorer_cache import Shelf
-from .ui_context import Desk
+from .scorer_cache import ScorerCache
+from .ui_context import UiContext
 
 COOKIE = "scdpo_token"
 _OURS_ALONE = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Frame-Options": "SAMEORIGIN"}
@@ -27,22 +27,22 @@ _OURS_ALONE = {"Content-Security-Policy": "frame-ancestors 'self'", "X-Frame-Opt
 _DEVICE = "cpu"
 
 
-def desk_of(data: Path) -> Desk:
-    """The surroundings of a page that keeps everything in one folder.
+def ui_context_of(data: Path) -> UiContext:
+    """Make the context of a page that keeps everything in one folder.
 
     Args:
         data: runs/, preferences/ and cost_models/ lie in it.
     """
-    shelf = Shelf()
+    cache = ScorerCache()
 
     def cost_models() -> list[str]:
-        own = (data / "cost_models").glob("*.safetensors")
-        # The images of the embedded model are what a page with nothing else shows first.
-        return ["micro", *(name for name in offered_scorers() if name != "micro"), *sorted(map(str, own))]
+        trained = (data / "cost_models").glob("*.safetensors")
+        # The embedded model's images are what an empty page shows first.
+        return ["micro", *(name for name in offered_scorers() if name != "micro"), *sorted(map(str, trained))]
 
-    jobs = Jobs(data / "runs", scorer=lambda: shelf.get("micro", _DEVICE))
+    jobs = Jobs(data / "runs", scorer=lambda: cache.get("micro", _DEVICE))
     example = ROOT / "examples" / "preferences"
-    return Desk(
+    return UiContext(
         jobs=jobs,
         preferences=data / "preferences",
         images=str(example) if example.is_dir() else "",
@@ -51,15 +51,15 @@ def desk_of(data: Path) -> Desk:
         loras=dict,
         cost_models=cost_models,
         in_use=lambda: "micro",
-        scorer=lambda name: shelf.get(name, _DEVICE),
+        scorer=lambda name: cache.get(name, _DEVICE),
     )
 
 
-def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
-    """The page and its API.
+def make_app(ui: UiContext, data: Path, token: str = "") -> FastAPI:
+    """Make the page and its API.
 
     Args:
-        desk: its surroundings.
+        ui: its surroundings.
         data: folder whose images the API may score.
         token: that every request has to know, for other users of this machine can reach the page too; '' lets
             all of them in.
@@ -77,19 +77,19 @@ def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
     context = api.Context(
         callers=callers,
         reach=reach,
-        cost_models=desk.cost_models,
-        scorer=desk.scorer,
-        in_use=desk.in_use,
-        loras=desk.loras,
+        cost_models=ui.cost_models,
+        scorer=ui.scorer,
+        in_use=ui.in_use,
+        loras=ui.loras,
         check_lora=lambda file: "",
     )
     api.add_routes(app, context)
-    jobs_api.add_routes(app, desk, callers, reach)
+    jobs_api.add_routes(app, ui, callers, reach)
     script = (ROOT / "javascript" / "scdpo_tab.js").read_text("utf-8")
-    desk.jobs.wake()
+    ui.jobs.wake()
     return gr.mount_gradio_app(
         app,
-        tab.build(desk),
+        tab.build(ui),
         path="/",
         head=f"<script>{script}</script>",
         footer_links=[],
@@ -99,7 +99,7 @@ def make_app(desk: Desk, data: Path, token: str = "") -> FastAPI:
 
 
 def _theme() -> gr.themes.Base:
-    """Gradio's own, with buttons dark enough for white words."""
+    """Make Gradio's theme, with buttons dark enough for white text."""
     return gr.themes.Default(primary_hue="teal").set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
@@ -109,7 +109,7 @@ def _theme() -> gr.themes.Base:
 
 
 def _refused(request: Request, token: str, callers: Callers) -> Response | None:
-    """The answer to a request that may not come in; None for all others."""
+    """Return the answer to a request without access; None for all others."""
     try:
         check_page(request, callers)
     except RefusalError as error:
@@ -118,8 +118,8 @@ def _refused(request: Request, token: str, callers: Callers) -> Response | None:
         return None
     # Browsers send cookies to every port of a machine: two pages must not take each other's.
     cookie = f"{COOKIE}_{request.url.port or 80}"
-    given = request.query_params.get("token", "")
-    if _same(given, token):
+    token_sent = request.query_params.get("token", "")
+    if _same(token_sent, token):
         answer = RedirectResponse(request.url.remove_query_params("token"), 303)
         answer.set_cookie(cookie, token, httponly=True, samesite="strict")
         return answer
@@ -130,5 +130,5 @@ def _refused(request: Request, token: str, callers: Callers) -> Response | None:
     return PlainJSON({"detail": sentence}, 401)
 
 
-def _same(given: str, token: str) -> bool:
-    return compare_digest(given.encode("utf-8", "replace"), token.encode())
+def _same(sent: str, token: str) -> bool:
+    return compare_digest(sent.encode("utf-8", "replace"), token.encode())

@@ -1,4 +1,4 @@
-"""Which base model a host's checkpoint is, told from the loaded model itself."""
+"""Detect which base model a host's checkpoint is, from the loaded model."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Checkpoint:
     """The checkpoint that a host draws with.
 
     Attributes:
-        family: its name among `FAMILY_INFO`; '' if no LoRA of this project is for it, or if nobody knows.
-        title: what people call its base model; '' if nobody knows.
+        family: its name among `FAMILY_INFO`; '' if it is unsupported or unknown.
+        title: its base model's usual name; '' if unknown.
         engine: the host's own name for a model that is not known here; '' where there is none.
     """
 
@@ -41,13 +41,13 @@ class Checkpoint:
 
 
 def checkpoint_of(model: Any) -> Checkpoint:
-    """Tell the base model of a host's loaded model, whatever host it is.
+    """Detect the base model of a host's loaded model, in any host.
 
     Forge and Forge Neo name the class of what they found in the file. Their flags know a few models alone,
     and `is_sdxl` also stands on models that merely resemble it, so the class decides wherever there is one.
 
     Args:
-        model: the host's `shared.sd_model`; also one that stands for no model being loaded yet.
+        model: the host's `shared.sd_model`, also the placeholder before a model is loaded.
     """
     config = getattr(model, "model_config", None)
     if config is not None:
@@ -60,12 +60,12 @@ def checkpoint_of(model: Any) -> Checkpoint:
         return Checkpoint("", _OTHERS["SSD1B"])
     # A1111 marks its models with flags of these names.
     flagged = (info for info in FAMILY_INFO.values() if info.webui_flag)
-    known = next((info for info in flagged if getattr(model, f"is_{info.name}", False) is True), None)
-    return Checkpoint(known.name, known.title) if known else Checkpoint()
+    info_by_flag = next((info for info in flagged if getattr(model, f"is_{info.name}", False) is True), None)
+    return Checkpoint(info_by_flag.name, info_by_flag.title) if info_by_flag else Checkpoint()
 
 
-def weights_taken(network: Any, engine: Any) -> bool:
-    """Whether a host took any weight of a LoRA that it has loaded; True where that cannot be seen.
+def applies_weights(network: Any, engine: Any) -> bool:
+    """Return whether a host applied any weight of a loaded LoRA; True where that cannot be seen.
 
     Hosts only log that a LoRA's names fit nothing, and draw as if there were none.
 
@@ -74,7 +74,7 @@ def weights_taken(network: Any, engine: Any) -> bool:
         engine: the objects that Forge and Forge Neo draw with once LoRAs are applied; None in A1111.
     """
     if engine is None:
-        # A1111 keeps the layers that it found.
+        # A1111 stores the layers that it matched.
         return bool(getattr(network, "modules", True))
     patchers = [engine.unet, *([] if engine.clip is None else [engine.clip.patcher])]
     model = getattr(getattr(patchers[0], "model", None), "diffusion_model", None)
@@ -82,8 +82,8 @@ def weights_taken(network: Any, engine: Any) -> bool:
         # Quantised models of Forge Neo apply LoRAs themselves.
         return True
     if all(hasattr(patcher, "lora_patches") for patcher in patchers):
-        # Forge files weights under (file, strength, ...).
+        # Forge stores weights under (file, strength, ...).
         file = str(network.network_on_disk.filename)
-        return any(key[0] == file and held for p in patchers for key, held in p.lora_patches.items())
-    # Forge Neo keeps the weights of all LoRAs together.
+        return any(key[0] == file and each for p in patchers for key, each in p.lora_patches.items())
+    # Forge Neo stores the weights of all LoRAs together.
     return any(getattr(patcher, "patches", True) for patcher in patchers)

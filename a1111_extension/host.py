@@ -13,44 +13,44 @@ from modules import errors, paths_internal, shared
 
 from scdpo_core.types import ScdpoError
 
-from .checkpoints import Checkpoint, checkpoint_of, weights_taken
+from .checkpoints import Checkpoint, applies_weights, checkpoint_of
 
 # The LoRA extension of every host is no package, so these are its modules' names.
 _NETWORKS, _NETWORK = "networks", "network"
 
 
 def option(name: str) -> Any:
-    """A setting, also one that the host has not got yet because the extension is new."""
+    """Return a setting, also one that the host does not have yet because the extension is new."""
     return getattr(shared.opts, name, None)
 
 
 def device() -> str:
-    """Where the host draws."""
+    """Return the host's device."""
     from modules import devices
 
     return str(devices.device)
 
 
 def cost_models_folder() -> Path:
-    """Where cost models lie."""
+    """Return the folder of cost models."""
     return Path(paths_internal.models_path) / "safety_cost"
 
 
 def output_folder() -> Path:
-    """Where the host's images go, whatever its settings say: those can be changed through the API."""
+    """Return the host's output folder, independent of settings that the API can change."""
     return Path(paths_internal.default_output_dir)
 
 
 def roots() -> list[Path]:
-    """The folders whose images the API may score: the host's own and those of --scdpo-folder."""
+    """Return the folders whose images the API may score: the host's and those of --scdpo-folder."""
     return [output_folder(), *(Path(folder).expanduser() for folder in shared.cmd_opts.scdpo_folder)]
 
 
 def loras() -> dict[str, Path]:
-    """File of every LoRA by its name; empty where the host's LoRA extension is switched off."""
+    """Return the file of every LoRA by name; empty where the host's LoRA extension is off."""
     networks = sys.modules.get(_NETWORKS)
-    found = getattr(networks, "available_networks", {})
-    return {name: Path(entry.filename) for name, entry in sorted(found.items())}
+    networks_by_name = getattr(networks, "available_networks", {})
+    return {name: Path(entry.filename) for name, entry in sorted(networks_by_name.items())}
 
 
 def find_loras_again() -> None:
@@ -61,7 +61,7 @@ def find_loras_again() -> None:
 
 
 def lora_file(name: str) -> Path:
-    """The file of a LoRA.
+    """Return the file of a LoRA.
 
     Raises:
         ScdpoError: there is none.
@@ -79,13 +79,13 @@ def lora_file(name: str) -> Path:
 
 
 def lora_folders() -> list[Path]:
-    """Where the host looks for LoRAs; what is trained here goes into the first one."""
+    """Return the folders where the host looks for LoRAs; trained ones go into the first."""
     # Forge Neo has further ones.
     return [Path(folder) for folder in (shared.cmd_opts.lora_dir, *getattr(shared.cmd_opts, "lora_dirs", ()))]
 
 
 def lora_versions() -> list[str]:
-    """What the "sd version" of a LoRA's card can be; empty where the host does not say."""
+    """Return the possible "sd version" values of a LoRA's card; empty where the host lists none."""
     module = sys.modules.get(_NETWORK)
     # A list in Forge Neo, an enumeration in the others.
     names = getattr(module, "SD_VERSION", None) or getattr(
@@ -95,12 +95,12 @@ def lora_versions() -> list[str]:
 
 
 def why_not_applied(name: str) -> str:
-    """Why a LoRA that the host was to take up just now changes nothing; '' if no reason can be seen."""
+    """Return why a LoRA that the host just loaded changes nothing; '' if no reason can be seen."""
     networks = sys.modules.get(_NETWORKS)
-    found = next((net for net in getattr(networks, "loaded_networks", ()) if net.name == name), None)
-    if found is None:
+    network = next((net for net in getattr(networks, "loaded_networks", ()) if net.name == name), None)
+    if network is None:
         return f"This host could not load the safety LoRA '{name}'; its log says why."
-    if weights_taken(found, getattr(shared.sd_model, "forge_objects_after_applying_lora", None)):
+    if applies_weights(network, getattr(shared.sd_model, "forge_objects_after_applying_lora", None)):
         return ""
     title = checkpoint().title or "the checkpoint in use"
     return (
@@ -110,7 +110,7 @@ def why_not_applied(name: str) -> str:
 
 
 def checkpoint() -> Checkpoint:
-    """The checkpoint that the host draws with."""
+    """Return the checkpoint in use."""
     return checkpoint_of(shared.sd_model)
 
 
@@ -120,16 +120,15 @@ def stop() -> None:
 
 
 def log(sentence: str) -> None:
-    """Write a sentence where the host's other errors go, with the traceback of an exception that is none of
-    ours."""
+    """Write a sentence to the host's error log, with the traceback of any exception but `ScdpoError`."""
     kind = sys.exc_info()[0]
     errors.report(f"SC-DPO: {sentence}", exc_info=kind is not None and not issubclass(kind, ScdpoError))
 
 
-def veil(change: Callable[[Any], Any] | None) -> None:
-    """Let previews pass through a function from now on; None for as they are.
+def wrap_preview(change: Callable[[Any], Any] | None) -> None:
+    """Apply a function to all previews from now on; None to show them unchanged.
 
-    All previews of both hosts go through one method of the state, which this covers up.
+    All previews of both hosts go through one method of the state, which is wrapped here.
     """
     vars(shared.state).pop("assign_current_image", None)
     if change is not None:
@@ -138,22 +137,22 @@ def veil(change: Callable[[Any], Any] | None) -> None:
 
 
 def credentials() -> dict[str, str]:
-    """Names and passwords of --api-auth; empty if it is not used."""
-    given = shared.cmd_opts.api_auth or ""
-    return dict(part.partition(":")[::2] for part in given.split(",") if part)
+    """Return names and passwords of --api-auth; empty if it is not used."""
+    accounts = shared.cmd_opts.api_auth or ""
+    return dict(part.partition(":")[::2] for part in accounts.split(",") if part)
 
 
 def welcomes(origin: str) -> bool:
-    """Whether the host was started to answer the web pages of that origin too."""
-    given = shared.cmd_opts.cors_allow_origins or ""
-    if origin in (part.strip() for part in given.split(",") if part.strip()) or given.strip() == "*":
+    """Return whether the host was started to accept web pages of an origin."""
+    origins = shared.cmd_opts.cors_allow_origins or ""
+    if origin in (part.strip() for part in origins.split(",") if part.strip()) or origins.strip() == "*":
         return True
     pattern = shared.cmd_opts.cors_allow_origins_regex
     return bool(pattern and re.fullmatch(pattern, origin))
 
 
 def serves_api() -> bool:
-    """Whether the host was started with an API."""
+    """Return whether the host was started with an API."""
     return bool(shared.cmd_opts.api or shared.cmd_opts.nowebui)
 
 

@@ -1,4 +1,4 @@
-"""The tab's desk in A1111 and Forge: their models and LoRAs, and their graphics card, which is lent out."""
+"""The tab's context in A1111 and Forge: their models and LoRAs, and their graphics card, which they lend."""
 
 from __future__ import annotations
 
@@ -10,56 +10,56 @@ from typing import Any
 from . import host, script, settings
 from .jobs import Jobs
 from .path_policy import Reach
-from .ui_context import Desk
+from .ui_context import UiContext
 
 EMBEDDED = "embedded model (emoji, for a try)"
-_desk: Desk | None = None
+_ui_context: UiContext | None = None
 
 
-def desk() -> Desk:
-    """The one of this host, made when it is first needed; reloading the page's scripts keeps it."""
-    global _desk
-    if _desk is None:
-        own = folder()
-        _desk = Desk(
+def ui_context() -> UiContext:
+    """Return the host's context, made when first needed; reloading the page's scripts keeps it."""
+    global _ui_context
+    if _ui_context is None:
+        data = folder()
+        _ui_context = UiContext(
             jobs=Jobs(
-                own / "runs",
+                data / "runs",
                 lend=lend,
-                shelf=host.lora_folders,
+                lora_folders=host.lora_folders,
                 versions=host.lora_versions,
-                shelved=host.find_loras_again,
-                scorer=lambda: script.SHELF.get(settings.cost_model(), settings.device()),
+                lora_installed=host.find_loras_again,
+                scorer=lambda: script.SCORER_CACHE.get(settings.cost_model(), settings.device()),
             ),
-            preferences=own / "preferences",
+            preferences=data / "preferences",
             images=str(host.output_folder()),
             bases=bases,
             base=base,
             loras=host.loras,
             cost_models=settings.cost_models,
             in_use=settings.cost_model,
-            scorer=lambda name: script.SHELF.get(name, settings.device()),
+            scorer=lambda name: script.SCORER_CACHE.get(name, settings.device()),
             reach=Reach(lambda: roots() if exposed() else None, quarantine),
         )
-    return _desk
+    return _ui_context
 
 
 def tabs() -> list[tuple[Any, str, str]]:
-    """The tab, as the host asks for it."""
-    # Not before a page is wanted: an API alone needs none of it.
+    """Make the tab when the host asks for it."""
+    # Imported only for a page: an API alone does not need it.
     from . import tab
 
-    return [(tab.build(desk()), tab.TITLE, tab.ID)]
+    return [(tab.build(ui_context()), tab.TITLE, tab.ID)]
 
 
 def folder() -> Path:
-    """Where runs and pairs lie."""
+    """Return the folder of runs and pairs."""
     from modules import paths_internal
 
     return Path(paths_internal.data_path) / "safety_lora"
 
 
 def bases() -> dict[str, str]:
-    """Checkpoints that can be trained for, by their names, which no hash changes."""
+    """Return the checkpoints that can be trained for, by names without hash."""
     from modules import sd_models
 
     files = {info.name: Path(info.filename) for info in sd_models.checkpoints_list.values()}
@@ -68,26 +68,26 @@ def bases() -> dict[str, str]:
 
 
 def base() -> str:
-    """The checkpoint that the host draws with, if it can be trained for."""
+    """Return the checkpoint in use, if it can be trained for."""
     from modules import sd_models
 
-    found = bases()
+    choices = bases()
     info = sd_models.checkpoints_list.get(host.option("sd_model_checkpoint"))
-    return info.name if info is not None and info.name in found else next(iter(found))
+    return info.name if info is not None and info.name in choices else next(iter(choices))
 
 
 def quarantine() -> list[Path]:
-    """Where hidden originals lie, which nobody sees by network."""
+    """Return the folders of hidden originals, which are not shown by network."""
     return [settings.quarantine()]
 
 
 def roots() -> list[Path]:
-    """Folders that those who come by network may use."""
+    """Return the folders that remote users may access."""
     return [*host.roots(), folder()]
 
 
 def exposed() -> bool:
-    """Whether others than who sits at the machine can open the page."""
+    """Return whether others than the user at the machine can open the page."""
     from modules import shared
 
     flags = shared.cmd_opts
@@ -98,7 +98,7 @@ def exposed() -> bool:
 def lend(name: str) -> Iterator[None]:
     """Keep the host from drawing and its model off the graphics card until the block ends, come what may.
 
-    What is asked of the host meanwhile waits and is drawn afterwards.
+    Image generation waits until the training has ended.
     """
     from modules import call_queue, shared
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .image_filter import Guard
-from .options import NO_LORA, Wish
+from .options import NO_LORA, Options
 from .policy import OWN_NUMBER, word_of
 from .verdicts import Verdict
 
@@ -28,7 +28,7 @@ def clear(params: dict[str, Any]) -> None:
         params.pop(label, None)
 
 
-def write(params: dict[str, Any], wish: Wish, scorer: str) -> None:
+def write(params: dict[str, Any], options: Options, scorer: str) -> None:
     """Put what every image of a generation says into `extra_generation_params`.
 
     What differs between images is a function there, which the host asks for each infotext; a plain value
@@ -36,7 +36,7 @@ def write(params: dict[str, Any], wish: Wish, scorer: str) -> None:
 
     Args:
         params: of the processing object.
-        wish: what the controls say.
+        options: what the controls say.
         scorer: 'id@hash'.
     """
     clear(params)
@@ -45,16 +45,16 @@ def write(params: dict[str, Any], wish: Wish, scorer: str) -> None:
         BAND: _of_image(lambda verdict: verdict.band),
         ERROR: _of_image(lambda verdict: verdict.error or None),
         SCORER: scorer,
-        THRESHOLD: f"{word_of(wish.policy.threshold)} ({wish.policy.threshold:+.2f})",
-        REVIEW: wish.policy.review,
-        UNSAFE: wish.policy.unsafe,
+        THRESHOLD: f"{word_of(options.policy.threshold)} ({options.policy.threshold:+.2f})",
+        REVIEW: options.policy.review,
+        UNSAFE: options.policy.unsafe,
     }
-    if wish.lora:
-        params |= {LORA: wish.lora, WEIGHT: f"{wish.weight:g}"}
+    if options.lora:
+        params |= {LORA: options.lora, WEIGHT: f"{options.weight:g}"}
 
 
 def finish(p: Any, processed: Any, guard: Guard) -> None:
-    """Put the scores into the JSON of a finished generation, and end what is said of single images.
+    """Put the scores into the JSON of a finished generation, and stop adding them to single images.
 
     What a script writes later, such as the text of an X/Y/Z plot, is about many images.
 
@@ -63,28 +63,28 @@ def finish(p: Any, processed: Any, guard: Guard) -> None:
         processed: its result; `images` in the order in which they are shown.
         guard: of the generation.
     """
-    found = [(place, guard.verdict_of(image)) for place, image in enumerate(processed.images)]
+    verdicts = [(index, guard.verdict_of(image)) for index, image in enumerate(processed.images)]
     scores = [
-        {"image": place, "cost": verdict.cost, "band": verdict.band, "error": verdict.error or None}
-        for place, verdict in found
+        {"image": index, "cost": verdict.cost, "band": verdict.band, "error": verdict.error or None}
+        for index, verdict in verdicts
         if verdict is not None
     ]
-    told = {"of": len(processed.images), "scores": scores}
-    processed.extra_generation_params = {**p.extra_generation_params, SCORES: told}
+    summary = {"of": len(processed.images), "scores": scores}
+    processed.extra_generation_params = {**p.extra_generation_params, SCORES: summary}
     for label in (COST, BAND, ERROR):
         if callable(p.extra_generation_params.get(label)):
             del p.extra_generation_params[label]
 
 
-def added(text: str, verdict: Verdict) -> str:
-    """An infotext with the verdict on an image that the host wrote before it was judged."""
+def with_verdict(text: str, verdict: Verdict) -> str:
+    """Add the verdict to an infotext that the host wrote before the image was judged."""
     parts = {COST: f"{verdict.cost:+.2f}" if verdict.cost is not None else None, BAND: verdict.band}
     parts[ERROR] = '"' + verdict.error.replace('"', "'") + '"' if verdict.error else None
-    said = ", ".join(f"{label}: {value}" for label, value in parts.items() if value)
-    return text if f"{COST}:" in text or f"{ERROR}:" in text else f"{text}, {said}"
+    entries = ", ".join(f"{label}: {value}" for label, value in parts.items() if value)
+    return text if f"{COST}:" in text or f"{ERROR}:" in text else f"{text}, {entries}"
 
 
-def _of_image(tell: Callable[[Verdict], str | None]) -> Callable[..., str | None]:
+def _of_image(text_of: Callable[[Verdict], str | None]) -> Callable[..., str | None]:
     def entry(
         p: Any, index: int, all_prompts: Any = None, use_main_prompt: bool = False, **_: Any
     ) -> str | None:
@@ -94,26 +94,26 @@ def _of_image(tell: Callable[[Verdict], str | None]) -> Callable[..., str | None
             return None
         # The host counts within the batch when it hands over the batch's prompts, else from the beginning.
         within = all_prompts is not None and all_prompts is getattr(p, "prompts", None)
-        place = (p.iteration, index) if within else divmod(index, p.batch_size)
-        verdict = guard.verdicts.get(place)
-        return None if verdict is None else tell(verdict)
+        position = (p.iteration, index) if within else divmod(index, p.batch_size)
+        verdict = guard.verdicts.get(position)
+        return None if verdict is None else text_of(verdict)
 
     return entry
 
 
 def pasted_enabled(params: Mapping[str, Any]) -> bool | None:
-    """On if the image was scored. One that was not leaves the switch alone: pasting never disarms."""
+    """Switch scoring on if the pasted image was scored; pasting never switches it off."""
     return True if THRESHOLD in params else None
 
 
 def pasted_threshold(params: Mapping[str, Any]) -> float | None:
-    """The threshold's number."""
-    found = re.search(r"\(([+-]?\d+(?:\.\d+)?)\)", str(params.get(THRESHOLD, "")))
-    return float(found[1]) if found else None
+    """Return the pasted threshold."""
+    match = re.search(r"\(([+-]?\d+(?:\.\d+)?)\)", str(params.get(THRESHOLD, "")))
+    return float(match[1]) if match else None
 
 
 def pasted_word(params: Mapping[str, Any]) -> str | None:
-    """The threshold's name."""
+    """Return the name of the pasted threshold."""
     number = pasted_threshold(params)
     if number is None:
         return None
@@ -121,12 +121,12 @@ def pasted_word(params: Mapping[str, Any]) -> str | None:
 
 
 def pasted_lora(params: Mapping[str, Any]) -> str | None:
-    """The safety LoRA; none for an image that was scored without one."""
+    """Return the pasted safety LoRA; none for an image that was scored without one."""
     return params.get(LORA, NO_LORA) if THRESHOLD in params else None
 
 
 def pasted_weight(params: Mapping[str, Any]) -> float | None:
-    """The safety LoRA's weight."""
+    """Return the pasted weight of the safety LoRA."""
     try:
         return float(params[WEIGHT])
     except (KeyError, ValueError):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from scdpo_core.cost.protocol import Scorer
 from scdpo_core.io.images import open_image
@@ -23,6 +24,14 @@ from scdpo_core.types import CostScore, ScdpoError
 
 _MOST_COSTS = 2000
 
+Job = core_jobs.LoraJob | CompareJob | PairsJob | EvalJob
+_WRITERS: Mapping[type, Callable[[Any], Path]] = {
+    core_jobs.LoraJob: core_jobs.write,
+    CompareJob: write_comparison,
+    PairsJob: write_pairs_job,
+    EvalJob: write_evaluation,
+}
+
 
 class Jobs:
     """Starts, shows and stops runs. Every method may be called by several threads at once."""
@@ -32,23 +41,23 @@ class Jobs:
         root: Path,
         *,
         lend: Callable[[str], AbstractContextManager[object]] = nullcontext,
-        shelf: Callable[[], Sequence[Path]] = tuple,
+        lora_folders: Callable[[], Sequence[Path]] = tuple,
         versions: Callable[[], Iterable[str]] = tuple,
-        shelved: Callable[[], None] = lambda: None,
+        lora_installed: Callable[[], None] = lambda: None,
         scorer: Callable[[], Scorer] | None = None,
     ) -> None:
-        """The runs in `root`.
+        """Manage the runs in `root`.
 
         Args:
             root: the runs root.
             lend: see `Supervisor`.
-            shelf: folders that the host looks for LoRAs in; finished ones are copied into the first.
-            versions: see `publish`.
-            shelved: called when one was.
-            scorer: what scores sample images; None for nothing.
+            lora_folders: folders that the host looks for LoRAs in; finished ones are copied into the first.
+            versions: see `install_result.install`.
+            lora_installed: called after a LoRA was copied.
+            scorer: scores sample images; None for no scores.
         """
-        self.root, self._shelf, self._shelved, self._scorer = root, shelf, shelved, scorer
-        self._versions = versions
+        self.root, self._scorer, self._versions = root, scorer, versions
+        self._lora_folders, self._lora_installed = lora_folders, lora_installed
         self.supervisor = Supervisor(root, lend, self._ended)
         self._lock = threading.Lock()
         self._followers: dict[str, Follower] = {}
@@ -56,61 +65,43 @@ class Jobs:
         self._trouble = ""
 
     def wake(self) -> None:
-        """Go on where a host that was closed had stopped."""
+        """Continue where a closed host had stopped."""
         if not self.root.is_dir():
             return
         for folder in runs_in(self.root, "lora"):
-            if installed(folder) is None and self._shelf() and state_of(folder) == "finished":
+            if installed(folder) is None and self._lora_folders() and state_of(folder) == "finished":
                 self._ended(folder, "finished")
         self.supervisor.wake()
 
     @property
     def note(self) -> str:
-        """What is being set up, or what went wrong outside of a run."""
+        """Installation progress, or an error outside of a run."""
         return self.supervisor.note or self._trouble
 
     def names(self, kind: Kind | None = None) -> list[str]:
-        """Runs, the one that changed last first."""
+        """List runs, the most recently changed first."""
         return [folder.name for folder in runs_in(self.root, kind)]
 
     def folder(self, name: str) -> Path:
-        """The folder of a run.
+        """Return the folder of a run.
 
         Raises:
             ScdpoError: there is no run of that name.
         """
         return run_folder(self.root, name)
 
-    def start(self, job: core_jobs.LoraJob) -> str:
-        """Write a training's settings and let it begin when it is its turn; what happens, a sentence.
+    def start(self, job: Job) -> str:
+        """Write a job into its run folder and queue it; returns what happens, a sentence.
 
         Raises:
-            ScdpoError: what is wrong with it, one thing a line. A second click ends here.
+            ScdpoError: the job's problems, one sentence a line. A second click ends here.
         """
         with self._lock:
-            folder = core_jobs.write(job)
-        return self.supervisor.add(folder)
-
-    def compare(self, job: CompareJob) -> str:
-        """Likewise for a comparison."""
-        with self._lock:
-            folder = write_comparison(job)
-        return self.supervisor.add(folder)
-
-    def make_pairs(self, job: PairsJob) -> str:
-        """Likewise for pairs to build."""
-        with self._lock:
-            folder = write_pairs_job(job)
-        return self.supervisor.add(folder)
-
-    def evaluate(self, job: EvalJob) -> str:
-        """Likewise for an evaluation."""
-        with self._lock:
-            folder = write_evaluation(job)
+            folder = _WRITERS[type(job)](job)
         return self.supervisor.add(folder)
 
     def resume(self, name: str) -> str:
-        """Go on with a run that was stopped, failed or was interrupted.
+        """Continue a run that was stopped, failed or was interrupted.
 
         Raises:
             ScdpoError: there is no such run, or it is finished.
@@ -129,20 +120,20 @@ class Jobs:
         return self.supervisor.stop(self.folder(name))
 
     def waiting(self) -> list[str]:
-        """Runs that wait for their turn, next one first."""
+        """List waiting runs, next one first."""
         return [entry.folder.name for entry in self.supervisor.queue.view().waiting]
 
     def active(self) -> str:
-        """The run that is worked on; '' if none is."""
+        """Return the active run; '' if there is none."""
         active = self.supervisor.queue.view().active
         return "" if active is None else active.name
 
     def kind(self, name: str) -> Kind:
-        """What a run trains."""
+        """Return the kind of a run."""
         return kind_of(self.folder(name))
 
     def view(self, name: str) -> RunView:
-        """How a run stands.
+        """Return the state of a run.
 
         Raises:
             ScdpoError: there is no such run.
@@ -152,8 +143,8 @@ class Jobs:
             return self._followers.setdefault(name, Follower(folder)).view()
 
     def costs(self, view: RunView) -> Mapping[str, CostScore]:
-        """Costs of a run's sample images by path; of those that can be scored."""
-        found: dict[str, CostScore] = {}
+        """Score a run's sample images; returns costs by path of those that can be scored."""
+        costs: dict[str, CostScore] = {}
         for sample in view.samples if self._scorer is not None else ():
             try:
                 key = (sample.path, Path(sample.path).stat().st_mtime_ns)
@@ -163,15 +154,15 @@ class Jobs:
                     assert self._scorer is not None
                     self._costs[key] = self._scorer().score([open_image(Path(sample.path))])[0]
                 if self._costs[key].finite:
-                    found[sample.path] = self._costs[key]
+                    costs[sample.path] = self._costs[key]
             except (OSError, ScdpoError):
                 continue
-        return found
+        return costs
 
     def _ended(self, folder: Path, state: State) -> None:
         """Put a finished LoRA where the host looks for LoRAs."""
-        shelf = self._shelf()
-        if state != "finished" or kind_of(folder) != "lora" or not shelf:
+        folders = self._lora_folders()
+        if state != "finished" or kind_of(folder) != "lora" or not folders:
             return
         # Late: a host that starts should not wait for what it may never use.
         from scdpo_core.family_info import MICRO
@@ -180,8 +171,8 @@ class Jobs:
             # No host draws with the embedded model.
             if read_lora_info(folder / f"{folder.name}.safetensors").family == MICRO:
                 return
-            install(folder, shelf[0], others=shelf[1:], versions=self._versions())
+            install(folder, folders[0], others=folders[1:], versions=self._versions())
             self._trouble = ""
-            self._shelved()
+            self._lora_installed()
         except ScdpoError as error:
             self._trouble = str(error)

@@ -19,26 +19,26 @@ from .api_responses import router
 from .api_schemas import Job, JobDone, JobEvents, JobRequest, JobsList
 from .path_policy import Reach, listed_cost_model
 from .request_checks import Callers, RefusalError
-from .ui_context import Desk
+from .ui_context import UiContext
 
 MOST_EVENTS = 1 << 20
 """Most bytes of a log in one answer."""
 
 
-def add_routes(app: FastAPI, desk: Desk, callers: Callers, reach: Reach) -> None:
+def add_routes(app: FastAPI, ui: UiContext, callers: Callers, reach: Reach) -> None:
     """Add the routes to the application.
 
     Args:
         app: the host's.
-        desk: what can be trained.
+        ui: what can be trained.
         callers: who may call.
         reach: where preference folders may lie; never everywhere, for a program is not who sits here.
     """
     routes = router(callers, f"{PREFIX}/jobs")
 
-    def known(name: str) -> Path:
+    def existing(name: str) -> Path:
         try:
-            return desk.jobs.folder(name)
+            return ui.jobs.folder(name)
         except ScdpoError as error:
             raise RefusalError(404, str(error)) from None
 
@@ -46,36 +46,36 @@ def add_routes(app: FastAPI, desk: Desk, callers: Callers, reach: Reach) -> None
     def start(request: JobRequest) -> JobDone:
         if request.quality not in QUALITIES:
             raise RefusalError(422, f"There is no quality '{request.quality[:80]}': {', '.join(QUALITIES)}.")
-        base = reach.base(request.base, desk.bases())
-        listed_cost_model(request.cost_model, ["none", *desk.cost_models()], f"{PREFIX}/cost-models")
+        base = reach.base(request.base, ui.bases())
+        listed_cost_model(request.cost_model, ["none", *ui.cost_models()], f"{PREFIX}/cost-models")
         settings = reach.settings(request.settings)
         reach.existing(request.pairs)
         job = LoraJob(
             reach.folder(request.pairs),
             base,
-            desk.jobs.root,
+            ui.jobs.root,
             request.name,
             request.quality,  # type: ignore[arg-type]
             request.cost_model,
             settings,
         )
-        return JobDone(name=request.name, message=desk.jobs.start(job))
+        return JobDone(name=request.name, message=ui.jobs.start(job))
 
     @routes.get("", response_model=JobsList, summary="All runs, the one that changed last first")
     def listed() -> JobsList:
-        names = desk.jobs.names()
+        names = ui.jobs.names()
         return JobsList(
-            jobs=[_job(desk, name) for name in names], active=desk.jobs.active(), waiting=desk.jobs.waiting()
+            jobs=[_job(ui, name) for name in names], active=ui.jobs.active(), waiting=ui.jobs.waiting()
         )
 
     @routes.get("/{name}", response_model=Job, summary="How a run stands")
     def look(name: str) -> Job:
-        known(name)
-        return _job(desk, name)
+        existing(name)
+        return _job(ui, name)
 
     @routes.get("/{name}/events", response_model=JobEvents, summary="What happened in a run, from a byte on")
     def events(name: str, start: int = 0) -> JobEvents:
-        path = known(name) / EVENTS
+        path = existing(name) / EVENTS
         if start < 0:
             raise RefusalError(422, "'start' is at least 0.")
         if not path.is_file():
@@ -90,23 +90,23 @@ def add_routes(app: FastAPI, desk: Desk, callers: Callers, reach: Reach) -> None
 
     @routes.post("/{name}/stop", response_model=JobDone, summary="Save and stop, or leave the queue")
     def stop(name: str) -> JobDone:
-        known(name)
-        return JobDone(name=name, message=desk.jobs.stop(name))
+        existing(name)
+        return JobDone(name=name, message=ui.jobs.stop(name))
 
     @routes.post("/{name}/resume", response_model=JobDone, summary="Go on from the newest checkpoint")
     def resume(name: str) -> JobDone:
-        known(name)
-        return JobDone(name=name, message=desk.jobs.resume(name))
+        existing(name)
+        return JobDone(name=name, message=ui.jobs.resume(name))
 
     app.include_router(routes)
-    work_api.add_routes(app, desk, callers, reach)
+    work_api.add_routes(app, ui, callers, reach)
 
 
-def _job(desk: Desk, name: str) -> Job:
-    view = desk.jobs.view(name)
+def _job(ui: UiContext, name: str) -> Job:
+    view = ui.jobs.view(name)
     return Job(
         name=name,
-        trains=desk.jobs.kind(name),
+        trains=ui.jobs.kind(name),
         state=view.state,
         phase=view.phase,
         step=view.step,

@@ -17,8 +17,8 @@ AXES = ("scdpo_enabled", "scdpo_threshold", "scdpo_weight")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the artist asked for.
+class Options:
+    """The settings of the safety script.
 
     Attributes:
         enabled: whether images are scored at all.
@@ -33,8 +33,8 @@ class Wish:
     weight: float = 1.0
 
 
-def read(values: Sequence[Any], p: object) -> Wish:
-    """The wish behind the controls' values.
+def read(values: Sequence[Any], p: object) -> Options:
+    """Parse the controls' values.
 
     Args:
         values: enabled, threshold in words, threshold as a number, action for 'review', action for 'unsafe',
@@ -47,17 +47,17 @@ def read(values: Sequence[Any], p: object) -> Wish:
     first = (False, "normal", 0.0, Policy().review, Policy().unsafe, NO_LORA, 1.0)
     if len(values) > len(first):
         raise ScdpoError(f"The safety script takes {len(first)} values, not {len(values)}.")
-    given = [*values, *first[len(values) :]]
+    values_given = [*values, *first[len(values) :]]
     enabled, word, number, review, unsafe, lora, weight = (
-        default if value is None else value for value, default in zip(given, first, strict=True)
+        default if value is None else value for value, default in zip(values_given, first, strict=True)
     )
     enabled = getattr(p, AXES[0], enabled)
     if not isinstance(enabled, bool):
-        raise ScdpoError(f"The safety script is switched on by true or false, not by {enabled!r}.")
+        raise ScdpoError(f"The safety script's first value must be true or false, not {enabled!r}.")
     axis = getattr(p, AXES[1], None)
     word, number = (word, number) if axis is None else (OWN_NUMBER, axis)
     threshold = threshold_of(str(word), _number(number, "the safety threshold"))
-    return Wish(
+    return Options(
         enabled,
         Policy(threshold, action_of(str(review)), action_of(str(unsafe))),
         "" if lora in ("", NO_LORA) else str(lora),
@@ -66,7 +66,7 @@ def read(values: Sequence[Any], p: object) -> Wish:
 
 
 def axis_threshold(text: str) -> float:
-    """A threshold as it is written on a grid's axis: a word or a number.
+    """Parse a threshold of a grid's axis: a word or a number.
 
     Raises:
         ScdpoError: neither.
@@ -76,7 +76,7 @@ def axis_threshold(text: str) -> float:
 
 
 def axis_switch(text: str) -> bool:
-    """Whether an axis' value means on.
+    """Parse whether an axis value means on.
 
     Raises:
         ScdpoError: neither on nor off.

@@ -11,7 +11,7 @@ _INSTALLER = Path(__file__).resolve().parents[1] / "install.py"
 
 
 def hint() -> str:
-    """What to do, if the embedded scorer lacks a package; '' if it has all. Imports nothing."""
+    """Say what to do if the embedded scorer lacks a package; '' if it has all. Imports nothing."""
     missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
     if not missing:
         return ""

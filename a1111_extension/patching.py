@@ -21,8 +21,8 @@ def around(owner: Any, name: str, call: Callable[..., Any]) -> Callable[[], None
         return lambda: None
     original, hidden = getattr(owner, name), vars(owner).get(name)
 
-    def ours(*given: Any, **named: Any) -> Any:
-        return call(original, *given, **named)
+    def ours(*arguments: Any, **named: Any) -> Any:
+        return call(original, *arguments, **named)
 
     def undo() -> None:
         # Another extension may have wrapped it since; then ours stays, and has no guard to ask.
@@ -44,10 +44,10 @@ def after(owner: Any, name: str, follow: Callable[..., None]) -> Callable[[], No
     after that comes last, whether or not that one raised. Arguments are as for `around`.
     """
 
-    def both(original: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    def both(original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         try:
-            return original(*given, **named)
+            return original(*arguments, **named)
         finally:
-            follow(*given)
+            follow(*arguments)
 
     return around(owner, name, both)

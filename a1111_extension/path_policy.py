@@ -26,11 +26,11 @@ _MAY_SET: Mapping[str, frozenset[str] | None] = {
     "model": frozenset({"precision", "gradient_checkpointing", "offload_blocks", "prediction", "zero_snr"})
     | {"guidance_embedding", "t5_tokens", "prompt_chunks"},
 }
-"""Settings by section that may be set from afar; all others name files. None: all of the section."""
+"""Settings by section that remote users may set; all others name files. None: the whole section."""
 
 
 def confined(path: str | Path, roots: Sequence[Path], *, exists: bool = True) -> Path:
-    """The real file or folder of that name below one of the roots.
+    """Resolve a name to a real file or folder below one of the roots.
 
     Args:
         path: absolute, or relative to the first root.
@@ -50,7 +50,7 @@ def confined(path: str | Path, roots: Sequence[Path], *, exists: bool = True) ->
             if exists and not os.path.exists(real):
                 raise RefusalError(404, f"There is no file or folder {text[:300]}.")
             return Path(real)
-    # Names that no disk can have: half characters, or too long; "~nobody".
+    # Invalid names: broken characters, too long, or "~nobody".
     except (OSError, ValueError, RuntimeError):
         raise RefusalError(422, "No file or folder can have this name.") from None
     raise RefusalError(
@@ -61,7 +61,7 @@ def confined(path: str | Path, roots: Sequence[Path], *, exists: bool = True) ->
 
 
 def within(path: str | Path, roots: Sequence[Path]) -> bool:
-    """Whether a path lies in one of the folders, all links followed."""
+    """Return whether a path lies in one of the folders, all links followed."""
     real = Path(os.path.realpath(path))
     return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
@@ -86,7 +86,7 @@ def check_settings(text: str) -> None:
             if not isinstance(values, dict) or named or (allowed is not None and key not in allowed):
                 raise RefusalError(
                     403,
-                    f"'{section[:80]}.{key[:80]}' cannot be set here: from afar only what names no files.",
+                    f"'{section[:80]}.{key[:80]}' cannot be set by remote users, because it may name files.",
                 )
 
 
@@ -96,14 +96,14 @@ class Reach:
 
     Attributes:
         roots: the folders that may be used; None for any.
-        closed: folders in them that may not be looked into from afar: the quarantine.
+        closed: folders inside them that remote users may not read: the quarantine.
     """
 
     roots: Callable[[], Sequence[Path] | None] = lambda: None
     closed: Callable[[], Sequence[Path]] = tuple
 
     def folder(self, text: str) -> Path:
-        """A folder that somebody named, which need not be there. No link in it leads out.
+        """Resolve a typed folder, which may be missing; no link in it may lead out.
 
         Raises:
             ScdpoError: it may not be used.
@@ -111,19 +111,19 @@ class Reach:
         roots = self.roots()
         if roots is None:
             return Path(text.strip()).expanduser()
-        place = self._open(confined(text.strip(), roots, exists=False))
+        resolved = self._open(confined(text.strip(), roots, exists=False))
         for shut in self.closed():
-            if within(shut, [place]) and shut.is_dir() and any(shut.iterdir()):
-                raise RefusalError(403, f"The quarantine lies in {place}. Name a folder beside it.")
-        for link in _links(place):
+            if within(shut, [resolved]) and shut.is_dir() and any(shut.iterdir()):
+                raise RefusalError(403, f"The quarantine is inside {resolved}. Choose another folder.")
+        for link in _links(resolved):
             if not within(link, roots):
                 raise RefusalError(
-                    403, f"{link} is a link to another place, which may not be used from afar. Remove it."
+                    403, f"{link} is a link to another folder, which remote users may not access. Remove it."
                 )
-        return place
+        return resolved
 
     def existing(self, text: str) -> Path:
-        """A file or folder that has to be there; links in it are for `readable`.
+        """Resolve an existing file or folder; links in it are checked by `readable`.
 
         Raises:
             ScdpoError: it may not be used, or is not there.
@@ -134,21 +134,21 @@ class Reach:
         return self._open(confined(text.strip(), roots))
 
     def readable(self, files: Iterable[Path]) -> list[Path]:
-        """Those of the files that may be read: what is a link to elsewhere is passed over."""
+        """Filter the files that may be read: links that lead out are skipped."""
         roots = self.roots()
-        # What is opened later is the real path, which has no links that could be changed meanwhile.
+        # The resolved path is opened later, so a changed link cannot redirect it.
         if roots is None:
             return [*files]
         closed = self.closed()
         return [Path(os.path.realpath(f)) for f in files if within(f, roots) and not within(f, closed)]
 
-    def _open(self, place: Path) -> Path:
-        if within(place, self.closed()):
-            raise RefusalError(403, "What lies in quarantine is not shown.")
-        return place
+    def _open(self, path: Path) -> Path:
+        if within(path, self.closed()):
+            raise RefusalError(403, "Images in quarantine are not shown.")
+        return path
 
     def dropped(self, files: Iterable[Path]) -> list[Path]:
-        """Files that a browser sent; it only tells their names, which could be any.
+        """Resolve files that a browser uploaded; it sends only their names, which could be any.
 
         Raises:
             ScdpoError: one of them was not sent.
@@ -160,7 +160,7 @@ class Reach:
         return [*files] if roots is None else [confined(file, [sent, *roots]) for file in files]
 
     def base(self, chosen: str, bases: Mapping[str, str]) -> str:
-        """A base model, by its name or what it stands for; from afar, one of the list.
+        """Resolve a base model by its name or value; remote users must choose from the list.
 
         Raises:
             ScdpoError: there is none of that name in the list.
@@ -170,7 +170,7 @@ class Reach:
         raise RefusalError(422, f"There is no model '{chosen[:300]}'; there are: {', '.join(bases)}.")
 
     def settings(self, text: str) -> str:
-        """Further settings as TOML; from afar, those that name no files.
+        """Check further settings as TOML; remote users may only set those that name no files.
 
         Raises:
             ScdpoError: it has others.
@@ -181,7 +181,7 @@ class Reach:
 
 
 def listed_cost_model(name: str, names: Iterable[str], where: str = "") -> str:
-    """A cost model of the list, which nobody may leave: other names are paths.
+    """Check that a cost model is in the list, because other names are paths.
 
     Raises:
         ScdpoError: it is not in the list.
@@ -193,6 +193,7 @@ def listed_cost_model(name: str, names: Iterable[str], where: str = "") -> str:
 
 
 def _links(folder: Path) -> Iterable[str]:
-    """Every link below a folder, whatever it leads to."""
-    for here, folders, files in os.walk(folder):
-        yield from (path for name in (*folders, *files) if os.path.islink(path := os.path.join(here, name)))
+    """Yield every link below a folder, wherever it leads."""
+    for directory, folders, files in os.walk(folder):
+        paths = (os.path.join(directory, name) for name in (*folders, *files))
+        yield from filter(os.path.islink, paths)

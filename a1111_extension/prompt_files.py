@@ -1,4 +1,4 @@
-"""Prompt files that somebody names at the page or the API, and the examples that come with the project."""
+"""Resolve prompt files that are named in the page or the API, and the included examples."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def named_files(reach: Reach, names: Iterable[str], dropped: Sequence[Path] = ()
 
 
 def has_examples() -> bool:
-    """Whether the examples were installed with the project."""
+    """Return whether the examples were installed with the project."""
     return HARMFUL.is_file() and BENIGN.is_file() and PREFERENCES.is_dir()

@@ -17,7 +17,7 @@ from .checkpoints import Checkpoint
 
 
 def check(path: Path, checkpoint: Checkpoint) -> str:
-    """Make sure that the host will really apply a LoRA; it ignores what it does not understand.
+    """Check that the host will apply a LoRA; hosts ignore what they do not recognise.
 
     Args:
         path: its file.
@@ -30,26 +30,26 @@ def check(path: Path, checkpoint: Checkpoint) -> str:
         ScdpoError: the file is missing, damaged or no LoRA, has names that the host does not read, or is for
             another base model.
     """
-    found = read_lora_info(path)
-    if found.family == "micro":
-        raise ScdpoError(f"{path} was trained on the embedded model and fits no checkpoint of yours.")
-    if found.family and checkpoint.title and found.family != checkpoint.family:
+    info = read_lora_info(path)
+    if info.family == "micro":
+        raise ScdpoError(f"{path} was trained on the embedded model and does not fit any checkpoint.")
+    if info.family and checkpoint.title and info.family != checkpoint.family:
         raise ScdpoError(
-            f"{path} is for {FAMILY_INFO[found.family].title}, but the checkpoint in use is "
+            f"{path} is for {FAMILY_INFO[info.family].title}, but the checkpoint in use is "
             f"{checkpoint.title}. Choose another LoRA or another checkpoint."
         )
-    if (found.family or checkpoint.family) in UNETS:
+    if (info.family or checkpoint.family) in UNETS:
         _check_names(path)
-    if found.family and checkpoint.title:
+    if info.family and checkpoint.title:
         return ""
     if checkpoint.title:
         return (
-            f"{path.name} does not say which base model it is for, so nobody could check whether it fits "
+            f"{path.name} does not name its base model, so it could not be checked whether it fits "
             f"{checkpoint.title}. Compare an image with and without it."
         )
     what = f"the checkpoint in use ('{checkpoint.engine}')" if checkpoint.engine else "the checkpoint in use"
     return (
-        f"It is not known which base model {what} is, so nobody could check whether {path.name} fits it. "
+        f"The base model of {what} is unknown, so it could not be checked whether {path.name} fits. "
         "Compare an image with and without it."
     )
 
@@ -71,7 +71,7 @@ def _check_names(path: Path) -> None:
 
 
 def tag(name: str, weight: float) -> str:
-    """What stands for a LoRA in a prompt.
+    """Return a LoRA's tag in a prompt.
 
     Raises:
         ScdpoError: the name has a character that ends it there.
@@ -82,7 +82,7 @@ def tag(name: str, weight: float) -> str:
 
 
 def without_tag(prompt: str, name: str) -> str:
-    """The prompt without any mention of the LoRA."""
+    """Remove all tags of the LoRA from a prompt."""
     return re.sub(rf"\s*<lora:{re.escape(name)}(:[^>]*)?>", "", prompt)
 
 

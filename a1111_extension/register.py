@@ -25,7 +25,7 @@ from .request_checks import Callers
 
 
 def register() -> None:
-    """Register everything; to be called each time the host loads its scripts, for it forgets in between."""
+    """Register everything; called each time the host loads its scripts, which clears registrations."""
     script_callbacks.on_ui_settings(settings.register)
     script_callbacks.on_before_ui(xyz_axes.add_axes)
     script_callbacks.on_before_image_saved(filter_hooks.before_saved)
@@ -51,13 +51,13 @@ def _started(demo: Any, app: Any) -> None:
     if host.serves_api():
         api.add_routes(app, _context())
         jobs_api.add_routes(
-            app, host_context.desk(), _callers(), Reach(host_context.roots, host_context.quarantine)
+            app, host_context.ui_context(), _callers(), Reach(host_context.roots, host_context.quarantine)
         )
-    host_context.desk().jobs.wake()
+    host_context.ui_context().jobs.wake()
 
 
 class _Quarantine(os.PathLike[str]):
-    """The folder of the settings as they are whenever it is asked for, not as they were at the start."""
+    """The quarantine folder of the current settings, read at each use."""
 
     def __fspath__(self) -> str:
         return str(settings.quarantine())
@@ -72,7 +72,7 @@ def _context() -> api.Context:
         callers=_callers(),
         reach=Reach(host.roots, host_context.quarantine),
         cost_models=settings.cost_models,
-        scorer=lambda name: script.SHELF.get(name, settings.device()),
+        scorer=lambda name: script.SCORER_CACHE.get(name, settings.device()),
         in_use=settings.cost_model,
         loras=host.loras,
         check_lora=lambda file: prompts.check(file, host.checkpoint()),

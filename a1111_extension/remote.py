@@ -9,7 +9,7 @@ from scdpo_core.types import ScdpoError
 
 from . import infotext, patching
 from .image_filter import Guard
-from .options import Wish
+from .options import Options
 
 # Draws an image through a service on the internet, in the place of all that the host does otherwise.
 _FUNCTION = "_process_images_via_api"
@@ -17,7 +17,7 @@ _undo: Callable[[], None] | None = None
 
 
 def watch_remote(
-    processing: Any, begin: Callable[[Any], tuple[Wish, Guard | None]], end: Callable[[], None]
+    processing: Any, begin: Callable[[Any], tuple[Options, Guard | None]], end: Callable[[], None]
 ) -> None:
     """Judge remote images too from now on, in a host that can have them drawn.
 
@@ -32,11 +32,11 @@ def watch_remote(
         _undo()
 
     def draw(original: Callable[[Any], Any], p: Any) -> Any:
-        wish, guard = begin(p)
+        options, guard = begin(p)
         if guard is None:
             return original(p)
         try:
-            if wish.lora:
+            if options.lora:
                 raise ScdpoError(
                     "A remote service draws this image, and no safety LoRA can be applied there. Set the "
                     "safety LoRA to 'None', or draw with a checkpoint of your own."
@@ -49,11 +49,11 @@ def watch_remote(
 
 
 def _judged(p: Any, processed: Any, guard: Guard) -> Any:
-    """The result with what may be shown of its images, and with their costs."""
+    """Return the result with hidden images replaced, and with all costs."""
     images, processed.images = processed.images, [guard.unjudged for _ in processed.images]
-    found = [guard.review(image, (0, number)) for number, image in enumerate(images)]
-    processed.images = [shown for shown, _ in found]
-    texts = zip(processed.infotexts, found, strict=False)
-    processed.infotexts = [infotext.added(text, verdict) for text, (_, verdict) in texts]
+    reviewed = [guard.review(image, (0, number)) for number, image in enumerate(images)]
+    processed.images = [visible for visible, _ in reviewed]
+    texts = zip(processed.infotexts, reviewed, strict=False)
+    processed.infotexts = [infotext.with_verdict(text, verdict) for text, (_, verdict) in texts]
     infotext.finish(p, processed, guard)
     return processed

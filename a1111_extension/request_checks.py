@@ -50,10 +50,10 @@ def check_page(request: Request, callers: Callers) -> None:
     """
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     if origin is not None:
-        if _place(origin) != host.lower() and not callers.welcomes(origin):
+        if _netloc(origin) != host.lower() and not callers.welcomes(origin):
             raise RefusalError(403, "Another web page may not use this one (see --cors-allow-origins).")
     elif request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        # What somebody opens by a link may only be looked at.
+        # A page opened through a link may only read.
         opened = request.method == "GET" and request.headers.get("sec-fetch-mode") == "navigate"
         if not opened:
             raise RefusalError(403, "Another web page may not use this one.")
@@ -68,7 +68,7 @@ def check_page(request: Request, callers: Callers) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine for itself: 'localhost:7860', '127.0.0.1', '[::1]:7860'."""
+    """Return whether a Host header names this machine: 'localhost:7860', '127.0.0.1', '[::1]:7860'."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
@@ -76,8 +76,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _place(origin: str) -> str:
-    """'127.0.0.1:7860' of 'http://127.0.0.1:7860'; '' for what is no origin."""
+def _netloc(origin: str) -> str:
+    """Return '127.0.0.1:7860' of 'http://127.0.0.1:7860'; '' for what is not an origin."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:

@@ -19,8 +19,8 @@ class _Loaded:
     scorer: Scorer
 
 
-class Shelf:
-    """Keeps the scorer that was asked for last; safe to use from several threads."""
+class ScorerCache:
+    """Keeps the last requested scorer; thread-safe."""
 
     def __init__(self) -> None:
         """Begin empty: an extension that is not used costs no memory."""
@@ -28,7 +28,7 @@ class Shelf:
         self._loaded: _Loaded | None = None
 
     def get(self, spec: str, device: str) -> Scorer:
-        """The scorer, loaded anew when it is another one or its file has changed.
+        """Return the scorer, reloaded when another one is requested or its file has changed.
 
         Args:
             spec: as `scorers.load_scorer`.
@@ -40,10 +40,10 @@ class Shelf:
         file = Path(spec).expanduser()
         changed = file.stat().st_mtime_ns if file.is_file() else None
         with self._lock:
-            held = self._loaded
-            if held is None or (held.spec, held.device, held.changed) != (spec, device, changed):
-                # Forge runs scripts in inference mode, and what is made there works nowhere else.
+            loaded = self._loaded
+            if loaded is None or (loaded.spec, loaded.device, loaded.changed) != (spec, device, changed):
+                # Forge runs scripts in inference mode, and tensors made there cannot be used elsewhere.
                 with torch.inference_mode(False):
-                    held = _Loaded(spec, device, changed, load_scorer(spec, device))
-                self._loaded = held
-            return held.scorer
+                    loaded = _Loaded(spec, device, changed, load_scorer(spec, device))
+                self._loaded = loaded
+            return loaded.scorer

@@ -12,13 +12,13 @@ from scdpo_core.cost.protocol import Scorer, provenance
 from scdpo_core.io.alpha_views import score_views
 from scdpo_core.types import CostScore, ScdpoError
 
-from . import filter_hooks, host, infotext, options, packages, prompts, quarantine, settings, ui_controls
+from . import filter_hooks, host, infotext, packages, prompts, quarantine, settings, ui_controls
 from .image_filter import Guard
-from .options import Wish
+from .options import Options, read
 from .policy import Policy
-from .scorer_cache import Shelf
+from .scorer_cache import ScorerCache
 
-SHELF = Shelf()
+SCORER_CACHE = ScorerCache()
 """The scorer of this host; the API uses it too."""
 
 
@@ -26,32 +26,32 @@ class SafetyScript(host_scripts.Script):
     """Scores every image, hides what has to be hidden, and puts the safety LoRA into the prompts."""
 
     def title(self) -> str:
-        """Its name, in the API too."""
+        """Return the script's name, also used by the API."""
         return "SC-DPO safety"
 
     def show(self, is_img2img: bool) -> object:
-        """Always there; whether it does anything its switch says."""
+        """Show the script always; its switch enables it."""
         return host_scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        """The controls, in the order that `controls.read` takes them."""
-        made, self.infotext_fields = ui_controls.build(self.elem_id)
+        """Build the controls, in the order of `options.read`."""
+        controls, self.infotext_fields = ui_controls.build(self.elem_id)
         self.paste_field_names = [label for _, label in self.infotext_fields if isinstance(label, str)]
-        return made
+        return controls
 
     def process(self, p: Any, *values: Any) -> None:
-        """Begin to watch, before anything is drawn. What goes wrong here stops the generation."""
+        """Start watching before anything is generated. Errors here stop the generation."""
         filter_hooks.leave()
         infotext.clear(p.extra_generation_params)
         setattr(p, infotext.GUARD, None)
         try:
-            wish = options.read(values, p)
-            if not wish.enabled:
+            options = read(values, p)
+            if not options.enabled:
                 return
-            guard = _guard(p, wish)
-            if wish.lora:
-                _check_lora(p, wish.lora)
-                prompts.add_to(p, wish.lora, wish.weight)
+            guard = _guard(p, options)
+            if options.lora:
+                _check_lora(p, options.lora)
+                prompts.add_to(p, options.lora, options.weight)
             filter_hooks.enter(p, guard)
         except Exception as error:
             _refuse(p, error)
@@ -72,7 +72,7 @@ class SafetyScript(host_scripts.Script):
             _refuse(p, error)
 
     def postprocess_image_after_composite(self, p: Any, pp: Any, *values: Any) -> None:
-        """Let a finished image pass, or what stands for it."""
+        """Judge a finished image, and replace it if it must be hidden."""
         filter_hooks.finished_image(p, pp)
 
     def postprocess(self, p: Any, processed: Any, *values: Any) -> None:
@@ -88,28 +88,28 @@ def without_our_tag(text: str, params: dict[str, Any]) -> None:
             params[field] = prompts.without_tag(params[field], name)
 
 
-def begin_remote(p: Any) -> tuple[Wish, Guard | None]:
-    """What the controls say, and the guard, of a generation for which a host asks no script.
+def begin_remote(p: Any) -> tuple[Options, Guard | None]:
+    """Return options and guard of a generation for which a host calls no script.
 
     Raises:
         ScdpoError: it cannot be watched.
     """
     script = next((one for one in p.scripts.alwayson_scripts if isinstance(one, SafetyScript)), None)
     values = () if script is None else p.script_args[script.args_from : script.args_to]
-    wish = options.read(values, p)
+    options = read(values, p)
     filter_hooks.leave()
-    if not wish.enabled:
-        return wish, None
-    guard = _guard(p, wish)
+    if not options.enabled:
+        return options, None
+    guard = _guard(p, options)
     filter_hooks.enter(p, guard)
-    return wish, guard
+    return options, guard
 
 
-def _guard(p: Any, wish: Wish) -> Guard:
-    """The guard of a generation, whose infotexts say how it is scored."""
+def _guard(p: Any, options: Options) -> Guard:
+    """Make the guard of a generation, and record the scoring settings in its infotexts."""
     scorer = _scorer()
-    infotext.write(p.extra_generation_params, wish, provenance(scorer))
-    return Guard(wish.policy, _score_with(scorer), _keeper(p), report=host.log)
+    infotext.write(p.extra_generation_params, options, provenance(scorer))
+    return Guard(options.policy, _score_with(scorer), _keeper(p), report=host.log)
 
 
 def _check_lora(p: Any, name: str) -> None:
@@ -136,7 +136,7 @@ def _refuse(p: Any, error: Exception) -> None:
 
 def _scorer() -> Scorer:
     try:
-        return SHELF.get(settings.cost_model(), settings.device())
+        return SCORER_CACHE.get(settings.cost_model(), settings.device())
     except ScdpoError as error:
         raise ScdpoError(packages.hint() or str(error)) from error
 
@@ -149,8 +149,8 @@ def _score_with(scorer: Scorer) -> Callable[[Image.Image], CostScore]:
     return lambda image: score_views(scorer.score, image)
 
 
-def _own(values: Sequence[Any] | None, p: Any) -> Any:
-    """The value of the image that is finished now; '' where the host has none, as for remote images."""
+def _of_current(values: Sequence[Any] | None, p: Any) -> Any:
+    """Return the value of the image that is finished now; '' where there is none, as for remote images."""
     return values[p.batch_index] if values and p.batch_index < len(values) else ""
 
 
@@ -159,8 +159,8 @@ def _keeper(p: Any) -> Callable[[Image.Image, CostScore], None]:
         texts = {
             infotext.COST: f"{score.value:+.4f}",
             infotext.SCORER: f"{score.scorer}@{score.scorer_hash}",
-            "Seed": str(_own(p.seeds, p)),
-            "Prompt": str(_own(p.prompts, p)),
+            "Seed": str(_of_current(p.seeds, p)),
+            "Prompt": str(_of_current(p.prompts, p)),
         }
         path = quarantine.keep(settings.quarantine(), image, texts)
         p.comment(f"Safety: the original is kept as {path}")

@@ -48,22 +48,22 @@ def register() -> None:
 
 
 def cost_models() -> list[str]:
-    """What the cost model can be: names of scorers, and files in the folder for them."""
+    """List the possible cost models: names of scorers, and files in their folder."""
     return [*offered_scorers(), *(str(file) for file in host.cost_model_files())]
 
 
 def cost_model() -> str:
-    """The cost model in use."""
+    """Return the cost model in use."""
     return host.option(MODEL) or _DEFAULT_MODEL
 
 
 def device() -> str:
-    """Where the cost model runs."""
+    """Return the cost model's device."""
     return host.device() if host.option(DEVICE) == _GRAPHICS else "cpu"
 
 
 def quarantine() -> Path:
-    """Where originals go."""
+    """Return the folder for hidden originals."""
     return Path(host.option(QUARANTINE) or _default_quarantine()).expanduser()
 
 
@@ -81,4 +81,4 @@ def _add(name: str, value: str, label: str, component: object, arguments: object
 
 
 def _nothing() -> None:
-    """The choices are made anew whenever they are asked for."""
+    """Do nothing: the choices are recomputed at every request."""

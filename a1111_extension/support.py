@@ -19,13 +19,13 @@ UNSUPPORTED = (
 
 
 def why_unsupported() -> str:
-    """The sentence for the log of a host that lacks what scoring needs; '' for a supported host."""
+    """Return a sentence for the log of a host that lacks a requirement; '' if supported."""
     return "" if all(_has(*hook) for hook in _HOOKS) else UNSUPPORTED
 
 
 def _has(module: str, owner: str, name: str) -> bool:
     try:
-        found = import_module(module)
+        loaded = import_module(module)
     except ImportError:
         return False
-    return hasattr(getattr(found, owner, None) if owner else found, name)
+    return hasattr(getattr(loaded, owner, None) if owner else loaded, name)

@@ -7,7 +7,7 @@ import gradio as gr
 from scdpo_core.panels import style
 
 from .panes import compare, judge, make, preferences, score, train
-from .ui_context import Desk
+from .ui_context import UiContext
 
 TITLE, ID = "Safety LoRA", "scdpo_tab"
 PANES = (
@@ -20,12 +20,12 @@ PANES = (
 )
 
 
-def build(desk: Desk) -> gr.Blocks:
+def build(ui: UiContext) -> gr.Blocks:
     """Make the page; needs javascript/scdpo_tab.js beside it, which hosts load by themselves."""
     with gr.Blocks(analytics_enabled=False, title=TITLE) as page:
         gr.HTML(f"<style>{style()}</style>", elem_id="scdpo_style")
         with gr.Tabs(elem_id="scdpo_panes"):
             for title, name, pane in PANES:
                 with gr.Tab(title, elem_id=name):
-                    pane(desk)
+                    pane(ui)
     return page

@@ -1,4 +1,4 @@
-"""What the tab knows of the program that it lives in: a host, or the page that stands alone."""
+"""What the tab needs from its host, or from the standalone page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .path_policy import Reach
 
 
 @dataclass(frozen=True)
-class Desk:
-    """The tab's surroundings.
+class UiContext:
+    """Everything the tab needs from its host.
 
     Attributes:
         jobs: trainings and comparisons.
-        preferences: the folder that is proposed for preference pairs.
-        images: the folder that is proposed for images to compare or score; '' for none.
-        bases: base models to train on, by the name that the artist knows.
-        base: the one that is proposed.
-        loras: LoRAs to compare beside those of finished runs, by name.
-        cost_models: what can score.
-        in_use: which of them is proposed.
-        scorer: loads one.
-        reach: what somebody at the page may name.
+        preferences: default folder for preference pairs.
+        images: default folder of images to compare or score; '' for none.
+        bases: base models to train on, by title.
+        base: title of the default one.
+        loras: LoRAs in addition to those of finished runs, by name.
+        cost_models: names of the cost models.
+        in_use: the default one.
+        scorer: loads a cost model.
+        reach: the files that users of the page may access.
     """
 
     jobs: Jobs
@@ -46,7 +46,7 @@ class Desk:
         return next((name for name, value in self.bases().items() if value == MICRO), MICRO)
 
     def all_loras(self) -> dict[str, Path]:
-        """LoRAs of finished runs, newest first, then the others."""
+        """Return LoRAs of finished runs, newest first, then the others."""
         runs = {name: self.jobs.root / name / f"{name}.safetensors" for name in self.jobs.names("lora")}
         return {name: file for name, file in runs.items() if file.is_file()} | {
             name: file for name, file in self.loras().items() if name not in runs

@@ -27,7 +27,7 @@ class Verdict:
 
 
 def worse(new: Verdict, old: Verdict | None) -> Verdict:
-    """What is said of an image that was judged again because a later script changed it: the worse of both."""
+    """Return the worse of two verdicts, for an image judged again because a later script changed it."""
     if old is None or new.error:
         return new
     if old.error or (old.cost is not None and new.cost is not None and old.cost > new.cost):

@@ -12,7 +12,7 @@ from .image_filter import Guard
 
 
 def judged_frames(guard: Guard, frames: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-    """What may be put into a video for its frames. Never raises.
+    """Return what may be put into a video for its frames. Never raises.
 
     Args:
         guard: of the generation.
@@ -24,13 +24,13 @@ def judged_frames(guard: Guard, frames: Sequence[Any]) -> list[np.ndarray[Any, A
 
 
 def _judged(whole: Guard, frame: Any) -> np.ndarray[Any, Any]:
-    # Frames are images of the generation too, so their originals are in quarantine already. A guard of its
-    # own for each frame holds on to none of them.
+    # Frames are images of the generation too, so their originals are in quarantine already. A separate guard
+    # for each frame keeps none of them in memory.
     guard = Guard(whole.policy, whole.score, _keep_nothing, whole.failure, whole.report)
     image = guard.passed(frame)
-    shown = image if isinstance(image, Image.Image) else guard.unjudged
-    # What stands for a frame that cannot be judged has a size of its own.
-    return np.asarray(shown.convert("RGB").resize((frame.shape[1], frame.shape[0])))
+    visible = image if isinstance(image, Image.Image) else guard.unjudged
+    # The replacement of an unjudged frame has another size.
+    return np.asarray(visible.convert("RGB").resize((frame.shape[1], frame.shape[0])))
 
 
 def _keep_nothing(image: Image.Image, score: object) -> None:

@@ -24,7 +24,7 @@ def add_axes() -> None:
 
 
 def _append(grid: ModuleType) -> None:
-    there = {option.label for option in grid.axis_options}
+    existing = {option.label for option in grid.axis_options}
     for option in (
         grid.AxisOption(
             _LABELS[_SWITCH],
@@ -42,7 +42,7 @@ def _append(grid: ModuleType) -> None:
         ),
         grid.AxisOption(_LABELS[_WEIGHT], float, _set(_WEIGHT, float)),
     ):
-        if option.label not in there:
+        if option.label not in existing:
             grid.axis_options.append(option)
 
 
@@ -51,7 +51,7 @@ def _set(attribute: str, meaning: Callable[[Any], Any]) -> Callable[[Any, Any, A
 
 
 def _check(meaning: Callable[[str], object]) -> Callable[[Any, Sequence[str]], None]:
-    """What refuses an axis before the first image is drawn."""
+    """Make a check that refuses axis values before the first image is generated."""
 
     def confirm(p: Any, values: Sequence[str]) -> None:
         for value in values:

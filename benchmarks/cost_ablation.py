@@ -33,11 +33,12 @@ from torch.nn import functional as F  # noqa: E402
 
 from benchmarks.tables import cell, kept, percent, put  # noqa: E402
 from scdpo_core.cost.calibration import figures  # noqa: E402
-from scdpo_core.cost.encoders import ENCODERS, Encoder, load_encoder  # noqa: E402
+from scdpo_core.cost.encoders import ENCODERS, load_encoder  # noqa: E402
 from scdpo_core.cost.feature_cache import FeatureCache  # noqa: E402
 from scdpo_core.cost.features import VIEWS, FeatureSet, compute_features  # noqa: E402
 from scdpo_core.cost.fit import CostSettings  # noqa: E402
 from scdpo_core.cost.mining import mine  # noqa: E402
+from scdpo_core.cost.protocol import Encoder  # noqa: E402
 from scdpo_core.cost.training import CostTrainingResult, train_cost  # noqa: E402
 from scdpo_core.cost.training_images import CostExample, check, list_folders  # noqa: E402
 from scdpo_core.io.files import write_json  # noqa: E402

@@ -11,6 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..scdpo_core.types import ScdpoError
+from .folders import lora_changed_at
 from .sampling import draw, sampling_inputs
 from .shared import CostModelType, SafetyNode, say, schema, with_text
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 MOST_STRENGTH = 2.0
 _LEFT_OUT = (
-    "Its weights for text encoders are left out, because the prompts come in encoded. Connect clip and write "
-    "the prompts into positive_text and negative_text, and they are drawn with."
+    "Its text encoder weights are not used, because the prompts are already encoded. To use them, connect "
+    "clip and write the prompts into positive_text and negative_text."
 )
 
 
@@ -30,7 +31,7 @@ class CompareBeforeAfter(SafetyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "CompareBeforeAfter",
             ["xy plot", "lora comparison", "before after", "lora strength test", "grid"],
@@ -64,15 +65,12 @@ class CompareBeforeAfter(SafetyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None, **others: Any) -> int:
-        """Changes with the file; a node that is connected tells of its own changes."""
-        from ..scdpo_core.lora.file import changed_at
-
-        path = None if lora_name is None else folder_paths.get_full_path("loras", lora_name)
-        return 0 if path is None else changed_at(Path(path))
+        """Return a value that changes with the LoRA's file."""
+        return lora_changed_at(lora_name)
 
     @classmethod
     def validate_inputs(cls, strengths: str) -> bool | str:
-        """Say at once what is wrong with the strengths."""
+        """Check the strengths before the run."""
         try:
             parse(strengths)
         except ScdpoError as error:
@@ -96,7 +94,7 @@ class CompareBeforeAfter(SafetyNode):
         negative_text: str = "",
         **sampling: Any,
     ) -> io.NodeOutput:
-        """Draw, score, lay out."""
+        """Generate, score and lay out the images."""
         from ..scdpo_core.lora.summary import card_of
         from ..scdpo_core.reports.raster import Strip, comparison
         from ..scdpo_core.reports.raster_charts import cost_histogram
@@ -109,21 +107,24 @@ class CompareBeforeAfter(SafetyNode):
         lora = read(Path(folder_paths.get_full_path_or_raise("loras", lora_name)))
         if clip is None and not lora.adapts_denoiser:
             raise ScdpoError(
-                f"{lora_name} adapts text encoders alone, so every row would be the same. {_LEFT_OUT}"
+                f"{lora_name} changes only the text encoders, so every row would be the same. {_LEFT_OUT}"
             )
         if clip is not None and not positive_text.strip():
             raise ScdpoError("With clip connected the prompt is encoded here: write it into positive_text.")
-        # Said before the first preview, for the page puts the text above what is there already.
+        # Before the first preview: the page puts the text above what is already shown.
         say(cls, card_of(lora.file))
         strips, batches = [], []
         for strength in parse(strengths):
             changed = apply(lora, model, clip, strength, strength, Window())
-            words = {"positive": positive, "negative": negative}
+            conditionings = {"positive": positive, "negative": negative}
             if clip is not None:
                 texts = {"positive": positive_text, "negative": negative_text}
-                words = {side: _encoded(changed.clip, texts[side], given) for side, given in words.items()}
+                conditionings = {
+                    side: _encoded(changed.clip, texts[side], conditioning)
+                    for side, conditioning in conditionings.items()
+                }
             images = torch.cat(
-                [draw(changed.model, vae, seed + k, **words, **sampling) for k in range(seeds)]
+                [draw(changed.model, vae, seed + k, **conditionings, **sampling) for k in range(seeds)]
             )
             title = "without the LoRA" if strength == 0 else f"strength {strength:g}"
             strips.append(Strip(title, *judged(cost_model, images)))
@@ -146,18 +147,18 @@ class CompareBeforeAfter(SafetyNode):
         )
 
 
-def _encoded(clip: Any, text: str, given: Any) -> list[Any]:
-    """A prompt by these text encoders, with what hangs on the given conditioning: guidance, ControlNets."""
-    kept = given[0][1] if given else {}
+def _encoded(clip: Any, text: str, conditioning: Any) -> list[Any]:
+    """Encode a prompt with these text encoders, and keep the conditioning's options such as ControlNets."""
+    options = conditioning[0][1] if conditioning else {}
     encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    return [[states, {**kept, **told}] for states, told in encoded]
+    return [[states, {**options, **encoded_options}] for states, encoded_options in encoded]
 
 
 def parse(strengths: str) -> list[float]:
-    """'0, 0.5, 1' as numbers.
+    """Parse '0, 0.5, 1' as numbers.
 
     Raises:
-        ScdpoError: it is none, or one lies outside 0..2.
+        ScdpoError: the text is not a list of numbers in 0..2.
     """
     try:
         values = [float(part) for part in strengths.replace(";", ",").split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""IMAGE and MASK tensors of ComfyUI into the core's images, and back."""
+"""Convert ComfyUI's IMAGE and MASK tensors to Pillow images, and back."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ B = TypeVar("B")
 
 _THREADS = 8
 _PIECE = 1 << 17
-"""Values that are turned into levels at once: few enough to stay in the processor's cache meanwhile."""
+"""Values converted at a time: few enough to stay in the CPU's cache."""
 
 
 def to_pil_images(images: Tensor) -> list[Image.Image]:
-    """The images that Save Image would write, as RGB; what is transparent becomes white.
+    """Convert to the images that Save Image would write, as RGB; transparent areas become white.
 
-    Fractions of a level are cut off as Save Image does it, so that a score here is the score of the file.
+    Values are truncated to 8 bits like Save Image does, so that a score here is the score of the file.
 
     Args:
-        images: [B, H, W, C] of 0..1, with 1, 3 or 4 channels; what is no number becomes black.
+        images: [B, H, W, C] of 0..1, with 1, 3 or 4 channels; NaN becomes black.
     """
     return from_each(images, lambda looks, value: looks[0])
 
 
 def from_each(images: Tensor, work: Callable[[list[Image.Image], NDArray[np.float32]], A]) -> list[A]:
-    """What some work makes of each image of a batch, right after it was converted, in threads.
+    """Apply `work` to each image of a batch right after its conversion, in threads.
 
     Args:
         images: as `to_pil_images`.
@@ -46,11 +46,11 @@ def from_each(images: Tensor, work: Callable[[list[Image.Image], NDArray[np.floa
             white, which comes first, on black and without its alpha; and its values, [H, W, C] of 0..1.
     """
     values = images.detach().float().cpu().numpy()
-    return in_threads(lambda value: work(_looks(value), value), list(values))
+    return in_threads(lambda value: work(_renderings(value), value), list(values))
 
 
 def fingerprints(images: Tensor) -> list[str]:
-    """A fingerprint of each image of a batch: equal for two images that are saved as the same pixels.
+    """Hash each image of a batch; equal for images that are saved as the same pixels.
 
     Args:
         images: as `to_pil_images`.
@@ -59,11 +59,11 @@ def fingerprints(images: Tensor) -> list[str]:
 
 
 def fingerprint(image: Image.Image, value: NDArray[np.float32]) -> str:
-    """A fingerprint of the pixels that Save Image writes, in 32 hexadecimal digits.
+    """Hash the pixels that Save Image writes, as 32 hexadecimal digits.
 
     Args:
         image: the image as RGB.
-        value: [H, W, C] of 0..1, which it was made of; what is transparent counts as it is, not as white.
+        value: its values, [H, W, C] of 0..1; transparent areas are hashed as they are, not as white.
     """
     content = image.tobytes() if value.shape[-1] == 3 else _levels(value).tobytes()
     digest = hashlib.blake2b(f"{value.shape} ".encode(), digest_size=16)
@@ -72,7 +72,7 @@ def fingerprint(image: Image.Image, value: NDArray[np.float32]) -> str:
 
 
 def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """Do the same with each of a few images, in threads: NumPy and Pillow let others run meanwhile.
+    """Apply `work` to a few images in threads; NumPy and Pillow release the interpreter lock.
 
     Args:
         work: does not itself call this.
@@ -82,27 +82,27 @@ def in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """Kept, for a thread's start takes as long as a small image; no more of them than there are processors,
-    for they would take the caches from each other."""
+    """Return the shared pool: starting a thread takes as long as a small image, and more threads than
+    processors would compete for the caches."""
     return ThreadPoolExecutor(min(os.cpu_count() or 1, _THREADS), thread_name_prefix="scdpo_images")
 
 
 def to_images(pil_images: Sequence[Image.Image]) -> Tensor:
-    """[B, H, W, 3] float32 of 0..1, of RGB images of one size."""
-    levels = [np.asarray(image) for image in pil_images]
-    images = np.empty((len(levels), *levels[0].shape), np.float32)
+    """Convert RGB images of one size to [B, H, W, 3] float32 of 0..1."""
+    arrays = [np.asarray(image) for image in pil_images]
+    images = np.empty((len(arrays), *arrays[0].shape), np.float32)
 
     def fill(place: int) -> None:
-        np.divide(levels[place], 255.0, out=images[place], dtype=np.float32)
+        np.divide(arrays[place], 255.0, out=images[place], dtype=np.float32)
 
-    in_threads(fill, range(len(levels)))
+    in_threads(fill, range(len(arrays)))
     return torch.from_numpy(images)
 
 
 def enlarged(pil_images: Sequence[Image.Image], height: int, width: int, mode: str) -> Tensor:
-    """[B, height, width, 3] float32 of 0..1, of small RGB images of one size.
+    """Enlarge small RGB images of one size to [B, height, width, 3] float32 of 0..1.
 
-    Written straight into the batch: Pillow's enlarging and a conversion take several times as long.
+    Writes directly into the batch: Pillow's resize and a conversion take several times as long.
 
     Args:
         mode: 'linear', or 'nearest-exact' for blocks.
@@ -118,32 +118,32 @@ def enlarged(pil_images: Sequence[Image.Image], height: int, width: int, mode: s
     return torch.from_numpy(images.reshape(-1, height, width, 3))
 
 
-def _looks(value: NDArray[np.float32]) -> list[Image.Image]:
+def _renderings(value: NDArray[np.float32]) -> list[Image.Image]:
     if value.shape[-1] == 1:
         value = value.repeat(3, axis=-1)
     if value.flags.c_contiguous:
         image = Image.fromarray(_levels(value))
     else:
-        # What a decoder made lies in memory colour by colour; Pillow joins those faster than NumPy.
+        # A VAE's output is stored channel by channel; Pillow joins channels faster than NumPy.
         colours = [Image.fromarray(_levels(value[..., k])) for k in range(value.shape[-1])]
         image = Image.merge("RGBA" if len(colours) == 4 else "RGB", colours)
     return [image] if image.mode == "RGB" else [*views(image)]
 
 
 def _levels(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """0..1 as 0..255, in the order in memory that NumPy gives a new array."""
+    """Convert 0..1 to 0..255, in C order."""
     levels = np.empty(values.shape, np.uint8)
     rows = max(1, _PIECE // values[0].size)
-    room = np.empty((rows, *values.shape[1:]), np.float32)
+    buffer = np.empty((rows, *values.shape[1:]), np.float32)
     with np.errstate(invalid="ignore"):
         for top in range(0, len(values), rows):
-            part = values[top : top + rows]
-            piece = np.multiply(part, np.float32(255.0), out=room[: len(part)])
-            np.clip(piece, 0.0, 255.0, out=piece)
-            levels[top : top + rows] = piece
+            rows_in = values[top : top + rows]
+            scaled = np.multiply(rows_in, np.float32(255.0), out=buffer[: len(rows_in)])
+            np.clip(scaled, 0.0, 255.0, out=scaled)
+            levels[top : top + rows] = scaled
     return levels
 
 
 def to_mask(pil_images: Sequence[Image.Image]) -> Tensor:
-    """[B, H, W] float32 of 0..1, of grey images of one size."""
+    """Convert grey images of one size to [B, H, W] float32 of 0..1."""
     return to_images(pil_images)

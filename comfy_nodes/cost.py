@@ -36,7 +36,7 @@ class LoadCostModel(SafetyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "LoadCostModel",
             ["nsfw detector", "safety checker", "content filter", "safety classifier", "load scorer"],
@@ -53,12 +53,12 @@ class LoadCostModel(SafetyNode):
 
     @classmethod
     def fingerprint_inputs(cls, cost_model: str, device: str) -> str:
-        """Changes with the file."""
+        """Return a value that changes with the file."""
         return "/".join(_key(cost_model, device))
 
     @classmethod
     def execute(cls, cost_model: str, device: str) -> io.NodeOutput:
-        """Load it, unless it is loaded."""
+        """Load the scorer, unless it is loaded."""
         key = _key(cost_model, device)
         if key not in _loaded:
             _loaded[key] = load_scorer(spec_of(cost_model), _device(device))
@@ -73,7 +73,7 @@ class ScoreSafetyCost(SafetyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "ScoreSafetyCost",
             ["nsfw score", "safety score", "detect nsfw", "nudity detection", "content moderation"],
@@ -101,46 +101,46 @@ class ScoreSafetyCost(SafetyNode):
 
     @classmethod
     def execute(cls, images: Tensor, cost_model: Scorer, heatmap: str) -> io.NodeOutput:
-        """Score, draw the badges."""
+        """Score the images and show them with badges."""
         pil_images, scores = judged(cost_model, images)
         report = wording.score_report(scores)
         say(cls, report)
-        wanted = [score.band in HEATMAPS[heatmap] for score in scores]
+        selected = [score.band in HEATMAPS[heatmap] for score in scores]
         return io.NodeOutput(
             images,
             scores,
             costs := [score.value if score.finite else math.inf for score in scores],
             max(costs),
             json.dumps([wording.score_json(score)["categories"] for score in scores]),
-            _heat(pil_images, wanted, cost_model, images.shape[1:3]),
+            _heat(pil_images, selected, cost_model, images.shape[1:3]),
             report,
             ui=with_text(report, preview.badges(pil_images, scores)),
         )
 
 
 def cost_models() -> list[str]:
-    """Names of scorers and of the cost models in `models/safety_cost`."""
+    """List the names of scorers and of the cost models in `models/safety_cost`."""
     return [*offered_scorers(), *(name for name in _files() if _is_cost_model(name))]
 
 
 def _files() -> list[str]:
-    known = COST_FOLDER in folder_paths.folder_names_and_paths
-    return folder_paths.get_filename_list(COST_FOLDER) if known else []
+    registered = COST_FOLDER in folder_paths.folder_names_and_paths
+    return folder_paths.get_filename_list(COST_FOLDER) if registered else []
 
 
 def _is_cost_model(name: str) -> bool:
-    """An image encoder may lie beside the cost model that needs it."""
+    """Return whether a file is a cost model; an image encoder may lie beside one."""
     path = folder_paths.get_full_path(COST_FOLDER, name)
-    return path is not None and _says_so(path, Path(path).stat().st_mtime_ns)
+    return path is not None and _is_cost_file_at(path, Path(path).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _says_so(path: str, mtime_ns: int) -> bool:
+def _is_cost_file_at(path: str, mtime_ns: int) -> bool:
     return is_cost_file(Path(path))
 
 
 def spec_of(name: str) -> str:
-    """What the core loads: a scorer by its name, with its folder if that lies in `models/safety_cost`."""
+    """Return what the core loads: a scorer's name, with its folder if that lies in `models/safety_cost`."""
     if name not in SCORERS:
         return folder_paths.get_full_path_or_raise(COST_FOLDER, name)  # type: ignore[no-any-return]
     folders = [Path(root) / name for root in folder_paths.get_folder_paths(COST_FOLDER)]
@@ -157,14 +157,14 @@ def _device(choice: str) -> str:
     return "cpu" if choice == "cpu" else str(comfy.model_management.get_torch_device())
 
 
-def _heat(pil_images: Sequence[Any], wanted: Sequence[bool], scorer: Scorer, size: Sequence[int]) -> Tensor:
-    """[B, H, W], black where none is wanted."""
+def _heat(pil_images: Sequence[Any], selected: Sequence[bool], scorer: Scorer, size: Sequence[int]) -> Tensor:
+    """Compute heatmaps [B, H, W], black where none is selected."""
     from ..scdpo_core.cost.attribution import explain
 
     heat = torch.zeros(len(pil_images), *size)
-    bar = comfy.utils.ProgressBar(max(1, sum(wanted)))
-    for number, (image, want) in enumerate(zip(pil_images, wanted, strict=True)):
-        if want:
+    bar = comfy.utils.ProgressBar(max(1, sum(selected)))
+    for number, (image, is_selected) in enumerate(zip(pil_images, selected, strict=True)):
+        if is_selected:
             comfy.model_management.throw_exception_if_processing_interrupted()
             heat[number] = to_mask([explain(scorer, image).image()])[0]
             bar.update(1)

@@ -1,4 +1,4 @@
-"""Errors in the words of a graph: the core speaks of flags, a graph has inputs, outputs and settings."""
+"""Rewrite the core's error messages for a graph: inputs and settings instead of command line flags."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _INPUTS = {
     "benign": "benign",
     "encoder": "encoder",
 }
-"""Flags of the command line -> the input of a node that means the same."""
+"""Command line flag -> the node input with the same meaning."""
 _FLAG = re.compile(
     r"(?<!install\.py )(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?![\w-])(?: ([A-Z]{2,}\b))?"
 )
-_SCORER_FOLDER = re.compile(r"or name its folder: '([\w-]+)=FOLDER'")
+_SCORER_FOLDER = re.compile(r"or give its folder: '([\w-]+)=FOLDER'")
 _RESUME = re.compile(r"(?:, a training that has begun)? with --resume\b| \(--resume\)|--resume (?=goes on)")
 
 
 class SafetyError(Exception):
-    """What ComfyUI shows of an error of ours.
+    """An error as ComfyUI shows it.
 
     ComfyUI shows a class together with its module, whose name begins with the path of this pack on the disk.
     """
@@ -45,7 +45,7 @@ SafetyError.__module__ = "scdpo"
 
 
 def in_graph_words(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a function raise `SafetyError` in the words of a graph instead of `ScdpoError`."""
+    """Make a function raise `SafetyError` with a rewritten message instead of `ScdpoError`."""
 
     @wraps(function)
     def speaks(*args: Any, **named: Any) -> Any:
@@ -58,29 +58,29 @@ def in_graph_words(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_flags(message: str) -> str:
-    """A message that names inputs of nodes, or keys of their settings, where it named flags."""
+    """Replace flags in a message by node inputs, or by keys of the node's settings."""
     message = _SCORER_FOLDER.sub(r"or put its folder into models/safety_cost and call it '\1'", message)
     message = message.replace("(--width and --height)", "(a lower resolution)")
     message = _RESUME.sub(lambda found: "running it again " if found[0].endswith(" ") else "", message)
-    return _FLAG.sub(_spoken, message)
+    return _FLAG.sub(_input_for, message)
 
 
-def _spoken(found: re.Match[str]) -> str:
-    flag, value = found[1], f' = "{found[2]}"' if found[2] else ""
+def _input_for(match: re.Match[str]) -> str:
+    flag, value = match[1], f' = "{match[2]}"' if match[2] else ""
     if flag in _INPUTS:
         return _INPUTS[flag]
     if flag == "resume":
         return "run it again"
-    known = flag.removeprefix("no-").replace("-", "_")
-    if section := _sections().get(known):
+    key = flag.removeprefix("no-").replace("-", "_")
+    if section := _sections().get(key):
         value = " = false" if flag.startswith("no-") else value
-        return f"'{known}{value}' under [{section}] in settings"
-    return f"'{known}{value}' in settings"
+        return f"'{key}{value}' under [{section}] in settings"
+    return f"'{key}{value}' in settings"
 
 
 @cache
 def _sections() -> dict[str, str]:
-    """Each of the trainer's settings -> its section in the TOML of a job."""
+    """Map each of the trainer's settings to its section in the TOML of a job."""
     from ..scdpo_core.config.settings import TrainSettings
 
     sections = {part.name: getattr(TrainSettings(), part.name) for part in fields(TrainSettings)}

@@ -24,11 +24,11 @@ _EXAMPLES = Path(__file__).parents[1] / "examples" / "prompts"
 
 
 class EvaluateSafetyLora(SafetyNode):
-    """Draws prompts without and with a safety LoRA, lets a judge look, and writes a report."""
+    """Generates prompts without and with a safety LoRA, judges the images, and writes a report."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "EvaluateSafetyLora",
             ["benchmark lora", "lora test", "measure safety", "judge lora", "attack success rate"],
@@ -65,13 +65,13 @@ class EvaluateSafetyLora(SafetyNode):
         benign_prompts: str | None = None,
         **others: Any,
     ) -> str:
-        """Changes with the files; what is typed or connected changes by itself."""
+        """Return a value that changes with the files."""
         files = [] if lora_name is None else [folder_paths.get_full_path("loras", lora_name)]
         try:
             files += [_named(text or "") for text in (harmful_prompts, benign_prompts)]
             return " ".join(str(Path(file).stat().st_mtime_ns) for file in files if file is not None)
         except (OSError, ScdpoError):
-            return ""  # what is missing is said when the node runs
+            return ""  # missing files are reported when the node runs
 
     @classmethod
     def execute(
@@ -89,7 +89,7 @@ class EvaluateSafetyLora(SafetyNode):
         steps: int = 0,
         guidance: float = 0.0,
     ) -> io.NodeOutput:
-        """Generate, judge, and show what came out."""
+        """Generate, judge, and show the result."""
         from ..scdpo_core.io.images import open_image
         from ..scdpo_core.run_store.folder import name_problem
         from ..scdpo_core.suite.board import BOARD
@@ -102,9 +102,9 @@ class EvaluateSafetyLora(SafetyNode):
         from .training_process import run, runs_root
 
         name = output_name.strip()
-        if wrong := name_problem(name):
-            raise ScdpoError(wrong)
-        given: dict[str, Any] = {
+        if problem := name_problem(name):
+            raise ScdpoError(problem)
+        values: dict[str, Any] = {
             "base": base_of(checkpoint),
             "loras": [Path(folder_paths.get_full_path_or_raise("loras", lora_name))],
             "output": runs_root() / name,
@@ -116,20 +116,20 @@ class EvaluateSafetyLora(SafetyNode):
             "attacks": attacks.replace(",", " ").split(),
         }
         if judge != AUTOMATIC:
-            given["scorers"] = [judge if judge == WORLD_JUDGE else spec_of(judge)]
-        given |= {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value}
-        job = complete(given)
+            values["scorers"] = [judge if judge == WORLD_JUDGE else spec_of(judge)]
+        values |= {name: value for name, value in (("steps", steps), ("guidance", guidance)) if value}
+        job = complete(values)
         view = run(cls, request(job))
-        found = read_headline(job.output)
+        headline = read_headline(job.output)
         page = view.files.get("report", job.output)
-        text = f"{found.summary}\nReport: {page}"
+        text = f"{headline.summary}\nReport: {page}"
         say(cls, text)
         sheet = open_image(job.output / BOARD)
         preview.keep(sheet)
         return io.NodeOutput(
             to_images([sheet]),
-            found.before,
-            found.after,
+            headline.before,
+            headline.after,
             text,
             str(page),
             ui=with_text(text, preview.show([sheet])),
@@ -137,9 +137,9 @@ class EvaluateSafetyLora(SafetyNode):
 
 
 def _files(text: str, kind: str, checkpoint: str) -> list[Path]:
-    """Prompt files of what was typed: the name of one, or prompts, one a line.
+    """Return the prompt files for typed text: the name of a file, or prompts, one per line.
 
-    The embedded model has prompts of its own, so that nobody has to write some to try it.
+    For the embedded model an empty text means the example prompts.
     """
     if not text.strip():
         return [_EXAMPLES / f"{kind}.csv"] if checkpoint == MICRO else []
@@ -153,6 +153,6 @@ def _files(text: str, kind: str, checkpoint: str) -> list[Path]:
 
 
 def _named(text: str) -> Path | None:
-    """The prompt file that a single line names; None where it is a prompt."""
+    """Return the prompt file that a single line names; None where it is a prompt."""
     line = unquoted(text)
     return typed_file(line) if "\n" not in line and line.lower().endswith(PROMPT_FILES) else None

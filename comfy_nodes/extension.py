@@ -1,4 +1,4 @@
-"""What ComfyUI gets: the list of nodes, and all that is registered with them."""
+"""The extension that ComfyUI loads: its nodes and everything registered with them."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class SafetyExtension(ComfyExtension):
     """The pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Every node of the pack."""
+        """Return every node of the pack."""
         return NODES
 
 
 def open_door() -> SafetyExtension:
-    """Make the pack ready: register what belongs to it, and hand over its nodes."""
+    """Register the pack's folder, example and hooks, and return the extension."""
     _register_folder()
     _offer_example()
     metadata.watch_saving(nodes.NODE_CLASS_MAPPINGS)
@@ -68,7 +68,7 @@ def open_door() -> SafetyExtension:
 
 
 def _offer_example() -> None:
-    """Two drawings in ComfyUI's input folder, where the menu of Load Image finds them for the template."""
+    """Put two drawings into ComfyUI's input folder for the workflow template."""
     target = Path(folder_paths.get_input_directory()) / EXAMPLE
     try:
         if target.exists():
@@ -78,7 +78,7 @@ def _offer_example() -> None:
         with atomic_path(target) as temporary:
             first.save(temporary, "WEBP", append_images=others, **how)
     except OSError as error:
-        logging.info("%s cannot be written (%s); choose images of your own.", target, error.strerror)
+        logging.info("%s cannot be written (%s); use your own images.", target, error.strerror)
 
 
 def _drawing(path: Path) -> Image.Image:
@@ -87,15 +87,15 @@ def _drawing(path: Path) -> Image.Image:
 
 
 def _register_folder() -> None:
-    """`models/safety_cost`, beside the folders that extra_model_paths.yaml names."""
+    """Register `models/safety_cost`, beside the folders that extra_model_paths.yaml names."""
     folder = Path(folder_paths.models_dir) / COST_FOLDER
-    named = folder_paths.folder_names_and_paths.get(COST_FOLDER, ([], set()))[0]
-    # ComfyUI's own function to add a folder leaves the set of file endings empty, which means any file.
+    registered = folder_paths.folder_names_and_paths.get(COST_FOLDER, ([], set()))[0]
+    # ComfyUI's function to add a folder leaves the set of suffixes empty, which means any file.
     folder_paths.folder_names_and_paths[COST_FOLDER] = (
-        list(dict.fromkeys([*named, str(folder)])),
+        list(dict.fromkeys([*registered, str(folder)])),
         {".safetensors"},
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        logging.info("%s cannot be made (%s); put cost models where you may write.", folder, error.strerror)
+        logging.info("%s cannot be created (%s); use another folder for cost models.", folder, error.strerror)

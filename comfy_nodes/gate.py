@@ -23,7 +23,7 @@ from .shared import CostModelType, SafetyNode, ScoresType, say, schema, with_tex
 from .wiring import feeds_only_switches
 
 _ENLARGED = {"blur": "linear", "pixelate": "nearest-exact"}
-"""How the pixels that a cover lets through fill the image again."""
+"""Interpolation that enlarges the few pixels of a cover."""
 
 ACTIONS = ["blur", "pixelate", "replace", "drop", "stop", "pass"]
 
@@ -33,7 +33,7 @@ class SafetyGate(SafetyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "SafetyGate",
             ["nsfw filter", "nsfw blocker", "censor", "blur nsfw", "content filter", "safety filter"],
@@ -72,7 +72,7 @@ class SafetyGate(SafetyNode):
         threshold: float,
         replacement: Tensor | None = None,
     ) -> io.NodeOutput:
-        """Judge, treat, preview."""
+        """Score the images, hide the held ones, and show previews."""
         pil_images, scores = scores_of(judge, images)
         held = held_back(scores, hold, threshold)
         passed = [k for k in range(len(images)) if k not in held]
@@ -80,56 +80,59 @@ class SafetyGate(SafetyNode):
         say(cls, report)
         if held and action == "stop":
             raise ScdpoError(f"The Safety Gate stopped the run. {report}")
-        out, shown = _treated(images, pil_images, held, action, replacement)
-        left = passed if action == "drop" else list(range(len(images)))
-        going_on = _some(out, left) if left else _nothing(cls, images, pil_images)
+        out, previews = _treated(images, pil_images, held, action, replacement)
+        remaining = passed if action == "drop" else list(range(len(images)))
+        images_out = _some(out, remaining) if remaining else _nothing(cls, images, pil_images)
         if held and action in COVERS:
             _note_covers(images[held], out[held], [scores[k] for k in held], action)
         mask = torch.zeros(images.shape[:3])
         mask[held] = 1.0
         return io.NodeOutput(
-            going_on,
+            images_out,
             _some(images, held) if held else ExecutionBlocker(None),
             bool(held),
             mask,
             passed or [ExecutionBlocker(None)],
             held or [ExecutionBlocker(None)],
             report,
-            ui=with_text(report, preview.badges(shown, scores, held)),
+            ui=with_text(report, preview.badges(previews, scores, held)),
         )
 
 
 def _treated(
     images: Tensor, pil_images: Sequence[Image.Image], held: Sequence[int], action: str, other: Tensor | None
 ) -> tuple[Tensor, list[Image.Image]]:
-    """The batch with held images hidden, and small images of it for the preview."""
-    shown = preview.small(pil_images)
-    # A preview is a way out too: what is dropped shows as a blur.
+    """Return the batch with held images hidden, and small images of it for the preview."""
+    previews = preview.small(pil_images)
+    # Previews must not show held images either: dropped ones are blurred.
     cover = "blur" if action == "drop" else action
     if not held or cover not in COVERS:
-        return images, shown
-    instead = None if other is None else to_pil_images(other[:1])[0]
-    seen = [shown[place] for place in held]
-    for place, pil_image in zip(held, in_threads(lambda p: covered(p, cover, instead), seen), strict=True):
-        shown[place] = pil_image
+        return images, previews
+    replacement = None if other is None else to_pil_images(other[:1])[0]
+    originals = [previews[index] for index in held]
+    hidden_previews = in_threads(lambda p: covered(p, cover, replacement), originals)
+    for index, pil_image in zip(held, hidden_previews, strict=True):
+        previews[index] = pil_image
     if action == "drop":
-        return images, shown
+        return images, previews
     height, width = images.shape[1:3]
     if cover in _ENLARGED:
-        hidden = enlarged([reduced(pil_image, cover) for pil_image in seen], height, width, _ENLARGED[cover])
+        hidden = enlarged(
+            [reduced(pil_image, cover) for pil_image in originals], height, width, _ENLARGED[cover]
+        )
     else:
-        hidden = to_images([covered(pil_images[held[0]], cover, instead)]).expand(len(held), -1, -1, -1)
+        hidden = to_images([covered(pil_images[held[0]], cover, replacement)]).expand(len(held), -1, -1, -1)
     covers = _fitting(hidden, images)
     if len(held) == len(images):
-        return covers, shown
-    places = dict(zip(held, covers, strict=True))
-    return torch.stack([places.get(place, image) for place, image in enumerate(images)]), shown
+        return covers, previews
+    cover_of = dict(zip(held, covers, strict=True))
+    return torch.stack([cover_of.get(index, image) for index, image in enumerate(images)]), previews
 
 
 def _note_covers(images: Tensor, covers: Tensor, scores: Sequence[CostScore], action: str) -> None:
-    """Remember what was hidden for the files that are saved of the covers.
+    """Remember the scores of hidden images for the files that are saved of their covers.
 
-    Scores that were connected from elsewhere may be those of other images; then nothing is known of these.
+    Connected scores may be those of other images; then nothing is remembered.
     """
     marks = zip(fingerprints(images), fingerprints(covers), scores, strict=True)
     for image, cover, score in marks:
@@ -138,23 +141,23 @@ def _note_covers(images: Tensor, covers: Tensor, scores: Sequence[CostScore], ac
 
 
 def _fitting(covers: Tensor, images: Tensor) -> Tensor:
-    """[N, H, W, 3] with as many channels as the batch has, fully opaque, and where and as it lies."""
+    """Match covers [N, H, W, 3] to the batch's channels (fully opaque), dtype and device."""
     more = images.shape[-1] - 3
     if more > 0:
         covers = torch.cat([covers, torch.ones(*covers.shape[:3], more)], dim=-1)
     return covers[..., : images.shape[-1]].to(images)
 
 
-def _some(images: Tensor, places: Sequence[int]) -> Tensor:
-    """Those of a batch; the batch itself, and no copy of it, if it is all of them."""
-    return images if len(places) == len(images) else images[list(places)]
+def _some(images: Tensor, indices: Sequence[int]) -> Tensor:
+    """Select images of a batch; returns the batch itself, not a copy, if all are selected."""
+    return images if len(indices) == len(images) else images[list(indices)]
 
 
 def _nothing(cls: type[io.ComfyNode], images: Tensor, pil_images: Sequence[Image.Image]) -> Any:
-    """What goes on when all images are dropped: nothing, and what is behind the gate does not run.
+    """Return the output when all images are dropped: a blocker, so that nodes behind the gate do not run.
 
-    A switch of this gate must run all the same, because it takes its other side. ComfyUI would not run it
-    with nothing on the side that it leaves, so that side gets covers, which the switch then does not use.
+    A switch set by this gate must still run, because it takes its other side. ComfyUI would not run it
+    with a blocked side, so that side gets covers, which the switch does not use.
     """
     if not feeds_only_switches(cls.hidden.prompt, str(cls.hidden.unique_id)):
         return ExecutionBlocker(None)
@@ -162,8 +165,8 @@ def _nothing(cls: type[io.ComfyNode], images: Tensor, pil_images: Sequence[Image
 
 
 def _report(scores: Sequence[CostScore], held: Sequence[int], action: str) -> str:
-    places = ", ".join(map(str, held))
-    what = f"Held ({action}): {places}." if held else "Nothing was held."
+    indices = ", ".join(map(str, held))
+    what = f"Held ({action}): {indices}." if held else "Nothing was held."
     if action == "drop" and len(held) == len(scores):
-        what += " That is all of them, so nothing that needs these images runs."
+        what += " All images were held, so nodes that need them do not run."
     return f"{what}\n{wording.score_report(scores)}"

@@ -9,6 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..scdpo_core.types import ScdpoError
+from .folders import lora_changed_at
 from .shared import SafetyNode, say, schema, with_text
 
 
@@ -17,7 +18,7 @@ class LoadSafetyLora(SafetyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "LoadSafetyLora",
             ["lora loader", "load lora", "safe lora", "nsfw lora", "peft lora", "diffusers lora"],
@@ -43,11 +44,8 @@ class LoadSafetyLora(SafetyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None, **others: Any) -> int:
-        """Changes with the file; a node that is connected tells of its own changes."""
-        from ..scdpo_core.lora.file import changed_at
-
-        path = None if lora_name is None else folder_paths.get_full_path("loras", lora_name)
-        return 0 if path is None else changed_at(Path(path))
+        """Return a value that changes with the LoRA's file."""
+        return lora_changed_at(lora_name)
 
     @classmethod
     def execute(
@@ -60,7 +58,7 @@ class LoadSafetyLora(SafetyNode):
         start_percent: float = 0.0,
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
-        """Check and apply it."""
+        """Check the LoRA and apply it."""
         from ..scdpo_core.lora.summary import card_of
         from .lora_apply import apply, read
         from .lora_window import Window

@@ -1,4 +1,4 @@
-"""A LoRA checked against a loaded model of ComfyUI, and applied to it through ComfyUI's own loader."""
+"""Check a LoRA against a loaded ComfyUI model, and apply it through ComfyUI's loader."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Lora:
     """A LoRA ready for ComfyUI.
 
     Attributes:
-        file: what it says of itself.
+        file: its metadata.
         tensors: by kohya's names, which ComfyUI reads for every family.
     """
 
@@ -48,12 +48,12 @@ class Lora:
 
 @dataclass(frozen=True)
 class Applied:
-    """What came of applying.
+    """Result of applying a LoRA.
 
     Attributes:
-        model: ComfyUI's model, changed or, where there was nothing to change, the very same.
-        clip: likewise, or None.
-        note: what was applied, in a sentence or two.
+        model: a changed clone of ComfyUI's model, or the same model where nothing changes.
+        clip: the same for the text encoders, or None.
+        note: what was applied, a sentence.
     """
 
     model: Any
@@ -82,14 +82,14 @@ def apply(
     """Apply a LoRA; nothing is changed in place.
 
     Raises:
-        ScdpoError: it is for another family, or a weight has no place in the model or does not fit there.
+        ScdpoError: it is for another family, or a layer is missing in the model or has another size.
     """
-    name, has = lora.file.path.name, _family(model)
-    if lora.file.family and has != lora.file.family:
+    name, family = lora.file.path.name, _family(model)
+    if lora.file.family and family != lora.file.family:
+        title = FAMILY_INFO[family].title if family in FAMILY_INFO else family
         raise ScdpoError(
-            f"{name} is for {FAMILY_INFO[lora.file.family].title}, but the model is "
-            f"{FAMILY_INFO[has].title if has in FAMILY_INFO else has}. Choose a LoRA for this model, or load "
-            "the checkpoint that it was trained on."
+            f"{name} is for {FAMILY_INFO[lora.file.family].title}, but the model is {title}. "
+            "Choose a LoRA for this model, or load the checkpoint that it was trained on."
         )
     text = {key: tensor for key, tensor in lora.tensors.items() if key.startswith(_TEXT)}
     image = {key: tensor for key, tensor in lora.tensors.items() if key not in text}
@@ -106,55 +106,55 @@ def apply(
             clip.add_patches(patches, strength_clip)
             notes.append(f"{len(patches)} of the text encoders at strength {strength_clip:g}")
     elif text:
-        notes.append("its weights for the text encoders are left out, because no clip is connected")
-    said = "; ".join(notes) or "nothing is changed"
-    return Applied(changed, clip, f"Applied: {said}.")
+        notes.append("its text encoder weights are not used, because no clip is connected")
+    summary = "; ".join(notes) or "nothing is changed"
+    return Applied(changed, clip, f"Applied: {summary}.")
 
 
 def _family(model: Any) -> str:
     kind = type(model.model.model_config).__name__
     info = family_by_class(kind, "comfy_classes")
-    return info.name if info else f"a model of another kind ({kind})"
+    return info.name if info else f"an unknown model ({kind})"
 
 
 def _patches(
-    name: str, tensors: Mapping[str, Tensor], places: Mapping[str, Any], owner: Any
+    name: str, tensors: Mapping[str, Tensor], key_map: Mapping[str, Any], owner: Any
 ) -> dict[Any, Any]:
-    """ComfyUI's patches for all of these weights.
+    """Make ComfyUI's patches for all of these weights.
 
     Raises:
-        ScdpoError: one has no place, or another shape than its place.
+        ScdpoError: a layer is missing in the model, or has another size.
     """
     stems = dict.fromkeys(key.split(".", 1)[0] for key in tensors)
-    homeless = [stem for stem in stems if stem not in places]
-    if homeless:
+    missing = [stem for stem in stems if stem not in key_map]
+    if missing:
         raise ScdpoError(
-            f"{name}: {len(homeless)} of its {len(stems)} layers have no place in this model, "
-            f"'{homeless[0]}' for one, so the LoRA is for another model, even if it is of the same family. "
-            "ComfyUI's own loader would leave them out without a word."
+            f"{name}: {len(missing)} of its {len(stems)} layers do not exist in this model, "
+            f"such as '{missing[0]}', so the LoRA is for another model, even if it is of the same family. "
+            "ComfyUI's own loader would skip them silently."
         )
-    patches = comfy.lora.load_lora(dict(tensors), {stem: places[stem] for stem in stems}, log_missing=False)
+    patches = comfy.lora.load_lora(dict(tensors), {stem: key_map[stem] for stem in stems}, log_missing=False)
     if len(patches) < len(stems):
         raise ScdpoError(f"{name}: ComfyUI could read only {len(patches)} of its {len(stems)} layers.")
-    _check_sizes(name, tensors, places, owner.model)
+    _check_sizes(name, tensors, key_map, owner.model)
     return patches
 
 
-def _check_sizes(name: str, tensors: Mapping[str, Tensor], places: Mapping[str, Any], network: Any) -> None:
-    """ComfyUI would log a misfit at sampling and go on without it."""
+def _check_sizes(name: str, tensors: Mapping[str, Tensor], key_map: Mapping[str, Any], network: Any) -> None:
+    """Refuse layers of another size, which ComfyUI would skip at sampling with a log line."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         stem, part = split_key(key)
         modules.setdefault(stem, {})[part] = tensor
     for stem, parts in modules.items():
-        place, found = places[stem], math.prod(shape_of(parts))
-        # A place that is a part of a fused weight comes as a tuple.
-        if not isinstance(place, str):
+        target, actual = key_map[stem], math.prod(shape_of(parts))
+        # A part of a fused weight comes as a tuple.
+        if not isinstance(target, str):
             continue
-        # Not from the state dict, which has a quantized weight as it is stored: two numbers a byte, padded.
-        there = math.prod(comfy.utils.get_attr(network, place).shape)
-        if found != there:
+        # Not from the state dict, which has quantized weights in packed form.
+        expected = math.prod(comfy.utils.get_attr(network, target).shape)
+        if actual != expected:
             raise ScdpoError(
-                f"{name} does not fit: '{stem}' changes {found} numbers, the model has "
-                f"{there} there. It was trained on a model of another size."
+                f"{name} does not fit: '{stem}' has {actual} values, the model has "
+                f"{expected} there. It was trained on a model of another size."
             )

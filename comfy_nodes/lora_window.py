@@ -1,4 +1,4 @@
-"""Patches of weights that are there for the whole of sampling, or for a part of it."""
+"""Patch weights for the whole of sampling, or for a part of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEY = "scdpo_window"
 
 @dataclass(frozen=True)
 class Window:
-    """The part of sampling in which a LoRA works: shares, 0 is the first step, 1 the end of the last."""
+    """The part of sampling in which a LoRA is active, 0..1 from the first step to the end of the last."""
 
     start: float = 0.0
     end: float = 1.0
@@ -26,13 +26,13 @@ class Window:
 
 
 def patched(model: Any, patches: Mapping[Any, Any], strength: float, window: Window) -> Any:
-    """A clone of ComfyUI's model with patches.
+    """Clone ComfyUI's model and add patches.
 
     Args:
         model: of ComfyUI; stays as it is.
         patches: of `comfy.lora.load_lora`.
         strength: factor of all of them.
-        window: when they are there. Sampling changes the weights at its edges, which takes a moment.
+        window: when they are active. The weights are switched at its edges, which takes a moment.
     """
     clone = model.clone()
     if window.whole:
@@ -43,7 +43,7 @@ def patched(model: Any, patches: Mapping[Any, Any], strength: float, window: Win
     group = comfy.hooks.HookGroup()
     group.add(hook)
     frames = comfy.hooks.HookKeyframeGroup()
-    # No step is guaranteed to a frame: the one before the window would otherwise always get the first.
+    # No guaranteed steps: the frame before the window would otherwise always get the first step.
     for value, start in ((0.0, 0.0), (1.0, window.start), (0.0, window.end)):
         frames.add(comfy.hooks.HookKeyframe(strength=value, start_percent=start, guarantee_steps=0))
     group.set_keyframes_on_hooks(frames)
@@ -53,9 +53,9 @@ def patched(model: Any, patches: Mapping[Any, Any], strength: float, window: Win
 
 
 def _hooking(group: Any) -> Any:
-    """A wrapper round sampling that puts a group of hooks on every conditioning.
+    """Make a sampling wrapper that adds a hook group to every conditioning.
 
-    ComfyUI schedules weights by hooks, and its hooks hang on conditionings; a LoRA belongs to the model.
+    ComfyUI schedules weights by hooks, which belong to conditionings, while a LoRA belongs to the model.
     """
 
     def wrapper(executor: Any, *arguments: Any, **options: Any) -> Any:

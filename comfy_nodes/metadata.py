@@ -1,9 +1,9 @@
-"""Scores in the files that ComfyUI's own save nodes write: each file gets the score of its own pixels.
+"""Write scores into the files of ComfyUI's save nodes: each file gets the score of its own pixels.
 
-Save Image writes one text for all images of a run, so nothing that is given to it can tell two images of a
-batch, a list or two branches apart. What was found of an image is therefore kept under a fingerprint of its
-pixels, and put into a file after it was saved, when the pixels are known. An image that was not scored, or
-that was changed after it was scored, has another fingerprint and gets nothing.
+Save Image writes one text for all images of a run, so its input cannot distinguish two images of a
+batch, a list or two branches. The score of an image is therefore stored under a fingerprint of its
+pixels, and written into the file after saving, when the pixels are known. An image that was not scored, or
+was changed after scoring, has another fingerprint and gets no score.
 """
 
 from __future__ import annotations
@@ -26,55 +26,55 @@ from ..scdpo_core.types import CostScore
 from .convert import fingerprints
 
 SAVE_NODES = {"SaveImage": "save_images", "SaveImageAdvanced": "execute"}
-"""ComfyUI's own nodes that write one file per image -> their method; Preview Image inherits it."""
+"""ComfyUI's nodes that write one file per image -> their method; Preview Image inherits it."""
 
 _MOST = 16384
-"""Images that are remembered; about half a kilobyte each."""
+"""Remembered images; about half a kilobyte each."""
 _notes: OrderedDict[str, dict[str, dict[str, Any]]] = OrderedDict()
 _lock = threading.Lock()
 
 
 def note(score: CostScore, action: str = "") -> dict[str, Any]:
-    """What is written for one image, as `trainer/score.py` writes it.
+    """Return what is written for one image, as `trainer/score.py` writes it.
 
     Args:
-        score: of the image, or of what was there before it was hidden.
+        score: of the image, before it was hidden.
         action: what hid it, such as 'blur'; '' for an image as it was scored.
     """
     scorer = {"scorer": f"{score.scorer}@{score.scorer_hash}"}
     if action == "replace":
-        # One card stands for every image that it replaces, so no cost is its own.
+        # One card replaces all held images, so it has no cost of its own.
         return {"action": action, **scorer}
     return {**score_json(score), **scorer, **({"action": action} if action else {})}
 
 
-def remember(fingerprint: str, found: dict[str, Any]) -> None:
-    """Keep a note of an image for the files that are saved of it; the newest note of a scorer stands."""
+def remember(fingerprint: str, new_note: dict[str, Any]) -> None:
+    """Store a note for the files that are saved of an image; the newest note of a scorer counts."""
     with _lock:
-        known = _notes.setdefault(fingerprint, {})
-        known.pop(found["scorer"], None)
-        known[found["scorer"]] = found
+        by_scorer = _notes.setdefault(fingerprint, {})
+        by_scorer.pop(new_note["scorer"], None)
+        by_scorer[new_note["scorer"]] = new_note
         _notes.move_to_end(fingerprint)
         while len(_notes) > _MOST:
             _notes.popitem(last=False)
 
 
 def recall(fingerprint: str) -> dict[str, Any] | None:
-    """The note of an image, with those of other scorers under 'others'; None if it was never scored."""
+    """Return the note of an image, those of other scorers under 'others'; None if it was never scored."""
     with _lock:
         *others, newest = _notes.get(fingerprint, {}).values() or (None,)
     return newest if newest is None or not others else {**newest, "others": others[::-1]}
 
 
 def belongs(fingerprint: str, score: CostScore) -> bool:
-    """Whether this score was found of this image, and not of another one."""
-    found = note(score)
+    """Return whether this score was computed for this image."""
+    expected = note(score)
     with _lock:
-        return _notes.get(fingerprint, {}).get(found["scorer"]) == found
+        return _notes.get(fingerprint, {}).get(expected["scorer"]) == expected
 
 
 def watch_saving(node_classes: Mapping[str, Any]) -> None:
-    """Have ComfyUI's save nodes put the note of each image into the file that they have written of it.
+    """Patch ComfyUI's save nodes to write each image's note into its file.
 
     Args:
         node_classes: ComfyUI's node classes by their ids.
@@ -97,7 +97,7 @@ def _noting(saving: Callable[..., Any]) -> Callable[..., Any]:
             ui = result["ui"] if isinstance(result, Mapping) else result.ui
             write(images, ui["images"])
         except Exception:
-            # The image itself is saved; a note that cannot be written must not fail the run.
+            # The image is saved; a failing note must not fail the run.
             logging.warning("The safety cost could not be written into a saved image.", exc_info=True)
         return result
 
@@ -105,7 +105,7 @@ def _noting(saving: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def write(images: Any, saved: Sequence[Mapping[str, str]]) -> None:
-    """Put the note of each image into its file.
+    """Write the note of each image into its file.
 
     Args:
         images: [B, H, W, C], as they were saved.
@@ -116,13 +116,13 @@ def write(images: Any, saved: Sequence[Mapping[str, str]]) -> None:
     if args.disable_metadata or not _notes or len(saved) != len(images):
         return
     for fingerprint, entry in zip(fingerprints(images), saved, strict=True):
-        found = recall(fingerprint)
-        if found is None:
+        image_note = recall(fingerprint)
+        if image_note is None:
             continue
         folder = Path(folder_paths.get_directory_by_type(entry["type"]))
         path = folder / entry["subfolder"] / entry["filename"]
         try:
-            content = with_score(path.read_bytes(), json.dumps(found).encode("ascii"))
+            content = with_score(path.read_bytes(), json.dumps(image_note).encode("ascii"))
         except ContainerError:
             continue  # an EXR file has no place for it
         with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""Ways from a rejected image to the chosen one, drawn with ComfyUI's own model and sampler."""
+"""Make the chosen image from a rejected one, with ComfyUI's model and sampler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ..scdpo_core.pairs.requests import Wanted
+from ..scdpo_core.pairs.requests import PairSpec
 from ..scdpo_core.pairs.strategies import Candidate, Request, way_of
 from ..scdpo_core.preferences.build import Drawn, Match, Rule, match
 from ..scdpo_core.types import ScdpoError
@@ -56,7 +56,7 @@ def redraw(
     if rule == "safe against harmful" and not rejected.score.harmful:
         return Match(rejected, rejected, "the image of its prompt is harmless"), None
     way = way_of(way_name, attempts, scorer)
-    candidate = Candidate(Wanted(0, "", safe_prompt, "", rejected.seed), rejected)
+    candidate = Candidate(PairSpec(0, "", safe_prompt, "", rejected.seed), rejected)
     while True:
         candidate = way.prepare(candidate)
         request = way.request(candidate)
@@ -66,9 +66,9 @@ def redraw(
             raise ScdpoError(score.problem)
         attempt = Drawn(image, score, request.seed)
         candidate = replace(candidate, tried=(*candidate.tried, attempt))
-        (found,) = match([rejected], [attempt], rule, gap)
-        if not found.reason or len(candidate.tried) >= way.tries:
-            return found, candidate.mask_image
+        (result,) = match([rejected], [attempt], rule, gap)
+        if not result.reason or len(candidate.tried) >= way.tries:
+            return result, candidate.mask_image
 
 
 def sampler(
@@ -92,7 +92,7 @@ def sampler(
 
 
 def _start_latent(vae: Any, request: Request) -> dict[str, Any]:
-    """The latent that a request begins with, as VAE Encode and Set Latent Noise Mask make it."""
+    """Make the start latent of a request, as VAE Encode and Set Latent Noise Mask make it."""
     assert request.start is not None
     latent: dict[str, Any] = {"samples": vae.encode(to_images([request.start]))}
     if request.mask is not None:

@@ -37,11 +37,11 @@ _SHOWN = 12
 
 
 class MakePreferencePairs(SafetyNode):
-    """Draws under prompts and safe prompts, scores, and writes what makes a pair."""
+    """Generates images of prompts and safe prompts, scores them, and writes those that make a pair."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "MakePreferencePairs",
             ["dpo pairs", "dataset builder", "generate dataset", "preference data", "chosen rejected"],
@@ -83,9 +83,9 @@ class MakePreferencePairs(SafetyNode):
         safe_prompts: str | None,
         way: str | None = None,
     ) -> bool | str:
-        """Say at once what would make no pairs; what is connected is None here, and looked at later."""
+        """Check the settings before the run; connected inputs are None here and checked later."""
         try:
-            own_folder("any" if folder is None else folder)
+            output_subfolder("any" if folder is None else folder)
             check_names(category or "", next(iter(RULES)) if rule is None else rule)
             if None not in (prompts, safe_prompts, rule):
                 _planned(prompts or "", safe_prompts or "", rule, way or WAYS[0])
@@ -110,45 +110,47 @@ class MakePreferencePairs(SafetyNode):
         attempts: int = 4,
         **sampling: Any,
     ) -> io.NodeOutput:
-        """Draw, score, keep what says something; each pair is written as soon as it is there."""
-        place = own_folder(folder)
+        """Generate and score images, and write each pair as soon as it is complete."""
+        directory = output_subfolder(folder)
         check_names(category, rule)
-        asked = _planned(prompts, safe_prompts, rule, way)
+        planned = _planned(prompts, safe_prompts, rule, way)
         numbers = [seed + k for k in range(seeds)]
         cards: list[Image.Image] = []
         new, old, reasons = 0, 0, []
-        for number, (prompt, safe) in enumerate(asked):
-            say(cls, f"Prompt {number + 1} of {len(asked)}: {prompt}\n{new} pairs so far.")
+        for number, (prompt, safe) in enumerate(planned):
+            say(cls, f"Prompt {number + 1} of {len(planned)}: {prompt}\n{new} pairs so far.")
             drawn = list(_drawn(clip, prompt, numbers, cost_model, sampling))
             if way in REDRAWS:
-                found_pairs = [
+                results = [
                     redraw(way, attempts, one, safe, rule, gap, cost_model, sampler(clip, draw, sampling))
                     for one in drawn
                 ]
             else:
                 beside = bool(safe) and way != "best-of"
                 partners = list(_drawn(clip, safe, numbers, cost_model, sampling)) if beside else []
-                found_pairs = [(found, None) for found in match(drawn, partners, rule, gap)]
-            for found, mask in found_pairs:
-                if found.reason:
-                    reasons.append(f"Left out: {prompt} (seed {found.rejected.seed}): {found.reason}")
+                results = [(result, None) for result in match(drawn, partners, rule, gap)]
+            for result, mask in results:
+                if result.reason:
+                    reasons.append(f"Left out: {prompt} (seed {result.rejected.seed}): {result.reason}")
                     continue
-                pair, is_new = write_pair(place, prompt, category, found, safe)
+                pair, is_new = write_pair(directory, prompt, category, result, safe)
                 if mask is not None:
-                    write_mask(place, pair.id, mask)
+                    write_mask(directory, pair.id, mask)
                 new, old = new + is_new, old + (not is_new)
-                cards.append(_card(prompt, found))
-        known = f", {old} were there already" if old else ""
-        report = "\n".join([f"{new} new pairs in {place}{known}, {len(reasons)} left out.", *reasons[:50]])
+                cards.append(_card(prompt, result))
+        existing = f", {old} were there already" if old else ""
+        report = "\n".join(
+            [f"{new} new pairs in {directory}{existing}, {len(reasons)} left out.", *reasons[:50]]
+        )
         say(cls, report)
         if not cards:
             raise ScdpoError(
-                f"No pair came of {len(asked)} prompts.\n{report}\n"
+                f"No pair came of {len(planned)} prompts.\n{report}\n"
                 "Try more seeds, other prompts, a smaller gap or another rule."
             )
         preview.keep(grid(cards[:_SHOWN]))
         return io.NodeOutput(
-            str(place),
+            str(directory),
             new + old,
             to_images(cards),
             report,
@@ -157,26 +159,24 @@ class MakePreferencePairs(SafetyNode):
 
 
 def _planned(prompts: str, safe_prompts: str, rule: Any, way: str) -> list[tuple[str, str]]:
-    """Each prompt and its safe prompt, checked before the first image is drawn."""
-    asked = with_safe(prompts_of(prompts), prompts_of(safe_prompts))
-    for _, safe in asked:
+    """Return each prompt and its safe prompt, checked before the first image is generated."""
+    pairs = with_safe(prompts_of(prompts), prompts_of(safe_prompts))
+    for _, safe in pairs:
         check_rule(rule, way in REDRAWS or (bool(safe) and way != "best-of"))
-    return asked
+    return pairs
 
 
-def own_folder(name: str) -> Path:
-    """A folder below ComfyUI's output folder.
+def output_subfolder(name: str) -> Path:
+    """Resolve a folder below ComfyUI's output folder.
 
     Raises:
-        ScdpoError: it would lie elsewhere.
+        ScdpoError: it lies elsewhere.
     """
     root = Path(folder_paths.get_output_directory()).resolve()
-    place = (root / name.strip()).resolve()
-    if not name.strip() or place == root or not place.is_relative_to(root):
-        raise ScdpoError(
-            f"'{name}' is no folder inside ComfyUI's output folder. Write a name such as my_pairs."
-        )
-    return place
+    directory = (root / name.strip()).resolve()
+    if not name.strip() or directory == root or not directory.is_relative_to(root):
+        raise ScdpoError(f"'{name}' is not inside ComfyUI's output folder. Give a name such as my_pairs.")
+    return directory
 
 
 def _drawn(
@@ -192,7 +192,7 @@ def _drawn(
             yield Drawn(image, score, seed)
 
 
-def _card(prompt: str, found: Match) -> Image.Image:
-    chosen, rejected = (signed(one.score.value, minus="-") for one in (found.chosen, found.rejected))
+def _card(prompt: str, result: Match) -> Image.Image:
+    chosen, rejected = (signed(one.score.value, minus="-") for one in (result.chosen, result.rejected))
     titles = (f"chosen {chosen}", f"rejected {rejected}")
-    return pair_card(found.chosen.image, found.rejected.image, prompt, titles=titles)
+    return pair_card(result.chosen.image, result.rejected.image, prompt, titles=titles)

@@ -8,7 +8,8 @@ from pathlib import Path
 import comfy.utils
 from comfy_api.latest import io
 
-from ..scdpo_core.preferences.summary import card, find, spread, stamp_of_pairs, survey
+from ..scdpo_core.preferences.summary import card, find, stamp_of_pairs, survey
+from ..scdpo_core.reports.images import spread
 from ..scdpo_core.types import ScdpoError
 from . import preview
 from .convert import to_images
@@ -25,12 +26,12 @@ class PreferenceFolder(SafetyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "PreferenceFolder",
             ["dataset", "dpo pairs", "chosen rejected", "training images", "load pairs"],
             inputs=[
-                io.Combo.Input("folder", options=list(known_folders())),
+                io.Combo.Input("folder", options=list(menu_folders())),
                 io.String.Input("path", default="", optional=True),
                 io.Int.Input("shown", default=12, min=0, max=200, optional=True),
             ],
@@ -47,51 +48,51 @@ class PreferenceFolder(SafetyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, path: str | None = "", shown: int = 12) -> str:
-        """Changes with the files of the folder."""
+        """Return a value that changes with the files of the folder."""
         return stamp_of_pairs(chosen_folder(folder, path or ""))
 
     @classmethod
     def execute(cls, folder: str, path: str = "", shown: int = 12) -> io.NodeOutput:
-        """Read it, show it."""
-        place = chosen_folder(folder, path)
+        """Read the folder and show its pairs."""
+        directory = chosen_folder(folder, path)
         bar = comfy.utils.ProgressBar(1)
-        found = survey(place, bar.update_absolute)
-        report = found.report()
+        summary = survey(directory, bar.update_absolute)
+        report = summary.report()
         say(cls, report)
-        if not found.pairs:
+        if not summary.pairs:
             raise ScdpoError(report)
-        cards = [card(pair) for pair in spread(found.pairs, shown)]
+        cards = [card(pair) for pair in spread(summary.pairs, shown)]
         return io.NodeOutput(
-            str(place),
-            len(found.pairs),
-            json.dumps(found.categories, ensure_ascii=False),
-            to_images(cards or [card(found.pairs[0])]),
+            str(directory),
+            len(summary.pairs),
+            json.dumps(summary.categories, ensure_ascii=False),
+            to_images(cards or [card(summary.pairs[0])]),
             report,
             ui=with_text(report, preview.show(cards)),
         )
 
 
-def known_folders() -> dict[str, Path]:
-    """Names for the menu: what lies in ComfyUI's input and output folders, and the example."""
+def menu_folders() -> dict[str, Path]:
+    """Return the menu's folders by name: those in ComfyUI's input and output folders, and the example."""
     return {
         **{
-            f"{name}/{place.relative_to(root).as_posix()}": place
+            f"{name}/{directory.relative_to(root).as_posix()}": directory
             for name, root in roots().items()
-            for place in find(root)
+            for directory in find(root)
         },
         EXAMPLE: _EXAMPLES,
     }
 
 
 def chosen_folder(folder: str, path: str) -> Path:
-    """The typed folder, else the one of the menu.
+    """Return the typed folder, else the one of the menu.
 
     Raises:
         ScdpoError: there is no such folder; the menu has no such entry (any more).
     """
     if unquoted(path):
         return typed_folder(path)
-    known = known_folders()
-    if folder not in known:
-        raise ScdpoError(f"There is no preference folder {folder}. Choose one of: {', '.join(known)}.")
-    return known[folder]
+    menu = menu_folders()
+    if folder not in menu:
+        raise ScdpoError(f"There is no preference folder {folder}. Choose one of: {', '.join(menu)}.")
+    return menu[folder]

@@ -1,4 +1,4 @@
-"""Small images with their cost, shown in a node."""
+"""Show small images with their cost in a node."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .convert import in_threads
 LARGEST, SMALLEST = 512, 256
 """Longest side of a preview, pixels; small images are enlarged so that the badge can be read."""
 MOST = 9
-"""Images that a node shows, so that a badge can still be read; the whole batch goes on all the same."""
+"""Most images that a node shows, so that badges stay readable; its output is the whole batch."""
 _MANY, _LARGEST_OF_MANY = 4, 384
-"""A node shows four and more side by side, each a quarter of its area at most."""
+"""A node shows four or more images side by side, each at most a quarter of its area."""
 
 
 def badges(
     images: Sequence[Image.Image], scores: Sequence[CostScore], held: Collection[int] = ()
 ) -> dict[str, Any]:
-    """The `ui` of a node that shows images with a badge each; of many, the MOST with the highest costs.
+    """Return the `ui` of a node with a badge on each image; of many, the MOST with the highest costs.
 
     Args:
         images: RGB.
         scores: one for each.
-        held: the places of those that a gate has held.
+        held: indices of the images that a gate has held.
     """
     chosen = sorted(wording.highest(scores, MOST))
     numbered = len(scores) > MOST
@@ -49,13 +49,13 @@ def badges(
 
 
 def small(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Images in the size that a node shows them in."""
+    """Resize images to the size that a node shows."""
     largest = LARGEST if len(images) < _MANY else _LARGEST_OF_MANY
     return in_threads(lambda image: _sized(image, largest), images)
 
 
 def show(images: Sequence[Image.Image]) -> dict[str, Any]:
-    """The `ui` of a node that shows these images as they are.
+    """Return the `ui` of a node that shows these images.
 
     JPEG, because PNG would take longer than the scoring itself.
     """
@@ -75,7 +75,7 @@ def show(images: Sequence[Image.Image]) -> dict[str, Any]:
 
 
 def keep(image: Image.Image) -> None:
-    """End a node's live previews with this image: the page goes on showing the last one."""
+    """Make an image the last live preview of a node, which the page keeps showing."""
     comfy.utils.ProgressBar(1).update_absolute(1, 1, ("JPEG", image, max(image.size)))
 
 

@@ -1,4 +1,4 @@
-"""Images by ComfyUI's own sampler, with its previews."""
+"""Generate images with ComfyUI's sampler and previews."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def sampling_inputs(seeds: int, most: int) -> list[Any]:
-    """KSampler's inputs with its own defaults, for nodes that draw with `seeds` seeds, at most `most`."""
+    """Declare KSampler's inputs with its defaults, for nodes that use `seeds` seeds, at most `most`."""
     return [
         io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
         io.Int.Input("seeds", default=seeds, min=1, max=most),
@@ -38,7 +38,7 @@ def draw(
     scheduler: str,
     denoise: float,
 ) -> Tensor:
-    """[B, H, W, 3] of 0..1, as KSampler and VAE Decode would make them."""
+    """Generate images [B, H, W, 3] of 0..1 like KSampler and VAE Decode."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     latent = nodes.common_ksampler(
         model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise

@@ -1,4 +1,4 @@
-"""Scores of a batch: few images at a time, so that a run can be left, or as they were found before."""
+"""Score a batch, few images at a time so that a run can be interrupted, or use connected scores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from . import metadata
 from .convert import fingerprint, from_each, to_pil_images
 
 _AT_ONCE = 16
-"""Images between two looks for an interrupt: a large encoder on a processor takes seconds for them."""
+"""Images between two checks for an interrupt: a large encoder on a CPU takes seconds for them."""
 
 
 def judged(scorer: Scorer, images: Tensor) -> tuple[list[Image.Image], list[CostScore]]:
-    """The images of a batch and their scores, in its order; the node shows how far it is.
+    """Return the images of a batch and their scores, in its order; shows progress on the node.
 
-    Each image is made and looked at in one go, in threads, while it is still in the processor's cache.
-    What was found is remembered for the files that are saved of these images.
+    Each image is converted and prepared in one step, in threads, while it is in the CPU's cache.
+    Scores are remembered for the files that are saved of these images.
 
     Args:
         images: as `to_pil_images` takes them.
@@ -40,20 +40,20 @@ def judged(scorer: Scorer, images: Tensor) -> tuple[list[Image.Image], list[Cost
     scores: list[CostScore] = []
     for start in range(0, len(images), _AT_ONCE):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        looked = from_each(images[start : start + _AT_ONCE], prepared)
-        pil_images += [image for image, _, _ in looked]
-        costs = iter(scorer.score_prepared([view for _, inputs, _ in looked for view in inputs]))
+        prepared_images = from_each(images[start : start + _AT_ONCE], prepared)
+        pil_images += [image for image, _, _ in prepared_images]
+        costs = iter(scorer.score_prepared([view for _, inputs, _ in prepared_images for view in inputs]))
         # What is hidden under an image's alpha counts as well.
-        found = [worst([next(costs) for _ in inputs]) for _, inputs, _ in looked]
-        for (_, _, mark), score in zip(looked, found, strict=True):
+        batch_scores = [worst([next(costs) for _ in inputs]) for _, inputs, _ in prepared_images]
+        for (_, _, mark), score in zip(prepared_images, batch_scores, strict=True):
             metadata.remember(mark, metadata.note(score))
-        scores += found
+        scores += batch_scores
         bar.update_absolute(len(scores))
     return pil_images, scores
 
 
 def scores_of(judge: Scorer | list[CostScore], images: Tensor) -> tuple[list[Image.Image], list[CostScore]]:
-    """The images of a batch and their scores, from a scorer or as they were found before.
+    """Return the images of a batch and their scores, from a scorer or as connected.
 
     Raises:
         ValueError: the scores are those of another batch.

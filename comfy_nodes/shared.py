@@ -1,4 +1,4 @@
-"""What all nodes share: names, the types on the wires, and words, which are those of the locale files."""
+"""Names, link types and texts that all nodes share; texts come from the locale files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX = "SCDPO_"
 CATEGORY = "Safety (SC-DPO)"
 COST_FOLDER = "safety_cost"
 TEXT_EVENT, TEXT_OUTPUT = "scdpo.text", "scdpo_text"
-"""Names under which web/reports.js gets a node's text: while it runs, and with its result."""
+"""Names under which web/reports.js receives a node's text: while it runs, and with its result."""
 
 CostModelType = io.Custom("SAFETY_COST_MODEL")
 """Carries a `Scorer`."""
@@ -27,7 +27,7 @@ ScoresType = io.Custom("SAFETY_SCORES")
 
 
 class _Any(str):
-    """A type on a wire that fits every input; ComfyUI compares types by `!=`."""
+    """A link type that fits every input; ComfyUI compares types by `!=`."""
 
     def __ne__(self, other: object) -> bool:
         return False
@@ -36,21 +36,21 @@ class _Any(str):
 
 
 AnyMenuType = io.Custom(_Any("*"))
-"""Carries a file's name that any node with a menu of such files takes, those of ComfyUI itself included."""
+"""Carries a file name for any node with a menu of such files, ComfyUI's own included."""
 
 _ENGLISH = Path(__file__).parents[1] / "locales" / "en" / "nodeDefs.json"
 _KNOWN_TO_SCHEMA = frozenset(field.name for field in fields(io.Schema))
 
 
 class SafetyNode(io.ComfyNode):
-    """A node whose errors speak of what a graph has."""
+    """A node whose error messages name inputs instead of command line flags."""
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
-        own = vars(cls).get("execute")
-        # ComfyUI runs a locked copy of the class, which has the function that is made here.
-        if isinstance(own, classmethod) and not hasattr(own.__func__, "__wrapped__"):
-            cls.execute = classmethod(in_graph_words(own.__func__))
+        execute = vars(cls).get("execute")
+        # ComfyUI runs a locked copy of the class, which includes the function set here.
+        if isinstance(execute, classmethod) and not hasattr(execute.__func__, "__wrapped__"):
+            cls.execute = classmethod(in_graph_words(execute.__func__))
 
 
 def schema(
@@ -60,31 +60,31 @@ def schema(
     outputs: Sequence[Any],
     **others: Any,
 ) -> io.Schema:
-    """A node's schema; title, description and tooltips come from `locales/en`.
+    """Make a node's schema; title, description and tooltips come from `locales/en`.
 
     Args:
         name: the node's id without the prefix.
-        aliases: other words that find the node, where ComfyUI's version has a place for them.
-        inputs: as `io.Schema` takes them, without words.
-        outputs: likewise.
+        aliases: search terms, for ComfyUI versions that support them.
+        inputs: as `io.Schema` takes them, without texts.
+        outputs: the same for outputs.
         others: as `io.Schema` takes them.
     """
-    words = _english()[PREFIX + name]
+    texts = _english()[PREFIX + name]
     for part in inputs:
-        part.tooltip = words["inputs"][part.id]["tooltip"]
+        part.tooltip = texts["inputs"][part.id]["tooltip"]
     for number, part in enumerate(outputs):
-        own = words["outputs"][str(number)]
-        part.display_name, part.tooltip = own["name"], own["tooltip"]
-        # ComfyUI wants ids that no input has.
+        output_words = texts["outputs"][str(number)]
+        part.display_name, part.tooltip = output_words["name"], output_words["tooltip"]
+        # ComfyUI requires ids that differ from those of inputs.
         part.id = f"out_{part.id}"
-    # No essentials_category: ComfyUI's page files such a node among its own, apart from the rest of the pack.
+    # No essentials_category: ComfyUI would list such a node among its own, apart from the pack.
     if "search_aliases" in _KNOWN_TO_SCHEMA:
         others["search_aliases"] = list(aliases)
     return io.Schema(
         node_id=PREFIX + name,
-        display_name=words["display_name"],
+        display_name=texts["display_name"],
         category=CATEGORY,
-        description=words["description"],
+        description=texts["description"],
         inputs=list(inputs),
         outputs=list(outputs),
         **others,
@@ -92,19 +92,19 @@ def schema(
 
 
 def say(cls: type[io.ComfyNode], text: str) -> None:
-    """Show a few lines on the running node, while it runs; web/reports.js keeps them there when it ends."""
+    """Show text on the running node; web/reports.js keeps it there when the node ends."""
     if cls.hidden is not None and cls.hidden.unique_id is not None:
         server = PromptServer.instance
-        told = {"node": str(cls.hidden.unique_id), "text": without_flags(text)}
-        server.send_sync(TEXT_EVENT, told, server.client_id)
+        message = {"node": str(cls.hidden.unique_id), "text": without_flags(text)}
+        server.send_sync(TEXT_EVENT, message, server.client_id)
 
 
 def with_text(text: str, ui: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The `ui` of a node that has finished: a text, and what else it shows."""
+    """Return the `ui` of a finished node: a text, and the rest of its output."""
     return {**(ui or {}), TEXT_OUTPUT: [without_flags(text)]}
 
 
 @cache
 def _english() -> dict[str, Any]:
-    words: dict[str, Any] = json.loads(_ENGLISH.read_text(encoding="utf-8"))
-    return words
+    texts: dict[str, Any] = json.loads(_ENGLISH.read_text(encoding="utf-8"))
+    return texts

@@ -11,11 +11,11 @@ from .shared import SafetyNode, schema
 
 
 class SafetySwitch(SafetyNode):
-    """Two branches, of which only the needed one is computed."""
+    """Selects one of two branches; only that one is computed."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "SafetySwitch",
             ["if else", "lazy switch", "branch on nsfw", "conditional"],
@@ -29,13 +29,13 @@ class SafetySwitch(SafetyNode):
 
     @classmethod
     def check_lazy_status(cls, any_held: bool, **sides: Any) -> list[str]:
-        """The one side that has to be computed, if it is connected."""
+        """Return the side that must be computed, if it is connected."""
         side = _side(any_held)
         return [side] if side in sides and sides[side] is None else []
 
     @classmethod
     def execute(cls, any_held: bool, if_safe: Any = None, if_held: Any = None) -> io.NodeOutput:
-        """Pass it on."""
+        """Return the selected side."""
         chosen = {"if_safe": if_safe, "if_held": if_held}[_side(any_held)]
         return io.NodeOutput(ExecutionBlocker(None) if chosen is None else chosen)
 

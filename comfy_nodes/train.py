@@ -22,11 +22,11 @@ NO_COSTS = "none"
 
 
 class TrainSafetyLora(SafetyNode):
-    """Trains a safety LoRA in a process of its own."""
+    """Trains a safety LoRA in a separate process."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "TrainSafetyLora",
             ["train lora", "lora training", "dpo", "fine-tune", "safety lora", "preference training"],
@@ -56,7 +56,7 @@ class TrainSafetyLora(SafetyNode):
 
     @classmethod
     def fingerprint_inputs(cls, pairs: str | None = None, **others: Any) -> str:
-        """Changes with the images of a typed folder; a connected node tells of its own."""
+        """Return a value that changes with the images of a typed folder."""
         from ..scdpo_core.preferences.summary import stamp_of_pairs
 
         return stamp_of_pairs(typed_folder(pairs)) if unquoted(pairs or "") else ""
@@ -73,7 +73,7 @@ class TrainSafetyLora(SafetyNode):
         objective: str = DEFAULT_LABEL,
         **numbers: Any,
     ) -> io.NodeOutput:
-        """Train, and put the LoRA where LoRAs lie."""
+        """Train, and copy the LoRA into ComfyUI's folder."""
         from ..scdpo_core.preferences.summary import stamp_of_pairs
         from ..scdpo_core.reports.raster_charts import training_board, training_curves
         from ..scdpo_core.runs.summary import report
@@ -82,7 +82,7 @@ class TrainSafetyLora(SafetyNode):
         from .training_process import runs_root, train
 
         if not unquoted(pairs):
-            raise ScdpoError("Say where the pairs are: connect Preference Folder, or type a folder.")
+            raise ScdpoError("Connect Preference Folder to pairs, or type a folder.")
         job = LoraJob(
             pairs=typed_folder(pairs),
             base=base_of(checkpoint),
@@ -93,32 +93,32 @@ class TrainSafetyLora(SafetyNode):
             choices={**_choices(**numbers), **objective_choice(objective)},
             overrides=settings,
         )
-        view, there = train(cls, job, stamp_of_pairs(job.pairs), "loras")
-        told = f"{report(view)}\nLoRA: {there}"
+        view, installed = train(cls, job, stamp_of_pairs(job.pairs), "loras")
+        summary = f"{report(view)}\nLoRA: {installed}"
         if checkpoint == MICRO:
-            told += "\nIt is for the embedded model of the demo, which ComfyUI itself cannot run."
-        say(cls, told)
+            summary += "\nIt is for the embedded demo model, which ComfyUI cannot run."
+        say(cls, summary)
         plot = to_images([training_curves(view.curves, view.steps)])
-        shown = training_board(view.curves, view.steps, view.samples)
-        preview.keep(shown)
+        board = training_board(view.curves, view.steps, view.samples)
+        preview.keep(board)
         return io.NodeOutput(
-            there.name,
-            str(there),
+            installed.name,
+            str(installed),
             plot,
-            told,
-            ui=with_text(told, preview.show([shown])),
+            summary,
+            ui=with_text(summary, preview.show([board])),
         )
 
 
 def bases() -> list[str]:
-    """What can be trained on; a .ckpt may hold a program, and is ignored."""
+    """List what can be trained on; a .ckpt may contain code, and is ignored."""
     names = folder_paths.get_filename_list("checkpoints")
     files = [name for name in names if name.lower().endswith(".safetensors")]
     return [*files, *_diffusers(), MICRO]
 
 
 def base_of(name: str) -> str:
-    """The base model that a name of the menu stands for, as `families.family_of` takes it."""
+    """Return the base model of a menu entry, as `families.family_of` takes it."""
     if name == MICRO:
         return MICRO
     folders = _diffusers()
@@ -126,7 +126,7 @@ def base_of(name: str) -> str:
 
 
 def _diffusers() -> dict[str, Path]:
-    """Names for the menu: the models that ComfyUI's own DiffusersLoader lists."""
+    """Return the models that ComfyUI's DiffusersLoader lists, by their menu names."""
     return {
         f"{DIFFUSERS}/{mark.parent.relative_to(root).as_posix()}": mark.parent
         for root in map(Path, folder_paths.get_folder_paths(DIFFUSERS))
@@ -142,11 +142,11 @@ def _full(kind: str, name: str) -> str:
 def _choices(
     steps: int, rank: int, learning_rate: float, resolution: int
 ) -> dict[str, dict[str, int | float]]:
-    """What was set by hand; 0 leaves a setting to the quality and the kind of model."""
+    """Return the settings that were set by hand; 0 leaves one to the quality and the preset."""
     chosen = {
         "optim": {"max_train_steps": steps, "lr": learning_rate},
         "lora": {"rank": rank},
         "data": {"width": resolution, "height": resolution},
     }
-    kept = {section: {k: v for k, v in values.items() if v} for section, values in chosen.items()}
-    return {section: values for section, values in kept.items() if values}
+    nonzero = {section: {k: v for k, v in values.items() if v} for section, values in chosen.items()}
+    return {section: values for section, values in nonzero.items() if values}

@@ -15,11 +15,11 @@ from .shared import COST_FOLDER, AnyMenuType, CostModelType, SafetyNode, say, sc
 
 
 class TrainCostModel(SafetyNode):
-    """Trains a cost model in a process of its own."""
+    """Trains a cost model in a separate process."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """What ComfyUI shows."""
+        """Declare the node's inputs and outputs."""
         return schema(
             "TrainCostModel",
             ["train classifier", "nsfw classifier training", "safety classifier", "reward model"],
@@ -54,7 +54,7 @@ class TrainCostModel(SafetyNode):
         benign: str | None = None,
         **others: Any,
     ) -> str:
-        """Changes with the images of typed folders."""
+        """Return a value that changes with the images of typed folders."""
         return _stamp(*(typed_folder_or_none(text) for text in (unsafe, safe, pairs, benign)))
 
     @classmethod
@@ -70,7 +70,7 @@ class TrainCostModel(SafetyNode):
         benign: str = "",
         settings: str = "",
     ) -> io.NodeOutput:
-        """Train, and put the cost model where cost models lie."""
+        """Train, and copy the cost model into its folder."""
         from ..scdpo_core.cost.scorers import load_scorer
         from ..scdpo_core.reports.raster_charts import training_curves
         from ..scdpo_core.runs.summary import report
@@ -79,7 +79,7 @@ class TrainCostModel(SafetyNode):
         from .training_process import runs_root, train
 
         if (unsafe.strip() or safe.strip()) and pairs.strip():
-            raise ScdpoError("Give either the folders unsafe and safe, or pairs; not all of them.")
+            raise ScdpoError("Give either the folders unsafe and safe, or pairs, not both.")
         job = CostJob(
             output=runs_root(),
             name=output_name.strip(),
@@ -91,18 +91,18 @@ class TrainCostModel(SafetyNode):
             quality=quality,
             overrides=settings,
         )
-        view, there = train(cls, job, _stamp(job.unsafe, job.safe, job.pairs, job.benign), COST_FOLDER)
-        told = f"{report(view)}\nCost model: {there}"
-        say(cls, told)
+        view, installed = train(cls, job, _stamp(job.unsafe, job.safe, job.pairs, job.benign), COST_FOLDER)
+        summary = f"{report(view)}\nCost model: {installed}"
+        say(cls, summary)
         plot = training_curves(view.curves, view.steps)
         preview.keep(plot)
         return io.NodeOutput(
-            load_scorer(str(there), "cpu"),
-            there.name,
-            str(there),
+            load_scorer(str(installed), "cpu"),
+            installed.name,
+            str(installed),
             to_images([plot]),
-            told,
-            ui=with_text(told, preview.show([plot])),
+            summary,
+            ui=with_text(summary, preview.show([plot])),
         )
 
 

@@ -1,4 +1,4 @@
-"""A training in its own process, from the node: free memory, wait, show, stop, fetch the result."""
+"""Run a training in its own process from a node: free memory, wait, show, stop, fetch the result."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ from ..scdpo_core.types import ScdpoError
 from .shared import say
 
 RUNS = "safety_runs"
-"""The folder of runs, in ComfyUI's output folder, so that its images can be looked at there."""
+"""The folder of runs, in ComfyUI's output folder, so that its images can be viewed there."""
 
 _PREVIEW = 1024
-_LOOK = 0.25  # seconds between two looks at the run
-_DRAW = 2.0  # at least, between two images of it
+_POLL = 0.25  # seconds between two checks of the run
+_DRAW = 2.0  # seconds between two previews, at least
 
 
 def runs_root() -> Path:
-    """Where runs lie."""
+    """Return the folder of runs."""
     return Path(folder_paths.get_output_directory()) / RUNS
 
 
 def train(cls: type[io.ComfyNode], job: Job, stamp: str, kind: str) -> tuple[RunView, Path]:
-    """Train, or go on, or only fetch what is finished.
+    """Train, continue a training, or only fetch a finished result.
 
     Args:
         cls: the running node.
         job: what to train.
-        stamp: changes with the images that it learns from.
-        kind: ComfyUI's name of the models folder that the result goes into.
+        stamp: fingerprint of the training images.
+        kind: ComfyUI's name of the models folder for the result.
 
     Returns:
-        How the run stands, and the result in that folder.
+        The run's state, and the result in that folder.
 
     Raises:
-        ScdpoError: what is wrong, or why the training failed.
+        ScdpoError: the settings are wrong, or the training failed.
         InterruptProcessingException: the user has interrupted; what was trained is saved.
     """
     models, *others = map(Path, folder_paths.get_folder_paths(kind))
-    if wrong := install_result.name_taken(job.folder, models):
-        raise ScdpoError(wrong)
+    if problem := install_result.name_taken(job.folder, models):
+        raise ScdpoError(problem)
     view = run(cls, jobs.request(job, stamp))
     if view.result is None:
         raise ScdpoError(view.message or f"The training ended early: {now(view)}")
@@ -65,15 +65,15 @@ def train(cls: type[io.ComfyNode], job: Job, stamp: str, kind: str) -> tuple[Run
 
 
 def run(cls: type[io.ComfyNode], request: rerun.Request) -> RunView:
-    """Do a run in a process of its own, or go on with it, or only look at one that is finished.
+    """Start or continue a run in its own process, or only read a finished one.
 
     Args:
         cls: the running node.
         request: what to do.
 
     Raises:
-        ScdpoError: what is wrong, or why the run failed.
-        InterruptProcessingException: the user has interrupted; what was done is saved.
+        ScdpoError: the settings are wrong, or the run failed.
+        InterruptProcessingException: the user has interrupted; finished work is saved.
     """
     todo = rerun.prepare(request)
     if todo != "done":
@@ -89,17 +89,17 @@ def run(cls: type[io.ComfyNode], request: rerun.Request) -> RunView:
 
 
 def _python(cls: type[io.ComfyNode]) -> interpreter.Interpreter:
-    """The Python that trains, set up on first use."""
+    """Return the Python that trains, installed on first use."""
 
     def tell(line: str) -> None:
-        say(cls, f"Setting up the trainer, once; this takes some minutes. Interrupt to leave.\n{line}")
+        say(cls, f"Installing the trainer, once; this takes some minutes. Interrupt to cancel.\n{line}")
 
     check = comfy.model_management.throw_exception_if_processing_interrupted
     return interpreter.find() or interpreter.prepare(tell, check=check)
 
 
 def _free_memory() -> None:
-    """Give the training all of the GPU; ComfyUI loads its models again when it needs them."""
+    """Free the GPU for the training; ComfyUI reloads its models when it needs them."""
     comfy.model_management.unload_all_models()
     gc.collect()
     comfy.model_management.soft_empty_cache()
@@ -112,20 +112,20 @@ def _turn(
     python: interpreter.Interpreter,
     todo: rerun.Next,
 ) -> Child:
-    """Start the run, when it is its turn: one is trained at a time, whoever has started it."""
+    """Start the run, or wait in the queue: one run at a time."""
     resume = todo == "go on"
     try:
         return queue.start(folder, python, resume=resume)
     except BusyError as busy:
         other = busy.active.name
     queue.add(folder, resume=resume)
-    say(cls, f"{other} is being trained; {folder.name} begins when that has ended. Interrupt to leave.")
+    say(cls, f"{other} is being trained; {folder.name} starts when it has ended. Interrupt to cancel.")
     child = Child(folder)
     try:
         while child.state == "queued":
             comfy.model_management.throw_exception_if_processing_interrupted()
             queue.pump(python)
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
     except InterruptProcessingException:
         queue.remove(folder)
         raise
@@ -136,32 +136,32 @@ def _follow(cls: type[io.ComfyNode], child: Child) -> None:
     """Show a run on the node until its process has ended.
 
     Raises:
-        InterruptProcessingException: the user has interrupted; the process has saved and left.
+        InterruptProcessingException: the user has interrupted; the process has saved and stopped.
     """
     display = Display(Follower(child.folder), lambda text: say(cls, text))
-    child.wait(display.interrupted, tick=display.tick, every=_LOOK)
+    child.wait(display.interrupted, tick=display.tick, every=_POLL)
     if display.asked:
-        # Which also makes ComfyUI forget it; it may have done so already.
+        # This also clears ComfyUI's interrupt flag, which may be clear already.
         comfy.model_management.throw_exception_if_processing_interrupted()
         raise InterruptProcessingException()
 
 
 class Display:
-    """What is shown of a run on its node.
+    """Shows a run on its node.
 
     Attributes:
         asked: whether the user has interrupted.
     """
 
     def __init__(self, follower: Follower, tell: Callable[[str], None]) -> None:
-        """Show what `follower` sees; words go to `tell`."""
+        """Show the run of `follower`; text goes to `tell`."""
         self.asked = False
         self._follower, self._tell = follower, tell
         self._bar = comfy.utils.ProgressBar(1)
-        self._told, self._drawn, self._drawn_at = "", (0, 0), 0.0
+        self._last_text, self._drawn, self._drawn_at = "", (0, 0), 0.0
 
     def interrupted(self) -> bool:
-        """Whether the user has interrupted, now or before."""
+        """Return whether the user has interrupted, now or before."""
         self.asked = self.asked or comfy.model_management.processing_interrupted()
         return self.asked
 
@@ -169,20 +169,20 @@ class Display:
         """Show what is new."""
         view = self._follower.view()
         text = now(view)
-        if text != self._told:
-            self._told = text
+        if text != self._last_text:
+            self._last_text = text
             self._tell(text)
         try:
             self._bar.update_absolute(view.step, max(1, view.total), self._image(view))
         except InterruptProcessingException:
-            # ComfyUI raises it here and forgets it; the run has to save first.
+            # ComfyUI raises it here and clears its flag; the run has to save first.
             self.asked = True
 
     def _image(self, view: RunView) -> tuple[str, object, int] | None:
-        """Samples and curves, when there is something new in them."""
-        holds = (len(view.samples), view.trained)
+        """Draw samples and curves, if they have changed."""
+        content = (len(view.samples), view.trained)
         soon = time.monotonic() - self._drawn_at < _DRAW
-        if holds == self._drawn or (soon and holds[0] == self._drawn[0]):
+        if content == self._drawn or (soon and content[0] == self._drawn[0]):
             return None
-        self._drawn, self._drawn_at = holds, time.monotonic()
+        self._drawn, self._drawn_at = content, time.monotonic()
         return "JPEG", training_board(view.curves, view.steps, view.samples), _PREVIEW

@@ -1,4 +1,4 @@
-"""How gates are wired: what else gets the images that a gate judges, and gets them without it."""
+"""Check how gates are wired: find nodes that get a gate's images without passing it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from server import PromptServer
 from .shared import PREFIX
 
 EVENT = "scdpo.wiring"
-"""The name under which web/reports.js gets what is wrong with a gate's wiring; '' when nothing is."""
+"""Name under which web/reports.js receives what is wrong with a gate's wiring; '' if nothing is."""
 GATE, SWITCH, SCORE = (f"{PREFIX}{name}" for name in ("SafetyGate", "SafetySwitch", "ScoreSafetyCost"))
 _NAMED, _TITLE = 3, 60
-"""Nodes that a message names, and characters of a name."""
+"""Most nodes that a message names, and most characters of a name."""
 
 Link = tuple[str, int]
-"""An output: its node and its place among that node's outputs."""
+"""An output: its node and its index among that node's outputs."""
 
 
 @dataclass(frozen=True)
 class NodeKind:
-    """What is known of a class of nodes.
+    """Outputs of a node class.
 
     Attributes:
         is_output: whether it saves or shows something.
@@ -36,30 +36,30 @@ class NodeKind:
 
 
 def watch_prompts() -> None:
-    """Look at the wiring of each prompt that comes in, also where no gate is going to run."""
+    """Check the wiring of each queued prompt, also where no gate will run."""
     PromptServer.instance.add_on_prompt_handler(_on_prompt)
 
 
 def bypasses(prompt: Mapping[str, Any], kind_of: Callable[[str], NodeKind]) -> dict[str, list[str]]:
-    """For each gate the nodes that save or show its images without it.
+    """Return for each gate the nodes that save or show its images without passing it.
 
-    Such a gate holds nothing back from them; and where one of them alone is run (partial execution), the
+    Such a gate holds nothing back from them; and when one of them alone is run (partial execution), the
     gate does not run at all.
 
     Args:
-        prompt: what ComfyUI is asked to run, as it came in: node -> its class and inputs.
-        kind_of: what is known of a class.
+        prompt: the queued prompt: node -> its class and inputs.
+        kind_of: outputs of a class.
     """
     graph = _Graph({name: part for name, part in prompt.items() if isinstance(part, Mapping)}, kind_of)
     return {name: list(graph.users_past(name)) for name in graph.parts if graph.class_of(name) == GATE}
 
 
 def feeds_only_switches(prompt: Mapping[str, Any] | None, gate: str) -> bool:
-    """Whether a gate's images go nowhere but to Safety Switches that this gate itself sets.
+    """Return whether a gate's images go only to Safety Switches that this gate sets.
 
     Args:
         prompt: what ComfyUI runs: node -> its class and inputs.
-        gate: the gate's place in it.
+        gate: the gate's key in it.
     """
     parts = [part for part in (prompt or {}).values() if isinstance(part.get("inputs"), Mapping)]
     users = [(part, name) for part in parts for name, link in part["inputs"].items() if link == [gate, 0]]
@@ -70,7 +70,7 @@ def feeds_only_switches(prompt: Mapping[str, Any] | None, gate: str) -> bool:
 
 
 class _Graph:
-    """A prompt, looked at from its outputs on."""
+    """A prompt with its links from outputs to users."""
 
     def __init__(self, parts: Mapping[str, Mapping[str, Any]], kind_of: Callable[[str], NodeKind]) -> None:
         self.parts, self._kind_of = parts, kind_of
@@ -84,35 +84,35 @@ class _Graph:
         return str(self.parts[name].get("class_type")) if name in self.parts else ""
 
     def inputs(self, name: str) -> Mapping[str, Any]:
-        found = self.parts[name].get("inputs")
-        return found if isinstance(found, Mapping) else {}
+        inputs = self.parts[name].get("inputs")
+        return inputs if isinstance(inputs, Mapping) else {}
 
     def users_past(self, gate: str) -> Iterator[str]:
-        """Nodes that save or show what this gate judges, reached along images and through no gate."""
+        """Yield nodes that save or show the images this gate judges, reached through no gate."""
         source = self._source(gate)
-        ahead, seen = [source] if source is not None else [], {source}
-        found: set[str] = set()
-        while ahead:
-            for name in self._users.get(ahead.pop(), ()):
+        pending, visited = [source] if source is not None else [], {source}
+        reported: set[str] = set()
+        while pending:
+            for name in self._users.get(pending.pop(), ()):
                 if self._is_gated(name):
                     continue
                 kind = self._kind_of(self.class_of(name))
-                if kind.is_output and not self.class_of(name).startswith(PREFIX) and name not in found:
-                    found.add(name)
+                if kind.is_output and not self.class_of(name).startswith(PREFIX) and name not in reported:
+                    reported.add(name)
                     yield name
                 further = {(name, slot) for slot, carried in enumerate(kind.outputs) if carried in _IMAGES}
-                ahead += further - seen
-                seen |= further
+                pending += further - visited
+                visited |= further
 
     def _is_gated(self, name: str) -> bool:
-        """Whether what goes in there is held back there: by a gate, or by a switch that a gate sets."""
+        """Return whether a node holds images back: a gate, or a switch that a gate sets."""
         setter = _link(self.inputs(name).get("any_held"))
         return self.class_of(name) == GATE or (
             self.class_of(name) == SWITCH and setter is not None and self.class_of(setter[0]) == GATE
         )
 
     def _source(self, gate: str) -> Link | None:
-        """Where a gate's images come from; Score Safety Cost passes them on untouched."""
+        """Return where a gate's images come from; Score Safety Cost passes them on unchanged."""
         link = _link(self.inputs(gate).get("images"))
         for _ in self.parts:
             if link is None or link[1] != 0 or self.class_of(link[0]) != SCORE:
@@ -125,23 +125,23 @@ _IMAGES = ("IMAGE", "*")
 
 
 def _link(value: Any) -> Link | None:
-    """A connection, if an input's value is one; prompts come from anywhere."""
+    """Return an input's value if it is a link; prompts are untrusted."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int:
         return value[0], value[1]
     return None
 
 
 def _kind_of(name: str) -> NodeKind:
-    found = nodes.NODE_CLASS_MAPPINGS.get(name)
-    if found is None:
+    node = nodes.NODE_CLASS_MAPPINGS.get(name)
+    if node is None:
         return NodeKind(False, ())
     return NodeKind(
-        bool(getattr(found, "OUTPUT_NODE", False)), tuple(map(str, getattr(found, "RETURN_TYPES", ()) or ()))
+        bool(getattr(node, "OUTPUT_NODE", False)), tuple(map(str, getattr(node, "RETURN_TYPES", ()) or ()))
     )
 
 
 def _on_prompt(data: dict[str, Any]) -> dict[str, Any]:
-    """Tell each gate of a prompt what goes round it; ComfyUI goes on with the prompt as it is."""
+    """Report to each gate of a prompt which nodes bypass it; returns the prompt unchanged."""
     prompt = data.get("prompt")
     if isinstance(prompt, Mapping):
         client = data.get("client_id")
@@ -168,5 +168,5 @@ def _words(prompt: Mapping[str, Any], users: list[str]) -> str:
 def _title(part: Mapping[str, Any], name: str) -> str:
     meta = part.get("_meta")
     title = meta.get("title") if isinstance(meta, Mapping) else None
-    shown = title if isinstance(title, str) and title else str(part.get("class_type"))
-    return f"{' '.join(shown.split())[:_TITLE]} ({name[:_TITLE]})"
+    label = title if isinstance(title, str) and title else str(part.get("class_type"))
+    return f"{' '.join(label.split())[:_TITLE]} ({name[:_TITLE]})"

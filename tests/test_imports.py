@@ -66,7 +66,7 @@ NOT_IN_CORE = {
 # What runs inside a host, under its old packages.
 # fmt: off
 IN_HOSTS = (
-    "cost.scorers", "lora.file", "lora.formats.keys", "lora.install", "pairs.start", "panels.built_pairs",
+    "cost.scorers", "lora.file", "lora.formats.keys", "pairs.start", "panels.built_pairs",
     "panels.compare", "panels.gallery", "panels.pair", "panels.report", "panels.run", "preferences.build",
     "preferences.labelling_session", "preferences.summary", "reports.covers", "reports.html",
     "reports.raster_charts", "reports.training_charts", "run_store.events", "runs.benchmark",

@@ -64,9 +64,9 @@ def read_package(path: Path) -> dict[str, Quantized]:
     Raises:
         ConversionError: it is another file, or its manifest and its bytes do not fit.
     """
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != PACKAGE_SHA256:
-        raise ConversionError(f"{path} is not nsfwjs-4.4.0.tgz (SHA-256 {found}, wanted {PACKAGE_SHA256}).")
+    members = hashlib.sha256(path.read_bytes()).hexdigest()
+    if members != PACKAGE_SHA256:
+        raise ConversionError(f"{path} is not nsfwjs-4.4.0.tgz (SHA-256 {members}, wanted {PACKAGE_SHA256}).")
     with tarfile.open(path) as archive:
 
         def text(name: str) -> str:
@@ -96,7 +96,7 @@ def read_package(path: Path) -> dict[str, Quantized]:
 
 
 def _longest_string(script: str) -> str:
-    """The longest string literal in double quotes: the bytes in base64."""
+    """Return the longest string literal in double quotes: the weights in base64."""
     return str(max(re.findall(r'"([A-Za-z0-9+/=]*)"', script), key=len))
 
 
@@ -215,7 +215,7 @@ class Graph:
         return self.node("Clip", [output, "zero", "six"], f"{prefix}:relu6") if bounded else output
 
     def model(self, inputs: bytes, outputs: Sequence[bytes]) -> bytes:
-        """The whole file.
+        """Encode the whole file.
 
         Raises:
             ConversionError: a tensor of the package was left out.
@@ -243,7 +243,7 @@ class Graph:
 
 
 def build(tensors: dict[str, Quantized]) -> bytes:
-    """The network as an ONNX file.
+    """Build the network as an ONNX file.
 
     Input `image`: uint8 [N, 224, 224, 3], RGB. Outputs: `logits` float32 [N, 5] of drawing, hentai, neutral,
     porn and sexy, before the softmax, whose rounding would lose what is near 0 and 1; `features` float32

@@ -7,7 +7,7 @@ import math
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -15,7 +15,7 @@ def count(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """A number between 0 and 1, neither of them."""
+    """Parse a number between 0 and 1, both excluded."""
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError("must lie between 0 and 1")
@@ -23,7 +23,7 @@ def share(text: str) -> float:
 
 
 def part(text: str) -> float:
-    """A number above 0 and at most 1."""
+    """Parse a number above 0 and at most 1."""
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError("must lie above 0 and at most at 1")
@@ -31,7 +31,7 @@ def part(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    """A number above 0."""
+    """Parse a number above 0."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError("must be a number above 0")
@@ -39,7 +39,7 @@ def positive(text: str) -> float:
 
 
 def weight(text: str) -> float:
-    """A number of at least 0."""
+    """Parse a number of at least 0."""
     value = float(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError("must be a number, 0 or above")

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if outcome.sheet is not None and options.review:
             _review(job.output)
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        print("Stopped. Run the same command to continue.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if (sentence := explain(error)) is None:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _build(job: BuildJob) -> Outcome:
     notes: list[Problem] = []
-    asked = read(job, notes.append)
+    requests = read(job, notes.append)
     leads = job.rank == 0
     if notes and leads:
         print(in_words(notes), file=sys.stderr)
@@ -76,17 +76,17 @@ def _build(job: BuildJob) -> Outcome:
     watched = sys.stderr.isatty()
     with bars(quiet=not leads, stay=True, unit=" prompts") as show:
         progress = show if watched or not leads else lines(say, " prompts")
-        outcome = build(job, asked, progress=progress, should_stop=stop.asked, say=say)
+        outcome = build(job, requests, progress=progress, should_stop=stop.asked, say=say)
     if outcome.stopped:
-        say("Stopped. The same command goes on from here.")
+        say("Stopped. Run the same command to continue.")
     elif outcome.rows is not None:
         print(words(tally(outcome.rows)))
         print()
         print(printable(f"The contact sheet is {outcome.sheet}"))
         if not any(row.pair for row in outcome.rows):
             raise ScdpoError(
-                "No pair came of these prompts. Try more --attempts or --per-prompt, another --way, a lower "
-                "--gap, or a scorer that knows this kind of harm."
+                "These prompts gave no pair. Try more --attempts or --per-prompt, another --way, a lower "
+                "--gap, or a scorer for this kind of harm."
             )
         train = f"python trainer/train_lora.py --base {job.model.base} --pairs {job.output}"
         print(printable(f"Train on them: {train}"))
@@ -102,21 +102,23 @@ def _review(folder: Path) -> None:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    look.add_argument("--config", type=Path)
-    early = look.parse_known_args(arguments)[0]
+    early_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early_parser.add_argument("--config", type=Path)
+    early = early_parser.parse_known_args(arguments)[0]
     parser = pair_flags()
-    told: list[str] = []
+    config_flags: list[str] = []
     if early.config is not None:
-        told = as_flags(early.config, vars(parser.parse_args(["--output", "any"])).keys() - {"config"})
-    return parser.parse_args([*told, *arguments])
+        config_flags = as_flags(
+            early.config, vars(parser.parse_args(["--output", "any"])).keys() - {"config"}
+        )
+    return parser.parse_args([*config_flags, *arguments])
 
 
 def _job(options: argparse.Namespace) -> BuildJob:
     if bool(options.width) != bool(options.height):
         raise ScdpoError("Give --width and --height together, or neither for the model's own size.")
     preset: TrainSettings = on_top_of_preset(PRESETS, None, options.family, options.base)
-    given = {
+    model_options = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(preset.model)
         if hasattr(options, field.name)
@@ -127,15 +129,15 @@ def _job(options: argparse.Namespace) -> BuildJob:
         sampling.guidance if options.guidance is None else options.guidance,
         (options.width, options.height) if options.width else None,
     )
-    own = {
+    fields = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(BuildJob)
         if hasattr(options, field.name)
     }
     rank, processes = options.shard
-    own |= {
+    fields |= {
         "output": Path(options.output).expanduser().absolute(),
-        "model": dataclasses.replace(preset.model, **given),
+        "model": dataclasses.replace(preset.model, **model_options),
         "drawing": drawing,
         "scorer": options.scorer or ("micro" if options.base == MICRO else "embedded"),
         "rules": Path(options.rules) if options.rules not in (None, "none") else None,
@@ -144,7 +146,7 @@ def _job(options: argparse.Namespace) -> BuildJob:
         "rank": rank,
         "processes": processes,
     }
-    return BuildJob(**own)
+    return BuildJob(**fields)
 
 
 if __name__ == "__main__":

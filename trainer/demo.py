@@ -103,15 +103,15 @@ def evaluate(output: Path, cost_model: Path, seed: int, captions: int | None = N
 
     plain, tuned = (family("sd1").load("micro", torch.device("cpu"), torch.float32) for _ in range(2))
     adapter, lora = attach_finished(tuned, output / f"{output.name}.safetensors")
-    wanted = micro_requests.requests(first_of_each_group(captions), seed)
-    with tqdm(total=2 * len(wanted), unit="image", disable=not sys.stderr.isatty()) as bar:
+    requests = micro_requests.requests(first_of_each_group(captions), seed)
+    with tqdm(total=2 * len(requests), unit="image", disable=not sys.stderr.isatty()) as bar:
         before, after = micro_requests.draw_side_by_side(
-            (plain, tuned), wanted, lambda done, _: bar.update(done - bar.n)
+            (plain, tuned), requests, lambda done, _: bar.update(done - bar.n)
         )
     judge = Judge.load(JUDGE)
     scorer = load_scorer(cost_model)
-    images = micro_requests.judged(wanted, before, after, judge, scorer.score)
-    images += attack(tuned, adapter, wanted, before, judge)
+    images = micro_requests.judged(requests, before, after, judge, scorer.score)
+    images += attack(tuned, adapter, requests, before, judge)
     report = build_report(images, lora, cost_model, judge, folder=output)
     rows = [
         {"step": event.step, **{name: value for name, value in event.metrics.items() if value is not None}}
@@ -129,10 +129,10 @@ def evaluate(output: Path, cost_model: Path, seed: int, captions: int | None = N
 
 
 def _keep_earlier_run(output: Path) -> None:
-    """Move an earlier run aside: its results are the artist's."""
+    """Rename the folder of an earlier run, to keep its results."""
     if output.exists() and any(output.iterdir()):
-        made = datetime.fromtimestamp(output.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
-        aside = output.with_name(f"{output.name}-{made}")
+        timestamp = datetime.fromtimestamp(output.stat().st_mtime).strftime("%Y%m%d-%H%M%S")
+        aside = output.with_name(f"{output.name}-{timestamp}")
         output.rename(aside)
         print(f"The earlier run is now {aside}")
 

@@ -25,7 +25,7 @@ with waking():
     from scdpo_core.suite.finish import finish
     from scdpo_core.suite.job import WORLD_JUDGE, EvalJob, job_in
     from scdpo_core.suite.plan import Shard, parse_shard
-    from scdpo_core.suite.run import Evaluation, begin, place_of, prepare, work
+    from scdpo_core.suite.run import Evaluation, begin, prepare, share_folder, work
     from scdpo_core.training.checks import resolve_device
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(printable(f"Note: {note.what}"), file=sys.stderr)
         _evaluate(evaluation, shard, options.device)
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        print("Stopped. Run the same command to continue.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         print(printable(f"Error: {sentence_of(error)}", lines=True), file=sys.stderr)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(evaluation: Evaluation, shard: Shard, device_name: str) -> None:
-    reporter = Reporter(place_of(evaluation, shard), "evaluate", evaluation.folder.path)
+    reporter = Reporter(share_folder(evaluation, shard), "evaluate", evaluation.folder.path)
     with reporter.last_words(), bars(unit=" images") as show:
         begin(evaluation, shard)
         device = resolve_device(device_name)
@@ -64,27 +64,26 @@ def _evaluate(evaluation: Evaluation, shard: Shard, device_name: str) -> None:
             reporter.progress("sample" if what == "drawing" else "score", done, total)
 
         judged = work(evaluation, shard, device, progress)
-        said = finish(evaluation, judged, str(device), progress)
-        if said is None:
+        summary = finish(evaluation, judged, str(device), progress)
+        if summary is None:
             print(
-                "This share is done; others are not. When they are, the same command without --shard writes "
-                "the "
-                "report."
+                "This share is done, others are not. When all are done, the same command without --shard "
+                "writes the report."
             )
-            reporter.reported(evaluation.images, place_of(evaluation, shard))
+            reporter.reported(evaluation.images, share_folder(evaluation, shard))
             return
         reporter.reported(evaluation.images, evaluation.folder.report)
-        print(said)
+        print(summary)
         print(f"\nThe report is {printable(str(evaluation.folder.report))}")
         return
-    print("Stopped. The same command goes on from here.", file=sys.stderr)
+    print("Stopped. Run the same command to continue.", file=sys.stderr)
 
 
 def _job(options: argparse.Namespace) -> EvalJob:
-    given = {name: value for name, value in vars(options).items() if value is not None}
+    options_given = {name: value for name, value in vars(options).items() if value is not None}
     for name in ("config", "shard", "device"):
-        given.pop(name, None)
-    return complete(given)
+        options_given.pop(name, None)
+    return complete(options_given)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,7 +31,7 @@ with waking():
     from scdpo_core.runs.console import bars, lines
     from trainer.arguments import count
 
-_GO_ON = "Stopped. The same command goes on from here."
+_GO_ON = "Stopped. Run the same command to continue."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def _import(job: ImportJob) -> int:
 
 
 def _report(job: ImportJob, outcome: ImportOutcome) -> None:
-    if outcome.anew:
+    if outcome.restarted:
         print("The source has changed since the last import, so it was read from its beginning.")
     print(summary(job, outcome.state))
     if outcome.limited:
@@ -93,29 +93,29 @@ def _parser() -> argparse.ArgumentParser:
     other = ", ".join(f"{alias} for {name}" for alias, name in ALIASES.items())
     parser = argparse.ArgumentParser(
         description="Make a preference folder out of pairs that another tool or data set has. Your files are "
-        "never changed, and nothing is downloaded. The same command goes on where it was interrupted.",
+        "never changed, and nothing is downloaded. After an interruption, run the same command to continue.",
         epilog=f"formats:\n{formats}\n  Other names: {other}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
     def add(flag: str, text: str, default: Any = None, **more: Any) -> None:
-        shown = text if default in (None, "", (), 0) else f"{text} (default: {default})"
-        parser.add_argument(flag, help=shown, default=default, **more)
+        help_text = text if default in (None, "", (), 0) else f"{text} (default: {default})"
+        parser.add_argument(flag, help=help_text, default=default, **more)
 
     source = "folder of images, or table: CSV, TSV, JSONL, JSON, Parquet, or a folder of Parquet shards"
     parser.add_argument("source", nargs="?", type=Path, help=source)
     add("--output", "preference folder to make, or to add to", type=Path, required=True)
     add("--chosen", "folder of preferred images, instead of a source", type=Path)
     add("--rejected", "folder of the others, under the same names", type=Path)
-    known = ["auto", *FORMATS, *ALIASES]
-    add("--format", "what the source is, see below", "auto", choices=known, metavar="NAME")
+    formats_known = ["auto", *FORMATS, *ALIASES]
+    add("--format", "what the source is, see below", "auto", choices=formats_known, metavar="NAME")
     meanings = ", ".join(ROLES)
     parser.add_argument(
         "--columns",
         nargs="+",
         default=[],
         metavar="MEANING=COLUMN",
-        help=f"columns of a table with names of their own, such as chosen=win_file; meanings: {meanings}",
+        help=f"columns of a table with other names, such as chosen=win_file; meanings: {meanings}",
     )
     parser.add_argument(
         "--images",
@@ -128,13 +128,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--by", "copy the images, or link to them, which takes no space", "copy", choices=get_args(By))
     several = "of several rated images of a prompt: the best against the worst, or all pairs"
     add("--per-prompt", several, "best-worst", choices=get_args(PerPrompt))
-    unpaired = "pair images without equal names by equal prompts, or what is left by chance too"
+    unpaired = "pair images without equal names by equal prompts, and with 'random' the rest at random"
     add("--match", unpaired, "prompt", choices=get_args(Match))
     category = "category of pairs for which the source names none; benign for harmless prompts"
     add("--category", f"{category} (default: benign for pickapic and hpd, else none)", "")
     add("--prompt", "prompt of pairs for which neither the source nor an image states one", "")
-    add("--limit", "about so many pairs (default: all)", 0, type=count)
-    add("--seed", "of pairing by chance (default: 0)", 0, type=int)
+    add("--limit", "number of pairs, approximately (default: all)", 0, type=count)
+    add("--seed", "of random pairing (default: 0)", 0, type=int)
     parser.add_argument("--dry-run", action="store_true", help="say what would be made, and write nothing")
     return parser
 

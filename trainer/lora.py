@@ -55,12 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    found = describe(*load_lora(options.lora))
+    summary = describe(*load_lora(options.lora))
     if options.json:
-        print(json.dumps({**dataclasses.asdict(found), "path": str(found.path)}, indent=2))
+        print(json.dumps({**dataclasses.asdict(summary), "path": str(summary.path)}, indent=2))
     else:
-        _note(found.notes)
-        _say(as_text(found))
+        _note(summary.notes)
+        _say(as_text(summary))
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _resize(options: argparse.Namespace) -> None:
-    _say_kept(*resize_file(options.lora, _target(options), rank=options.rank, energy=options.energy))
+    _say_resized(*resize_file(options.lora, _target(options), rank=options.rank, energy=options.energy))
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -82,7 +82,7 @@ def _merge(options: argparse.Namespace) -> None:
         rank=options.rank,
         energy=options.energy,
     )
-    _say_kept(written, result)
+    _say_resized(written, result)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -101,7 +101,7 @@ def _target(options: argparse.Namespace) -> Target:
     )
 
 
-def _say_kept(written: LoraFile, result: Resized) -> None:
+def _say_resized(written: LoraFile, result: Resized) -> None:
     worst = min(result.kept, key=lambda module: result.kept[module])
     mean = sum(result.kept.values()) / len(result.kept)
     _say(f"{written.path}: highest rank {written.rank or 'none (LoKr)'}, {len(result.kept)} modules")
@@ -131,20 +131,22 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    inspect = command("inspect", _inspect, "What a LoRA is for, its ranks, and how strongly it changes what.")
+    inspect = command(
+        "inspect", _inspect, "Show a LoRA's base model, ranks, and how strongly it changes what."
+    )
     inspect.add_argument("lora", type=Path, help="a .safetensors file in any dialect")
     inspect.add_argument("--json", action="store_true", help="everything, for programs")
 
-    convert = command("convert", _convert, "The same LoRA with the names that another program reads.")
+    convert = command("convert", _convert, "Rename a LoRA's weights for another program.")
     convert.add_argument("lora", type=Path, help="a .safetensors file in any dialect")
     _writes(convert, required=True)
 
-    smaller = command("resize", _resize, "The nearest LoRA of a lower rank.")
+    smaller = command("resize", _resize, "Approximate a LoRA with a lower rank.")
     smaller.add_argument("lora", type=Path, help="a .safetensors file in any dialect")
     _cuts(smaller.add_mutually_exclusive_group(required=True))
     _writes(smaller)
 
-    together = command("merge", _merge, "Several LoRAs as one.")
+    together = command("merge", _merge, "Merge several LoRAs into one.")
     together.add_argument("loras", type=Path, nargs="+", help="two or more .safetensors files in any dialect")
     together.add_argument("--weights", type=float, nargs="+", help="strength of each (default: 1)")
     how = "add the changes up, or keep in each place the strongest (default: sum)"
@@ -152,12 +154,12 @@ def _parser() -> argparse.ArgumentParser:
     _cuts(together.add_mutually_exclusive_group())
     _writes(together)
 
-    kept = command("export", _export, "The LoRA of a checkpoint of a training run.")
-    kept.add_argument("run_folder", type=Path, help="the run folder, with checkpoints/ in it")
-    which = kept.add_mutually_exclusive_group()
-    which.add_argument("--step", type=count, help="of the checkpoint (default: the newest)")
-    which.add_argument("--best", action="store_true", help="the best so far on the held-out pairs")
-    kept.add_argument("--output", type=Path, help="the file (default: in the run folder's loras/)")
+    export = command("export", _export, "Export the LoRA of a training checkpoint.")
+    export.add_argument("run_folder", type=Path, help="the run folder, with checkpoints/ in it")
+    selection = export.add_mutually_exclusive_group()
+    selection.add_argument("--step", type=count, help="of the checkpoint (default: the newest)")
+    selection.add_argument("--best", action="store_true", help="the best so far on the held-out pairs")
+    export.add_argument("--output", type=Path, help="the file (default: in the run folder's loras/)")
     return parser
 
 

@@ -19,13 +19,13 @@ ends with a contact sheet, building.html, and a table."""
 
 
 def pair_flags() -> argparse.ArgumentParser:
-    """Every flag with its help."""
+    """Make a parser with every flag and its help."""
     parser = argparse.ArgumentParser(description=_DESCRIPTION)
-    own = BuildJob(Path(), ())
+    defaults = BuildJob(Path(), ())
 
     def add(flag: str, text: str, default: Any = None, **more: Any) -> None:
-        shown = text if default in (None, "", (), 0) else f"{text} (default: {default})"
-        parser.add_argument(flag, help=shown, default=default, **more)
+        help_text = text if default in (None, "", (), 0) else f"{text} (default: {default})"
+        parser.add_argument(flag, help=help_text, default=default, **more)
 
     add("--config", "TOML file with the flags' names (_ for -) as keys; flags win over it", type=Path)
     add("--base", "model that draws, as train_lora.py's --base", MICRO)
@@ -33,32 +33,32 @@ def pair_flags() -> argparse.ArgumentParser:
     files = f"harmful prompts: .csv, .tsv or .txt files, or folders of images that carry theirs; {table}"
     add("--prompts", files, (), type=Path, nargs="+")
     add("--benign", "harmless prompts, likewise", (), type=Path, nargs="+")
-    add("--output", "preference folder to make, or to go on with", required=True)
+    add("--output", "preference folder to make or to continue", required=True)
     ways = (
-        "to the chosen image: draw only the harmful part anew; draw the safe prompt from the same noise; "
-        "draw on from the rejected image under more noise each time; take the best of --attempts images"
+        "to the chosen image: regenerate only the harmful part; draw the safe prompt from the same noise; "
+        "edit the rejected image, with more noise each time; take the best of --attempts images"
     )
-    add("--way", ways, own.way, choices=WAYS)
+    add("--way", ways, defaults.way, choices=WAYS)
     scorers = f"{', '.join(offered_scorers())}, or a cost model file"
     default = "(default: embedded; micro for --base micro)"
     add("--scorer", f"what tells harmful from harmless: {scorers} {default}")
     instead = "harmful words and what to draw instead, for prompts without a safe prompt"
-    add("--rules", f"file of {instead}; 'none' for none (default: the one that comes along)")
-    add("--rule", "what makes two images a pair", own.rule, choices=RULES)
-    add("--gap", "least difference of the costs", own.gap, type=weight)
-    add("--attempts", f"at each chosen image, 1 to {MOST_ATTEMPTS}", own.attempts, type=count)
-    add("--per-prompt", "images of each harmful prompt", own.per_prompt, type=count)
+    add("--rules", f"file of {instead}; 'none' for none (default: the included one)")
+    add("--rule", "what makes two images a pair", defaults.rule, choices=RULES)
+    add("--gap", "smallest difference of the costs", defaults.gap, type=weight)
+    add("--attempts", f"at each chosen image, 1 to {MOST_ATTEMPTS}", defaults.attempts, type=count)
+    add("--per-prompt", "images of each harmful prompt", defaults.per_prompt, type=count)
     kinds = "make pairs of harmless prompts, a good against a hasty drawing, or only list them for training"
     add("--benign-images", kinds, "pairs", choices=("pairs", "none"))
-    add("--category", "folder of pairs for which neither file nor rule names a category", own.category)
+    add("--category", "folder of pairs for which neither file nor rule names a category", defaults.category)
     add("--column", "column of the prompts in a table (default: the names that benchmarks use)")
-    add("--limit", "prompts of each kind at most (default: all)", own.limit, type=count)
-    add("--batch", "images drawn together", own.batch, type=count)
+    add("--limit", "prompts of each kind at most (default: all)", defaults.limit, type=count)
+    add("--batch", "images drawn together", defaults.batch, type=count)
     add("--steps", "denoising steps (default: as for samples of this model)", type=count)
     add("--guidance", "classifier-free guidance (default: likewise)", type=weight)
     add("--width", "pixels (default: the model's own size)", type=count)
     add("--height", "pixels", type=count)
-    add("--seed", "of the first prompt without a seed of its own (default: 0)", own.seed, type=int)
+    add("--seed", "of the first prompt without a seed in its file (default: 0)", defaults.seed, type=int)
     share = "this process's share: 1/4 is the first of four (default: all)"
     parser.add_argument("--shard", help=share, default=(0, 1), type=_shard)
     parser.add_argument(

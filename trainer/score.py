@@ -30,6 +30,7 @@ with waking():
     from scdpo_core.scoring.table import Row
     from scdpo_core.scoring.write_back import STAMPS
     from scdpo_core.types import ScdpoError
+    from trainer.arguments import count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,10 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"Error: {what}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = (
-            "The same command goes on from here." if options.jsonl else "With --jsonl it could have gone on."
-        )
-        print(f"Stopped. {kept}", file=sys.stderr)
+        hint = "Run the same command to continue." if options.jsonl else "With --jsonl it could be continued."
+        print(f"Stopped. {hint}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -132,7 +131,7 @@ def _job(options: argparse.Namespace) -> ScoreJob:
         write_back=options.write_back,
         heatmaps=options.heatmaps,
         method=options.explain,
-        anew=options.anew,
+        rescore=options.anew,
     )
 
 
@@ -142,20 +141,20 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     def add(flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
-        shown = text if default is None else f"{text} (default: {default})"
-        parser.add_argument(flag, type=kind, default=default, help=shown)
+        help_text = text if default is None else f"{text} (default: {default})"
+        parser.add_argument(flag, type=kind, default=default, help=help_text)
 
     parser.add_argument(
-        "paths", nargs="*", type=Path, help="folders, looked through to the bottom, and images"
+        "paths", nargs="*", type=Path, help="folders, searched with all subfolders, and images"
     )
     scorer = "a name (--list-scorers), a cost model file, or several joined by + (maximum) or ~ (mean)"
     add("--scorer", str, "embedded", scorer)
-    parser.add_argument("--list-scorers", action="store_true", help="say which scorers there are, and leave")
+    parser.add_argument("--list-scorers", action="store_true", help="list the scorers and exit")
     add("--jsonl", Path, None, "a row of JSON for each file; the next run scores only what is new or changed")
     add("--csv", Path, None, "a table")
     add("--parquet", Path, None, "the same table as Parquet; needs pyarrow")
-    add("--html", Path, None, "a gallery, the costliest first, blurred until one looks")
-    add("--every", _whole, 0, "of animations, look at every so-manieth frame; 0 for the first one alone")
+    add("--html", Path, None, "a gallery, highest costs first, blurred until clicked")
+    add("--every", _whole, 0, "for animations, score every Nth frame; 0 for the first one alone")
     add("--over", float, 0.0, "the cost above which images are moved, copied or explained")
     add("--move-over", Path, None, "move images above --over into this folder, never onto an existing file")
     add("--copy-over", Path, None, "copy them instead")
@@ -164,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         "--explain",
         choices=METHODS,
         default="occlusion",
-        help="how --heatmaps finds it: cover places (any scorer), slopes by pixel, or a transformer's tokens "
+        help="method of --heatmaps: cover regions (any scorer), pixel gradients, or a transformer's tokens "
         "(default: occlusion)",
     )
     parser.add_argument(
@@ -173,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write each score into its PNG, JPEG or WebP (losslessly), or into a file beside it",
     )
     parser.add_argument("--anew", action="store_true", help="score everything again")
-    add("--batch", _count, BATCH, "images that the network looks at together")
+    add("--batch", count, BATCH, "images in one call of the network")
     add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the network runs")
     return parser
 
@@ -182,13 +181,6 @@ def _whole(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError("must not be negative")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
     return value
 
 

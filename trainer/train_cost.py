@@ -37,17 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_any_name()
     parser = _parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    look.add_argument("--config", type=Path)
-    look.add_argument("--run", type=Path)
-    early = look.parse_known_args(arguments)[0]
+    early_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early_parser.add_argument("--config", type=Path)
+    early_parser.add_argument("--run", type=Path)
+    early = early_parser.parse_known_args(arguments)[0]
     reporter = None if early.run is None else Reporter(early.run, "cost")
     try:
         with nullcontext() if reporter is None else reporter.last_words():
-            known = {*vars(parser.parse_args(["--output", "any"]))} - {"config", "run"}
-            told = [] if early.config is None else as_flags(early.config, known)
-            task = _task(parser.parse_args([*told, *arguments]))
-            if not task.well_asked:
+            flag_names = {*vars(parser.parse_args(["--output", "any"]))} - {"config", "run"}
+            config_flags = [] if early.config is None else as_flags(early.config, flag_names)
+            task = _task(parser.parse_args([*config_flags, *arguments]))
+            if not task.has_one_source:
                 parser.error("give --unsafe and --safe together, or --categories, or --pairs")
             with bars() as show:
                 outcome = run_cost_task(
@@ -67,20 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _task(options: argparse.Namespace) -> CostTask:
-    given = dict(vars(options))
-    settings = CostSettings(
-        **{one.name: given[one.name] for one in fields(CostSettings) if one.name in given}
-    )
-    own = {one.name: given[one.name] for one in fields(CostTask) if one.name in given}
-    return CostTask(**own, settings=settings)
+    values = vars(options)
+    settings = {field.name: values[field.name] for field in fields(CostSettings) if field.name in values}
+    task = {field.name: values[field.name] for field in fields(CostTask) if field.name in values}
+    return CostTask(**task, settings=CostSettings(**settings))
 
 
-def _say_checked(found: CheckedExamples) -> None:
-    if told := [*found.notes, *found.problems]:
-        print(in_words(told), file=sys.stderr)
-    unsafe = sum(example.unsafe for example in found.examples)
-    copies = f" ({found.merged} copies left out)" if found.merged else ""
-    print(f"{unsafe} unsafe and {len(found.examples) - unsafe} safe images{copies}")
+def _say_checked(images: CheckedExamples) -> None:
+    if problems := [*images.notes, *images.problems]:
+        print(in_words(problems), file=sys.stderr)
+    unsafe = sum(example.unsafe for example in images.examples)
+    copies = f" ({images.merged} copies left out)" if images.merged else ""
+    print(f"{unsafe} unsafe and {len(images.examples) - unsafe} safe images{copies}")
 
 
 def _say_outcome(task: CostTask, outcome: CostOutcome) -> None:
@@ -118,11 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     def add(flag: str, kind: Callable[[str], object], default: object, text: str) -> None:
-        shown = text if default is None else f"{text} (default: {default})"
-        parser.add_argument(flag, type=kind, default=default, help=shown)
+        help_text = text if default is None else f"{text} (default: {default})"
+        parser.add_argument(flag, type=kind, default=default, help=help_text)
 
     add("--config", Path, None, "TOML file with the flags' names (_ for -) as keys; flags win over it")
-    add("--run", Path, None, "run folder that tells of the work in events.jsonl; a file 'stop' in it ends it")
+    add("--run", Path, None, "run folder for progress in events.jsonl; a file 'stop' in it stops training")
     add("--unsafe", Path, None, "folder of harmful images; its subfolders name categories")
     add("--safe", Path, None, "folder of harmless images, many of them like the harmful ones")
     add("--categories", Path, None, "instead of both: a folder with one folder per category, and safe/")
@@ -140,19 +138,19 @@ def _parser() -> argparse.ArgumentParser:
         "--benign",
         Path,
         None,
-        "a large folder of harmless images; the hardest of them are learned from too",
+        "a large folder of harmless images to find hard negatives in",
     )
-    add("--mine", count, 500, "how many of those at most")
-    add("--cache", Path, None, "where embeddings are kept (default: .features beside the output)")
+    add("--mine", count, 500, "most hard negatives")
+    add("--cache", Path, None, "folder of cached embeddings (default: .features beside the output)")
     add("--report", Path, None, "an HTML page: figures, reliability, and images that look misfiled")
-    add("--views", count, VIEWS, "versions of each image to learn from, 1 for just the image")
-    add("--steps", count, defaults.steps, "at most; held-out images decide when to stop")
+    add("--views", count, VIEWS, "augmented versions of each image, 1 for just the image")
+    add("--steps", count, defaults.steps, "most optimizer steps; held-out images decide when to stop")
     add("--lr", positive, defaults.lr, "learning rate")
-    add("--contrast", weight, defaults.contrast, "weight of putting harmful above harmless")
-    add("--eta", weight, defaults.eta, "weight of the anchoring, without which zero means nothing")
+    add("--contrast", weight, defaults.contrast, "weight of ordering harmful above harmless")
+    add("--eta", weight, defaults.eta, "weight of the anchoring, which gives zero its meaning")
     add("--seed", int, defaults.seed, "of everything random")
     add("--device", str, "cuda" if torch.cuda.is_available() else "cpu", "where the image encoder runs")
-    add("--name", str, None, "what every score calls this model; the output's name if not given")
+    add("--name", str, None, "name of this model in every score (default: the output's name)")
     return parser
 
 

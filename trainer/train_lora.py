@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """Defaults, then the preset of the base, then the TOML file, then the flags.
+    """Merge defaults, the preset of the base, the TOML file and the flags, in this order.
 
     Raises:
         ScdpoError: a TOML file is missing or wrong.
@@ -121,14 +121,14 @@ def parse(arguments: Sequence[str]) -> Command:
 
 
 def settings_before_flags(arguments: Sequence[str]) -> TrainSettings:
-    """What holds where no flag says otherwise."""
-    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    look.add_argument("--config", type=Path)
-    look.add_argument("--output", type=Path)
-    look.add_argument("--base")
-    look.add_argument("--family")
-    look.add_argument("--resume", action="store_true")
-    early, _ = look.parse_known_args(list(arguments))
+    """Return the settings where no flag overrides them."""
+    early_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early_parser.add_argument("--config", type=Path)
+    early_parser.add_argument("--output", type=Path)
+    early_parser.add_argument("--base")
+    early_parser.add_argument("--family")
+    early_parser.add_argument("--resume", action="store_true")
+    early, _ = early_parser.parse_known_args(list(arguments))
     if (
         {"-h", "--help"} & set(arguments)
         and early.base is None

@@ -1,4 +1,4 @@
-"""What the panes have in common, for every gradio from 3.41 on."""
+"""Helpers of all panes, for every gradio from 3.41 on."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from scdpo_core.types import ScdpoError
 _LOG = logging.getLogger("scdpo")
 
 
-def said(text: str, kind: Literal["info", "good", "bad"] = "info") -> str:
+def panel_text(text: str, kind: Literal["info", "good", "bad"] = "info") -> str:
     """Return a sentence as a panel; '' of nothing."""
     return notice(text, kind) if text else ""
 
 
-def guarded(outputs: int, place: int = -1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turn what goes wrong in a pane's function into a sentence in one of its outputs.
+def guarded(outputs: int, index: int = -1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Show errors of a pane's function as a sentence in one of its outputs.
 
     Args:
-        outputs: how many it has; the others stay as they are.
-        place: of the one for sentences.
+        outputs: number of outputs; the others stay unchanged.
+        place: index of the output for sentences.
     """
 
     def around(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,9 +39,9 @@ def guarded(outputs: int, place: int = -1) -> Callable[[Callable[..., Any]], Cal
                 sentence = str(error)
             except Exception as error:
                 _LOG.exception("a pane failed")
-                sentence = f"This did not work ({type(error).__name__}: {error}). The log says where."
+                sentence = f"This did not work ({type(error).__name__}: {error}). See the log for details."
             answer: list[Any] = [gr.update() for _ in range(outputs)]
-            answer[place] = said(printable(sentence, lines=True), "bad")
+            answer[index] = panel_text(printable(sentence, lines=True), "bad")
             return answer if outputs > 1 else answer[0]
 
         return safe
@@ -50,15 +50,14 @@ def guarded(outputs: int, place: int = -1) -> Callable[[Callable[..., Any]], Cal
 
 
 def _printable(values: Any) -> Any:
-    """What a pane returns, with names of files that are no UTF-8 written so that they can be sent."""
+    """Escape file names that are not UTF-8 in a pane's output, so that it can be sent."""
     if isinstance(values, str):
         return printable(values, lines=True)
     return [_printable(value) for value in values] if isinstance(values, list) else values
 
 
 def changed(old: Any, new: Sequence[str]) -> tuple[list[Any], tuple[int, ...]]:
-    """Updates for those pieces of HTML alone that differ from what the page shows: what somebody has
-    uncovered there stays uncovered.
+    """Update only the pieces of HTML that differ from the page, so that uncovered images stay uncovered.
 
     Args:
         old: what was returned last, None at first.
@@ -67,22 +66,22 @@ def changed(old: Any, new: Sequence[str]) -> tuple[list[Any], tuple[int, ...]]:
     marks = tuple(hash(text) for text in new)
     before = old if isinstance(old, tuple | list) and len(old) == len(marks) else (None,) * len(marks)
     updates = [
-        gr.update() if mark == known else text for text, mark, known in zip(new, marks, before, strict=True)
+        gr.update() if mark == shown else text for text, mark, shown in zip(new, marks, before, strict=True)
     ]
     return updates, marks
 
 
 def ticker(name: str) -> gr.Button:
-    """A button that nobody sees and that the page's script clicks every two seconds while its pane is
-    shown: timers are not the same in any two versions of gradio."""
+    """Make a hidden button that the page's script clicks every two seconds while its pane is shown;
+    timers differ between versions of gradio."""
     return gr.Button("refresh", elem_id=f"scdpo_{name}_tick", elem_classes=["scdpo-hidden", "scdpo-tick"])
 
 
 def quick(button: gr.Button, function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-    """Call a function that answers at once, beside the host's queue."""
+    """Connect a button to a fast function, outside the host's queue."""
     button.click(function, inputs=inputs, outputs=outputs, queue=False, show_progress="hidden")
 
 
-def files_of(given: Any) -> list[Path]:
-    """Paths of dropped files: names in newer versions, open files in older ones."""
-    return [Path(str(getattr(one, "name", one))) for one in given or ()]
+def files_of(dropped: Any) -> list[Path]:
+    """Return the paths of dropped files: names in newer versions, open files in older ones."""
+    return [Path(str(getattr(file, "name", file))) for file in dropped or ()]

@@ -8,20 +8,18 @@ import gradio as gr
 
 from scdpo_core.family_info import MICRO
 from scdpo_core.pairs.start import MOST_ATTEMPTS, MOST_PER_PROMPT, WAY_TITLES, PairsJob
-from scdpo_core.panels import run as run_panel
 from scdpo_core.panels.built_pairs import built_pairs
 
 from ..path_policy import listed_cost_model
 from ..prompt_files import BENIGN, HARMFUL, named_files
-from ..ui_context import Desk
-from .common import changed, files_of, guarded, quick, said
+from ..ui_context import UiContext
+from .common import files_of, guarded, panel_text, quick
 from .controls import (
     base_menu,
-    current,
     dropped_prompts,
-    menu_update,
     number,
     prompt_files,
+    refresh_on_tick,
     run_controls,
     start_row,
 )
@@ -31,11 +29,11 @@ both become a pair. You need prompts; a list of harmless ones keeps the rest of 
 at the pairs under *Preferences*, or go straight to *Train*. If you have pairs already, skip this step."""
 
 
-def build(desk: Desk) -> None:
+def build(ui: UiContext) -> None:
     """Make the pane."""
     gr.Markdown(_ABOUT)
     with gr.Row():
-        base = base_menu(desk, "make")
+        base = base_menu(ui, "make")
         name = gr.Textbox(label="Name of the pairs", value="my_pairs", elem_id="scdpo_make_name")
     prompts, benign = prompt_files("make", "files (.csv, .tsv, .txt) or folders of images")
     typed = gr.Textbox(
@@ -53,9 +51,9 @@ def build(desk: Desk) -> None:
     with gr.Accordion("More settings", open=False):
         files = dropped_prompts("make")
         model = gr.Dropdown(
-            label="Cost model that tells harmful from harmless",
-            choices=list(desk.cost_models()),
-            value=desk.in_use(),
+            label="Cost model that decides what is harmful",
+            choices=list(ui.cost_models()),
+            value=ui.in_use(),
             elem_id="scdpo_make_model",
         )
         with gr.Row():
@@ -63,46 +61,36 @@ def build(desk: Desk) -> None:
             attempts = number("make", "attempts", "Attempts at each chosen image", 4)
             limit = number("make", "limit", "Prompts of each kind at most (0: all)", 0)
     start, example = start_row("make", "Make pairs")
-    run = run_controls(desk, "make", "Pairs to look at")
+    run = run_controls(ui, "make", "Pairs")
     sheet = gr.HTML("", elem_id="scdpo_make_sheet")
 
     @guarded(2)
     def begin(*values: Any) -> list[Any]:
-        chosen, own, harmful, harmless, lines, route, given, scorer, images, tries, most = values
+        chosen, pairs_name, harmful, harmless, lines, route, dropped, scorer, images, tries, most = values
         job = PairsJob(
-            desk.jobs.root,
-            (own or "").strip(),
-            desk.reach.base(chosen or "", desk.bases()),
-            named_files(desk.reach, (harmful or "").splitlines(), files_of(given)),
-            named_files(desk.reach, (harmless or "").splitlines()),
+            ui.jobs.root,
+            (pairs_name or "").strip(),
+            ui.reach.base(chosen or "", ui.bases()),
+            named_files(ui.reach, (harmful or "").splitlines(), files_of(dropped)),
+            named_files(ui.reach, (harmless or "").splitlines()),
             lines or "",
             WAY_TITLES[route],
-            listed_cost_model(scorer, desk.cost_models()),
+            listed_cost_model(scorer, ui.cost_models()),
             per_prompt=_whole(images, 1, MOST_PER_PROMPT),
             attempts=_whole(tries, 4, MOST_ATTEMPTS),
             limit=_whole(most, 0),
         )
-        sentence = desk.jobs.make_pairs(job)
-        return [gr.update(choices=desk.jobs.names("pairs"), value=job.name), said(sentence, "good")]
+        sentence = ui.jobs.start(job)
+        return [gr.update(choices=ui.jobs.names("pairs"), value=job.name), panel_text(sentence, "good")]
 
-    def look(chosen: Any, old: Any) -> list[Any]:
-        names = desk.jobs.names("pairs")
-        name = current(chosen, names)
-        pieces = ["", ""]
-        if name:
-            view = run_panel.status(desk.jobs.view(name), unit="images")
-            pieces = [view, built_pairs(desk.jobs.folder(name))]
-        updates, new = changed(old, [*pieces, "|".join([name, *names])])
-        return [*updates[:2], menu_update(updates[2], names, name), new]
-
-    quick(run.tick, guarded(4, 0)(look), [run.which, run.marks], [run.status, sheet, run.which, run.marks])
+    refresh_on_tick(ui, run, "pairs", sheet, built_pairs)
     settings = [base, name, prompts, benign, typed, way, files, model, each, attempts, limit]
     quick(start, begin, settings, [run.which, run.message])
     filled = [base, prompts, benign, limit, model]
     # What the embedded model draws, its own cost model knows best.
-    quick(example, lambda: [desk.embedded_base(), str(HARMFUL), str(BENIGN), 40, MICRO], [], filled)
+    quick(example, lambda: [ui.embedded_base(), str(HARMFUL), str(BENIGN), 40, MICRO], [], filled)
 
 
 def _whole(value: Any, default: int, most: int = 2**31) -> int:
-    """A field's number; too large ones stay too large, so that the check names them."""
+    """Return a field's number; too large ones stay too large, so that the check names them."""
     return default if value is None else int(min(max(value, -1), most + 1))

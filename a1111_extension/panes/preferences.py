@@ -14,8 +14,8 @@ from scdpo_core.preferences.folder import read_folder
 from scdpo_core.preferences.labelling_session import Choice, Session, SessionView, import_pairs
 from scdpo_core.types import ScdpoError
 
-from ..ui_context import Desk
-from .common import changed, files_of, guarded, quick, said, ticker
+from ..ui_context import UiContext
+from .common import changed, files_of, guarded, panel_text, quick, ticker
 
 _ABOUT = """**Step 3: choose.** Two images of the same prompt stand side by side: choose the one you want
 more of. For a harmful prompt that is the image without the harm, for a harmless prompt simply the better one.
@@ -25,7 +25,7 @@ _CATEGORIES = ["", "benign", *HARM_CATEGORIES]
 
 
 class _Table:
-    """The session that is open; a page that is loaded anew finds it again."""
+    """The open session, which survives a reload of the page."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,27 +51,27 @@ class _Table:
 
     @property
     def is_laid(self) -> bool:
-        """Whether one is open."""
+        """Whether a session is open."""
         return self._open is not None
 
 
-def build(desk: Desk) -> None:
+def build(ui: UiContext) -> None:
     """Make the pane."""
     table = _Table()
     gr.Markdown(_ABOUT)
     with gr.Row():
         source = gr.Textbox(
-            label="Folder with images to compare", value=desk.images, elem_id="scdpo_pref_source"
+            label="Folder with images to compare", value=ui.images, elem_id="scdpo_pref_source"
         )
         target = gr.Textbox(
-            label="Preference folder, made if it is not there",
-            value=str(desk.preferences),
+            label="Preference folder, created if missing",
+            value=str(ui.preferences),
             elem_id="scdpo_pref_target",
         )
     opened = gr.Button("Open", variant="primary", elem_id="scdpo_pref_open")
     message = gr.HTML("", elem_id="scdpo_pref_message")
-    shown = gr.HTML("", elem_id="scdpo_pref_pair")
-    asked, marks = gr.State(""), gr.State(None)
+    pair_html = gr.HTML("", elem_id="scdpo_pref_pair")
+    current_id, marks = gr.State(""), gr.State(None)
     with gr.Row():
         buttons = {
             choice: gr.Button(text, elem_id=f"scdpo_pref_{choice}")
@@ -83,28 +83,26 @@ def build(desk: Desk) -> None:
         }
         undo = gr.Button("Undo (U)", elem_id="scdpo_pref_undo")
     with gr.Row():
-        prompt = gr.Textbox(
-            label="Prompt, if it should be another than the images' own", elem_id="scdpo_pref_prompt"
-        )
+        prompt = gr.Textbox(label="Prompt, instead of the images' own", elem_id="scdpo_pref_prompt")
         category = gr.Dropdown(
-            label="Harm that the worse image shows ('benign': none)",
+            label="Harm in the worse image ('benign' for none)",
             choices=_CATEGORIES,
             value="",
             allow_custom_value=True,
             elem_id="scdpo_pref_category",
         )
-    with gr.Accordion("Import images that are sorted already", open=False):
+    with gr.Accordion("Import images that are already sorted", open=False):
         with gr.Row():
             good = gr.File(
                 label="Drop the preferred images", file_count="multiple", elem_id="scdpo_pref_good"
             )
             bad = gr.File(label="Drop the others", file_count="multiple", elem_id="scdpo_pref_bad")
-        taken = gr.Button("Import as pairs, in the order of their names", elem_id="scdpo_pref_import")
+        import_button = gr.Button("Import as pairs, in the order of their names", elem_id="scdpo_pref_import")
     check = gr.Button("Check the preference folder", elem_id="scdpo_pref_check")
     state = gr.HTML("", elem_id="scdpo_pref_state")
     tick = ticker("pref")
 
-    pane = [shown, asked, marks, message]
+    pane = [pair_html, current_id, marks, message]
 
     def show(view: SessionView, old: Any, text: str = "") -> list[Any]:
         (piece,), new = changed(old, [panel.pair(view)])
@@ -113,7 +111,7 @@ def build(desk: Desk) -> None:
     def place(text: str) -> Path:
         if not text.strip():
             raise ScdpoError("Name the preference folder.")
-        return desk.reach.folder(text)
+        return ui.reach.folder(text)
 
     def look(folder: Path) -> str:
         return panel.folder(folder, *read_folder(folder)) if (folder / "chosen").is_dir() else ""
@@ -122,12 +120,12 @@ def build(desk: Desk) -> None:
     def open_(images: str, folder: str) -> list[Any]:
         if not images.strip():
             raise ScdpoError("Name the folder with the images to compare.")
-        session = table.lay(desk.reach.folder(images), place(folder))
+        session = table.lay(ui.reach.folder(images), place(folder))
         notes = "\n".join(f"{note.path}: {note.what}" for note in session.notes)
-        return show(session.view(), None, said(notes) if notes else "")
+        return show(session.view(), None, panel_text(notes) if notes else "")
 
     @guarded(4)
-    def again(old: Any) -> list[Any]:
+    def refresh(old: Any) -> list[Any]:
         if not table.is_laid:
             return [gr.update() for _ in pane]
         return [*show(table.session.view(), old)[:3], gr.update()]
@@ -146,16 +144,18 @@ def build(desk: Desk) -> None:
     @guarded(2)
     def take(first: Any, second: Any, folder: str, words: str, kind: str) -> list[Any]:
         where = place(folder)
-        good_files, bad_files = (desk.reach.dropped(files_of(files)) for files in (first, second))
+        good_files, bad_files = (ui.reach.dropped(files_of(files)) for files in (first, second))
         count = import_pairs(where, good_files, bad_files, words, kind or "")
-        return [look(where), said(f"{count} pairs are imported.", "good")]
+        return [look(where), panel_text(f"{count} pairs imported.", "good")]
 
     opened.click(open_, inputs=[source, target], outputs=pane)
     for choice, button in buttons.items():
-        quick(button, answering(choice), [asked, marks, prompt, category], pane)  # type: ignore[arg-type]
+        quick(button, answering(choice), [current_id, marks, prompt, category], pane)  # type: ignore[arg-type]
     quick(undo, take_back, [marks], pane)
-    quick(tick, again, [marks], pane)
-    taken.click(take, inputs=[good, bad, target, prompt, category], outputs=[state, message])
+    quick(tick, refresh, [marks], pane)
+    import_button.click(take, inputs=[good, bad, target, prompt, category], outputs=[state, message])
     check.click(
-        guarded(1)(lambda folder: look(place(folder)) or said("It holds no pairs yet.")), target, state
+        guarded(1)(lambda folder: look(place(folder)) or panel_text("This folder has no pairs yet.")),
+        target,
+        state,
     )

@@ -17,8 +17,8 @@ from scdpo_core.scoring.table import Row, write_csv
 from scdpo_core.types import ScdpoError
 
 from ..path_policy import listed_cost_model
-from ..ui_context import Desk
-from .common import files_of, guarded, said
+from ..ui_context import UiContext
+from .common import files_of, guarded, panel_text
 
 MOST_HEATMAPS = 12
 _ABOUT = """**Step 2: score.** Every image gets a **cost**: above zero is harmful. You need images: those of
@@ -26,7 +26,7 @@ _ABOUT = """**Step 2: score.** Every image gets a **cost**: above zero is harmfu
 model. Images stay blurred until you click them."""
 
 
-def build(desk: Desk) -> None:
+def build(ui: UiContext) -> None:
     """Make the pane."""
     gr.Markdown(_ABOUT)
     with gr.Row():
@@ -38,12 +38,12 @@ def build(desk: Desk) -> None:
         )
         with gr.Column():
             folder = gr.Textbox(
-                label="Or a folder with images", value=desk.images, elem_id="scdpo_score_folder"
+                label="Or a folder with images", value=ui.images, elem_id="scdpo_score_folder"
             )
             model = gr.Dropdown(
                 label="Cost model",
-                choices=list(desk.cost_models()),
-                value=desk.in_use(),
+                choices=list(ui.cost_models()),
+                value=ui.in_use(),
                 elem_id="scdpo_score_model",
             )
             heat = gr.Checkbox(
@@ -53,20 +53,20 @@ def build(desk: Desk) -> None:
             )
     button = gr.Button("Score", variant="primary", elem_id="scdpo_score_go")
     message = gr.HTML("", elem_id="scdpo_score_message")
-    shown = gr.HTML("", elem_id="scdpo_score_gallery")
+    gallery_html = gr.HTML("", elem_id="scdpo_score_gallery")
     table = gr.File(
         label="Table of all costs (CSV)", interactive=False, visible=False, elem_id="scdpo_score_csv"
     )
 
     @guarded(3, 0)
-    def score(given: Any, place: str, name: str, heatmaps: bool, bar: Any = gr.Progress()) -> list[Any]:  # noqa: B008
-        dropped = desk.reach.dropped(files_of(given))
-        places = dropped or ([desk.reach.existing(place)] if place.strip() else [])
-        if not places:
+    def score(uploads: Any, typed: str, name: str, heatmaps: bool, bar: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+        dropped = ui.reach.dropped(files_of(uploads))
+        sources = dropped or ([ui.reach.existing(typed)] if typed.strip() else [])
+        if not sources:
             raise ScdpoError("Drop images into the field, or name a folder.")
         rows, maps = _score(
-            desk,
-            places,
+            ui,
+            sources,
             bool(dropped),
             name,
             heatmaps,
@@ -75,39 +75,37 @@ def build(desk: Desk) -> None:
         csv = Path(tempfile.mkdtemp(prefix="scdpo-")) / "costs.csv"
         write_csv(csv, rows)
         return [
-            said(f"{len(rows)} images are scored.", "good"),
+            panel_text(f"{len(rows)} images scored.", "good"),
             gallery(rows, maps),
             gr.update(value=str(csv), visible=True),
         ]
 
-    button.click(score, inputs=[files, folder, model, heat], outputs=[message, shown, table])
+    button.click(score, inputs=[files, folder, model, heat], outputs=[message, gallery_html, table])
 
 
 def _score(
-    desk: Desk,
-    places: list[Path],
+    ui: UiContext,
+    sources: list[Path],
     dropped: bool,
     name: str,
     heatmaps: bool,
-    tell: Callable[[int, int, str], object],
+    report: Callable[[int, int, str], object],
 ) -> tuple[list[Row], Mapping[str, Path]]:
-    scorer = desk.scorer(listed_cost_model(name, desk.cost_models()))
-    files = find_images(places).files
-    files = desk.reach.readable(files) if not dropped else files
+    scorer = ui.scorer(listed_cost_model(name, ui.cost_models()))
+    files = find_images(sources).files
+    files = ui.reach.readable(files) if not dropped else files
     if not files:
-        raise ScdpoError(f"There are no images in {', '.join(map(str, places))}.")
+        raise ScdpoError(f"There are no images in {', '.join(map(str, sources))}.")
     rows = []
     for row in FolderRun(scorer).rows(files):
         rows.append(row)
-        tell(len(rows), len(files), "scoring")
+        report(len(rows), len(files), "scoring")
     if not heatmaps:
         return rows, {}
     harmful = sorted((row for row in rows if (row.cost or 0) > 0), key=lambda row: -(row.cost or 0))[
         :MOST_HEATMAPS
     ]
     target = Path(tempfile.mkdtemp(prefix="scdpo-heat-"))
-    write_heatmaps(
-        harmful, scorer, target, progress=lambda done, total: tell(done, total, "looking for reasons")
-    )
-    made = {row.path: target / f"{name_of(row)}.heatmap.png" for row in harmful}
-    return rows, {path: file for path, file in made.items() if file.is_file()}
+    write_heatmaps(harmful, scorer, target, progress=lambda done, total: report(done, total, "heatmaps"))
+    heatmap_files = {row.path: target / f"{name_of(row)}.heatmap.png" for row in harmful}
+    return rows, {path: file for path, file in heatmap_files.items() if file.is_file()}

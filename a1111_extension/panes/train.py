@@ -15,8 +15,8 @@ from scdpo_core.types import ScdpoError
 
 from ..path_policy import listed_cost_model
 from ..prompt_files import PREFERENCES
-from ..ui_context import Desk
-from .common import changed, guarded, quick, said
+from ..ui_context import UiContext
+from .common import changed, guarded, panel_text, quick
 from .controls import base_menu, current, menu_update, run_controls, start_row
 
 NO_COSTS = "none"
@@ -26,27 +26,25 @@ _ABOUT = """**Step 4: train.** Your pairs become a safety LoRA. You need a prefe
 if you close this page or the program; image generation is paused while it runs."""
 
 
-def build(desk: Desk) -> None:
+def build(ui: UiContext) -> None:
     """Make the pane."""
     gr.Markdown(_ABOUT)
     with gr.Row():
-        base = base_menu(desk, "train", "Model to train for")
-        pairs = gr.Textbox(
-            label="Preference folder", value=str(desk.preferences), elem_id="scdpo_train_pairs"
-        )
+        base = base_menu(ui, "train", "Model to train for")
+        pairs = gr.Textbox(label="Preference folder", value=str(ui.preferences), elem_id="scdpo_train_pairs")
         name = gr.Textbox(label="Name of the LoRA", value="my_safety_lora", elem_id="scdpo_train_name")
     quality = gr.Radio(
         label="Quality", choices=["fast", "normal", "best"], value="normal", elem_id="scdpo_train_quality"
     )
     objective = gr.Radio(
-        label="What is learnt", choices=list(LABELS), value=DEFAULT_LABEL, elem_id="scdpo_train_objective"
+        label="Training objective", choices=list(LABELS), value=DEFAULT_LABEL, elem_id="scdpo_train_objective"
     )
-    worth = gr.HTML(said(offered(DEFAULT_LABEL).worth), elem_id="scdpo_train_worth")
-    told = gr.HTML("", elem_id="scdpo_train_estimate")
+    worth = gr.HTML(panel_text(offered(DEFAULT_LABEL).worth), elem_id="scdpo_train_worth")
+    estimate_html = gr.HTML("", elem_id="scdpo_train_estimate")
     with gr.Accordion("Advanced settings", open=False):
         model = gr.Dropdown(
-            label="Cost model that may correct your labels ('none': your labels count as they are)",
-            choices=[NO_COSTS, *desk.cost_models()],
+            label="Cost model that may correct your labels ('none' keeps your labels)",
+            choices=[NO_COSTS, *ui.cost_models()],
             value=NO_COSTS,
             elem_id="scdpo_train_model",
         )
@@ -57,55 +55,55 @@ def build(desk: Desk) -> None:
             elem_id="scdpo_train_more",
         )
     start, example = start_row("train", "Start training")
-    run = run_controls(desk, "train", "Run to look at")
+    run = run_controls(ui, "train", "Run")
     curves = gr.HTML("", elem_id="scdpo_train_curves")
     samples = gr.HTML("", elem_id="scdpo_train_samples")
     queue = gr.HTML("", elem_id="scdpo_train_queue")
 
-    def job(chosen: str, folder: str, own: str, level: Any, scorer: str, text: str, aim: str) -> LoraJob:
+    def job(chosen: str, folder: str, title: str, level: Any, scorer: str, text: str, aim: str) -> LoraJob:
         if not folder.strip():
             raise ScdpoError("Name the preference folder, such as that of Make or Preferences.")
-        place = PREFERENCES if folder == str(PREFERENCES) else desk.reach.folder(folder)
-        found = desk.reach.base(chosen or "", desk.bases())
-        listed_cost_model(scorer, [NO_COSTS, *desk.cost_models()])
-        more = desk.reach.settings(text or "")
+        path = PREFERENCES if folder == str(PREFERENCES) else ui.reach.folder(folder)
+        base_path = ui.reach.base(chosen or "", ui.bases())
+        listed_cost_model(scorer, [NO_COSTS, *ui.cost_models()])
+        more = ui.reach.settings(text or "")
         choices = objective_choice(aim)
-        return LoraJob(place, found, desk.jobs.root, own.strip(), level, scorer, more, choices)
+        return LoraJob(path, base_path, ui.jobs.root, title.strip(), level, scorer, more, choices)
 
     settings = [base, pairs, name, quality, model, more, objective]
 
     @guarded(1)
     def guess(*values: Any) -> str:
-        return said(in_words(estimate(job(*values), desk.jobs.root, speed)))
+        return panel_text(in_words(estimate(job(*values), ui.jobs.root, speed)))
 
     @guarded(2)
     def begin(*values: Any) -> list[Any]:
-        wanted = job(*values)
-        sentence = desk.jobs.start(wanted)
-        # The list must have it before it can be chosen.
-        names = desk.jobs.names("lora")
-        return [gr.update(choices=names, value=wanted.name), said(sentence, "good")]
+        lora_job = job(*values)
+        sentence = ui.jobs.start(lora_job)
+        # The menu must contain the run before it can be selected.
+        names = ui.jobs.names("lora")
+        return [gr.update(choices=names, value=lora_job.name), panel_text(sentence, "good")]
 
     def look(chosen: Any, old: Any, *values: Any) -> list[Any]:
-        names = desk.jobs.names("lora")
-        # Nothing chosen yet, or gone: what is worked on, else what was last.
-        active = desk.jobs.active()
+        names = ui.jobs.names("lora")
+        # Without a valid choice: the active run, else the last one.
+        active = ui.jobs.active()
         name = current(chosen if chosen in names else active, names)
         pieces = ["", "", ""]
         if name:
-            view = desk.jobs.view(name)
-            pieces = [panel.status(view), panel.curves(view), panel.samples(view, desk.jobs.costs(view))]
-        lines = panel.waiting(desk.jobs.waiting())
-        updates, new = changed(old, [*pieces, lines + said(desk.jobs.note), "|".join([name, *names])])
+            view = ui.jobs.view(name)
+            pieces = [panel.status(view), panel.curves(view), panel.samples(view, ui.jobs.costs(view))]
+        lines = panel.waiting(ui.jobs.waiting())
+        updates, new = changed(old, [*pieces, lines + panel_text(ui.jobs.note), "|".join([name, *names])])
         chooser = menu_update(updates[-1], names, name)
         return [*updates[:-1], chooser, new, guess(*values) if old is None else gr.update()]
 
-    shown = [run.status, curves, samples, queue, run.which, run.marks, told]
-    quick(run.tick, guarded(len(shown), 0)(look), [run.which, run.marks, *settings], shown)
+    outputs = [run.status, curves, samples, queue, run.which, run.marks, estimate_html]
+    quick(run.tick, guarded(len(outputs), 0)(look), [run.which, run.marks, *settings], outputs)
     quick(start, begin, settings, [run.which, run.message])
     filled = [base, pairs, name, quality]
-    quick(example, lambda: [desk.embedded_base(), str(PREFERENCES), "example", "fast"], [], filled)
-    explain = guarded(1)(lambda label: said(offered(label).worth))
+    quick(example, lambda: [ui.embedded_base(), str(PREFERENCES), "example", "fast"], [], filled)
+    explain = guarded(1)(lambda label: panel_text(offered(label).worth))
     objective.change(explain, inputs=[objective], outputs=worth, queue=False, show_progress="hidden")
     for field in (base, quality, more, objective):
-        field.change(guess, inputs=settings, outputs=told, queue=False, show_progress="hidden")
+        field.change(guess, inputs=settings, outputs=estimate_html, queue=False, show_progress="hidden")

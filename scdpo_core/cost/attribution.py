@@ -18,7 +18,7 @@ __all__ = ["METHODS", "Heatmap", "Method", "explain", "gradients", "occlusion", 
 WINDOWS = (0.2, 0.4)
 """Sides of the covered squares, as shares of the image's sides; they move by a third of their side."""
 LONGEST = 448
-"""Images are shrunk to this many pixels a side before they are looked into."""
+"""Longest side of the shrunk copy that is examined, pixels."""
 
 _BATCH = 16
 _RING = 0.08
@@ -50,10 +50,10 @@ def explain(
 def occlusion(
     scorer: Scorer, image: Image.Image, category: str | None = None, windows: Sequence[float] = WINDOWS
 ) -> Heatmap:
-    """Cover squares of the image, one at a time, and see how far the cost falls.
+    """Map how far the cost falls when each part of the image is covered.
 
-    A square is filled with the mean colour around it, with soft edges, so that the cover itself shows
-    nothing. Squares that raise the cost when covered count as cold.
+    A square is filled with the median colour around it, with soft edges, so that the cover itself adds
+    nothing. Squares that raise the cost when covered count as 0.
 
     Args:
         scorer: any.
@@ -71,17 +71,17 @@ def occlusion(
         for window in windows
         for top in _starts(window)
         for left in _starts(window)
-        if (cover := _Cover.place(small.size, left, top, window)) is not None
+        if (cover := _Cover.at(small.size, left, top, window)) is not None
     ]
     score = scorer.score([small])[0]
     base = cost_in(score, category)
     total, weight = np.zeros(small.size[::-1], np.float32), np.full(small.size[::-1], 1e-6, np.float32)
     for start in range(0, len(covers), _BATCH):
-        some = covers[start : start + _BATCH]
-        scores = scorer.score([cover.over(small) for cover in some])
-        for cover, score in zip(some, scores, strict=True):
+        batch = covers[start : start + _BATCH]
+        scores = scorer.score([cover.over(small) for cover in batch])
+        for cover, score in zip(batch, scores, strict=True):
             alpha = np.asarray(cover.alpha, np.float32) / 255
-            # The same fall says more of each place in it, the smaller the square is.
+            # A smaller square localises the same fall in cost better.
             total += alpha * (max(0.0, base - cost_in(score, category)) / alpha.mean())
             weight += alpha
     return Heatmap(torch.from_numpy(total / weight), image.size, base, "occlusion", score.objection)
@@ -100,8 +100,8 @@ class _Cover:
     alpha: Image.Image
 
     @classmethod
-    def place(cls, size: tuple[int, int], left: float, top: float, side: float) -> _Cover | None:
-        """A square at shares of the image's sides; None where a small image has no pixel for it."""
+    def at(cls, size: tuple[int, int], left: float, top: float, side: float) -> _Cover | None:
+        """Return a square at shares of the image's sides; None where a small image has no pixel for it."""
         width, height = size
         box = (
             round(left * width),
@@ -117,7 +117,7 @@ class _Cover:
         return cls(box, soft)
 
     def over(self, image: Image.Image) -> Image.Image:
-        """The image with this part hidden."""
+        """Return the image with this part hidden."""
         width, height = image.size
         reach = max(1, round(_RING * max(width, height)))
         left, top, right, bottom = self.box
@@ -126,8 +126,8 @@ class _Cover:
         around[max(0, top - reach) : bottom + reach, max(0, left - reach) : right + reach] = True
         around[top:bottom, left:right] = False
         # A square over the whole image has nothing around it.
-        shown = pixels[around] if around.any() else pixels.reshape(-1, 3)
-        red, green, blue = (round(float(channel)) for channel in np.median(shown, axis=0))
+        surrounding = pixels[around] if around.any() else pixels.reshape(-1, 3)
+        red, green, blue = (round(float(channel)) for channel in np.median(surrounding, axis=0))
         return Image.composite(Image.new("RGB", image.size, (red, green, blue)), image, self.alpha)
 
 

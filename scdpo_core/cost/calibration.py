@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 MIN_SCALE = 1e-3
-"""Calibration never turns the order of costs round, not even for a model that learned nothing."""
+"""Smallest scale: calibration never reverses the order of costs, not even for an untrained model."""
 
 Rule = Literal["order statistic", "extrapolated"]
 
@@ -23,7 +23,7 @@ class Calibration:
     Attributes:
         scale: above 0.
         offset: the raw cost that becomes zero.
-        target_fpr: wanted share of benign images above zero, 0..1.
+        target_fpr: requested share of benign images above zero, 0..1.
         benign: number of benign images it was computed from.
         rule: how the offset was found, see `false_positive_point`.
     """
@@ -35,7 +35,7 @@ class Calibration:
     rule: Rule
 
     def __call__(self, raw: Tensor) -> Tensor:
-        """Calibrated costs of raw ones, any shape."""
+        """Calibrate raw costs of any shape."""
         return self.scale * (raw - self.offset)
 
 
@@ -82,30 +82,30 @@ class ReliabilityBin:
 
 
 def reliability(unsafe: Tensor, safe: Tensor, bins: int = 10) -> tuple[ReliabilityBin, ...]:
-    """Whether costs mean what they say: chance of harm, predicted and observed, in equal bins.
+    """Compare predicted and observed chances of harm in equal bins.
 
     Args:
         unsafe: [U] calibrated costs of held-out images, U >= 1.
         safe: [S] calibrated costs, S >= 1.
         bins: how many.
     """
-    chances = torch.sigmoid(torch.cat([unsafe, safe]).double())
-    harmful = torch.arange(len(chances)) < len(unsafe)
+    probabilities = torch.sigmoid(torch.cat([unsafe, safe]).double())
+    harmful = torch.arange(len(probabilities)) < len(unsafe)
     weights = torch.where(harmful, 1 / len(unsafe), 1 / len(safe)).double()
-    place = (chances * bins).long().clamp(max=bins - 1)
-    found = []
+    bin_index = (probabilities * bins).long().clamp(max=bins - 1)
+    rows = []
     for k in range(bins):
-        here = place == k
-        weight = weights[here]
-        mean = float((chances[here] * weight).sum() / weight.sum())
-        share = float((harmful[here] * weight).sum() / weight.sum())
-        count = int(harmful[here].sum())
-        found.append(ReliabilityBin(k / bins, (k + 1) / bins, mean, share, count, int(here.sum()) - count))
-    return tuple(found)
+        in_bin = bin_index == k
+        weight = weights[in_bin]
+        mean = float((probabilities[in_bin] * weight).sum() / weight.sum())
+        share = float((harmful[in_bin] * weight).sum() / weight.sum())
+        count = int(harmful[in_bin].sum())
+        rows.append(ReliabilityBin(k / bins, (k + 1) / bins, mean, share, count, int(in_bin.sum()) - count))
+    return tuple(rows)
 
 
 def auc(unsafe: Tensor, safe: Tensor) -> float:
-    """Area under the ROC curve by ranks (Mann-Whitney U); ties count one half.
+    """Compute the area under the ROC curve by ranks (Mann-Whitney U); ties count one half.
 
     Args:
         unsafe: [U] costs, U >= 1.
@@ -131,7 +131,7 @@ def figures(unsafe: Tensor, safe: Tensor) -> Figures:
 
 
 def false_positive_point(benign: Tensor, rate: float) -> tuple[float, Rule]:
-    """The raw cost that at most a share `rate` of benign images exceeds.
+    """Return the raw cost that at most a share `rate` of benign images exceeds.
 
     With n images it is the ceil((n + 1)(1 - rate))-th smallest cost: a new benign image exceeds it
     with probability at most `rate`, whatever the distribution (the split-conformal quantile). Fewer than
@@ -140,7 +140,7 @@ def false_positive_point(benign: Tensor, rate: float) -> tuple[float, Rule]:
 
     Args:
         benign: [n] raw costs of held-out benign images, n >= 2.
-        rate: wanted false-positive rate, between 0 and 1.
+        rate: requested false-positive rate, between 0 and 1.
 
     Raises:
         ValueError: fewer than two images, or a rate outside (0, 1).
@@ -152,15 +152,15 @@ def false_positive_point(benign: Tensor, rate: float) -> tuple[float, Rule]:
     ordered = benign.double().sort().values
     count = ordered.numel()
     # The rounding keeps 100 * 0.99 from becoming the 100th of 99 through floating point.
-    place = math.ceil(round((count + 1) * (1 - rate), 9))
-    if place <= count:
-        return float(ordered[max(place, 1) - 1]), "order statistic"
+    rank = math.ceil(round((count + 1) * (1 - rate), 9))
+    if rank <= count:
+        return float(ordered[max(rank, 1) - 1]), "order statistic"
     reach = NormalDist().inv_cdf(1 - rate) * float(ordered.std()) * math.sqrt(1 + 1 / count)
     return max(float(ordered[-1]), float(ordered.mean()) + reach), "extrapolated"
 
 
 def platt_scale(unsafe: Tensor, safe: Tensor) -> float:
-    """The slope a > 0 that makes a * cost log-odds of harm, for costs whose zero is fixed.
+    """Fit the slope a > 0 that makes a * cost log-odds of harm, for costs whose zero is fixed.
 
     Maximum likelihood with both classes weighing the same, and with Platt's smoothed targets
     (n + 1) / (n + 2) and 1 / (n + 2), which keep the slope finite when the classes do not overlap.
@@ -193,7 +193,7 @@ def calibrate(unsafe: Tensor, safe: Tensor, rate: float) -> Calibration:
     Args:
         unsafe: [U] raw costs, U >= 1.
         safe: [S] raw costs of benign images, S >= 2.
-        rate: wanted false-positive rate on benign images at cost zero.
+        rate: requested false-positive rate on benign images at cost zero.
 
     Raises:
         ValueError: as `false_positive_point`.

@@ -40,7 +40,7 @@ class PatchTransformer(nn.Module):
         self.depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """[N, 3, size, size] -> [N, 1 + grid * grid, D]."""
+        """Embed [N, 3, size, size] as tokens [N, 1 + grid * grid, D]."""
         patches = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches], dim=1)
         return tokens + self.pos_embed
@@ -63,7 +63,7 @@ class VisionTransformer(PatchTransformer):
         self.load_state_dict(tensors)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits of the classes: [N, 3, size, size] -> [N, K]."""
+        """Return the logits of the classes: [N, 3, size, size] -> [N, K]."""
         tokens = self.embed(pixels)
         for block in self.blocks:
             tokens = block(tokens)
@@ -91,7 +91,7 @@ class Eva02(PatchTransformer):
         self.register_buffer("rotation", _rotation(self.grid), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits of the classes: [N, 3, size, size] -> [N, K]."""
+        """Return the logits of the classes: [N, 3, size, size] -> [N, K]."""
         tokens = self.embed(pixels)
         for block in self.blocks:
             tokens = block(tokens, self.rotation)
@@ -135,41 +135,41 @@ class _EvaBlock(nn.Module):
         )
 
     def forward(self, tokens: Tensor, rotation: Tensor) -> Tensor:
-        seen = self.norm1(tokens)
-        q, k = (_rotate(_split(self.attn[name](seen)), rotation) for name in ("q_proj", "k_proj"))
-        v = _split(self.attn["v_proj"](seen))
+        normed = self.norm1(tokens)
+        q, k = (_rotate(_split(self.attn[name](normed)), rotation) for name in ("q_proj", "k_proj"))
+        v = _split(self.attn["v_proj"](normed))
         tokens = tokens + self.attn["proj"](_merge(F.scaled_dot_product_attention(q, k, v)))
-        seen = self.norm2(tokens)
-        gated = F.silu(self.mlp["fc1_g"](seen)) * self.mlp["fc1_x"](seen)
+        normed = self.norm2(tokens)
+        gated = F.silu(self.mlp["fc1_g"](normed)) * self.mlp["fc1_x"](normed)
         changed: Tensor = tokens + self.mlp["fc2"](self.mlp["norm"](gated))
         return changed
 
 
 def _split(tokens: Tensor) -> Tensor:
-    """[N, T, D] -> [N, heads, T, 64]."""
+    """Split into heads: [N, T, D] -> [N, heads, T, 64]."""
     heads: Tensor = tokens.unflatten(-1, (-1, _HEAD_WIDTH)).transpose(1, 2)
     return heads
 
 
 def _merge(heads: Tensor) -> Tensor:
-    """[N, heads, T, 64] -> [N, T, D]."""
+    """Merge the heads: [N, heads, T, 64] -> [N, T, D]."""
     return heads.transpose(1, 2).flatten(2)
 
 
 def _rotation(grid: int) -> Tensor:
-    """Cosine and sine of every patch's angles: [2, grid * grid, 64]; rows first, then columns."""
+    """Return cosine and sine of every patch's angles: [2, grid * grid, 64]; rows first, then columns."""
     quarter = _HEAD_WIDTH // 4
     rates: Tensor = torch.pow(_ROPE_BASE, -torch.arange(quarter) / quarter)
-    place = torch.arange(grid) * (_ROPE_GRID / grid)
-    rows, columns = torch.meshgrid(place, place, indexing="ij")
+    positions = torch.arange(grid) * (_ROPE_GRID / grid)
+    rows, columns = torch.meshgrid(positions, positions, indexing="ij")
     angles = torch.stack([rows, columns], dim=-1)[..., None] * rates
-    # Neighbouring numbers of a head form a plane that turns by one angle.
-    both = angles.flatten(0, 1).flatten(1).repeat_interleave(2, dim=-1)
-    return torch.stack([both.cos(), both.sin()])
+    # Neighbouring dimensions of a head form a plane that rotates by one angle.
+    planes = angles.flatten(0, 1).flatten(1).repeat_interleave(2, dim=-1)
+    return torch.stack([planes.cos(), planes.sin()])
 
 
 def _rotate(heads: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the patches' queries or keys; the class token (first) has no place and stays."""
+    """Rotate the patches' queries or keys; the class token (first) has no position and stays as it is."""
     first, patches = heads[..., :1, :], heads[..., 1:, :]
-    turned = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
-    return torch.cat([first, patches * rotation[0] + turned * rotation[1]], dim=-2)
+    quarter_turn = torch.stack([-patches[..., 1::2], patches[..., ::2]], dim=-1).flatten(-2)
+    return torch.cat([first, patches * rotation[0] + quarter_turn * rotation[1]], dim=-2)

@@ -19,8 +19,8 @@ from .hub_cache import cached_snapshot, is_hub_name
 
 NAMED = "'micro' or 'embedded'"
 """Encoders that need no folder."""
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class EncoderError(ScdpoError):
@@ -28,7 +28,7 @@ class EncoderError(ScdpoError):
 
 
 def find_tower(spec: str | Path) -> Path | None:
-    """The folder of a tower: `spec` itself, or the hub's cache for 'owner/name'; None if it is in neither."""
+    """Find a tower's folder: `spec` itself, or the hub's cache for 'owner/name'; None for neither."""
     folder = Path(spec).expanduser()
     if folder.exists():
         return folder
@@ -36,10 +36,10 @@ def find_tower(spec: str | Path) -> Path | None:
 
 
 def require_tower(spec: str | Path) -> Path:
-    """As `find_tower`.
+    """Find a tower's folder as `find_tower` does, or fail.
 
     Raises:
-        EncoderError: it is on this machine neither as a folder nor in the hub's cache.
+        EncoderError: the tower is on this machine neither as a folder nor in the hub's cache.
     """
     folder = find_tower(spec)
     if folder is not None:
@@ -57,28 +57,28 @@ Read = Callable[[Any, Tensor], Tensor]
 
 
 def _projected(tower: Any, pixels: Tensor) -> Tensor:
-    seen: Tensor = tower(pixel_values=pixels).image_embeds
-    return seen
+    embedding: Tensor = tower(pixel_values=pixels).image_embeds
+    return embedding
 
 
 def _pooled(tower: Any, pixels: Tensor) -> Tensor:
-    seen: Tensor = tower(pixel_values=pixels).pooler_output
-    return seen.flatten(1)
+    embedding: Tensor = tower(pixel_values=pixels).pooler_output
+    return embedding.flatten(1)
 
 
 def _tagged(tower: Any, pixels: Tensor) -> Tensor:
-    """How likely each tag is, told at the surest place: in a mean what fills only a corner would drown.
+    """Return how likely each tag is at its most likely position; a mean would dilute small things.
 
-    The logarithms of the odds are halved and moved, so that a tag counts that is likely or nearly so, and
-    how very unlikely the many others are does not. A constant stands beside the tags: without it, the few
-    faint ones of an image that shows nothing would fill the whole embedding once its length is made 1.
+    Log-odds are halved and shifted, so that a likely or nearly likely tag counts and the degree of
+    unlikeliness of all others does not. A constant is appended: without it, the few faint tags of an
+    empty image would fill the whole embedding once it is normalised to length 1.
     """
     maps: Tensor = tower.resnet(pixel_values=pixels).last_hidden_state
     odds = tower.classifier[-1](maps.flatten(2).transpose(1, 2)).amax(dim=1)
     return F.pad(torch.sigmoid(odds / 2 + 1), (0, 1), value=0.5)
 
 
-# Kinds of model, by the name in config.json: class, and how to read it.
+# Model types, by `model_type` in config.json: class, and how to read its embedding.
 _TOWERS: dict[str, tuple[str, Read]] = {
     "clip": ("CLIPVisionModelWithProjection", _projected),
     "clip_vision_model": ("CLIPVisionModelWithProjection", _projected),
@@ -98,32 +98,32 @@ _RESNET_TAGGER: tuple[str, Read] = ("ResNetForImageClassification", _tagged)
 
 
 def load_tower(folder: Path) -> tuple[nn.Module, Read]:
-    """The frozen tower, and how to read it.
+    """Load the frozen tower and the function that reads its embedding.
 
     Raises:
-        EncoderError: the folder is missing, damaged or of another kind; says which and what to do.
+        EncoderError: the folder is missing, damaged or of another model type; says which and what to do.
     """
     if not (folder / "config.json").is_file():
         raise EncoderError(
-            f"{folder} is no image encoder: it holds no config.json. Give a folder with a CLIP model in "
+            f"{folder} is not an image encoder: it has no config.json. Give a folder with a CLIP model in "
             f"the Hugging Face layout, or {NAMED}."
         )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("model_type")
+        model_type = config.get("model_type")
     except (ValueError, AttributeError) as error:
         raise EncoderError(f"{folder / 'config.json'} is damaged. Download the folder again.") from error
-    if kind not in _TOWERS:
+    if model_type not in _TOWERS:
         raise EncoderError(
-            f"{folder} holds a model of the kind '{kind}'; the cost model needs one of these kinds: "
+            f"{folder} holds a model of type '{model_type}'; the cost model needs one of these types: "
             f"{', '.join(sorted(_TOWERS))}."
         )
-    name, read = _TOWERS[kind]
-    if kind == "resnet" and config.get("problem_type") == "multi_label_classification":
+    name, read = _TOWERS[model_type]
+    if model_type == "resnet" and config.get("problem_type") == "multi_label_classification":
         name, read = _RESNET_TAGGER
     if not any(folder.glob("*.safetensors")):
         raise EncoderError(
-            f"{folder} holds no .safetensors weights. Pickle files (.bin, .pt) can run code when they are "
+            f"{folder} has no .safetensors weights. Pickle files (.bin, .pt) can run code when they are "
             "opened and are never loaded; get the safetensors version of this model."
         )
     try:
@@ -139,19 +139,19 @@ def load_tower(folder: Path) -> tuple[nn.Module, Read]:
                 output_loading_info=True,
             )
             tower, report = loaded
-    except Exception as error:  # any of a dozen kinds, by version of transformers and way of breaking
+    except Exception as error:  # transformers raises a dozen types, depending on version and damage
         raise EncoderError(
             f"The image encoder in {folder} could not be loaded ({error}). Download the folder again."
         ) from error
-    # transformers fills what is missing with random numbers and goes on.
+    # transformers initialises missing tensors at random and continues.
     missing = [key for key in report["missing_keys"] if not key.endswith("position_ids")]
     if missing or report.get("mismatched_keys"):
         raise EncoderError(
-            f"The weights in {folder} lack parts of the image tower ({len(missing)} tensors missing, "
+            f"The weights in {folder} are incomplete: the image tower lacks {len(missing)} tensors ("
             f"such as '{next(iter(missing), '')}'). Download the folder again."
         )
     frozen: nn.Module = tower.float().eval().requires_grad_(False)
-    if kind == "resnet":
+    if model_type == "resnet":
         # Small convolutions take a quarter less time on a CPU with the channels last.
         frozen = frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return frozen, read
@@ -175,7 +175,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 @contextmanager
 def eager(tower: Any) -> Iterator[None]:
-    """Compute attention step by step: the fused kernels never hold it as a whole."""
+    """Switch to eager attention inside the block; fused kernels never hold the attention matrix."""
     before = getattr(tower.config, "_attn_implementation", None)
     choose = getattr(tower, "set_attn_implementation", None)
     if choose is None or before == "eager":
@@ -190,7 +190,7 @@ def eager(tower: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What `preprocessor_config.json` says; CLIP's own numbers where there is none.
+    """Mean, deviation and size from `preprocessor_config.json`; CLIP's where there is none.
 
     Attributes:
         mean: of each colour channel, 0..1.
@@ -198,13 +198,13 @@ class Preprocessing:
         size: side of the square image, pixels; only towers whose own configuration is silent need it.
     """
 
-    mean: tuple[float, ...] = _CLIP_MEAN
-    std: tuple[float, ...] = _CLIP_STD
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
     size: int = 224
 
     @classmethod
     def read(cls, folder: Path) -> Preprocessing:
-        """What the folder says.
+        """Read the folder's `preprocessor_config.json`.
 
         Raises:
             EncoderError: the file is damaged.
@@ -214,10 +214,10 @@ class Preprocessing:
             return cls()
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
-            mean = tuple(float(value) for value in settings.get("image_mean", _CLIP_MEAN))
-            std = tuple(float(value) for value in settings.get("image_std", _CLIP_STD))
+            mean = tuple(float(value) for value in settings.get("image_mean", CLIP_MEAN))
+            std = tuple(float(value) for value in settings.get("image_std", CLIP_STD))
             if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-                raise ValueError("three numbers are wanted")
+                raise ValueError("mean and std need three numbers each")
             size = settings.get("size", cls.size)
             if isinstance(size, dict):
                 size = size.get("shortest_edge") or size.get("height")
@@ -227,10 +227,10 @@ class Preprocessing:
 
 
 def weights_hash(tower: nn.Module, preprocessing: object) -> str:
-    """Hash the numbers themselves: the same tower gives the same hash from any file layout.
+    """Hash the weights themselves: the same tower gives the same hash from any file layout.
 
-    Names are left out, for they differ between versions of transformers, and so are whole numbers, which
-    some of those versions keep for the positions.
+    Tensor names are left out, because they differ between versions of transformers, and so are integer
+    buffers, which some versions keep for the positions.
     """
 
     def digest(tensor: Tensor) -> bytes:
@@ -243,7 +243,7 @@ def weights_hash(tower: nn.Module, preprocessing: object) -> str:
 
 
 def readable_name(folder: Path) -> str:
-    """The folder's name; for a snapshot in the Hugging Face cache, 'owner/model'."""
+    """Return the folder's name; for a snapshot in the Hugging Face cache, 'owner/model'."""
     full = folder.resolve() if folder.exists() else folder
     if full.parent.name == "snapshots" and full.parent.parent.name.startswith("models--"):
         return full.parent.parent.name.removeprefix("models--").replace("--", "/")

@@ -1,4 +1,4 @@
-"""Images made small for a network, in bands that threads make side by side."""
+"""Shrink images for a network, in bands that threads resize in parallel."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from functools import cache
 from PIL import Image
 
 BANDS = 1 if (os.cpu_count() or 1) < 2 else 2 if (os.cpu_count() or 1) < 4 else 4
-"""Bands for one image whose score somebody waits for."""
+"""Bands for a single image, where latency counts."""
 _WORTH_BANDS = 500_000
-"""Pixels above which bands are used; a thread's start takes longer than a smaller image."""
+"""Pixels from which bands are used; starting a thread takes longer than resizing a smaller image."""
 
 
 def shrink(image: Image.Image, side: int, bands: int) -> Image.Image:
-    """The image squashed to a square of RGB, bilinear; a large one in bands.
+    """Resize to an RGB square, bilinear, without keeping proportions; large images in bands.
 
-    The pixels are the same however many bands there are: a filter at the edge of a band reads beyond it.
+    The result does not depend on the number of bands: the filter reads across a band's edge.
 
     Args:
         image: of any size and mode.

@@ -26,13 +26,13 @@ from PIL import Image
 from ..types import CostScore
 from . import nsfwjs, open_nsfw
 from .downscale import BANDS
-from .protocol import HARM_CATEGORIES
+from .protocol import HARM_CATEGORIES, in_batches, score_of
 
 Rule = Literal["joint", "strict"]
 Views = tuple[open_nsfw.Pixels, nsfwjs.Square]
 
 MARGIN = 3.5
-"""How far below the network that objects more a joint cost may lie, log-odds."""
+"""How far a joint cost may lie below the higher of both networks' answers, log-odds."""
 DRAWN, PHOTOGRAPHED, OPEN_NSFW = "drawn sexual (nsfwjs)", "sexual (nsfwjs)", "sexual (open_nsfw)"
 """Names of the details: the log-odds of each network's own answer."""
 
@@ -68,7 +68,7 @@ class EmbeddedScorer:
         self._drawings = nsfwjs.network(device, threads)
 
     def one_thread(self) -> EmbeddedScorer | None:
-        """The same scorer, each call of which keeps to the thread that makes it; None on a GPU.
+        """Return the same scorer with single-threaded calls; None on a GPU.
 
         Two threads with a few images each get more out of two processors than both do together with one
         batch, because they never wait for each other.
@@ -76,24 +76,16 @@ class EmbeddedScorer:
         return None if self._device.startswith("cuda") else EmbeddedScorer(self._device, 1, self.rule)
 
     def prepare(self, image: Image.Image) -> Views:
-        """What both networks see of an image of any size and mode."""
+        """Prepare an image of any size and mode for both networks."""
         return _prepare(image, 1)
 
     def score_prepared(self, prepared: Sequence[Views]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
-        return [
-            score
-            for start in range(0, len(prepared), _BATCH)
-            for score in self._score(prepared[start : start + _BATCH])
-        ]
+        return in_batches(prepared, _BATCH, self._score)
 
     def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
         """Score images of any size, in their order."""
-        return [
-            score
-            for start in range(0, len(images), _BATCH)
-            for score in self._score([_prepare(p, BANDS) for p in images[start : start + _BATCH]])
-        ]
+        return in_batches(images, _BATCH, lambda batch: self._score([_prepare(p, BANDS) for p in batch]))
 
     def _score(self, views: Sequence[Views]) -> list[CostScore]:
         chances, _ = self._photographs(np.stack([pixels for pixels, _ in views]))
@@ -101,14 +93,8 @@ class EmbeddedScorer:
         photographs = np.array(open_nsfw.cost_of(chances))
         costs, details = join(photographs, nsfwjs.log_chances(logits), self.rule)
         return [
-            CostScore(
-                cost,
-                {name: cost if name == "sexual" else None for name in self.categories},
-                self.id,
-                self.hash,
-                {name: float(values[number]) for name, values in details.items()},
-            )
-            for number, cost in enumerate(costs.tolist())
+            score_of(self, "sexual", cost, {name: float(values[k]) for name, values in details.items()})
+            for k, cost in enumerate(costs.tolist())
         ]
 
 
@@ -132,8 +118,8 @@ def join(
     drawing, hentai, neutral, porn, sexy = log_chances.T
     photograph = np.logaddexp(neutral, np.logaddexp(porn, sexy))
     tame = np.logaddexp(neutral, sexy)
-    own = np.logaddexp(hentai, porn) - np.logaddexp(drawing, tame)
-    strongest = np.maximum(open_costs, own)
+    drawing_cost = np.logaddexp(hentai, porn) - np.logaddexp(drawing, tame)
+    strongest = np.maximum(open_costs, drawing_cost)
     details = {
         OPEN_NSFW: open_costs,
         PHOTOGRAPHED: porn - np.logaddexp(np.logaddexp(drawing, hentai), tame),

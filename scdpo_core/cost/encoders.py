@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,37 +26,9 @@ from .clip_encoders import (
     weights_hash,
 )
 from .open_nsfw import OpenNsfwEncoder
+from .protocol import Encoder, encode_in_batches
 
 _BATCH = 32
-
-
-class Encoder(Protocol):
-    """Anything that turns images into embeddings."""
-
-    @property
-    def id(self) -> str:
-        """A readable name of the weights."""
-
-    @property
-    def hash(self) -> str:
-        """Hexadecimal hash of weights and preprocessing; equal hashes, equal embeddings."""
-
-    @property
-    def size(self) -> int:
-        """Side of the square image it looks at, pixels."""
-
-    @property
-    def dim(self) -> int:
-        """Length D of an embedding."""
-
-    def prepare(self, image: Image.Image) -> Tensor:
-        """What it sees of an image of any size, as `encode_prepared` takes it; safe to do in a thread."""
-
-    def encode_prepared(self, pixels: Tensor) -> Tensor:
-        """Embed a stack of N prepared images: float32 [N, D] on the CPU, rows of length 1."""
-
-    def encode(self, images: Sequence[Image.Image]) -> Tensor:
-        """Embed N images of any size: float32 [N, D] on the CPU, rows of length 1."""
 
 
 class TowerEncoder:
@@ -71,10 +43,10 @@ class TowerEncoder:
     Args:
         folder: the folder with `config.json` and safetensors weights.
         device: where to run.
-        name: the id; by default told from the folder's name.
+        name: the id; by default the folder's name.
 
     Raises:
-        EncoderError: the folder is missing, damaged or of another kind; says which and what to do.
+        EncoderError: the folder is missing, damaged or of another model type; says which and what to do.
     """
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu", name: str | None = None) -> None:
@@ -90,9 +62,9 @@ class TowerEncoder:
         self.hash = weights_hash(self._tower, (self.size, preprocessing.mean, preprocessing.std))
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """What the tower sees of an image: float32 [3, size, size].
+        """Prepare an image for the tower: float32 [3, size, size].
 
-        Images are squeezed to a square. CLIP's own preprocessing crops the middle instead, and harm
+        Images are resized to a square. CLIP's own preprocessing crops the middle instead, and harm
         at the edge of a wide image would cost nothing.
         """
         rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -113,21 +85,23 @@ class TowerEncoder:
         return self.size // int(config.patch_size) if isinstance(heads, int) else 0
 
     def attend(self, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        """Embed as `embed` does, and lay open how: for vision transformers.
+        """Embed as `embed` does, and return attentions and tokens too; for vision transformers.
 
         Returns:
             The embeddings [N, D], each layer's attention [N, heads, T, T], the last tokens [N, T, width].
 
         Raises:
-            EncoderError: this version of transformers does not give them.
+            EncoderError: this version of transformers returns no attention.
         """
         with eager(self._tower):
-            seen = self._tower(pixel_values=pixels.to(self._device), output_attentions=True)
-        if not seen.attentions or any(attention is None for attention in seen.attentions):
-            raise EncoderError("This version of transformers shows no attention. Use gradients or occlusion.")
-        projected: Tensor | None = getattr(seen, "image_embeds", None)
-        embedding = F.normalize((seen.pooler_output if projected is None else projected).float(), dim=-1)
-        return embedding, tuple(seen.attentions), seen.last_hidden_state
+            output = self._tower(pixel_values=pixels.to(self._device), output_attentions=True)
+        if not output.attentions or any(attention is None for attention in output.attentions):
+            raise EncoderError(
+                "This version of transformers returns no attention. Use gradients or occlusion."
+            )
+        projected: Tensor | None = getattr(output, "image_embeds", None)
+        embedding = F.normalize((output.pooler_output if projected is None else projected).float(), dim=-1)
+        return embedding, tuple(output.attentions), output.last_hidden_state
 
     @torch.no_grad()
     def encode_prepared(self, pixels: Tensor) -> Tensor:
@@ -138,7 +112,7 @@ class TowerEncoder:
         """
         embeddings = self.embed(pixels).cpu()
         if not bool(torch.isfinite(embeddings).all()):
-            raise EncoderError(f"The image encoder '{self.id}' gave numbers that are not finite.")
+            raise EncoderError(f"The image encoder '{self.id}' produced NaN or infinite values.")
         return embeddings
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
@@ -147,12 +121,7 @@ class TowerEncoder:
         Raises:
             EncoderError: an embedding is not finite.
         """
-        parts = [torch.empty(0, self.dim)]
-        for start in range(0, len(images), _BATCH):
-            parts.append(
-                self.encode_prepared(torch.stack([self.prepare(p) for p in images[start : start + _BATCH]]))
-            )
-        return torch.cat(parts)
+        return encode_in_batches(self, images, _BATCH)
 
 
 def _micro(device: str | torch.device) -> Encoder:
@@ -164,22 +133,24 @@ def _embedded(device: str | torch.device) -> Encoder:
 
 
 ENCODERS: dict[str, Callable[[str | torch.device], Encoder]] = {"micro": _micro, "embedded": _embedded}
-"""Every encoder that has a name, and what loads it onto a device; all others are folders, or on the hub."""
+"""Named encoders and the function that loads each onto a device; others are folders or hub names."""
 
 
 DEFAULT_ENCODER = "embedded"
-"""What looks at images where nobody says what should: most are photographs, or drawn like them."""
+"""Encoder used by default: most images are photographs, or drawn like them."""
 
 _LARGER = "a folder with a larger model, such as CLIP ViT-L/14 (--encoder FOLDER)"
 _ADVICE = {
-    "micro": f"'micro' knows the embedded world's drawings. For photographs: embedded, or {_LARGER}.",
-    "embedded": f"'embedded' knows photographs. For drawings, or for finer kinds of harm, take {_LARGER}.",
+    "micro": f"'micro' knows the embedded world's drawings. For photographs, use 'embedded' or {_LARGER}.",
+    "embedded": f"'embedded' knows photographs. For drawings, or finer categories of harm, use {_LARGER}.",
 }
 
 
 def encoder_advice(name: str) -> str:
-    """Say what other encoder may tell harmful from harmless images where this one hardly does."""
-    return f"The image encoder {_ADVICE.get(name, f'was {name!r}; another one may tell more: {_LARGER}.')}"
+    """Recommend another encoder for data that this one hardly separates."""
+    return (
+        f"The image encoder {_ADVICE.get(name, f'was {name!r}; another one may separate better: {_LARGER}.')}"
+    )
 
 
 def load_encoder(spec: str | Path, device: str | torch.device = "cpu") -> Encoder:

@@ -21,7 +21,7 @@ class EnsembleScorer:
     Every member's zero is its own boundary, so the maximum is above zero where any member objects. The
     mean compares members only as far as they are calibrated: each cost is log-odds, and the mean of
     log-odds is the log-odds of the geometric mean of the odds. A category counts the members that know
-    it; one that nobody knows stays None. Where a member's cost is not finite, the ensemble's is NaN: it has
+    it; one that none knows stays None. Where a member's cost is not finite, the ensemble's is NaN: it has
     not been judged by all of them.
 
     Args:
@@ -43,7 +43,7 @@ class EnsembleScorer:
         self.categories = tuple(dict.fromkeys(name for member in members for name in member.categories))
 
     def prepare(self, image: Image.Image) -> tuple[Any, ...]:
-        """What every member makes of the image."""
+        """Prepare the image for every member."""
         return tuple(member.prepare(image) for member in self.members)
 
     def score_prepared(self, prepared: Sequence[tuple[Any, ...]]) -> list[CostScore]:

@@ -16,12 +16,12 @@ from ..io.json_schema import from_json, parse
 from ..types import ScdpoError
 
 SHARD = 512
-"""Images after which new embeddings are written; an interrupted run loses fewer."""
+"""Images per write: an interrupted run loses fewer than this many."""
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What a file says of its rows."""
+    """Digests of a file's rows, from its metadata."""
 
     digests: tuple[str, ...]
 
@@ -30,8 +30,8 @@ class _Record:
 class FeatureCache:
     """A folder of embeddings by the content of the image.
 
-    They are numbers from which no image can be seen, but which tell that an image was there; the folder
-    may be removed at any time.
+    An embedding does not show its image, but it does prove that the image was there. The folder may be
+    deleted at any time.
 
     Args:
         folder: made when something is added.
@@ -40,21 +40,21 @@ class FeatureCache:
     folder: Path
 
     def load(self, key: str) -> dict[str, Tensor]:
-        """The embeddings [V, D] that are known, by the SHA-256 of the image's file.
+        """Return the cached embeddings [V, D], by the SHA-256 of the image's file.
 
         Args:
-            key: tells the encoder, the number of views and the seed.
+            key: identifies the encoder, the number of views and the seed.
         """
-        found: dict[str, Tensor] = {}
+        embeddings: dict[str, Tensor] = {}
         for path in sorted((self.folder / key).glob("*.safetensors")):
             try:
                 tensors, metadata = read_tensors(path)
                 digests = from_json({"digests": parse(metadata["digests"])}, _Record).digests
-                found |= dict(zip(digests, tensors["embeddings"], strict=True))
+                embeddings |= dict(zip(digests, tensors["embeddings"], strict=True))
             # A damaged file costs time, nothing else.
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-        return found
+        return embeddings
 
     def add(self, key: str, embeddings: Mapping[str, Tensor]) -> None:
         """Write new embeddings, atomically.
@@ -74,6 +74,6 @@ class FeatureCache:
             )
         except OSError as error:
             raise ScdpoError(
-                f"Embeddings could not be kept in {self.folder} ({error.strerror or error}). Name another "
+                f"Embeddings could not be saved in {self.folder} ({error.strerror or error}). Choose another "
                 "folder."
             ) from error

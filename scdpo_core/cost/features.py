@@ -16,9 +16,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
 from ..io.images import open_image
-from .encoders import Encoder
 from .feature_cache import SHARD, FeatureCache
-from .protocol import SideBySide
+from .protocol import Encoder, SideBySide
 from .training_images import CostExample, training_set_hash
 
 A = TypeVar("A")
@@ -26,12 +25,12 @@ A = TypeVar("A")
 VIEWS = 2
 """Views of each image: as it is, and changed ones."""
 _BATCH, _BATCH_OF_ONE = 32, 4
-"""Views that an encoder looks at together, and those for one processor, whose cache they should fit."""
+"""Views per batch, and per batch of a single-threaded encoder, where they should fit the CPU's cache."""
 _JITTER = 0.3
 _CROP = 0.12
 _TILT = 10.0
 _ROOM = 1.25
-"""Changed views are made of images this much larger than the encoder looks at."""
+"""Augmented views are made at this multiple of the encoder's size."""
 
 
 @dataclass(frozen=True)
@@ -82,31 +81,31 @@ def compute_features(
         encoder: the frozen image encoder.
         views: how many views of each image, at least 1.
         seed: of the changed views.
-        progress: is told how many of how many images are done.
+        progress: called with the number of images done and the total.
         cache: embeddings of earlier runs; new ones are added.
 
     Raises:
         ScdpoError: an image cannot be opened any more, or the encoder fails.
     """
-    # The order of files on a disk must not decide what is learned.
+    # The result must not depend on the order of files on the disk.
     ordered = sorted(examples, key=lambda example: example.digest)
     key = f"{encoder.hash[:24]}-{views}-{seed}"
-    known = cache.load(key) if cache is not None else {}
-    missing = [example for example in ordered if example.digest not in known]
+    embeddings_of = cache.load(key) if cache is not None else {}
+    missing = [example for example in ordered if example.digest not in embeddings_of]
     progress(len(ordered) - len(missing), len(ordered))
-    fresh: dict[str, Tensor] = {}
+    unsaved: dict[str, Tensor] = {}
     for number, (digest, embeddings) in enumerate(_encode(missing, encoder, views, seed), 1):
-        known[digest] = fresh[digest] = embeddings
-        if cache is not None and len(fresh) == SHARD:
-            cache.add(key, fresh)
-            fresh = {}
+        embeddings_of[digest] = unsaved[digest] = embeddings
+        if cache is not None and len(unsaved) == SHARD:
+            cache.add(key, unsaved)
+            unsaved = {}
         progress(len(ordered) - len(missing) + number, len(ordered))
     if cache is not None:
-        cache.add(key, fresh)
+        cache.add(key, unsaved)
     categories = tuple(sorted({name for example in ordered for name in example.categories}))
     safe_of = {e.pair: number for number, e in enumerate(ordered) if e.pair and not e.unsafe}
     return FeatureSet(
-        embeddings=torch.stack([known[example.digest] for example in ordered]),
+        embeddings=torch.stack([embeddings_of[example.digest] for example in ordered]),
         unsafe=torch.tensor([example.unsafe for example in ordered]),
         categories=categories,
         labels=torch.tensor([_labels(example, categories) for example in ordered]).reshape(
@@ -125,7 +124,7 @@ def compute_features(
 def _encode(
     examples: Sequence[CostExample], encoder: Encoder, views: int, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Digest and embeddings [V, D] of every image, in order; the next ones are drawn beside the encoder."""
+    """Yield digest and embeddings [V, D] of every image, in order; threads prepare the next images."""
 
     def prepare(example: CostExample) -> Tensor:
         rng = random.Random(f"{seed}/{example.digest}")
@@ -137,33 +136,33 @@ def _encode(
     def embedded(prepared: Sequence[Tensor], by: Encoder) -> Tensor:
         return by.encode_prepared(torch.cat([*prepared])).reshape(len(prepared), views, encoder.dim)
 
-    alone = encoder.one_thread() if isinstance(encoder, SideBySide) else None
-    size = max(1, (_BATCH if alone is None else _BATCH_OF_ONE) // views)
-    parts = [examples[start : start + size] for start in range(0, len(examples), size)]
+    single_threaded = encoder.one_thread() if isinstance(encoder, SideBySide) else None
+    size = max(1, (_BATCH if single_threaded is None else _BATCH_OF_ONE) // views)
+    chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
     encoded: Iterator[Tensor]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        if alone is None:
-            drawn = _ahead(pool, prepare, examples, 2 * size)
-            encoded = (embedded([*islice(drawn, len(part))], encoder) for part in parts)
+        if single_threaded is None:
+            prepared_views = _ahead(pool, prepare, examples, 2 * size)
+            encoded = (embedded([*islice(prepared_views, len(chunk))], encoder) for chunk in chunks)
         else:
-            encoded = _ahead(pool, lambda part: embedded([*map(prepare, part)], alone), parts, 8)
-        for part, embeddings in zip(parts, encoded, strict=True):
-            yield from zip((example.digest for example in part), embeddings, strict=True)
+            encoded = _ahead(pool, lambda chunk: embedded([*map(prepare, chunk)], single_threaded), chunks, 8)
+        for chunk, embeddings in zip(chunks, encoded, strict=True):
+            yield from zip((example.digest for example in chunk), embeddings, strict=True)
 
 
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[A], Tensor], items: Iterable[A], count: int
 ) -> Iterator[Tensor]:
-    """The results of some work in the order of its items, done in a pool for so many items ahead."""
-    rest = iter(items)
-    waiting = deque(pool.submit(work, item) for item in islice(rest, count))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
+    """Yield the results of `work` in the order of its items, computing up to `count` items ahead."""
+    remaining = iter(items)
+    pending = deque(pool.submit(work, item) for item in islice(remaining, count))
+    while pending:
+        yield pending.popleft().result()
+        pending.extend(pool.submit(work, item) for item in islice(remaining, 1))
 
 
 def change(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A view of an image that shows the same thing: mirrored, tilted, cropped, other colours, blurred.
+    """Augment an image without changing what it shows: mirror, rotate, crop, colour, blur.
 
     Args:
         image: RGB.
@@ -174,8 +173,8 @@ def change(image: Image.Image, rng: random.Random) -> Image.Image:
     border = _border(image)
     image = image.rotate(rng.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC, fillcolor=border)
     width, height = image.size
-    left, right, top, bottom = (rng.uniform(0, _CROP / 2) for _ in range(4))
-    box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
+    crop_left, crop_right, crop_top, crop_bottom = (rng.uniform(0, _CROP / 2) for _ in range(4))
+    box = (crop_left * width, crop_top * height, (1 - crop_right) * width, (1 - crop_bottom) * height)
     image = image.resize((width, height), Image.Resampling.BICUBIC, box)
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         image = enhance(image).enhance(1 + rng.uniform(-_JITTER, _JITTER))
@@ -185,7 +184,7 @@ def change(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _border(image: Image.Image) -> tuple[int, int, int]:
-    """The mean colour of the four corners, so that tilting adds no black wedges."""
+    """Return the mean colour of the four corners, so that rotating adds no black wedges."""
     width, height = image.size
     corners = [image.getpixel((x, y)) for x in (0, width - 1) for y in (0, height - 1)]
     red, green, blue = (sum(c[i] for c in corners if isinstance(c, tuple)) // 4 for i in range(3))
@@ -193,7 +192,7 @@ def _border(image: Image.Image) -> tuple[int, int, int]:
 
 
 def _shrink(image: Image.Image, side: int) -> Image.Image:
-    """Changing large images costs time and gains nothing that the encoder would see."""
+    """Shrink an image to `side` before augmenting, which saves time and loses nothing the encoder sees."""
     if max(image.size) <= side:
         return image
     small = image.copy()

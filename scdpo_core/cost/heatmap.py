@@ -11,7 +11,7 @@ from torch import Tensor
 
 Method = Literal["occlusion", "gradients", "tokens"]
 METHODS: tuple[Method, ...] = get_args(Method)
-"""Ways to find it: see `attribution.explain`."""
+"""Methods of attribution, see `attribution.explain`."""
 
 _HOT = (255, 64, 32)
 
@@ -21,11 +21,11 @@ class Heatmap:
     """What raises the cost of an image.
 
     Attributes:
-        heat: [h, w] float32, at least 0: log-odds per area that go when this place is covered (occlusion),
-            its share of the cost (gradients), or how far the cost draws on it (tokens). Only the proportions
+        heat: [h, w] float32, at least 0: log-odds per area that covering this pixel removes (occlusion),
+            its share of the cost (gradients), or its relevance to the cost (tokens). Only the proportions
             matter.
         size: (width, height) of the image, pixels.
-        cost: the image's cost, of the category if one was asked for.
+        cost: the image's cost, or its cost in the requested category.
         method: how it was found.
         objection: which answer of a joint scorer speaks most for harm, such as 'drawn sexual (nsfwjs)';
             '' where none does, or where the scorer has but one.
@@ -38,7 +38,7 @@ class Heatmap:
     objection: str = ""
 
     def share(self, region: Tensor) -> float:
-        """The part of all heat that lies in a region, 0..1; NaN when there is no heat.
+        """Return the part of all heat that lies in a region, 0..1; NaN when there is no heat.
 
         Args:
             region: [h, w] bool.
@@ -46,14 +46,14 @@ class Heatmap:
         return float(self.heat[region].sum() / self.heat.sum())
 
     def image(self) -> Image.Image:
-        """The heat as a grey image of the original's size; white is the hottest place."""
+        """Return the heat as a grey image of the original's size; white is hottest."""
         top = float(self.heat.max())
         levels = (self.heat / top * 255).round() if top > 0 else self.heat
         grey = Image.fromarray(levels.to(torch.uint8).numpy())
         return grey.resize(self.size, Image.Resampling.BICUBIC)
 
     def overlay(self, image: Image.Image) -> Image.Image:
-        """The image in grey, with red where the cost comes from; RGB, of the image's size."""
+        """Return the image in grey with red where the cost comes from; RGB, of the image's size."""
         base = image.convert("L").convert("RGB")
         heat = self.image().resize(image.size)
         return Image.composite(
@@ -63,7 +63,7 @@ class Heatmap:
         )
 
     def mask(self, at_least: float = 0.5) -> Image.Image:
-        """Where the heat is at least this share of the highest: an L image, 255 there and 0 elsewhere.
+        """Return where the heat is at least this share of the highest: an L image, 255 there and 0 elsewhere.
 
         Args:
             at_least: 0..1. Without any heat the mask is empty.

@@ -18,18 +18,17 @@ from torch.nn import functional as F
 from ..io.files import read_tensors, sha256_of
 from ..types import CostScore
 from .classifiers import Eva02, VisionTransformer
+from .clip_encoders import CLIP_MEAN, CLIP_STD
 from .hub_cache import cached_snapshot
 from .open_nsfw import LEAST_CHANCE
-from .protocol import HARM_CATEGORIES, ScorerError
+from .protocol import HARM_CATEGORIES, ScorerError, in_batches, score_of
 
 Colour = tuple[float, float, float]
 
 _BATCH = 16
 _HALF: Colour = (0.5, 0.5, 0.5)
-_CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 _CLIP_SCALE = 100.0
-"""CLIP's own factor of its cosines; it makes log-odds of the safety checker's margins."""
+"""CLIP's logit scale; turns the safety checker's margins into log-odds."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,12 @@ class HubPreset:
 class HubScorer:
     """A classifier of the hub as a scorer; it fills in `sexual` alone.
 
-    The cost is the log-odds of the harmful classes together, zero at one half. Images are squeezed to
+    The cost is the log-odds of the harmful classes together, zero at one half. Images are resized to
     the classifier's square, so that harm at the edge of a wide image is seen.
 
     Args:
         name: a name in `PRESETS`.
-        folder: the model's folder; by default the hub's cache is looked into.
+        folder: the model's folder; by default the hub's cache is searched.
         device: where to run.
 
     Raises:
@@ -90,18 +89,18 @@ class HubScorer:
     def __init__(self, name: str, folder: Path | None = None, device: str = "cpu") -> None:
         """Load and hash the weights."""
         preset = PRESETS[name]
-        where = folder or _cached(name, preset)
-        weights = where / "model.safetensors"
+        directory = folder or _cached(name, preset)
+        weights = directory / "model.safetensors"
         if not weights.is_file():
-            raise ScorerError(f"{where} holds no model.safetensors. {_how_to_get(name, preset)}")
+            raise ScorerError(f"{directory} has no model.safetensors. {_how_to_get(name, preset)}")
         try:
-            loaded = preset.load(where)
+            loaded = preset.load(directory)
         except ScorerError:
             raise
-        # A damaged file raises nearly anything, by the library that stumbles over it.
+        # A damaged file may raise nearly any exception, depending on the library that reads it.
         except Exception as error:
             raise ScorerError(
-                f"The files in {where} are not {preset.repository} ({error}). {_how_to_get(name, preset)}"
+                f"The files in {directory} are not {preset.repository} ({error}). {_how_to_get(name, preset)}"
             ) from error
         self._cost, self._size = loaded.cost, loaded.size
         loaded.module.float().eval().requires_grad_(False).to(device)
@@ -111,46 +110,38 @@ class HubScorer:
         self.hash = sha256_of(weights)[:12]
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """What the classifier sees of an image: float32 [3, size, size]."""
+        """Prepare an image for the classifier: float32 [3, size, size]."""
         rgb = image if image.mode == "RGB" else image.convert("RGB")
-        squeezed = rgb.resize((self._size, self._size), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(squeezed, np.float32)).div_(255.0)
+        square = rgb.resize((self._size, self._size), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(square, np.float32)).div_(255.0)
         return ((pixels - self._mean) / self._std).permute(2, 0, 1)
 
     @torch.no_grad()
     def score_prepared(self, prepared: Sequence[Tensor]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
         bound = math.log((1 - LEAST_CHANCE) / LEAST_CHANCE)
-        scores = []
-        for start in range(0, len(prepared), _BATCH):
-            pixels = torch.stack([*prepared[start : start + _BATCH]]).to(self._device)
-            costs = self._cost(pixels).float().clamp(-bound, bound).cpu()
-            if not bool(torch.isfinite(costs).all()):
-                raise ScorerError(f"The scorer '{self.id}' gave numbers that are not finite.")
-            scores += [self._score(cost) for cost in costs.tolist()]
-        return scores
+
+        def costs(batch: Sequence[Tensor]) -> list[float]:
+            values = self._cost(torch.stack([*batch]).to(self._device)).float().clamp(-bound, bound).cpu()
+            if not bool(torch.isfinite(values).all()):
+                raise ScorerError(f"The scorer '{self.id}' produced NaN or infinite values.")
+            return [float(value) for value in values]
+
+        return [score_of(self, "sexual", cost) for cost in in_batches(prepared, _BATCH, costs)]
 
     def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
         """Score images of any size, in their order."""
-        return [
-            score
-            for start in range(0, len(images), _BATCH)
-            for score in self.score_prepared([self.prepare(p) for p in images[start : start + _BATCH]])
-        ]
+        return in_batches(images, _BATCH, lambda batch: self.score_prepared([*map(self.prepare, batch)]))
 
     def differentiable(self, category: str | None) -> Callable[[Tensor], Tensor] | None:
-        """As `protocol.Differentiable`."""
+        """Return the cost as a function of pixels, as `protocol.Differentiable`."""
         if category not in (None, "sexual"):
             raise ScorerError(f"The scorer '{self.id}' has no cost for '{category}'.")
         return lambda pixels: self._cost(pixels.to(self._device)).float().cpu()
 
-    def _score(self, cost: float) -> CostScore:
-        known = {"sexual": cost}
-        return CostScore(cost, {name: known.get(name) for name in self.categories}, self.id, self.hash)
-
 
 def log_odds(logits: Tensor, harmful: Sequence[int]) -> Tensor:
-    """Log-odds [N] that the class is a harmful one, of logits [N, K]."""
+    """Return the log-odds [N] of the harmful classes, from logits [N, K]."""
     safe = [k for k in range(logits.shape[-1]) if k not in harmful]
     return logits[:, list(harmful)].logsumexp(-1) - logits[:, safe].logsumexp(-1)
 
@@ -158,10 +149,10 @@ def log_odds(logits: Tensor, harmful: Sequence[int]) -> Tensor:
 def _timm(build: Callable[[Mapping[str, Tensor]], nn.Module], harmful: Sequence[str]) -> Any:
     def load(folder: Path) -> LoadedClassifier:
         tensors, _ = read_tensors(folder / "model.safetensors")
-        plain = {name.removeprefix("timm_model."): tensor.float() for name, tensor in tensors.items()}
-        module: Any = build(plain)
-        which = _classes(folder, harmful)
-        return LoadedClassifier(lambda pixels: log_odds(module(pixels), which), module, module.size)
+        weights = {name.removeprefix("timm_model."): tensor.float() for name, tensor in tensors.items()}
+        module: Any = build(weights)
+        harmful_ids = _classes(folder, harmful)
+        return LoadedClassifier(lambda pixels: log_odds(module(pixels), harmful_ids), module, module.size)
 
     return load
 
@@ -171,9 +162,11 @@ def _transformers_vit(folder: Path) -> LoadedClassifier:
     module = transformers.ViTForImageClassification.from_pretrained(
         folder, local_files_only=True, use_safetensors=True
     )
-    which = _classes(folder, ("nsfw",))
+    harmful_ids = _classes(folder, ("nsfw",))
     return LoadedClassifier(
-        lambda pixels: log_odds(module(pixel_values=pixels).logits, which), module, module.config.image_size
+        lambda pixels: log_odds(module(pixel_values=pixels).logits, harmful_ids),
+        module,
+        module.config.image_size,
     )
 
 
@@ -186,13 +179,13 @@ class _SafetyChecker(nn.Module):
         config = transformers.CLIPConfig.from_pretrained(folder, local_files_only=True)
         tensors, _ = read_tensors(folder / "model.safetensors")
         self.tower = transformers.CLIPVisionModel(config.vision_config)
-        wanted = self.tower.state_dict()
+        expected = self.tower.state_dict()
         # Its checkpoints name the tower 'vision_model.vision_model.', or once, by the library's version.
         suffixes = {
             name.removeprefix("vision_model.").removeprefix("vision_model."): tensor
             for name, tensor in tensors.items()
         }
-        self.tower.load_state_dict({name: suffixes[name.removeprefix("vision_model.")] for name in wanted})
+        self.tower.load_state_dict({name: suffixes[name.removeprefix("vision_model.")] for name in expected})
         self.projection = tensors["visual_projection.weight"].float()
         self.concepts = F.normalize(tensors["concept_embeds"].float(), dim=-1)
         self.special = F.normalize(tensors["special_care_embeds"].float(), dim=-1)
@@ -202,9 +195,9 @@ class _SafetyChecker(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         pooled = self.tower(pixel_values=pixels).pooler_output.cpu()
-        seen = F.normalize(pooled @ self.projection.T, dim=-1)
-        stricter = 0.01 * ((seen @ self.special.T - self.special_thresholds) > 0).any(-1, keepdim=True)
-        margins = seen @ self.concepts.T - self.thresholds + stricter
+        embedding = F.normalize(pooled @ self.projection.T, dim=-1)
+        stricter = 0.01 * ((embedding @ self.special.T - self.special_thresholds) > 0).any(-1, keepdim=True)
+        margins = embedding @ self.concepts.T - self.thresholds + stricter
         return _CLIP_SCALE * margins.amax(-1)
 
 
@@ -220,8 +213,8 @@ PRESETS: dict[str, HubPreset] = {
         173,
         "sexual content, drawings too; medium and high count as harmful",
         _timm(Eva02, ("medium", "high")),
-        _CLIP_MEAN,
-        _CLIP_STD,
+        CLIP_MEAN,
+        CLIP_STD,
     ),
     "marqo": HubPreset(
         "Marqo/nsfw-image-detection-384",
@@ -243,36 +236,36 @@ PRESETS: dict[str, HubPreset] = {
         1216,
         "sexual content; Stable Diffusion's own checker, costs are 100 x its margins",
         _safety_checker,
-        _CLIP_MEAN,
-        _CLIP_STD,
+        CLIP_MEAN,
+        CLIP_STD,
     ),
 }
-"""Classifiers of the hub that have a name. Sizes and licences as their pages said in 2026."""
+"""Named classifiers of the hub. Sizes and licences as on their pages in 2026."""
 
 
 def _classes(folder: Path, harmful: Sequence[str]) -> list[int]:
-    """The numbers of the harmful classes, by the names in config.json.
+    """Return the indices of the harmful classes, by the names in config.json.
 
     Raises:
-        ScorerError: it does not name them.
+        ScorerError: config.json does not name all of them.
     """
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    inner = settings.get("pretrained_cfg") or {}
-    names = settings.get("label_names") or inner.get("label_names")
+    pretrained = settings.get("pretrained_cfg") or {}
+    names = settings.get("label_names") or pretrained.get("label_names")
     if not names:
         by_number = settings.get("id2label") or {}
         names = [by_number[key] for key in sorted(by_number, key=int)]
-    places = [names.index(name) for name in harmful if name in names]
-    if len(places) < len(harmful):
+    indices = [names.index(name) for name in harmful if name in names]
+    if len(indices) < len(harmful):
         raise ScorerError(
             f"{folder / 'config.json'} names the classes {', '.join(map(str, names)) or '(none)'}; "
-            f"wanted are {' and '.join(harmful)}. Get the model again."
+            f"expected {' and '.join(harmful)}. Download the model again."
         )
-    return places
+    return indices
 
 
 def _cached(name: str, preset: HubPreset) -> Path:
-    """The newest snapshot in the hub's cache.
+    """Return the newest snapshot in the hub's cache.
 
     Raises:
         ScorerError: the model is not there; says licence, size and how to get it.
@@ -286,7 +279,7 @@ def _cached(name: str, preset: HubPreset) -> Path:
 def _how_to_get(name: str, preset: HubPreset) -> str:
     return (
         f"Get it with 'hf download {preset.repository}' ({preset.megabytes} MB, licence {preset.licence}), "
-        f"or name its folder: '{name}=FOLDER'."
+        f"or give its folder: '{name}=FOLDER'."
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the model hub's own program keeps what was downloaded. Nothing is ever downloaded from here."""
+"""Find models in the Hugging Face cache; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def is_hub_name(spec: str) -> bool:
-    """Whether this could be a model's name on the hub, 'owner/name'."""
+    """Return whether this could be a model's name on the hub, 'owner/name'."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", spec) is not None
 
 
 def cached_snapshot(repository: str) -> Path | None:
-    """The newest snapshot of a model in the hub's cache, or None.
+    """Return the newest snapshot of a model in the hub's cache, or None.
 
     Args:
         repository: its name on the hub, 'owner/name'.

@@ -1,4 +1,4 @@
-"""A whole training of a cost model, from folders of images to its file. Doors start it and tell of it."""
+"""Train a cost model, from folders of images to its file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PHASES: Mapping[str, Phase] = {
     "training": "train",
     "training again": "train",
 }
-"""What a run's log calls the kinds of work; everything else makes embeddings, which are kept."""
+"""Phase of a run's log for each kind of work; everything else computes embeddings, phase 'cache'."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class CostTask:
         categories: a folder with one folder for each category, and safe/.
         pairs: a preference folder.
         benign: a large folder of harmless images to find hard negatives in.
-        mine: how many of those at most.
+        mine: most hard negatives.
         encoder: as `load_encoder`.
         device: where the encoder runs.
         views: versions of each image to learn from.
-        cache: where embeddings are kept; None for `.features` beside the output.
+        cache: folder of cached embeddings; None for `.features` beside the output.
         report: HTML page about the training, or None.
-        name: what every score calls the model; None for the output's name.
-        overwrite: whether the output may be there already.
+        name: id of the scorer in every score; None for the output's name.
+        overwrite: whether the output may exist already.
         skip_bad: leave out images that cannot be used.
         settings: of the training.
     """
@@ -85,8 +85,8 @@ class CostTask:
     settings: CostSettings = field(default_factory=CostSettings)
 
     @property
-    def well_asked(self) -> bool:
-        """Whether the images are given in exactly one way."""
+    def has_one_source(self) -> bool:
+        """Whether exactly one source of images is given."""
         folders = [self.unsafe, self.safe]
         ways = [self.pairs is not None, self.categories is not None, folders != [None, None]]
         return ways.count(True) == 1 and (None not in folders or folders == [None, None])
@@ -94,12 +94,12 @@ class CostTask:
 
 @dataclass(frozen=True)
 class CostOutcome:
-    """What a training leaves.
+    """Result of a training.
 
     Attributes:
-        mined: the model, its figures, and what it learned from.
+        mined: the model, its figures and its training data.
         encoder: id of the image encoder.
-        pool: how many harmless images were looked through for hard negatives.
+        pool: number of harmless images searched for hard negatives.
         misfiled: images that look misfiled, and their files.
     """
 
@@ -112,55 +112,55 @@ class CostOutcome:
 def run_cost_task(
     task: CostTask,
     *,
-    progress: Progress = lambda what, done, total, loss: None,
-    checked: Callable[[CheckedExamples], None] = lambda found: None,
+    progress: Progress = lambda phase, done, total, loss: None,
+    checked: Callable[[CheckedExamples], None] = lambda images: None,
     reporter: Reporter | None = None,
 ) -> CostOutcome:
     """Check everything, train, and write the cost model and the page about it.
 
     Args:
         task: what to do.
-        progress: is told what is being done, how far, of how much, and the held-out loss while it trains.
-        checked: is told what the images are, before any work.
+        progress: called with phase, number done, total, and the held-out loss while training (else None).
+        checked: called once with the images, before any work.
         reporter: of the run folder, if there is one.
 
     Raises:
-        ScdpoError: something the artist can do something about; of the images, all that is wrong at once.
-        StopAskedError: somebody asked to leave through the run folder.
+        ScdpoError: folders, images or settings cannot be used; lists all problems with images at once.
+        StopAskedError: a stop was requested through the run folder.
     """
     _require_writable(task)
 
-    def told(what: str, done: int, total: int, loss: float | None = None) -> None:
-        progress(what, done, total, loss)
+    def report(phase: str, done: int, total: int, loss: float | None = None) -> None:
+        progress(phase, done, total, loss)
         if reporter is not None:
-            reporter.progress(PHASES.get(what, "cache"), done, total, loss)
+            reporter.progress(PHASES.get(phase, "cache"), done, total, loss)
 
     notes: list[Problem] = []
-    found = check(_listed(task, notes.append), lambda done, total: told("reading images", done, total))
-    if found.problems and not task.skip_bad:
+    images = check(_listed(task, notes.append), lambda done, total: report("reading images", done, total))
+    if images.problems and not task.skip_bad:
         raise ScdpoError(
-            f"{len(found.problems)} images cannot be used:\n{in_words(found.problems)}\n"
-            "Mend or remove them, or leave them out with --skip-bad."
+            f"{len(images.problems)} images cannot be used:\n{in_words(images.problems)}\n"
+            "Repair or remove them, or leave them out with --skip-bad."
         )
-    checked(replace(found, notes=notes))
+    checked(replace(images, notes=notes))
     pool: Sequence[CostExample] = ()
     if task.benign is not None:
-        listed = list_benign(task.benign)
-        # Of a large folder nobody mends every file.
-        pool = check(listed, lambda done, total: told("reading the harmless folder", done, total)).examples
+        benign = list_benign(task.benign)
+        # Broken files of a large folder are left out.
+        pool = check(benign, lambda done, total: report("reading the harmless folder", done, total)).examples
     if reporter is not None:
-        reporter.started(task.settings.steps, len(found.examples) + len(pool), task.device)
+        reporter.started(task.settings.steps, len(images.examples) + len(pool), task.device)
     encoder = load_encoder(task.encoder, task.device)
     cache = FeatureCache(task.cache or task.output.parent / ".features")
     mined = train_with_mining(
-        found.examples,
+        images.examples,
         pool,
         encoder,
         task.settings,
         count=task.mine,
         views=task.views,
         cache=cache,
-        progress=told,
+        progress=report,
     )
     data, result = mined.data, mined.result
     if doubtful(result.figures):
@@ -177,7 +177,7 @@ def run_cost_task(
         figures=_nested({"": result.figures, **result.categories}),
     )
     save_cost(task.output, result.model, facts)
-    files = {example.digest: example.path for example in (*found.examples, *mined.chosen)}
+    files = {example.digest: example.path for example in (*images.examples, *mined.chosen)}
     misfiled = suspects(result.held_out, data.unsafe, list(data.digests))
     if task.report is not None:
         write_cost_report(task.report, facts.name, result, misfiled, files)
@@ -194,17 +194,17 @@ def _listed(task: CostTask, notice: Notice) -> list[CostExample]:
     if task.categories is not None:
         return list_categories(task.categories, notice)
     if task.unsafe is None or task.safe is None:
-        raise ScdpoError("Say where the harmful and the harmless images are.")
+        raise ScdpoError("Give the folders of the harmful and of the harmless images.")
     return list_folders(task.unsafe, task.safe, notice)
 
 
 def _require_writable(task: CostTask) -> None:
-    """Find out now rather than after the training."""
+    """Check that the output can be written, before the training."""
     output = task.output
     if output.suffix != ".safetensors":
         raise ScdpoError(f"The output must be a file that ends in .safetensors, not {output}.")
     if output.exists() and not task.overwrite:
-        raise ScdpoError(f"There is already {output}. Choose another name, or say --overwrite.")
+        raise ScdpoError(f"{output} already exists. Choose another name, or add --overwrite.")
     for folder in (output.parent, *(() if task.report is None else (task.report.parent,))):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -218,13 +218,13 @@ def _require_writable(task: CostTask) -> None:
 
 
 def _nested(heads: Mapping[str, Any]) -> dict[str, object]:
-    """What is known of the overall cost at the top, of each category with a head below 'categories'."""
-    known = {name: asdict(value) for name, value in heads.items() if value is not None}
-    return {**known.pop(""), "categories": known}
+    """Nest values by head: the overall cost at the top, each category with a head below 'categories'."""
+    by_head = {name: asdict(value) for name, value in heads.items() if value is not None}
+    return {**by_head.pop(""), "categories": by_head}
 
 
 def _source(spec: str) -> str:
-    """Where the encoder lies, for the file; a home folder is written '~', for it names a person."""
+    """Return where the encoder lies, for the file; the home folder becomes '~', because it names a person."""
     if spec in ENCODERS or (is_hub_name(spec) and not Path(spec).exists()):
         return spec
     full = Path(spec).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""Images that may lie in the wrong folder."""
+"""Find images that may lie in the wrong folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MOST = 12
 
 @dataclass(frozen=True)
 class Suspect:
-    """An image that looks like the other kind.
+    """An image that looks like the other class.
 
     Attributes:
         digest: SHA-256 of its file.
         unsafe: how it is labelled.
-        cost: what a model says that never saw it.
+        cost: held-out cost, by a model that was not trained on it.
     """
 
     digest: str
@@ -26,23 +26,23 @@ class Suspect:
 
 
 def suspects(costs: Tensor, unsafe: Tensor, digests: list[str], most: int = MOST) -> list[Suspect]:
-    """The images that look misfiled, the clearest first.
+    """Return the images that look misfiled, the clearest first.
 
-    After confident learning (arXiv 1911.00068): an image is suspect when a model that never saw it puts it
-    among the images of the other side: as far there as three in four of them. Quartiles take the place of
-    that paper's means, since the misfiled images themselves pull at a mean.
+    After confident learning (arXiv 1911.00068): an image is suspect when its held-out cost lies beyond the
+    inner quartile of the other class. Quartiles replace that paper's means, because the misfiled images
+    themselves shift a mean.
 
     Args:
         costs: [N] held-out costs.
         unsafe: [N] bool, the labels.
         digests: [N] of the files.
-        most: how many to name.
+        most: largest number of suspects.
     """
     least_unsafe = float(costs[unsafe].quantile(0.25))
     most_safe = float(costs[~unsafe].quantile(0.75))
-    # Where the two kinds overlap that far, nobody can say what is misfiled.
+    # Where the classes overlap this far, no image can be called misfiled.
     if not least_unsafe > most_safe:
         return []
-    beyond = torch.where(unsafe, most_safe - costs, costs - least_unsafe)
-    order = beyond.argsort(descending=True, stable=True).tolist()
-    return [Suspect(digests[k], bool(unsafe[k]), float(costs[k])) for k in order if beyond[k] >= 0][:most]
+    excess = torch.where(unsafe, most_safe - costs, costs - least_unsafe)
+    order = excess.argsort(descending=True, stable=True).tolist()
+    return [Suspect(digests[k], bool(unsafe[k]), float(costs[k])) for k in order if excess[k] >= 0][:most]

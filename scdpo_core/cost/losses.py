@@ -1,4 +1,4 @@
-"""What the cost model is trained with: pure functions of raw costs.
+"""Losses of the cost model: pure functions of raw costs.
 
 That a contrastive and a cost-anchoring objective train an adapter on a frozen CLIP encoder is FOUND
 in arXiv 2504.14290; the formulas are RECONSTRUCTED, after the cost model of Safe-RLHF: one term orders
@@ -20,7 +20,7 @@ REGULARISATION = 1e-3
 
 
 def contrastive(unsafe: Tensor, safe: Tensor) -> Tensor:
-    """L_con = mean of -log sigmoid(C(unsafe) - C(safe)), RECONSTRUCTED.
+    """Compute L_con = mean of -log sigmoid(C(unsafe) - C(safe)), RECONSTRUCTED.
 
     Args:
         unsafe: costs of unsafe images; [P] for pairs, [U, 1] to compare every image with every one.
@@ -33,10 +33,10 @@ def contrastive(unsafe: Tensor, safe: Tensor) -> Tensor:
 
 
 def anchoring(unsafe: Tensor, safe: Tensor) -> Tensor:
-    """L_anc = mean of -log sigmoid(C(unsafe)) + mean of -log sigmoid(-C(safe)), RECONSTRUCTED.
+    """Compute L_anc = mean of -log sigmoid(C(unsafe)) + mean of -log sigmoid(-C(safe)), RECONSTRUCTED.
 
     The contrastive term does not change when a constant is added to every cost; this one is what
-    gives the zero its meaning. Each class has its own mean, so that the larger one has no say in
+    gives the zero its meaning. Each class has its own mean, so that the larger one does not decide
     where zero lies.
 
     Args:
@@ -47,7 +47,7 @@ def anchoring(unsafe: Tensor, safe: Tensor) -> Tensor:
 
 
 def regulariser(costs: Tensor) -> Tensor:
-    """Mean of C^2 (RECONSTRUCTED): keeps costs of separable images from growing without end."""
+    """Compute the mean of C^2 (RECONSTRUCTED), which bounds the costs of separable images."""
     return costs.square().mean()
 
 
@@ -60,7 +60,7 @@ def total(
     eta: float = ETA,
     regularisation: float = REGULARISATION,
 ) -> Tensor:
-    """L = contrast * L_con + eta * L_anc + regularisation * mean(C^2), RECONSTRUCTED.
+    """Compute L = contrast * L_con + eta * L_anc + regularisation * mean(C^2), RECONSTRUCTED.
 
     Without `twins`, every unsafe image of the batch is compared with every safe one. That is the
     same expectation as drawing random pairs, from U * S comparisons instead of U, and so with less noise.
@@ -77,5 +77,5 @@ def total(
         A scalar.
     """
     ordering = contrastive(unsafe[:, None], safe) if twins is None else contrastive(unsafe, twins)
-    size = regulariser(torch.cat([unsafe, safe]))
-    return contrast * ordering + eta * anchoring(unsafe, safe) + regularisation * size
+    regularisation_loss = regulariser(torch.cat([unsafe, safe]))
+    return contrast * ordering + eta * anchoring(unsafe, safe) + regularisation * regularisation_loss

@@ -1,4 +1,4 @@
-"""Hard negatives: the harmless images of a large folder that a first model takes for harmful."""
+"""Mine hard negatives: harmless images of a large folder that a first model calls harmful."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..types import REVIEW_FROM
-from .encoders import Encoder
 from .feature_cache import FeatureCache
 from .features import VIEWS, FeatureSet, compute_features
 from .fit import CostSettings
 from .model import CostModel
+from .protocol import Encoder
 from .training import CostTrainingResult, train_cost
 from .training_images import CostExample
 
@@ -24,7 +24,7 @@ class Mined:
     """A model that learned from hard negatives.
 
     Attributes:
-        data: all that it learned from.
+        data: all training data, mined images included.
         result: the second training.
         first: the training without them, for comparison.
         chosen: the mined images, the hardest first.
@@ -39,7 +39,7 @@ class Mined:
 def mine(
     model: CostModel, pool: FeatureSet, examples: Sequence[CostExample], count: int
 ) -> list[CostExample]:
-    """The pool's images of highest cost, at most `count`, none of which the model is sure.
+    """Return the pool's images of highest cost that are not clearly safe, at most `count`.
 
     Args:
         model: calibrated.
@@ -67,29 +67,29 @@ def train_with_mining(
 ) -> Mined:
     """Train, look for hard negatives in a pool, and train again with them.
 
-    The mined images teach. They neither place zero nor count in figures: chosen for being hard, they
-    are no sample of what is harmless. So the false-positive rate stays that of the folder's safe images.
+    The mined images are trained on, but neither place zero nor count in figures: selected for being hard,
+    they do not represent harmless images. So the false-positive rate stays that of the safe folder.
 
     Args:
         examples: checked examples.
-        pool: checked harmless images; those that are among `examples` already are left out.
+        pool: checked harmless images; those already among `examples` are left out.
         encoder: the frozen image encoder.
         settings: of both trainings.
         count: most images to mine.
         views: as `compute_features`.
         cache: as `compute_features`.
-        progress: is told what is being done, how far, of how much, and the held-out loss while it trains.
+        progress: called with phase, number done, total, and the held-out loss while training (else None).
 
     Raises:
         ScdpoError: as `compute_features` and `train_cost`.
     """
 
-    def told(what: str) -> Callable[[int, int], None]:
+    def report(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(what, done, total, None)
 
     def features(chosen: Sequence[CostExample], what: str, views: int) -> FeatureSet:
         return compute_features(
-            chosen, encoder, views=views, seed=settings.seed, cache=cache, progress=told(what)
+            chosen, encoder, views=views, seed=settings.seed, cache=cache, progress=report(what)
         )
 
     def train(data: FeatureSet, what: str) -> CostTrainingResult:

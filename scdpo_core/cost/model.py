@@ -1,4 +1,4 @@
-"""The trained part of the cost model, and the file it lives in."""
+"""The trained part of the cost model, and its file."""
 
 from __future__ import annotations
 
@@ -71,30 +71,30 @@ class CostModel(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Length of the embedding it takes."""
+        """Length of the input embedding."""
         return self.down.in_features
 
     def raw(self, embedding: Tensor) -> Tensor:
-        """Costs before calibration, as the losses see them: [N, D] -> [N, 1 + K]."""
+        """Compute costs before calibration, as the losses take them: [N, D] -> [N, 1 + K]."""
         z = F.normalize(embedding, dim=-1)
         adapted = z + self.up(self.dropout(F.gelu(self.down(z))))
         costs: Tensor = self.heads(self.norm(adapted))
         return costs
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Calibrated costs in log-odds, above 0 harmful: [N, D] -> [N, 1 + K]."""
+        """Compute calibrated costs in log-odds, above 0 harmful: [N, D] -> [N, 1 + K]."""
         return self.scale * (self.raw(embedding) - self.offset)
 
 
 @dataclass(frozen=True)
 class CostFacts:
-    """What a cost model file says of itself.
+    """Metadata of a cost model file.
 
     Attributes:
         name: id of the scorer, which every score carries.
         encoder: id of the image encoder whose embeddings it was trained on.
         encoder_hash: hash of that encoder's weights and preprocessing.
-        encoder_source: where that encoder lay: 'micro' or a folder.
+        encoder_source: where that encoder was loaded from: a name such as 'micro', or a folder.
         training_set: hash of all training images and their labels.
         untrained: categories that were named but had too few images; scores hold None for them.
         calibration: a `Calibration` of the overall cost as a dict, and under 'categories' one by name.
@@ -113,13 +113,13 @@ class CostFacts:
 
 @dataclass(frozen=True)
 class _Names:
-    """Categories, as a file lists them."""
+    """Category names in the metadata."""
 
     names: tuple[str, ...]
 
 
 def save_cost(path: Path, model: CostModel, facts: CostFacts) -> None:
-    """Write a cost model atomically, as safetensors with all facts in the metadata.
+    """Write a cost model atomically, as safetensors with `facts` as metadata.
 
     Raises:
         CostFileError: the file cannot be written.
@@ -138,12 +138,12 @@ def save_cost(path: Path, model: CostModel, facts: CostFacts) -> None:
     except OSError as error:
         raise CostFileError(
             f"The cost model could not be written to {path} ({error.strerror or error}). "
-            "Check that the disk has room and that you may write into that folder."
+            "Check that the disk has space and that you may write to that folder."
         ) from error
 
 
 def is_cost_file(path: Path) -> bool:
-    """Whether a file says in its header that it is a cost model; False where it cannot be read."""
+    """Return whether a file's header marks it as a cost model; False where it cannot be read."""
     try:
         with safe_open(str(path), framework="pt") as handle:
             return (handle.metadata() or {}).get("format") == FORMAT
@@ -155,7 +155,7 @@ def load_cost(path: Path) -> tuple[CostModel, CostFacts]:
     """Read what `save_cost` wrote; the model is in evaluation mode and frozen.
 
     Raises:
-        CostFileError: no such file, damaged, a pickle, another kind of file, or from a newer version.
+        CostFileError: the file is missing, damaged, a pickle, of another type, or from a newer version.
     """
     try:
         tensors, metadata = read_tensors(path)
@@ -194,5 +194,5 @@ def load_cost(path: Path) -> tuple[CostModel, CostFacts]:
             f"{path} is a cost model with missing or wrong parts. Copy it again, or train it again."
         ) from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise CostFileError(f"{path} holds numbers that are not finite. Train the cost model again.")
+        raise CostFileError(f"{path} contains NaN or infinite values. Train the cost model again.")
     return model.eval().requires_grad_(False), facts

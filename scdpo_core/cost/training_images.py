@@ -1,4 +1,4 @@
-"""The images that a cost model learns from: which files, and what is known of them."""
+"""List and check the images that a cost model is trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..preferences.listing import BENIGN, read_as, repeats_note, without_repeats
 from ..types import Problem, ScdpoError
 
 SAFE, UNSAFE = "safe", "unsafe"
-"""Beside the folders of categories: what is harmless, and harm that has no category."""
+"""Folder names beside those of categories: harmless images, and harm without a category."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class CostExample:
     Attributes:
         path: its file.
         unsafe: whether it shows harm.
-        categories: the kinds of harm it is known to show, sorted; empty when safe or not said.
+        categories: harm categories it is known to show, sorted; empty when safe or unspecified.
         pair: id of the pair it belongs to; '' for none. Twins are never split between training and held-out.
         digest: SHA-256 of the file; '' until `check` has read it.
-        mined: whether it was chosen for being hard; such images teach, but say nothing about benign ones.
+        mined: whether it is a hard negative; trained on, but left out of calibration and figures.
     """
 
     path: Path
@@ -43,13 +43,13 @@ class CostExample:
 
 @dataclass(frozen=True)
 class CheckedExamples:
-    """What is left of a list of examples after every file was opened.
+    """The usable examples after every file was opened.
 
     Attributes:
         examples: readable images, each once, with digests.
         problems: one for every image that cannot be used.
         merged: number of files left out because another one has the same bytes and label.
-        notes: what is odd about the folders, but stops nothing.
+        notes: what is odd about the folders but stops nothing.
     """
 
     examples: Sequence[CostExample]
@@ -59,34 +59,34 @@ class CheckedExamples:
 
 
 Notice = Callable[[Problem], None]
-"""Is told what is odd about a folder, but stops nothing."""
+"""Called with what is odd about a folder but stops nothing."""
 
 
 def list_folders(unsafe: Path, safe: Path, notice: Notice = lambda note: None) -> list[CostExample]:
-    """All images below two folders; the first subfolder of `unsafe` names the category.
+    """List all images below two folders; the first subfolder of `unsafe` names the category.
 
     Raises:
         ScdpoError: a folder is missing or holds no image.
     """
     harmful = [
         CostExample(path, True, parts[:1] if len(parts) > 1 else ())
-        for path, parts in _with_known(unsafe, _images(unsafe, notice), (), notice)
+        for path, parts in _normalise_folders(unsafe, _images(unsafe, notice), (), notice)
     ]
     return harmful + list_benign(safe, notice)
 
 
 def list_categories(root: Path, notice: Notice = lambda note: None) -> list[CostExample]:
-    """All images of a folder that holds one folder for each category, and the harmless ones in `safe/`.
+    """List all images of a folder with one folder for each category and harmless ones in `safe/`.
 
     The harmless folder may be called `benign/` instead. What lies in `unsafe/` is harm whose first subfolder
-    names the category. These three names count in whatever capitals.
+    names the category. Capitals do not matter in these three names.
 
     Raises:
         ScdpoError: the folder is missing, holds no harmless or no harmful image, or holds images that lie
             in no folder; says which.
     """
     examples, loose = [], []
-    for path, parts in _with_known(root, _images(root, notice), (SAFE, UNSAFE, BENIGN), notice):
+    for path, parts in _normalise_folders(root, _images(root, notice), (SAFE, UNSAFE, BENIGN), notice):
         category, inner = parts[0], parts[1:-1]
         if len(parts) == 1:
             loose.append(path.name)
@@ -99,8 +99,8 @@ def list_categories(root: Path, notice: Notice = lambda note: None) -> list[Cost
     if loose:
         more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
         raise ScdpoError(
-            f"{loose[0]}{more} in {root} lie in no folder, so it is not known what they show. Put harmless "
-            f"images into {root / SAFE} and the others into a folder named after their category."
+            f"{loose[0]}{more} in {root} are in no category folder, so they have no label. Put harmless "
+            f"images into {root / SAFE} and the others into folders named after their category."
         )
     sides = {example.unsafe for example in examples}
     if False not in sides:
@@ -111,7 +111,7 @@ def list_categories(root: Path, notice: Notice = lambda note: None) -> list[Cost
 
 
 def list_benign(folder: Path, notice: Notice = lambda note: None) -> list[CostExample]:
-    """All images below a folder of harmless ones.
+    """List all images below a folder of harmless ones.
 
     Raises:
         ScdpoError: the folder is missing or holds no image.
@@ -120,7 +120,7 @@ def list_benign(folder: Path, notice: Notice = lambda note: None) -> list[CostEx
 
 
 def list_pairs(folder: Path, notice: Notice = lambda note: None) -> list[CostExample]:
-    """The images of a preference folder: `chosen/` is safe, `rejected/` unsafe but for `rejected/benign/`.
+    """List the images of a preference folder: `rejected/` is unsafe but for `rejected/benign/`.
 
     Files with the same stem below both are twins; one without a twin is used on its own. Prompts do not
     matter here.
@@ -130,8 +130,8 @@ def list_pairs(folder: Path, notice: Notice = lambda note: None) -> list[CostExa
     """
     examples = []
     for side in ("chosen", "rejected"):
-        found = _images(folder / side, notice)
-        for path, parts in _with_known(folder / side, found, (BENIGN,), notice):
+        listed = _images(folder / side, notice)
+        for path, parts in _normalise_folders(folder / side, listed, (BENIGN,), notice):
             pair = "/".join((*parts[:-1], Path(parts[-1]).stem))
             category = parts[:1] if len(parts) > 1 else ()
             unsafe = side == "rejected" and category != (BENIGN,)
@@ -148,31 +148,33 @@ def check(
 
     Args:
         examples: as listed.
-        progress: is told how many of how many files were read.
+        progress: called with the number of files read and the total.
     """
-    found: dict[str, CostExample] = {}
+    by_digest: dict[str, CostExample] = {}
     problems: list[Problem] = []
     merged = 0
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for number, (example, seen) in enumerate(zip(examples, pool.map(_look, examples), strict=True), 1):
-            known = found.get(seen) if isinstance(seen, str) else None
-            if isinstance(seen, Problem):
-                problems.append(seen)
-            elif known is None:
-                found[seen] = replace(example, digest=seen)
-            elif known.unsafe != example.unsafe:
-                what = f"the same image, {known.path}, has the other label. Remove one of the two."
-                problems.append(Problem(example.path, what))
+        for number, (example, digest_or_problem) in enumerate(
+            zip(examples, pool.map(_digest_of, examples), strict=True), 1
+        ):
+            previous = by_digest.get(digest_or_problem) if isinstance(digest_or_problem, str) else None
+            if isinstance(digest_or_problem, Problem):
+                problems.append(digest_or_problem)
+            elif previous is None:
+                by_digest[digest_or_problem] = replace(example, digest=digest_or_problem)
+            elif previous.unsafe != example.unsafe:
+                message = f"the same image, {previous.path}, has the other label. Remove one of the two."
+                problems.append(Problem(example.path, message))
             else:
                 merged += 1
-                both = tuple(sorted({*known.categories, *example.categories}))
-                found[seen] = replace(known, categories=both)
+                categories = tuple(sorted({*previous.categories, *example.categories}))
+                by_digest[digest_or_problem] = replace(previous, categories=categories)
             progress(number, len(examples))
-    return CheckedExamples(list(found.values()), problems, merged)
+    return CheckedExamples(list(by_digest.values()), problems, merged)
 
 
-def _look(example: CostExample) -> str | Problem:
-    """The hash of an image that can be decoded whole, or what is wrong with it."""
+def _digest_of(example: CostExample) -> str | Problem:
+    """Decode an image and return its hash, or what is wrong with it."""
     try:
         open_image(example.path)
         return sha256_of(example.path)
@@ -183,7 +185,7 @@ def _look(example: CostExample) -> str | Problem:
 
 
 def training_set_hash(examples: Iterable[CostExample]) -> str:
-    """One hash of all images and their labels, in whatever order and under whatever names."""
+    """Hash all images and their labels, independent of order and file names."""
     lines = sorted(f"{e.digest} {int(e.unsafe)} {'|'.join(e.categories)}" for e in examples)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -191,32 +193,34 @@ def training_set_hash(examples: Iterable[CostExample]) -> str:
 _Listed = list[tuple[Path, tuple[str, ...]]]
 
 
-def _with_known(root: Path, listed: _Listed, names: Sequence[str], notice: Notice) -> _Listed:
-    """The same with first folders named as we do: reserved names in small letters, no repeats; with notes."""
-    odd: dict[str, str] = {}
-    found = []
+def _normalise_folders(root: Path, listed: _Listed, names: Sequence[str], notice: Notice) -> _Listed:
+    """Normalise first folders: reserved names in small letters, without repeat prefixes; adds notes."""
+    renamed: dict[str, str] = {}
+    normalised = []
     for path, parts in listed:
         if len(parts) > 1:
-            plain = without_repeats(parts[0])
-            known = next((name for name in names if plain.casefold() == name), None)
-            if known is not None and parts[0] != known:
-                odd.setdefault(parts[0], known)
-            parts = (known or plain, *parts[1:])
-        found.append((path, parts))
-    repeats = repeats_note(root, (path.relative_to(root).parts[0] for path, parts in found if len(parts) > 1))
+            folder_name = without_repeats(parts[0])
+            reserved = next((name for name in names if folder_name.casefold() == name), None)
+            if reserved is not None and parts[0] != reserved:
+                renamed.setdefault(parts[0], reserved)
+            parts = (reserved or folder_name, *parts[1:])
+        normalised.append((path, parts))
+    repeats = repeats_note(
+        root, (path.relative_to(root).parts[0] for path, parts in normalised if len(parts) > 1)
+    )
     if repeats is not None:
         notice(repeats)
-    for name, known in odd.items():
-        notice(read_as(root / name, known))
-    return found
+    for name, reserved in renamed.items():
+        notice(read_as(root / name, reserved))
+    return normalised
 
 
 def _images(folder: Path, notice: Notice) -> _Listed:
-    """Image files below a folder with their path parts inside it, sorted."""
+    """List image files below a folder with their path parts inside it, sorted."""
     if not folder.is_dir():
-        raise ScdpoError(f"There is no folder {folder}. Make it and put the images there.")
+        raise ScdpoError(f"There is no folder {folder}. Create it and put the images there.")
     problems: list[Problem] = []
-    found = [
+    listed = [
         (path, path.relative_to(folder).parts)
         for path in sorted(files_below(folder, problems))
         if path.suffix.lower() in IMAGE_SUFFIXES or (not path.suffix and starts_as_image(path))
@@ -224,11 +228,11 @@ def _images(folder: Path, notice: Notice) -> _Listed:
     ]
     fatal = [problem for problem in problems if problem.fatal]
     if fatal:
-        # A category must not go missing because nobody could look.
+        # A category must not go missing because its folder could not be read.
         raise ScdpoError("\n".join(f"{problem.path}: {problem.what}" for problem in fatal))
     for note in problems:
         notice(note)
-    if not found:
-        kinds = ", ".join(sorted(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES))
-        raise ScdpoError(f"The folder {folder} holds no images ({kinds}). Put some there.")
-    return found
+    if not listed:
+        suffixes = ", ".join(sorted(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES))
+        raise ScdpoError(f"The folder {folder} has no images ({suffixes}). Put some there.")
+    return listed

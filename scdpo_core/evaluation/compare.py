@@ -36,7 +36,7 @@ def compare(
         job: what to draw.
         folder: the run folder.
         device: where to draw.
-        progress: is told how many images of how many are drawn; may raise to end the work.
+        progress: called with the number of images generated and the total; may raise to end the work.
 
     Raises:
         ScdpoError: the base, the LoRA or the cost model cannot be loaded, or they do not fit.

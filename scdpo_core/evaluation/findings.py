@@ -1,4 +1,4 @@
-"""What an evaluation found, in words that claim no more than its figures allow."""
+"""Describe an evaluation's result without claiming more than its figures allow."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Rate:
-    """So many hits out of so many.
+    """A number of hits out of a total.
 
     Attributes:
         hits: 0..total.

@@ -22,7 +22,7 @@ class ImageRequest:
         caption: the prompt.
         seed: of the starting noise.
         group: name of the `EvalGroup` it counts for.
-        subjects: what the judge should find in it; empty when nothing particular is asked for.
+        subjects: what the judge should find in it; empty for no particular subject.
         background: the palette entry that the caption asks for, or None.
     """
 
@@ -40,7 +40,7 @@ class Verdict:
     Attributes:
         label: what it sees, in words: 'kitchen knife', 'an empty background', 'none of these'.
         harmful: whether that counts as harmful.
-        found: whether the asked subjects are there; None when nothing particular was asked for.
+        found: whether the requested subjects are present; None without any.
         confidence: the judge's own, 0..1, or None.
     """
 
@@ -121,7 +121,7 @@ def _shots(
     quality: QualityOf | None,
 ) -> list[Shot]:
     if len(images) != len(requests):
-        raise ValueError(f"{len(requests)} images were asked for, {len(images)} were drawn.")
+        raise ValueError(f"{len(requests)} images were requested, {len(images)} were generated.")
     nothing = [None] * len(images)
     verdicts = judge(images, requests)
     costs = cost(images) if cost else nothing

@@ -49,10 +49,10 @@ def require_fit(lora: Path, base: str, family: str) -> None:
     from ..family_info import FAMILY_INFO
     from ..lora.file import read_lora_info
 
-    made_for, required = read_lora_info(lora).family, lora_family(base, family)
-    if made_for and made_for != required:
+    lora_family_name, required = read_lora_info(lora).family, lora_family(base, family)
+    if lora_family_name and lora_family_name != required:
         raise ScdpoError(
-            f"{lora} is a LoRA for {FAMILY_INFO[made_for].title}, and {base} is "
+            f"{lora} is a LoRA for {FAMILY_INFO[lora_family_name].title}, and {base} is "
             f"{FAMILY_INFO[required].title}. "
             "Give the base that the LoRA was made for."
         )
@@ -64,6 +64,6 @@ def settings_of_run(base: str, lora: Path | None) -> ModelSettings:
         return ModelSettings(base=base)
     try:
         settings = load_toml(lora.expanduser().absolute().parent / names.JOB).model
-    except ScdpoError:  # no run's folder, or somebody else's file of that name
+    except ScdpoError:  # not a run folder, or an unrelated file of that name
         return ModelSettings(base=base)
     return settings if settings.base == base else ModelSettings(base=base)

@@ -13,7 +13,7 @@ from .judges import JudgedImage, Shot
 from .similarity import Colour, border_colour, nearest_colour, pixel_difference, ssim
 
 Measure = Literal["harmful", "subject"]
-"""What counts as a hit: the judge calls the image harmful, or finds the subject that was asked for."""
+"""What counts as a hit: the judge calls the image harmful, or finds the requested subject."""
 
 Aim = Literal["lower is better", "higher is better"]
 
@@ -143,14 +143,14 @@ def measure_group(
 
 
 def of_groups(images: Sequence[JudgedImage], *names: str) -> list[JudgedImage]:
-    """Return the images asked for under these group names."""
+    """Return the images of these groups."""
     return [image for image in images if image.request.group in names]
 
 
 def background_kept(
     images: Sequence[JudgedImage], palette: Mapping[str, Colour], frame: int = 4
 ) -> BeforeAfter | None:
-    """Return share of images whose border colour is nearest to the palette entry that was asked for.
+    """Return the share of images whose border colour is nearest to the requested palette entry.
 
     Args:
         images: those that ask for no background are left out.
@@ -160,16 +160,16 @@ def background_kept(
     Returns:
         None when no image asks for a background.
     """
-    asking = [image for image in images if image.request.background is not None]
-    if not asking:
+    with_background = [image for image in images if image.request.background is not None]
+    if not with_background:
         return None
 
-    def kept(image: JudgedImage, shot: Shot) -> bool:
+    def has_background(image: JudgedImage, shot: Shot) -> bool:
         return nearest_colour(border_colour(shot.image, frame), palette) == image.request.background
 
     return BeforeAfter(
-        _count([kept(image, image.before) for image in asking]),
-        _count([kept(image, image.after) for image in asking]),
+        _count([has_background(image, image.before) for image in with_background]),
+        _count([has_background(image, image.after) for image in with_background]),
     )
 
 
@@ -219,7 +219,7 @@ def any_hit(hits: Sequence[tuple[str, bool]]) -> tuple[int, Rate] | None:
 
 
 def percentiles(values: Sequence[float], base: Sequence[float]) -> list[float]:
-    """For each value the share of `base` it reaches, ties counted half: 0..1.
+    """Return for each value the share of `base` it reaches, ties counted half: 0..1.
 
     Raises:
         ValueError: `base` is empty.
@@ -272,7 +272,7 @@ def _is_harmful(shot: Shot) -> bool:
 
 def _has_subject(shot: Shot) -> bool:
     if shot.verdict.found is None:
-        raise ValueError("The judge does not say whether the subject that was asked for is there.")
+        raise ValueError("The judge does not report whether the requested subject is present.")
     return shot.verdict.found
 
 

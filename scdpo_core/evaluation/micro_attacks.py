@@ -34,11 +34,11 @@ TITLES = {
 def attack(
     model: LoadedModel,
     adapter: LoraAdapter,
-    wanted: Sequence[ImageRequest],
+    requests: Sequence[ImageRequest],
     before: Sequence[Image.Image],
     judge: Judge,
 ) -> list[JudgedImage]:
-    """Try every attack on the explicit harmful captions, and let the judge look.
+    """Run every attack on the explicit harmful captions, and judge the images.
 
     Args:
         model: with the LoRA in it.
@@ -50,21 +50,21 @@ def attack(
     Returns:
         The base's image and the attacked one of each caption; the group is the attack's name.
     """
-    pairs = [(one, image) for one, image in zip(wanted, before, strict=True) if one.group == "explicit"]
-    requests, starts = tuple(one for one, _ in pairs), tuple(image for _, image in pairs)
+    pairs = [(one, image) for one, image in zip(requests, before, strict=True) if one.group == "explicit"]
+    explicit_requests, starts = tuple(one for one, _ in pairs), tuple(image for _, image in pairs)
     attacks: tuple[Attack, ...] = (Img2Img(starts, 0.6), LoraWeight(0.75))
     found: list[JudgedImage] = []
     for each in attacks:
-        made = each(Target(model, adapter), requests, Sampling(STEPS, GUIDANCE, BATCH))
-        named = [replace(one, group=each.name) for one in requests]
+        made = each(Target(model, adapter), explicit_requests, Sampling(STEPS, GUIDANCE, BATCH))
+        named = [replace(one, group=each.name) for one in explicit_requests]
         found += judged(named, starts, made.images, judge)
     return found
 
 
 def attack_groups(images: Sequence[JudgedImage]) -> tuple[EvalGroup, ...]:
-    """The harmful rate of each attack that was tried, beside the base model's without an attack."""
+    """Measure the harmful rate of each attack, beside the base model's without an attack."""
     return tuple(
-        measure_group(own, name=name, title=title, description=description, measure="harmful")
+        measure_group(attack_images, name=name, title=title, description=description, measure="harmful")
         for name, (title, description) in TITLES.items()
-        if (own := of_groups(images, name))
+        if (attack_images := of_groups(images, name))
     )

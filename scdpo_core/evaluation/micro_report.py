@@ -62,7 +62,7 @@ def build_report(
 
 
 def _unattacked(images: Sequence[JudgedImage]) -> list[JudgedImage]:
-    """Those that were drawn as they were asked for."""
+    """Return the images that were generated without an attack."""
     return [image for image in images if image.request.group not in TITLES]
 
 
@@ -70,20 +70,20 @@ def _train_facts(lora: LoraFile, folder: RunFolder) -> TrainFacts:
     records = last_run(folder.events)
     began = next(record.time for record in records if isinstance(record.event, Started))
     ended = next(record.time for record in reversed(records) if isinstance(record.event, Done))
-    told = lora.metadata
+    metadata = lora.metadata
     return TrainFacts(
-        steps=int(told["scdpo_train_steps"]),
+        steps=int(metadata["scdpo_train_steps"]),
         seconds=ended - began,
-        pairs=int(told["scdpo_train_pairs"]),
-        seed=int(told["ss_seed"]),
-        objective=told["scdpo_objective"],
+        pairs=int(metadata["scdpo_train_pairs"]),
+        seed=int(metadata["ss_seed"]),
+        objective=metadata["scdpo_objective"],
         base="the embedded model",
-        settings=_settings(told),
+        settings=_settings(metadata),
     )
 
 
 def _settings(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The settings that matter for the objective, as the report names them."""
+    """Return the settings that matter for the objective, by the report's names."""
     rate = {"learning rate": metadata["ss_learning_rate"]}
     if metadata["scdpo_objective"] in TERM_OBJECTIVES:
         weights = json.loads(metadata["scdpo_term_weights"])

@@ -28,7 +28,7 @@ TARGETS = {
 
 
 def requests(captions: Sequence[Caption] | None = None, seed: int = 0) -> list[ImageRequest]:
-    """One image for each evaluation caption, each from a seed of its own.
+    """Make one request for each evaluation caption, each with its own seed.
 
     Args:
         captions: by default all evaluation captions.
@@ -47,30 +47,32 @@ def requests(captions: Sequence[Caption] | None = None, seed: int = 0) -> list[I
 
 
 def draw(
-    model: LoadedModel, wanted: Sequence[ImageRequest], progress: Callable[[int, int], None] = lambda *_: None
+    model: LoadedModel,
+    requests: Sequence[ImageRequest],
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Image.Image]:
-    """Draw every asked image with the model as it is; `progress` is told done and total."""
+    """Generate every requested image with the model as it is; `progress` gets done and total."""
     images: list[Image.Image] = []
-    for part in _parts(wanted):
-        images += _draw(model, part)
-        progress(len(images), len(wanted))
+    for chunk in _chunks(requests):
+        images += _draw(model, chunk)
+        progress(len(images), len(requests))
     return images
 
 
 def draw_side_by_side(
     models: Sequence[LoadedModel],
-    wanted: Sequence[ImageRequest],
+    requests: Sequence[ImageRequest],
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[list[Image.Image]]:
-    """Draw every asked image with each of several models, at the same time.
+    """Generate every requested image with each of several models in parallel.
 
     On a processor. A network as small as the embedded one gains little from a second thread; two of them,
-    each with threads of its own, are done sooner than both in turn.
+    each with separate threads, finish sooner than one after the other.
 
     Args:
         models: that share no weights.
         wanted: what to draw.
-        progress: is told done and total images of all models.
+        progress: called with done and total images of all models.
 
     Returns:
         The images of each model, in order.
@@ -80,71 +82,73 @@ def draw_side_by_side(
     share = max(1, threads // len(models))
     try:
         with ThreadPoolExecutor(len(models), initializer=torch.set_num_threads, initargs=(share,)) as pool:
-            # Part by part: a Ctrl-C waits for the one at hand and no longer.
-            for part in _parts(wanted):
-                made = pool.map(partial(_draw, part=part), models)
-                for images, new in zip(drawn, made, strict=True):
+            # In chunks: a Ctrl-C waits for the current one only.
+            for chunk in _chunks(requests):
+                generated = pool.map(partial(_draw, chunk=chunk), models)
+                for images, new in zip(drawn, generated, strict=True):
                     images += new
-                progress(sum(map(len, drawn)), len(models) * len(wanted))
+                progress(sum(map(len, drawn)), len(models) * len(requests))
     finally:
-        torch.set_num_threads(threads)  # the pool's set it for every later thread too
+        torch.set_num_threads(threads)  # the pool's threads changed it for the whole process
     return drawn
 
 
-def _parts(wanted: Sequence[ImageRequest]) -> list[Sequence[ImageRequest]]:
-    return [wanted[first : first + BATCH] for first in range(0, len(wanted), BATCH)]
+def _chunks(requests: Sequence[ImageRequest]) -> list[Sequence[ImageRequest]]:
+    return [requests[first : first + BATCH] for first in range(0, len(requests), BATCH)]
 
 
-def _draw(model: LoadedModel, part: Sequence[ImageRequest]) -> list[Image.Image]:
-    return model.sample([one.caption for one in part], [one.seed for one in part], STEPS, GUIDANCE)
+def _draw(model: LoadedModel, chunk: Sequence[ImageRequest]) -> list[Image.Image]:
+    return model.sample([one.caption for one in chunk], [one.seed for one in chunk], STEPS, GUIDANCE)
 
 
 def judging(judge: Judge) -> Callable[[Sequence[Image.Image], Sequence[ImageRequest]], list[Verdict]]:
-    """The embedded judge in the form that evaluations take."""
+    """Adapt the embedded judge to the form that evaluations take."""
 
-    def verdicts(images: Sequence[Image.Image], wanted: Sequence[ImageRequest]) -> list[Verdict]:
+    def verdicts(images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> list[Verdict]:
         return [
             Verdict(
-                label=" + ".join(seen.present[:2]) if len(ask.subjects) > 1 and seen.present else seen.top,
-                harmful=seen.harmful,
-                found=seen.finds(ask.subjects) if ask.subjects else None,
-                confidence=seen.confidence,
+                label=" + ".join(judgement.present[:2])
+                if len(ask.subjects) > 1 and judgement.present
+                else judgement.top,
+                harmful=judgement.harmful,
+                found=judgement.finds(ask.subjects) if ask.subjects else None,
+                confidence=judgement.confidence,
             )
-            for seen, ask in zip(judge(images), wanted, strict=True)
+            for judgement, ask in zip(judge(images), requests, strict=True)
         ]
 
     return verdicts
 
 
 def judged(
-    wanted: Sequence[ImageRequest],
+    requests: Sequence[ImageRequest],
     before: Sequence[Image.Image],
     after: Sequence[Image.Image],
     judge: Judge,
     cost: Callable[[Sequence[Image.Image]], Sequence[CostScore]] | None = None,
 ) -> list[JudgedImage]:
     """Put both drawings of every caption, the judge's verdicts and the costs together."""
-    return judge_images(wanted, before, after, judging(judge), cost)
+    return judge_images(requests, before, after, judging(judge), cost)
 
 
 def groups(images: Sequence[JudgedImage]) -> tuple[EvalGroup, ...]:
-    """Every group of `captions.GROUPS` on its own."""
-    made = []
+    """Measure every group of `captions.GROUPS`."""
+    measured = []
     for name, (title, description) in GROUPS.items():
         measure: Measure = "subject" if name in BENIGN_GROUPS else "harmful"
         target = TARGETS["heldout"] if name == "heldout" else None
         chosen = of_groups(images, name)
         if chosen:
-            made.append(
+            measured.append(
                 measure_group(
                     chosen, name=name, title=title, description=description, measure=measure, target=target
                 )
             )
-    return tuple(made)
+    return tuple(measured)
 
 
 def headline(images: Sequence[JudgedImage]) -> tuple[EvalGroup, EvalGroup, EvalGroup]:
-    """The three figures that count: harmful captions, held-out concepts, benign captions."""
+    """Return the three headline figures: harmful captions, held-out concepts, benign captions."""
     title, description = GROUPS["heldout"]
     return (
         measure_group(

@@ -34,8 +34,8 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     pairs = list(zip(first, second, strict=True))
     one = sum(a and not b for a, b in pairs)
     other = sum(b and not a for a, b in pairs)
-    n, few = one + other, min(one, other)
-    tail = math.fsum(math.comb(n, k) for k in range(few + 1)) / 2**n
+    n, smaller = one + other, min(one, other)
+    tail = math.fsum(math.comb(n, k) for k in range(smaller + 1)) / 2**n
     return McNemar(one, other, min(1.0, 2 * tail))
 
 

@@ -107,7 +107,7 @@ def render_report(
 
 
 def default_next_steps(report: EvalReport) -> list[NextStep]:
-    """Return how to go on with one's own model, and where the LoRA belongs."""
+    """Return the next steps for the user's own model and LoRA."""
     toy = report.lora is not None and report.lora.family == MICRO
     file = "my_lora.safetensors" if toy or report.lora is None else report.lora.path.name
     stem = file.removesuffix(".safetensors")

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ..reports.charts import dumbbell, histogram
 from ..reports.curves import Points
-from ..reports.images import CRISP_UP_TO, encode
+from ..reports.images import CRISP_UP_TO, encode, spread
 from ..reports.wording import count, duration, percent, signed
 from .findings import Status, status, target_words
 from .intervals import Mean, Rate
@@ -82,17 +82,12 @@ def inline(images: Sequence[JudgedImage]) -> list[InlinePair]:
     return [InlinePair(pair, *uris[2 * k : 2 * k + 2]) for k, pair in enumerate(images)]
 
 
-def strip(pairs: Sequence[InlinePair], report: EvalReport, room: int = 8) -> list[InlinePair]:
+def strip(pairs: Sequence[InlinePair], report: EvalReport, most: int = 8) -> list[InlinePair]:
     """Choose pairs for a first look, evenly from the harmful captions (five of eight) and the benign ones."""
     benign_captions = report.benign.captions if report.benign else ()
     harmful = [pair for pair in pairs if pair.pair.request.caption in report.harmful.captions]
     benign = [pair for pair in pairs if pair.pair.request.caption in benign_captions]
-    return _evenly(harmful, room - min(len(benign), 3)) + _evenly(benign, min(len(benign), 3))
-
-
-def _evenly(items: Sequence[InlinePair], most: int) -> list[InlinePair]:
-    most = min(most, len(items))
-    return [items[k * len(items) // most] for k in range(most)]
+    return spread(harmful, most - min(len(benign), 3)) + spread(benign, min(len(benign), 3))
 
 
 def image_sections(
@@ -155,9 +150,13 @@ def figure_rows(report: EvalReport) -> list[FigureRow]:
         captions = count(any_of_n.after.total, "caption")
         rows.append(_rate_row(title, captions, any_of_n.before, any_of_n.after, "lower is better"))
     if report.background is not None:
-        kept = report.background
-        images = count(kept.after.total, "image")
-        rows.append(_rate_row("Asked background kept", images, kept.before, kept.after, "higher is better"))
+        background = report.background
+        images = count(background.after.total, "image")
+        rows.append(
+            _rate_row(
+                "Requested background kept", images, background.before, background.after, "higher is better"
+            )
+        )
     if report.ua_proxy is not None:
         before, after = (f"{value:.3f}" for value in report.ua_proxy)
         rows.append(FigureRow("ua_proxy", "safety and quality in one", before, after, "", "higher is better"))
@@ -212,7 +211,7 @@ def facts(report: EvalReport) -> list[tuple[str, str]]:
         cost = report.cost_model
         entries.append(("Cost model", f"{cost.id} ({cost.hash})"))
         if cost.auc is not None:
-            entries.append(("Its AUC", f"{cost.auc:.4f}, on images that it never saw"))
+            entries.append(("Its AUC", f"{cost.auc:.4f}, on held-out images"))
         if cost.recall_at_zero is not None and cost.fpr_at_zero is not None:
             flag = (
                 f"finds {percent(cost.recall_at_zero)} of the harmful images, "
@@ -220,9 +219,11 @@ def facts(report: EvalReport) -> list[tuple[str, str]]:
             )
             entries.append(("Its flag at cost 0", flag))
     judge = report.judge
-    known = "accuracy not measured" if judge.accuracy is None else f"right in {percent(judge.accuracy)}"
-    apart = "shares nothing with the cost model" if judge.independent else "not independent of the cost model"
-    entries.append(("Judge", f"{judge.name}; {known}; {apart}"))
+    accuracy = "accuracy not measured" if judge.accuracy is None else f"right in {percent(judge.accuracy)}"
+    independence = (
+        "shares nothing with the cost model" if judge.independent else "not independent of the cost model"
+    )
+    entries.append(("Judge", f"{judge.name}; {accuracy}; {independence}"))
     if report.environment:
         entries.append(("Run on", ", ".join(f"{name} {value}" for name, value in report.environment.items())))
     return entries

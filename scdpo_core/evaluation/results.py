@@ -97,7 +97,7 @@ class EvalReport:
         lora: the file that was evaluated; None when it was not saved.
         judge: who judged.
         environment: what it ran on, see `environment`.
-        attacks: groups of images that somebody attacked the model for; empty when nobody did.
+        attacks: groups of images of attacks; empty without attacks.
         notes: further sentences for the reader on what these figures mean or do not.
     """
 
@@ -137,7 +137,7 @@ class EvalReport:
             folder: where the report will lie. The LoRA's `path` is good from anywhere, until something is
                 moved; its `file` starts from that folder, and both can be moved together.
         """
-        train, cost, lora, kept = self.train, self.cost_model, self.lora, self.preservation
+        train, cost, lora, preservation = self.train, self.cost_model, self.lora, self.preservation
         return {
             "schema": SCHEMA,
             "title": self.title,
@@ -153,11 +153,11 @@ class EvalReport:
             },
             "background_kept": self.background
             and {"before": rate_json(self.background.before), "after": rate_json(self.background.after)},
-            "preservation": kept
+            "preservation": preservation
             and {
-                "pixel_difference": mean_json(kept.difference),
-                "ssim": mean_json(kept.similarity),
-                "over_refusal": rate_json(kept.over_refusal),
+                "pixel_difference": mean_json(preservation.difference),
+                "ssim": mean_json(preservation.similarity),
+                "over_refusal": rate_json(preservation.over_refusal),
             },
             "any_of_n": self.any_of_n
             and {

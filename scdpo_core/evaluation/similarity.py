@@ -1,4 +1,4 @@
-"""How alike two images are, and whether the background is the one that was asked for."""
+"""Measure the similarity of two images, and whether the background is the requested one."""
 
 from __future__ import annotations
 

@@ -78,18 +78,18 @@ class Columns:
         for role, published in ROLES.items():
             if role in mapped:
                 if mapped[role] not in header:
-                    known = ", ".join(header[:30]) or "none"
-                    raise ScdpoError(f"There is no column '{mapped[role]}'. The columns are: {known}.")
+                    columns = ", ".join(header[:30]) or "none"
+                    raise ScdpoError(f"There is no column '{mapped[role]}'. The columns are: {columns}.")
                 names[role] = mapped[role]
-            elif found := next((plain[name] for name in published if name in plain), None):
-                names[role] = found
+            elif column := next((plain[name] for name in published if name in plain), None):
+                names[role] = column
         return cls(names)
 
     def __contains__(self, role: str) -> bool:
         return role in self.names
 
     def has(self, *roles: str) -> bool:
-        """Whether there is a column for each of these meanings."""
+        """Return whether there is a column for each of these roles."""
         return all(role in self.names for role in roles)
 
     @property
@@ -98,31 +98,31 @@ class Columns:
         return frozenset(self.names.values())
 
     def value(self, record: Record, role: str) -> Any:
-        """A record's value; None where there is no such column or nothing in it."""
+        """Return a record's value; None where there is no such column or it is empty."""
         name = self.names.get(role)
         return None if name is None else record.get(name)
 
     def text(self, record: Record, role: str) -> str:
-        """A record's value as text; '' for nothing."""
+        """Return a record's value as text; '' where it is empty."""
         value = self.value(record, role)
         if isinstance(value, list | tuple):
             value = value[0] if value else None
         return value.strip() if isinstance(value, str) else ""
 
     def number(self, record: Record, role: str) -> float | None:
-        """A record's value as a number; None where it is none."""
+        """Return a record's value as a number; None where it is none."""
         return _number(self.value(record, role))
 
     def image(self, record: Record, role: str) -> ImageRef:
-        """A record's image: its path, its bytes, or what the datasets library makes of either.
+        """Return a record's image: its path, its bytes, or what the datasets library makes of either.
 
         Raises:
             RowError: there is none.
         """
-        found = _image(self.value(record, role))
-        if found is None:
+        image = _image(self.value(record, role))
+        if image is None:
             raise RowError(MISSING_FIELD, self.names.get(role, role))
-        return found
+        return image
 
 
 def parse_mapping(items: Sequence[str]) -> dict[str, str]:
@@ -169,12 +169,12 @@ def _image(value: object) -> ImageRef | None:
 
 
 def pairs_of_table(record: Record, columns: Columns, where: str, per_prompt: PerPrompt) -> Iterator[Outcome]:
-    """The pair of a record with a column for the chosen and one for the rejected image."""
+    """Yield the pair of a record with a column for the chosen and one for the rejected image."""
     yield _pair(record, columns, where, columns.image(record, "chosen"), columns.image(record, "rejected"))
 
 
 def pairs_of_labels(record: Record, columns: Columns, where: str, per_prompt: PerPrompt) -> Iterator[Outcome]:
-    """The pair of two images and a label: Pick-a-Pic, invoke-training, SafetyDPO.
+    """Yield the pair of two images and a label: Pick-a-Pic, invoke-training, SafetyDPO.
 
     Equal labels are a tie, Pick-a-Pic's .5 too. Without a label, the uid of the best image decides.
     """
@@ -197,7 +197,7 @@ def pairs_of_labels(record: Record, columns: Columns, where: str, per_prompt: Pe
 
 
 def pairs_of_hpd(record: Record, columns: Columns, where: str, per_prompt: PerPrompt) -> Iterator[Outcome]:
-    """The pairs of a record of HPD: version 3 names the better one first, version 2 has lists.
+    """Yield the pairs of a record of HPD: version 3 lists the better one first, version 2 has lists.
 
     In version 2's training half `human_preference` is 1 for the better image, in its test half `rank` is
     lowest for the best one.
@@ -215,14 +215,14 @@ def pairs_of_hpd(record: Record, columns: Columns, where: str, per_prompt: PerPr
         raise RowError(MISSING_FIELD, "image_path and human_preference or rank, of the same length")
     numbers, images = [_number(value) for value in values], [_image(path) for path in paths]
     scores = [number if values is preferences else -number for number in numbers if number is not None]
-    known = [image for image in images if image is not None]
-    if len(scores) < len(numbers) or len(known) < len(images):
+    usable = [image for image in images if image is not None]
+    if len(scores) < len(numbers) or len(usable) < len(images):
         raise RowError(MISSING_FIELD, "an image or a number of a list")
-    found = False
+    has_pairs = False
     for better, worse in ranked_pairs(scores, per_prompt):
-        found = True
-        yield _pair(record, columns, where, known[better], known[worse])
-    if not found:
+        has_pairs = True
+        yield _pair(record, columns, where, usable[better], usable[worse])
+    if not has_pairs:
         yield Skipped(where, TIE)
 
 
@@ -246,7 +246,7 @@ class TableFormat:
         about: what it is, for --help and the docs.
         is_met: whether a table is one, by its columns.
         pairs: of one record.
-        category: of its pairs where nobody says another.
+        category: of its pairs unless the source names one.
     """
 
     about: str

@@ -75,24 +75,24 @@ class TwoFolders:
 
 def find_sides(folder: Path) -> list[TwoFolders]:
     """Find pairs of folders such as good/ and bad/ in a folder, or one level down (kohya: 10_name/w)."""
-    if (found := _sides(folder, "")) is not None:
-        return [found]
+    if (sides := _sides(folder, "")) is not None:
+        return [sides]
     entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return [found for entry in entries if (found := _sides(entry, entry.name)) is not None]
+    return [sides for entry in entries if (sides := _sides(entry, entry.name)) is not None]
 
 
 def _sides(folder: Path, category: str) -> TwoFolders | None:
     by_role: dict[str, Path] = {}
     names = {entry.name.lower(): entry for entry in sorted(folder.iterdir()) if entry.is_dir()}
-    for role, known in SUFFIX_NAMES.items():
-        match = next((names[name] for name in known if name in names), None)
+    for role, aliases in SUFFIX_NAMES.items():
+        match = next((names[name] for name in aliases if name in names), None)
         if match is not None:
             by_role[role] = match
     return TwoFolders(by_role["chosen"], by_role["rejected"], category) if len(by_role) == 2 else None
 
 
 def are_unpaired(sides: Sequence[TwoFolders]) -> bool:
-    """Whether fewer than half of the images of the smaller side have one of their name on the other side."""
+    """Return whether fewer than half of the smaller side's images have a namesake on the other side."""
     matched = smaller = 0
     for side in sides:
         chosen, rejected = (list_side(folder, []).images.keys() for folder in (side.chosen, side.rejected))
@@ -102,7 +102,7 @@ def are_unpaired(sides: Sequence[TwoFolders]) -> bool:
 
 
 def has_suffixes(folder: Path) -> bool:
-    """Whether a folder holds images with names such as a_chosen.png and a_rejected.png."""
+    """Return whether a folder has images with names such as a_chosen.png and a_rejected.png."""
     roles = {_split(path)[1] for path in itertools.islice(_images(folder, []), 2000)}
     return {"chosen", "rejected"} <= roles
 
@@ -144,11 +144,11 @@ def _images(folder: Path, problems: list[Problem]) -> Iterator[Path]:
 
 
 def _split(path: Path) -> tuple[str, str]:
-    """A name without its suffix, and the role that it says; '' for none."""
-    found = _SUFFIXED.fullmatch(path.stem)
-    if found is None:
+    """Split a name without its suffix into stem and role; '' for no role."""
+    match = _SUFFIXED.fullmatch(path.stem)
+    if match is None:
         return path.stem, ""
-    return found[1], _ROLES.get(found[2].lower(), "even")
+    return match[1], _ROLES.get(match[2].lower(), "even")
 
 
 def simpletuner_sides(backends: Any, base: Path) -> list[TwoFolders]:
@@ -198,7 +198,7 @@ def unpaired_outcomes(
     seed: int,
     left_over: list[str],
 ) -> Iterator[Outcomes]:
-    """Yield pairs of images that are no pairs by name: of equal prompts, and by chance if asked for.
+    """Yield pairs of images without equal names: of equal prompts, and at random if requested.
 
     Args:
         sides: folders of harmless (chosen) and harmful (rejected) images.
@@ -212,34 +212,34 @@ def unpaired_outcomes(
         lists = [list_side(folder, problems) for folder in (side.chosen, side.rejected)]
         yield from ([Skipped(str(each.path), UNREADABLE, each.what)] for each in problems if each.fatal)
         safe, unsafe = (_by_prompt(each, prompt_of) for each in lists)
-        rest: tuple[list[tuple[str, str, Path]], ...] = ([], [])
+        unmatched_sides: tuple[list[tuple[str, str, Path]], ...] = ([], [])
         for prompt in sorted(safe.keys() | unsafe.keys()):
             good, bad = safe.get(prompt, []), unsafe.get(prompt, [])
             both = min(len(good), len(bad)) if prompt else 0
             for (_, chosen), (kind, rejected) in zip(good[:both], bad[:both], strict=True):
                 yield [PairRow(str(rejected), prompt, chosen, rejected, kind or side.category)]
-            for unmatched, found in zip(rest, (good, bad), strict=True):
-                unmatched += [(prompt, kind, path) for kind, path in found[both:]]
+            for unmatched, images in zip(unmatched_sides, (good, bad), strict=True):
+                unmatched += [(prompt, kind, path) for kind, path in images[both:]]
         if match == "random":
             dice = random.Random(seed)
-            for half in rest:
+            for half in unmatched_sides:
                 dice.shuffle(half)
-            couples = min(map(len, rest))
+            matched = min(map(len, unmatched_sides))
             for (_, _, chosen), (prompt, kind, rejected) in zip(
-                *(half[:couples] for half in rest), strict=True
+                *(half[:matched] for half in unmatched_sides), strict=True
             ):
                 yield [PairRow(str(rejected), prompt, chosen, rejected, kind or side.category)]
-            rest = (rest[0][couples:], rest[1][couples:])
-        left_over += [prompt for prompt, _, _ in rest[0] if prompt]
-        for half in rest:
+            unmatched_sides = (unmatched_sides[0][matched:], unmatched_sides[1][matched:])
+        left_over += [prompt for prompt, _, _ in unmatched_sides[0] if prompt]
+        for half in unmatched_sides:
             yield from ([Skipped(str(path), NO_PARTNER)] for _, _, path in half)
 
 
 def _by_prompt(side: Side, prompt_of: Callable[[Path], str]) -> dict[str, list[tuple[str, Path]]]:
-    """(category, image) by prompt; '' for images that state none."""
-    found: dict[str, list[tuple[str, Path]]] = {}
+    """Group (category, image) by prompt; '' for images without one."""
+    by_prompt: dict[str, list[tuple[str, Path]]] = {}
     for stem, paths in sorted(side.images.items()):
-        found.setdefault(prompt_of(paths[0]), []).append(
+        by_prompt.setdefault(prompt_of(paths[0]), []).append(
             (stem.split("/")[0] if "/" in stem else "", paths[0])
         )
-    return found
+    return by_prompt

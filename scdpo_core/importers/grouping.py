@@ -23,7 +23,7 @@ ALONE = "the only image of its prompt: there is nothing to compare it with"
 
 @dataclass(frozen=True)
 class RatedImage:
-    """An image and how good somebody finds it.
+    """An image and its rating.
 
     Attributes:
         where: it stands.
@@ -81,7 +81,7 @@ def _filled(connection: sqlite3.Connection, images: Iterable[RatedImage | Skippe
 
 
 def _packed(name: str) -> bytes:
-    """A file's name for the database, which knows no bytes that are no UTF-8."""
+    """Encode a file name for the database, which rejects bytes that are not UTF-8."""
     return name.encode("utf-8", "surrogatepass")
 
 
@@ -97,15 +97,15 @@ def _compared(connection: sqlite3.Connection, per_prompt: PerPrompt) -> Iterator
             "ORDER BY number",
             (prompt, category),
         ).fetchall()
-        places, images = ([_unpacked(row[column]) for row in rows] for column in (0, 1))
+        sources, images = ([_unpacked(row[column]) for row in rows] for column in (0, 1))
         if len(rows) < 2:
-            yield [Skipped(places[0], ALONE)]
+            yield [Skipped(sources[0], ALONE)]
             continue
         pairs: list[Outcome] = []
-        found = False
+        any_pair = False
         for better, worse in ranked_pairs([row[2] for row in rows], per_prompt):
-            found = True
-            where = f"{places[better]} and {places[worse]}"
+            any_pair = True
+            where = f"{sources[better]} and {sources[worse]}"
             safe_prompt = rows[better][3] or rows[worse][3]
             pairs.append(PairRow(where, prompt, images[better], images[worse], category, safe_prompt))
             # All pairs of many images are many.
@@ -114,5 +114,5 @@ def _compared(connection: sqlite3.Connection, per_prompt: PerPrompt) -> Iterator
                 pairs = []
         if pairs:
             yield pairs
-        elif not found:
-            yield [Skipped(places[0], TIE, f"{len(rows)} images of one prompt, all rated alike")]
+        elif not any_pair:
+            yield [Skipped(sources[0], TIE, f"{len(rows)} images of one prompt, all rated alike")]

@@ -95,7 +95,7 @@ class ImageFinder:
         return FoundImage(path, suffix, staged=True)
 
     def allows(self, path: Path) -> bool:
-        """Whether a file lies in one of the folders, links followed."""
+        """Return whether a file lies in one of the folders, links followed."""
         try:
             real = Path(os.path.realpath(path))
         except (OSError, ValueError):
@@ -117,7 +117,7 @@ class ImageFinder:
         return next((words for image in confined if (words := clean_prompt(prompt_of(image)))), "")
 
     def prompt_of_row(self, row: PairRow, images: Sequence[FoundImage]) -> str:
-        """The prompt of a pair: the source's own, else its images'; '' for none.
+        """Return the prompt of a pair: the source's, else its images'; '' for none.
 
         Raises:
             RowError: it is no UTF-8, or too long.
@@ -145,7 +145,7 @@ class ImageFinder:
         raise RowError(OUTSIDE if outside else MISSING, name[:200])
 
     def _allows_folder(self, folder: Path) -> bool:
-        """As `allows`; the folders of a source's tables are asked for again with every image."""
+        """Return whether a folder is allowed, as `allows`; cached, because every image of a table asks."""
         if folder not in self._allowed:
             self._allowed[folder] = self.allows(folder)
         return self._allowed[folder]
@@ -168,7 +168,7 @@ class ImageFinder:
 
 
 def _links(image: Path) -> Iterator[bool]:
-    """Whether the text files beside an image are links."""
+    """Return whether the text files beside an image are links."""
     return (os.path.islink(path) for path in files_beside(image))
 
 
@@ -181,7 +181,7 @@ def _read_text(path: Path) -> str:
 
 
 def _decoded(text: str) -> bytes:
-    """The bytes of an image that a text table holds in base64.
+    """Decode an image that a text table holds as base64.
 
     Raises:
         RowError: it is something else.

@@ -81,7 +81,7 @@ class ImportJob:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What decides the pairs, as words: an import goes on only with the same ones."""
+        """The settings that decide the pairs; an import continues only with the same ones."""
         return {
             "format": ALIASES.get(self.format, self.format),
             "columns": ", ".join(f"{role}={name}" for role, name in sorted(self.columns.items())),
@@ -98,7 +98,7 @@ def check(job: ImportJob) -> None:
     """Find what is wrong with a job before any work is done.
 
     Raises:
-        ScdpoError: names everything that is wrong, one thing a line.
+        ScdpoError: lists everything that is wrong, one sentence a line.
     """
     if wrong := list(_problems(job)):
         raise ScdpoError("\n".join(wrong))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..io.discover import is_system_folder
 from ..io.files import copy_file, write_text
-from ..io.images import ImageError, Look, look_at_all
+from ..io.images import ImageError, ImageInfo, inspect_images
 from ..preferences.folder import SAFE_PROMPTS
 from ..preferences.writer import PairFiles, check_category, pair_files, write_files
 from ..types import ScdpoError
@@ -21,7 +21,7 @@ from .rows import NO_PROMPT, PairRow, RowError, clean_prompt
 SAME_IMAGE = "both images are the same"
 NO_FOLDER = "its category cannot be a folder's name, so the pair has none"
 BAD_SAFE_PROMPT = "its safe prompt is not valid UTF-8 text or too long, and is left out"
-COPIED = "its images are stored inside the table, so they are copied although links were asked for"
+COPIED = "its images are stored inside the table, so they are copied although links were requested"
 
 _LONGEST_CATEGORY = 100  # bytes
 # What spreadsheets take for a formula: weights.csv names categories.
@@ -86,27 +86,29 @@ def prepare(
 
 
 def usable_category(name: str) -> tuple[str, bool]:
-    """The subfolder for a category that a source names, and whether it can be one; '' for none."""
+    """Return the subfolder for a source's category, and whether it is usable; '' for none."""
     with suppress(ScdpoError, UnicodeEncodeError):
-        found = check_category(name.replace("/", "-"))
-        fits = len(found.encode("utf-8")) <= _LONGEST_CATEGORY and not found.startswith(_FORMULA)
-        if fits and not is_system_folder(found):
-            return found, True
+        folder = check_category(name.replace("/", "-"))
+        fits = len(folder.encode("utf-8")) <= _LONGEST_CATEGORY and not folder.startswith(_FORMULA)
+        if fits and not is_system_folder(folder):
+            return folder, True
     return "", False
 
 
-def look_at(pairs: Sequence[ReadyPair]) -> list[RowError | None]:
+def find_errors(pairs: Sequence[ReadyPair]) -> list[RowError | None]:
     """Decode the images of pairs; returns what is wrong with each, None for nothing."""
     files = list(dict.fromkeys(path for pair in pairs for path in pair.images))
-    looks = look_at_all(files)
-    return [_verdict(pair, *(looks[path] for path in pair.images)) for pair in pairs]
+    infos = inspect_images(files)
+    return [_verdict(pair, *(infos[path] for path in pair.images)) for pair in pairs]
 
 
-def _verdict(pair: ReadyPair, chosen: Look | ImageError, rejected: Look | ImageError) -> RowError | None:
-    for image, look in ((pair.chosen, chosen), (pair.rejected, rejected)):
-        if isinstance(look, ImageError):
-            # Nobody knows the file that a stored image was put into.
-            return RowError(NO_IMAGE, f"in the table: {look.what}" if image.staged else str(look))
+def _verdict(
+    pair: ReadyPair, chosen: ImageInfo | ImageError, rejected: ImageInfo | ImageError
+) -> RowError | None:
+    for image, result in ((pair.chosen, chosen), (pair.rejected, rejected)):
+        if isinstance(result, ImageError):
+            # The temporary file of an image from a table means nothing to the user.
+            return RowError(NO_IMAGE, f"in the table: {result.what}" if image.staged else str(result))
     return RowError(SAME_IMAGE) if chosen == rejected else None
 
 
@@ -128,7 +130,7 @@ def write(files: PairFiles, pair: ReadyPair, job: ImportJob) -> None:
     """Write a pair that is not complete; what a killed process left of it is mended.
 
     Raises:
-        ScdpoError: links are asked for and this disk makes none.
+        ScdpoError: links are requested and this disk does not support them.
         OSError: the folder cannot be written to.
     """
     row = pair.row

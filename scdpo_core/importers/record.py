@@ -1,4 +1,4 @@
-"""The record of an import in its preference folder: how far it has come, and what became of every row.
+"""The record of an import in its preference folder: its progress, and the outcome of every row.
 
 importing/NAME-1a2b3c4d/state.json     how far, and the counts; replaced after every few pairs
 importing/NAME-1a2b3c4d/rows.jsonl     one line for each row: its pair, or why there is none
@@ -43,7 +43,7 @@ class Tally:
     examples: tuple[str, ...] = ()
 
     def plus(self, example: str) -> Tally:
-        """One more."""
+        """Count one more."""
         examples = self.examples if len(self.examples) >= EXAMPLES else (*self.examples, example[:300])
         return Tally(self.count + 1, examples)
 
@@ -83,7 +83,7 @@ class State:
 
 @dataclass(frozen=True)
 class Line:
-    """What became of a row.
+    """The outcome of a row.
 
     Attributes:
         where: it stands.
@@ -115,7 +115,7 @@ class ImportRecord:
         self.staging = self.home / "staging"
 
     def load(self) -> State | None:
-        """How far the last import came; None where there was none.
+        """Return the state of the last import; None where there was none.
 
         Raises:
             ScdpoError: the file is damaged.
@@ -158,22 +158,22 @@ class ImportRecord:
         return replace(counted(state, lines), log_bytes=size)
 
     def weights(self) -> dict[str, float]:
-        """The weights of all pairs in the log that count more or less than 1."""
-        found: dict[str, float] = {}
+        """Return the weights of all pairs in the log that are not 1."""
+        weights: dict[str, float] = {}
         with self.log.open("rb") as stream:
             for text in stream:
                 line = json.loads(text)
                 if line["pair"] and line["weight"] != 1:
-                    found[line["pair"]] = line["weight"]
-        return found
+                    weights[line["pair"]] = line["weight"]
+        return weights
 
     def clean(self) -> None:
-        """Remove what nobody needs once the source has been read."""
+        """Remove files that are not needed once the source has been read."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
 def counted(state: State, lines: Sequence[Line]) -> State:
-    """The state with lines of skipped rows counted by their reason."""
+    """Return the state with lines of skipped rows counted by their reason."""
     skipped = dict(state.skipped)
     for line in lines:
         if line.reason:
@@ -195,7 +195,7 @@ def only_one(output: Path) -> Iterator[None]:
     try:
         try:
             free = try_exclusive(handle)
-        except OSError:  # a disk that knows no locks
+        except OSError:  # a disk without locks
             free = True
         if not free:
             raise ScdpoError(f"Another import is writing into {output}. Wait for it, or stop it first.")

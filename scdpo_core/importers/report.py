@@ -33,7 +33,7 @@ def write_report(job: ImportJob, record: ImportRecord, state: State) -> Path:
 
 
 def summary(job: ImportJob, state: State) -> str:
-    """The table for a terminal, and for the report file."""
+    """Format the table for a terminal and for the report file."""
     return "\n".join(printable(line) for line in _lines(job, state))
 
 
@@ -81,7 +81,7 @@ def _tallies(title: str, tallies: dict[str, Tally] | object) -> Iterator[str]:
 
 
 def next_step(job: ImportJob, state: State) -> str:
-    """The command to run next, as a sentence."""
+    """Return the next command, as a sentence."""
     output = shlex.quote(str(job.output))
     if job.dry_run:
         return "Run the same command without --dry-run to import them."
@@ -95,10 +95,10 @@ def next_step(job: ImportJob, state: State) -> str:
 
 
 def _for_lone_images(job: ImportJob) -> str:
-    """What images without a partner are good for."""
+    """Say what images without a partner can be used for."""
     sides = find_sides(job.source) if job.source is not None else []
-    found = (sides[0].chosen, sides[0].rejected) if sides else (job.chosen, job.rejected)
-    safe, unsafe = (shlex.quote(str(folder)) for folder in found)
+    folders = (sides[0].chosen, sides[0].rejected) if sides else (job.chosen, job.rejected)
+    safe, unsafe = (shlex.quote(str(folder)) for folder in folders)
     return (
         "Images without a partner train a cost model, or give prompts for pairs that your model draws:\n"
         f"  python trainer/train_cost.py --unsafe {unsafe} --safe {safe} --output my_cost.safetensors\n"

@@ -65,7 +65,7 @@ Outcome: TypeAlias = PairRow | Skipped
 Outcomes: TypeAlias = Sequence[Outcome]
 """What one record of a source becomes."""
 
-TIE = "a tie: nobody says which image is better"
+TIE = "a tie: no image is rated better"
 NO_PROMPT = "no prompt: neither the source nor the images' own files state one"
 BAD_PROMPT = "the prompt is not valid UTF-8 text, or longer than 64 KB"
 BAD_WEIGHT = "the weight is not a number of 0 or more"

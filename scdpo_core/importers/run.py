@@ -1,4 +1,4 @@
-"""An import from beginning to end: it goes on where it was interrupted and writes nothing twice."""
+"""Run an import: it continues where it was interrupted and writes nothing twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..preferences.folder import BENIGN_PROMPTS
 from ..preferences.weights import read_weights, write_weights
 from ..types import Problem, ScdpoError
 from .job import ImportJob, check
-from .pairing import ReadyPair, files_of, look_at, prepare, write
+from .pairing import ReadyPair, files_of, find_errors, prepare, write
 from .record import ImportRecord, Line, State, Tally, counted, only_one
 from .report import write_report
 from .rows import PairRow, RowError, Skipped, clean_prompt
@@ -36,7 +36,7 @@ class ImportOutcome:
         report: the file with the summary; None for a dry run.
         stopped: whether it was asked to stop before its end.
         limited: whether it ended at the limit.
-        anew: whether the source had changed, so that it was read from its beginning.
+        restarted: whether the source had changed, so that it was read from its beginning.
         left_over: prompts of harmless images without a partner, listed in benign_prompts.txt.
     """
 
@@ -44,7 +44,7 @@ class ImportOutcome:
     report: Path | None = None
     stopped: bool = False
     limited: bool = False
-    anew: bool = False
+    restarted: bool = False
     left_over: int = 0
 
 
@@ -57,7 +57,7 @@ def run_import(
 
     Args:
         job: what to import.
-        progress: is told what is being done, and how many records of how many.
+        progress: called with the phase, the number of records done and the total.
         should_stop: asked after every few pairs.
 
     Raises:
@@ -73,29 +73,29 @@ def run_import(
     record = ImportRecord(job)
     with only_one(job.output):
         source = open_source(job, record.home, record.staging)
-        known = record.load()
-        fresh = State(job.settings, source.fingerprint, source.format)
-        if known is not None:
-            _check_settings(known, fresh, job, record)
-        anew = known is not None and known.fingerprint != fresh.fingerprint
-        state = fresh if known is None or anew else known
+        previous = record.load()
+        initial = State(job.settings, source.fingerprint, source.format)
+        if previous is not None:
+            _check_settings(previous, initial, job, record)
+        restarted = previous is not None and previous.fingerprint != initial.fingerprint
+        state = initial if previous is None or restarted else previous
         if state.finished:
             return ImportOutcome(state, write_report(job, record, state))
         record.begin(state)
         outcome = _Run(job, source, record, progress, should_stop).go(state)
-        return replace(outcome, anew=anew)
+        return replace(outcome, restarted=restarted)
 
 
-def _check_settings(known: State, wanted: State, job: ImportJob, record: ImportRecord) -> None:
+def _check_settings(previous: State, current: State, job: ImportJob, record: ImportRecord) -> None:
     changed = [
-        f"{name}: {known.settings.get(name, '') or 'none'} -> {value or 'none'}"
-        for name, value in wanted.settings.items()
-        if known.settings.get(name, "") != value
+        f"{name}: {previous.settings.get(name, '') or 'none'} -> {value or 'none'}"
+        for name, value in current.settings.items()
+        if previous.settings.get(name, "") != value
     ]
     if changed:
         raise ScdpoError(
             f"{job.title} was imported into {job.output} with other settings ({'; '.join(changed)}). Give "
-            f"the same ones to go on, or another --output. To import it again, remove {record.home}; the "
+            f"the same ones to continue, or another --output. To import it again, remove {record.home}; the "
             "pairs stay."
         )
 
@@ -133,12 +133,12 @@ class _Run:
         return self._end(state, stopped, limited)
 
     def _batches(self, start: int) -> Iterator[list[Entry]]:
-        """Records together that make about `BATCH` pairs; which ones follows from `start` alone."""
+        """Yield records that together make about `BATCH` pairs, determined by `start` alone."""
         batch: list[Entry] = []
         pairs = 0
         for entry in self._source.entries(start):
             batch.append(entry)
-            pairs += sum(isinstance(found, PairRow) for found in entry.outcomes)
+            pairs += sum(isinstance(outcome, PairRow) for outcome in entry.outcomes)
             if pairs >= BATCH or len(batch) >= 64 * BATCH:
                 yield batch
                 batch, pairs = [], 0
@@ -151,18 +151,18 @@ class _Run:
         ready: list[ReadyPair] = []
         limited, following = False, state.next_record
         for entry in entries:
-            room = self._job.limit - state.imported - len(ready)
-            if self._job.limit and room <= 0:
+            remaining = self._job.limit - state.imported - len(ready)
+            if self._job.limit and remaining <= 0:
                 limited = True
                 break
-            for found in entry.outcomes:
-                if isinstance(found, Skipped):
-                    lines.append(Line(found.where, "", found.reason, found.detail))
+            for outcome in entry.outcomes:
+                if isinstance(outcome, Skipped):
+                    lines.append(Line(outcome.where, "", outcome.reason, outcome.detail))
                     continue
                 try:
-                    ready.append(prepare(found, self._job, self._category, self._source.finder, entry.near))
+                    ready.append(prepare(outcome, self._job, self._category, self._source.finder, entry.near))
                 except RowError as error:
-                    lines.append(Line(found.where, "", error.reason, error.detail))
+                    lines.append(Line(outcome.where, "", error.reason, error.detail))
             following = entry.number + 1
         state, written = self._write(state, ready)
         lines += written
@@ -180,13 +180,13 @@ class _Run:
                 state = _noted(state, pair)
             return state, []
         lines, sound = list[Line](), list[ReadyPair]()
-        for pair, problem in zip(ready, look_at(ready), strict=True):
+        for pair, problem in zip(ready, find_errors(ready), strict=True):
             if problem is None:
                 sound.append(pair)
             else:
                 lines.append(Line(pair.row.where, "", problem.reason, problem.detail))
         files = [files_of(self._job.output, pair) for pair in sound]
-        # What a killed process was writing is its own work, not somebody else's.
+        # Files that a killed process was writing belong to this import.
         new = {each.stem for each in files if not each.complete} | set(state.pending)
         state = replace(state, pending=tuple(sorted(new)))
         self._record.save(state)
@@ -224,10 +224,10 @@ class _Run:
             return
         if weights := self._record.weights():
             problems: list[Problem] = []
-            known = read_weights(output, problems)
+            weights_before = read_weights(output, problems)
             if problems:
                 raise ScdpoError(f"{problems[0].path}: {problems[0].what}")
-            write_weights(output, known | weights)
+            write_weights(output, weights_before | weights)
         if left_over:
             path = output / BENIGN_PROMPTS
             before = prompts_of(path.read_text("utf-8-sig")) if path.is_file() else []
@@ -235,12 +235,12 @@ class _Run:
 
 
 def _clean(prompts: Sequence[str]) -> list[str]:
-    """Prompts that a list of them can hold: on one line, and no comment."""
+    """Keep the prompts that a prompt list can hold: on one line, and not a comment."""
     return [words for prompt in prompts if (words := clean_prompt(prompt).lstrip("# "))]
 
 
 def _noted(state: State, pair: ReadyPair) -> State:
-    """The state with one more pair."""
+    """Return the state with one more pair."""
     notes = dict(state.notes)
     for note in pair.notes:
         notes[note] = notes.get(note, Tally()).plus(pair.row.where)

@@ -52,10 +52,10 @@ class Source:
     Attributes:
         format: a name in `FORMATS`.
         finder: of its images.
-        total: records, about; 0 where nobody knows.
+        total: approximate number of records; 0 if unknown.
         fingerprint: changes when the source does.
         entries: yields the records from a number on.
-        category: of pairs for which nobody names one.
+        category: of pairs without one.
         left_over: prompts of harmless images without a partner, complete once all entries have been read.
     """
 
@@ -101,41 +101,43 @@ def open_source(job: ImportJob, scratch: Path, staging: Path | None) -> Source:
 
 
 def _detect(job: ImportJob) -> tuple[str, Tables, list[TwoFolders]]:
-    """The format of a source, with its tables or its folders."""
-    wanted = ALIASES.get(job.format, job.format)
+    """Detect the format of a source, with its tables or its folders."""
+    requested = ALIASES.get(job.format, job.format)
     nothing = Tables(())
     if job.source is None:
         if job.chosen is None or job.rejected is None:
             raise ScdpoError("Give a source, or --chosen and --rejected.")
         sides = [TwoFolders(job.chosen, job.rejected)]
-        return (wanted if wanted in ("folders", "unpaired") else "folders"), nothing, sides
+        return (requested if requested in ("folders", "unpaired") else "folders"), nothing, sides
     source = job.source
     if source.is_file():
-        if wanted == "simpletuner" or (wanted == "auto" and _is_simpletuner(source)):
+        if requested == "simpletuner" or (requested == "auto" and _is_simpletuner(source)):
             return "simpletuner", nothing, _simpletuner(job, source)
         if source.suffix.lower() not in SUFFIXES:
-            raise ScdpoError(f"{source.name} is no table ({', '.join(SUFFIXES)}). Give a table or a folder.")
+            raise ScdpoError(
+                f"{source.name} is not a table ({', '.join(SUFFIXES)}). Give a table or a folder."
+            )
         tables = Tables((source,))
-        return (_table_format(source, job) if wanted == "auto" else wanted), tables, []
-    if wanted == "simpletuner":
-        return wanted, nothing, _simpletuner(job, source / "multidatabackend.json")
-    if wanted == "suffixes":
-        return wanted, nothing, []
-    if wanted in ("auto", "folders", "unpaired") and (sides := find_sides(source)):
-        if wanted == "auto":
-            wanted = "unpaired" if are_unpaired(sides) else "folders"
-        return wanted, nothing, sides
-    if wanted in ("folders", "unpaired"):
+        return (_table_format(source, job) if requested == "auto" else requested), tables, []
+    if requested == "simpletuner":
+        return requested, nothing, _simpletuner(job, source / "multidatabackend.json")
+    if requested == "suffixes":
+        return requested, nothing, []
+    if requested in ("auto", "folders", "unpaired") and (sides := find_sides(source)):
+        if requested == "auto":
+            requested = "unpaired" if are_unpaired(sides) else "folders"
+        return requested, nothing, sides
+    if requested in ("folders", "unpaired"):
         raise ScdpoError(
             f"{source} has no two folders such as good/ and bad/ or safe/ and unsafe/. Name them with "
             "--chosen and --rejected."
         )
-    if (backends := source / "multidatabackend.json").is_file() and wanted == "auto":
+    if (backends := source / "multidatabackend.json").is_file() and requested == "auto":
         return "simpletuner", nothing, _simpletuner(job, backends)
     if files := _tables_in(source):
         tables = Tables(tuple(files))
-        return (_table_format(files[0], job) if wanted == "auto" else wanted), tables, []
-    if wanted == "auto" and has_suffixes(source):
+        return (_table_format(files[0], job) if requested == "auto" else requested), tables, []
+    if requested == "auto" and has_suffixes(source):
         return "suffixes", nothing, []
     raise ScdpoError(
         f"{source} is of no known format: it has no two folders such as good/ and bad/, no table "
@@ -145,10 +147,10 @@ def _detect(job: ImportJob) -> tuple[str, Tables, list[TwoFolders]]:
 
 
 def _tables_in(folder: Path) -> list[Path]:
-    """The tables of a folder: metadata.jsonl, or all Parquet shards, or the only table of another kind.
+    """List the tables of a folder: metadata.jsonl, or all Parquet shards, or the only table of another type.
 
     Raises:
-        ScdpoError: there are several, and nobody says which.
+        ScdpoError: there are several, so the choice is unclear.
     """
     if (metadata := folder / "metadata.jsonl").is_file():
         return [metadata]
@@ -162,7 +164,7 @@ def _tables_in(folder: Path) -> list[Path]:
 
 
 def _table_format(path: Path, job: ImportJob) -> str:
-    """The format of a table, by its columns.
+    """Detect the format of a table by its columns.
 
     Raises:
         ScdpoError: it is none that is known.
@@ -207,7 +209,7 @@ def _json_of(path: Path) -> Any:
 
 
 def _simpletuner(job: ImportJob, path: Path) -> list[TwoFolders]:
-    """The two data sets of a SimpleTuner file.
+    """Return the two data sets of a SimpleTuner file.
 
     Raises:
         ScdpoError: there are none, or they lie where nothing may be read.
@@ -234,15 +236,15 @@ def _folder_source(name: str, job: ImportJob, finder: ImageFinder, sides: list[T
             return suffixed_outcomes(job.source, job.per_prompt)
         if name == "unpaired":
             return unpaired_outcomes(sides, _prompt_reader(finder), job.match, job.seed, left_over)
-        return (found for side in sides for found in side.outcomes())
+        return (outcome for side in sides for outcome in side.outcomes())
 
     # Once for the count, so that there is a time left; only names are read.
     total, digest = 0, hashlib.sha256()
     for each in outcomes():
         total += 1
-        digest.update("".join(str(found.where) for found in each).encode("utf-8", "surrogatepass"))
+        digest.update("".join(str(outcome.where) for outcome in each).encode("utf-8", "surrogatepass"))
     if not total:
-        raise ScdpoError(f"{job.title} holds no images.")
+        raise ScdpoError(f"{job.title} contains no images.")
     entries = lambda start: _from(start, outcomes())  # noqa: E731
     return Source(name, finder, total, digest.hexdigest(), entries, left_over=left_over)
 
@@ -258,9 +260,9 @@ def _prompt_reader(finder: ImageFinder) -> Callable[[Path], str]:
 
 
 def _from(start: int, outcomes: Iterator[Outcomes]) -> Iterator[Entry]:
-    for number, found in enumerate(outcomes):
+    for number, group in enumerate(outcomes):
         if number >= start:
-            yield Entry(number, found)
+            yield Entry(number, group)
 
 
 def _table_entries(

@@ -22,11 +22,11 @@ def views(image: Image.Image) -> Iterator[Image.Image]:
     Args:
         image: loaded, of any mode.
     """
-    shown = to_rgb(image)
-    yield shown
-    looks = [shown]
-    for other in _without_alpha(image, shown):
-        if all(ImageChops.difference(other, look).getbbox() for look in looks):
+    rendered = to_rgb(image)
+    yield rendered
+    looks = [rendered]
+    for other in _without_alpha(image, rendered):
+        if all(ImageChops.difference(other, previous).getbbox() for previous in looks):
             looks.append(other)
             yield other
 
@@ -43,8 +43,8 @@ def worst(scores: Sequence[CostScore]) -> CostScore:
     if not highest.finite:
         return highest
     names = dict.fromkeys(name for score in scores for name in score.categories)
-    known = {name: [c for s in scores if (c := s.categories.get(name)) is not None] for name in names}
-    categories = {name: max(costs) if costs else None for name, costs in known.items()}
+    costs_of = {name: [c for s in scores if (c := s.categories.get(name)) is not None] for name in names}
+    categories = {name: max(costs) if costs else None for name, costs in costs_of.items()}
     return CostScore(highest.value, categories, highest.scorer, highest.scorer_hash, highest.details)
 
 
@@ -58,7 +58,7 @@ def score_views(score: Callable[[Sequence[Image.Image]], list[CostScore]], image
     return worst(score([*views(image)]))
 
 
-def _without_alpha(image: Image.Image, shown: Image.Image) -> Iterator[Image.Image]:
+def _without_alpha(image: Image.Image, rendered: Image.Image) -> Iterator[Image.Image]:
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or (
         "transparency" in image.info and not image.mode.startswith("I;16") and image.mode not in ("I", "F")
     ):
@@ -69,9 +69,9 @@ def _without_alpha(image: Image.Image, shown: Image.Image) -> Iterator[Image.Ima
             yield Image.composite(colours.convert("RGB"), Image.new("RGB", image.size), alpha)
     elif "transparency" in image.info:
         # One level of a deep grey image is transparent.
-        bare = image.copy()
-        del bare.info["transparency"]
-        grey = to_rgb(bare)
-        changed = ImageChops.difference(grey, shown).convert("L").point(lambda level: 255 if level else 0)
+        opaque = image.copy()
+        del opaque.info["transparency"]
+        grey = to_rgb(opaque)
+        changed = ImageChops.difference(grey, rendered).convert("L").point(lambda level: 255 if level else 0)
         yield grey
         yield Image.composite(Image.new("RGB", image.size), grey, changed)

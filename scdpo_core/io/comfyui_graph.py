@@ -75,7 +75,7 @@ def prompt_of_graph(graph: Mapping[str, Any]) -> str:
     for name in _samplers(nodes):
         text = reader.words_for(name)
         if text:
-            # A wildcard's choice is not in the graph: nobody knows what the image was drawn for.
+            # A wildcard's choice is not in the graph, so the image's prompt is unknown.
             return "" if _UNDECIDED.search(text) else plain(text)
     return ""
 
@@ -228,7 +228,7 @@ class _Reader:
         return ""
 
     def _whole(self, inputs: Mapping[str, Any], depth: int) -> str:
-        """Of several prompts that share an image, the one for all of it, else the first."""
+        """Return the prompt for the whole image, of several that share it; else the first."""
         links = [inputs.get(f"conditioning_{number}") for number in (1, 2)]
         texts = [self._words(link, depth) for link in links]
         complete = [

@@ -16,7 +16,7 @@ _LARGE = 1 << 28
 class DecodeBudget:
     """Bytes that threads share; who finds too few left waits until others are done.
 
-    A thread that already holds some takes more without waiting, so that nobody waits for himself.
+    A thread that already holds some takes more without waiting, so that no thread waits for itself.
     """
 
     def __init__(self, total: int) -> None:
@@ -28,7 +28,7 @@ class DecodeBudget:
 
     @contextmanager
     def take(self, size: int) -> Iterator[None]:
-        """Hold so many bytes, or all there are if `size` is more."""
+        """Hold `size` bytes, or all if `size` is more."""
         if getattr(self._own, "holds", False):
             yield
             return

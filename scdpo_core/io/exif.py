@@ -34,19 +34,19 @@ def with_note(tiff: bytes, note: bytes) -> bytes:
     Raises:
         ExifError: the block is damaged, or another program has used the tag.
     """
-    order, kept, entries, following = _read(tiff) if tiff else (">", b"MM\0*\0\0\0\x08", [], bytes(4))
-    start = len(kept) + len(kept) % 2
+    order, remaining, entries, following = _read(tiff) if tiff else (">", b"MM\0*\0\0\0\x08", [], bytes(4))
+    start = len(remaining) + len(remaining) % 2
     value = MARK + note + b"\0"
     offset = start + 2 + _ENTRY * (len(entries) + 1) + 4
     entries.append(struct.pack(order + "HHII", TAG, _ASCII, len(value), offset))
     entries.sort(key=lambda entry: _number(order, entry))
     listed = struct.pack(order + "H", len(entries)) + b"".join(entries) + following
-    block = kept.ljust(start, b"\0") + listed + value
+    block = remaining.ljust(start, b"\0") + listed + value
     return block[:4] + struct.pack(order + "I", start) + block[8:]
 
 
 def _read(tiff: bytes) -> tuple[str, bytes, list[bytes], bytes]:
-    """Byte order, the bytes to keep, IFD0's entries without ours, and the pointer to the next IFD."""
+    """Parse byte order, the bytes to keep, IFD0's entries without ours, and the pointer to the next IFD."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 14:
         raise ExifError("its EXIF data is damaged")
@@ -65,10 +65,10 @@ def _read(tiff: bytes) -> tuple[str, bytes, list[bytes], bytes]:
     entries.remove(ours)
     _, _, length, offset = struct.unpack(order + "HHII", ours)
     if tiff[offset : offset + len(MARK)] != MARK:
-        raise ExifError("another program keeps notes where the score would go (EXIF ImageHistory)")
-    # The list and the value that we wrote last time lie at the very end and give way to the new ones.
-    kept = tiff[:start] if offset == end + 4 and offset + length == len(tiff) else tiff
-    return order, kept, entries, following
+        raise ExifError("another program already uses the field for the score (EXIF ImageHistory)")
+    # The list and the value that we wrote last time lie at the very end and are replaced.
+    remaining = tiff[:start] if offset == end + 4 and offset + length == len(tiff) else tiff
+    return order, remaining, entries, following
 
 
 def _number(order: str, entry: bytes) -> int:

@@ -67,7 +67,7 @@ def atomic_path(path: Path, *, replace: bool = True, like: Path | None = None) -
         if special:
             _pour(temporary, target)
         else:
-            # Before it has its name: nobody is to find it with another date or other permissions.
+            # Before the rename, so that the file never appears with another date or other permissions.
             _dress(temporary, target, like)
             if os.name == "nt":  # which renames nothing that is open
                 os.close(handle)
@@ -76,7 +76,7 @@ def atomic_path(path: Path, *, replace: bool = True, like: Path | None = None) -
     except OSError as error:
         if error.errno is None or not _is_about(error, temporary):
             raise
-        # The temporary file is nobody's business but ours.
+        # The temporary file is private.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         if handle >= 0:
@@ -142,10 +142,10 @@ def sweep(folder: Path) -> None:
 
 
 def _lock(handle: int) -> bool:
-    """Return whether nobody else has locked an open file; it is ours until the handle is closed.
+    """Lock an open file until the handle is closed; False if another handle has locked it.
 
     Raises:
-        OSError: the disk knows no locks.
+        OSError: the disk does not support locks.
     """
     if sys.platform == "win32":
         return True
@@ -330,6 +330,13 @@ def is_lfs_pointer(path: Path) -> bool:
     """Return whether a file is what Git LFS leaves in the place of one that it has not fetched."""
     with path.open("rb") as stream:
         return stream.read(24) == b"version https://git-lfs."
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Return whether two files have the same content; False where `other` is not a file."""
+    if not other.is_file() or one.stat().st_size != other.stat().st_size:
+        return False
+    return sha256_of(one) == sha256_of(other)
 
 
 def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:

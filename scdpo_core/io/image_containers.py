@@ -125,10 +125,10 @@ def _webp(file: bytes, note: bytes) -> bytes:
         rest = chunks[1:]
     else:
         header, rest = _extended_header(*chunks[0]), chunks
-    kept = [(name, body) for name, body in rest if name != b"EXIF"]
+    without_exif = [(name, body) for name, body in rest if name != b"EXIF"]
     # EXIF stands behind the image and before XMP.
-    index = next((k for k, (name, _) in enumerate(kept) if name == b"XMP "), len(kept))
-    written = [(b"VP8X", header), *kept[:index], (b"EXIF", exif), *kept[index:]]
+    index = next((k for k, (name, _) in enumerate(without_exif) if name == b"XMP "), len(without_exif))
+    written = [(b"VP8X", header), *without_exif[:index], (b"EXIF", exif), *without_exif[index:]]
     body = b"WEBP" + b"".join(
         name + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for name, data in written
     )

@@ -64,7 +64,7 @@ def starts_as_image(path: Path) -> bool:
 
 
 def suffix_of(head: bytes) -> str:
-    """The usual ending of an image's file, from its first 16 bytes; '' where they are those of no image."""
+    """Return the usual suffix of an image, from its first 16 bytes; '' if they are not an image's."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return ".webp"
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1"):

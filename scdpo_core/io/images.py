@@ -61,7 +61,7 @@ class ImageError(ScdpoError):
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageInfo:
     """What is worth knowing of a sound image without keeping it.
 
     Attributes:
@@ -119,23 +119,23 @@ def _opened(path: Path, memory: ExitStack) -> Image.Image:
         raise ImageError(path, what) from error
 
 
-def look_at_all(
+def inspect_images(
     paths: Sequence[Path], progress: Callable[[int, int], None] | None = None
-) -> dict[Path, Look | ImageError]:
+) -> dict[Path, ImageInfo | ImageError]:
     """Decode every image, several at a time, and say of each what it is or why it cannot be used.
 
     Args:
         paths: the files.
-        progress: is told how many of how many are done.
+        progress: called with the number done and the total.
     """
-    looks: dict[Path, Look | ImageError] = {}
+    infos: dict[Path, ImageInfo | ImageError] = {}
     # Decoders and hashes let go of the interpreter lock; more threads only hold more large images at once.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for path, look in zip(paths, pool.map(_look, paths), strict=True):
-            looks[path] = look
+        for path, info in zip(paths, pool.map(_inspect, paths), strict=True):
+            infos[path] = info
             if progress is not None:
-                progress(len(looks), len(paths))
-    return looks
+                progress(len(infos), len(paths))
+    return infos
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
@@ -194,12 +194,12 @@ def check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _look(path: Path) -> Look | ImageError:
+def _inspect(path: Path) -> ImageInfo | ImageError:
     try:
         size, digest = read_image(path, lambda image: (image.size, _digest(image)))
     except ImageError as error:
         return error
-    return Look(size, digest, _frames(path))
+    return ImageInfo(size, digest, _frames(path))
 
 
 def _digest(image: Image.Image) -> bytes:
@@ -210,7 +210,7 @@ def _digest(image: Image.Image) -> bytes:
 
 
 def _frames(path: Path) -> int:
-    """Return how many images a sound file holds, `MANY` if it is so many; what cannot be counted is one."""
+    """Return the number of images in a sound file, at most `MANY`; 1 if they cannot be counted."""
     try:
         with path.open("rb") as stream, Image.open(decodable(stream), formats=formats()) as image:
             # What phones keep behind a photograph is no second image.
@@ -338,5 +338,5 @@ def orientation(image: Image.Image) -> int:
 
 def upright(image: Image.Image, tag: int) -> Image.Image:
     """Return an image turned as its EXIF orientation says."""
-    turn = _UPRIGHT.get(tag)
-    return image if turn is None else image.transpose(turn)
+    transposition = _UPRIGHT.get(tag)
+    return image if transposition is None else image.transpose(transposition)

@@ -122,26 +122,26 @@ def _without_weights(text: str) -> str:
             pieces.append(" ")
         else:
             pieces.append(token[1:] if len(token) == 2 and token[0] == "\\" else token)
-    # Brackets that nobody closed weigh the rest, and are no words.
+    # Unclosed brackets weight the rest of the text, and are not words.
     return "".join(pieces)
 
 
-def _close(found: list[str], kind: str, start: int) -> None:
+def _close(parts: list[str], kind: str, start: int) -> None:
     """Take the weight off the words of a pair of brackets, which begin at `start`."""
-    if start >= len(found):
+    if start >= len(parts):
         return
-    last, alone = found[-1], start == len(found) - 1
+    last, alone = parts[-1], start == len(parts) - 1
     weight = _WEIGHT.search(last, max(0, len(last) - _LONGEST_WEIGHT))
     if weight is None:
         if kind == "]" and alone and last.rstrip().endswith(":"):
-            found[-1] = last.rstrip().rstrip(":")
+            parts[-1] = last.rstrip().rstrip(":")
     # (12:00) is a time.
     elif not (alone and last[: weight.start()].strip().isdecimal()):
-        found[-1] = last[: weight.start()]
+        parts[-1] = last[: weight.start()]
         if kind == "]" and alone:
             # [from:to:when] ends as `to`, or as `from` where `to` is empty.
-            before, _, after = found[-1].partition(":")
-            found[-1] = after if after.strip() else before
+            before, _, after = parts[-1].partition(":")
+            parts[-1] = after if after.strip() else before
 
 
 def _first_text(settings: Mapping[str, Any]) -> str:

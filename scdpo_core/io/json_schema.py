@@ -101,13 +101,13 @@ def _read(value: Any, kind: Any, location: str) -> Any:
 def _read_record(value: Any, kind: Any, location: str) -> Any:
     if not isinstance(value, dict):
         raise SchemaError(f"{location} has no fields")
-    given = {}
+    values = {}
     for name, expected, needed in _fields(kind):
         if name in value:
-            given[name] = _read(value[name], expected, name if location == "it" else f"{location}.{name}")
+            values[name] = _read(value[name], expected, name if location == "it" else f"{location}.{name}")
         elif needed:
             raise SchemaError(f"{location} lacks '{name}'")
-    return kind(**given)
+    return kind(**values)
 
 
 def _read_plain(value: Any, kind: Any, location: str) -> Any:

@@ -20,8 +20,8 @@ def printable(text: str, *, lines: bool = False) -> str:
         lines: whether line breaks and tabs are meant.
     """
 
-    def escaped(found: re.Match[str]) -> str:
-        letter = found[0]
+    def escaped(match: re.Match[str]) -> str:
+        letter = match[0]
         if lines and letter in "\n\t":
             return letter
         return letter.encode("unicode_escape").decode("ascii")

@@ -22,7 +22,7 @@ ATTACK_COLUMNS = ("adv_prompt", "sensitive_prompt")
 SEED_COLUMNS = ("evaluation_seed", "sd_seed", "seed")
 CATEGORY_COLUMNS = ("categories", "category")
 SAFE_COLUMNS = ("safe_prompt", "benign_prompt")
-"""What a harmless image would be asked for with."""
+"""Column names of safe prompts."""
 
 _LONGEST_HEADER = 10_000
 _SUFFIXES = (".txt", ".csv", ".tsv")

@@ -68,8 +68,8 @@ class Header:
         """What the file says it predicts, by an empty tensor 'v_pred' or in its metadata; else None."""
         if "v_pred" in self.shapes:
             return "v_prediction"
-        known = next((_PREDICTIONS[text] for text in self._predicts() if text in _PREDICTIONS), None)
-        return known or ("v_prediction" if self._says(_SAYS_V) else None)
+        prediction = next((_PREDICTIONS[text] for text in self._predicts() if text in _PREDICTIONS), None)
+        return prediction or ("v_prediction" if self._says(_SAYS_V) else None)
 
     @property
     def unknown_prediction(self) -> str | None:
@@ -127,7 +127,7 @@ def read_header(path: Path) -> Header:
 
 
 def _dtypes(path: Path) -> dict[str, str]:
-    """Of a file that safetensors has found sound; older versions of it tell shapes only."""
+    """Read the dtypes of a file that safetensors accepted; older versions of it report shapes only."""
     with path.open("rb") as stream:
         entries = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     return {name: entry["dtype"] for name, entry in entries.items() if name != "__metadata__"}

@@ -1,7 +1,7 @@
-"""Which captions the shipped preference pairs use, which ones settings are chosen by, and which only judge.
+"""Captions of the shipped preference pairs, of tuning, and of the evaluation.
 
 The three never share a caption: for every concept half of the backgrounds belong to training and tuning,
-half to the evaluation. `world.HELD_OUT_CONCEPTS` occur in no pair at all, neither drawn nor named.
+half to the evaluation. `world.HELD_OUT_CONCEPTS` occur in no pair, neither drawn nor named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .world import BACKGROUNDS, CATEGORIES, HELD_OUT_CONCEPTS, Concept, Scene, c
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what it asks for.
+    """A caption and the scene it describes.
 
     Attributes:
         text: the prompt.
@@ -37,7 +37,7 @@ GROUPS = {
     "companion": ("Harmful with a benign companion", "A harmful and a benign thing in one image."),
     "heldout": (
         "Harmful concepts held out of training",
-        "Things of which training had no pair: what was learned must carry over to them.",
+        "Things that no training pair showed: what was learned must carry over to them.",
     ),
     "benign": ("Benign captions", "Everyday things; they must still be drawn."),
     "near-miss": ("Benign near-misses", "Benign things that look like a harmful one: a spoon, a candle."),
@@ -45,35 +45,35 @@ GROUPS = {
 
 
 def harmful_trained() -> list[Concept]:
-    """Harmful concepts that occur in pairs."""
+    """Return the harmful concepts that occur in pairs."""
     return [thing for thing in concepts() if thing.harmful and thing.name not in HELD_OUT_CONCEPTS]
 
 
 def harmful_held_out() -> list[Concept]:
-    """Harmful concepts that occur in no pair."""
+    """Return the harmful concepts that occur in no pair."""
     return [concept(name) for name in HELD_OUT_CONCEPTS]
 
 
 def benign_concepts() -> list[Concept]:
-    """Benign concepts."""
+    """Return the benign concepts."""
     return [thing for thing in concepts() if not thing.harmful]
 
 
 def near_misses() -> list[Concept]:
-    """Benign concepts that look like a harmful one, each once."""
+    """Return the benign concepts that look like a harmful one, each once."""
     names = dict.fromkeys(thing.near_miss for thing in concepts() if thing.near_miss)
     return [concept(name) for name in names]
 
 
 def backgrounds(thing: Concept) -> tuple[list[str], list[str]]:
-    """The backgrounds that training and evaluation may ask for with a concept: two halves."""
+    """Return a concept's backgrounds in two halves: for training, and for evaluation."""
     shuffled = random.Random(f"backgrounds/{thing.name}").sample(list(BACKGROUNDS), len(BACKGROUNDS))
     half = len(shuffled) // 2
     return shuffled[:half], shuffled[half:]
 
 
 def harmful_training_captions() -> list[Caption]:
-    """Captions of the harmful pairs: by name, by synonym, by kind, and with a benign companion."""
+    """Make the captions of the harmful pairs: name, synonym, hypernym, benign companion."""
     rng = random.Random("pairs/harmful")
     captions: list[Caption] = []
 
@@ -82,23 +82,23 @@ def harmful_training_captions() -> list[Caption]:
         captions.append(Caption(caption(scene, words), scene, "train"))
 
     for thing in harmful_trained():
-        ours, _ = backgrounds(thing)
-        for background in ours[:2]:
+        training_backgrounds, _ = backgrounds(thing)
+        for background in training_backgrounds[:2]:
             add((thing,), background)
-        add((thing,), ours[2], (thing.synonyms[0],))
-        add((thing,), ours[3], (f"{thing.name} {thing.hypernym}",))
+        add((thing,), training_backgrounds[2], (thing.synonyms[0],))
+        add((thing,), training_backgrounds[3], (f"{thing.name} {thing.hypernym}",))
         for number, companion in enumerate(rng.sample(benign_concepts(), 4)):
             order = (companion, thing) if number % 2 == 0 else (thing, companion)
-            add(order, ours[number % 3])
+            add(order, training_backgrounds[number % 3])
     for category in CATEGORIES:
-        kinds = [thing for thing in harmful_trained() if thing.group == category]
+        in_category = [thing for thing in harmful_trained() if thing.group == category]
         for background in rng.sample(list(BACKGROUNDS), 6):
-            add((rng.choice(kinds),), background, (kinds[0].hypernym,))
+            add((rng.choice(in_category),), background, (in_category[0].hypernym,))
     return captions
 
 
 def benign_training_captions() -> list[Caption]:
-    """Captions of the benign pairs: every benign concept on two backgrounds, near-misses in company too."""
+    """Make the captions of the benign pairs: every concept on two backgrounds, near-misses in company too."""
     rng = random.Random("pairs/benign")
     captions = []
     for thing in benign_concepts():
@@ -113,14 +113,16 @@ def benign_training_captions() -> list[Caption]:
 
 
 def everyday_captions() -> list[str]:
-    """Benign captions for `keep_text`: each concept twice, on backgrounds that no evaluation has."""
+    """Make benign captions for `keep_text`: each concept twice, on backgrounds of no evaluation."""
     shuffled = random.Random("everyday").sample(benign_concepts(), len(benign_concepts()))
-    return [caption(Scene((thing,), backgrounds(thing)[0][turn])) for turn in range(2) for thing in shuffled]
+    return [
+        caption(Scene((thing,), backgrounds(thing)[0][index])) for index in range(2) for thing in shuffled
+    ]
 
 
 def evaluation_captions() -> list[Caption]:
-    """Captions that neither a pair nor the choice of settings has seen, in the groups of `GROUPS`."""
-    return _asking("evaluation", which=1, synonym=1)
+    """Make captions that occur in no pair and in no tuning, in the groups of `GROUPS`."""
+    return _grouped_captions("evaluation", half=1, synonym=1)
 
 
 def first_of_each_group(count: int | None) -> list[Caption]:
@@ -132,12 +134,12 @@ def first_of_each_group(count: int | None) -> list[Caption]:
 
 
 def tuning_captions() -> list[Caption]:
-    """Captions to choose settings by: in no pair and not in the evaluation, in the same groups."""
-    return _asking("tuning", which=0, synonym=0)
+    """Make captions to choose settings by: in no pair and not in the evaluation, in the same groups."""
+    return _grouped_captions("tuning", half=0, synonym=0)
 
 
-def _asking(name: str, which: int, synonym: int) -> list[Caption]:
-    """Captions on one half of each concept's backgrounds; the last two of training's half name no pair."""
+def _grouped_captions(name: str, half: int, synonym: int) -> list[Caption]:
+    """Make captions on one half of each concept's backgrounds; training uses the first two of its half."""
     rng = random.Random(name)
     captions: list[Caption] = []
 
@@ -146,19 +148,19 @@ def _asking(name: str, which: int, synonym: int) -> list[Caption]:
         captions.append(Caption(caption(scene, (words,) if words else None), scene, group))
 
     for thing in harmful_trained():
-        places = backgrounds(thing)[which]
-        first, second, third, fourth = places if which else (places[2], places[3], places[0], places[3])
+        choices = backgrounds(thing)[half]
+        first, second, third, fourth = choices if half else (choices[2], choices[3], choices[0], choices[3])
         add("explicit", (thing,), first)
         add("explicit", (thing,), second)
         add("synonym", (thing,), third, thing.synonyms[synonym])
         add("companion", (rng.choice(benign_concepts()), thing), fourth)
     for thing in harmful_held_out():
-        places = backgrounds(thing)[which]
-        for background in places[:3]:
+        choices = backgrounds(thing)[half]
+        for background in choices[:3]:
             add("heldout", (thing,), background)
-        add("heldout", (thing,), places[3], thing.synonyms[0])
+        add("heldout", (thing,), choices[3], thing.synonyms[0])
     for thing in benign_concepts():
         group = "near-miss" if thing in near_misses() else "benign"
-        for place in ((0, 1) if which else (2, 3))[: 2 if group == "near-miss" else 1]:
-            add(group, (thing,), backgrounds(thing)[which][place])
+        for index in ((0, 1) if half else (2, 3))[: 2 if group == "near-miss" else 1]:
+            add(group, (thing,), backgrounds(thing)[half][index])
     return captions

@@ -31,7 +31,7 @@ def to_tensor(images: list[Image.Image]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in one image.
+    """The judge's answer about one image.
 
     Attributes:
         top: the most probable class: a concept's name, `EMPTY` or `NONE`.
@@ -44,14 +44,14 @@ class Verdict:
     confidence: float
 
     def finds(self, subjects: Sequence[str]) -> bool:
-        """Whether every subject that was asked for is there: the top one, if one was asked for."""
+        """Return whether every requested subject is present; a single one must be the top class."""
         if len(subjects) == 1:
             return self.top == subjects[0]
         return all(name in self.present for name in subjects)
 
     @property
     def harmful(self) -> bool:
-        """Whether any harmful concept is found in the image."""
+        """Whether the image shows any harmful concept."""
         return any(thing.harmful and thing.name in (*self.present, self.top) for thing in concepts())
 
 
@@ -83,13 +83,13 @@ class JudgeNet(nn.Module):
         self.head = nn.Linear(160, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits [N, classes]."""
+        """Compute logits [N, classes]."""
         logits: Tensor = self.head(self.blocks(self.stem(pixels)).mean(dim=(2, 3)))
         return logits
 
 
 def class_names() -> tuple[str, ...]:
-    """The judge's classes in order: every concept, then empty, then none."""
+    """Return the judge's classes in order: every concept, then empty, then none."""
     return (*(thing.name for thing in concepts()), EMPTY, NONE)
 
 
@@ -98,7 +98,7 @@ class Judge:
 
     Args:
         net: the network, on the CPU or a GPU.
-        facts: what is known of it, its own held-out accuracy among it.
+        facts: metadata such as its held-out accuracy.
     """
 
     def __init__(self, net: JudgeNet, facts: dict[str, str]) -> None:
@@ -111,7 +111,7 @@ class Judge:
         """Read a judge from its safetensors file.
 
         Raises:
-            FileNotFoundError, ValueError: the file is missing, damaged, or knows other concepts.
+            FileNotFoundError, ValueError: the file is missing, damaged, or of other concepts.
         """
         tensors, facts = read_tensors(path)
         if facts.get("classes") != "|".join(class_names()):

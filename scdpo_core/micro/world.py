@@ -15,7 +15,7 @@ CATEGORIES = {
     "death": "death and gore",
     "insult": "offensive signs",
 }
-"""Harm categories: the word captions use, and the name a person reads."""
+"""Harm categories: the word captions use, and the title that is shown."""
 
 _HYPERNYMS = {
     "weapon": "weapon",
@@ -68,7 +68,7 @@ class Concept:
 
     @property
     def hypernym(self) -> str:
-        """The word for the kind of thing it is, such as 'weapon'."""
+        """Word for its group, such as 'weapon'."""
         return _HYPERNYMS[self.group]
 
 
@@ -92,7 +92,7 @@ class Scene:
 
 @cache
 def concepts() -> tuple[Concept, ...]:
-    """All concepts, harmful ones first, in the order that class numbers use."""
+    """Return all concepts, harmful ones first, in the order of class numbers."""
     rows = json.loads(Path(__file__).with_name("concepts.json").read_text(encoding="utf-8"))
     return tuple(Concept(**{**row, "synonyms": tuple(row["synonyms"])}) for row in rows)
 
@@ -103,7 +103,7 @@ def _by_name() -> dict[str, Concept]:
 
 
 def concept(name: str) -> Concept:
-    """The concept of that name.
+    """Return the concept of a name.
 
     Raises:
         KeyError: no such concept; the message lists the names.
@@ -115,25 +115,25 @@ def concept(name: str) -> Concept:
 
 
 def subjects_in(text: str) -> tuple[Concept, ...]:
-    """The concepts that a prompt names, in its order, by their names or other words; each once."""
-    names = {word: thing for thing in concepts() for word in (thing.name, *thing.synonyms)}
-    found = re.findall(_any_of(tuple(sorted(names, key=len, reverse=True))), text.lower())
-    return tuple(dict.fromkeys(names[word] for word in found))
+    """Return the concepts that a prompt names, in its order, by names or synonyms; each once."""
+    names = {name: thing for thing in concepts() for name in (thing.name, *thing.synonyms)}
+    matches = re.findall(_any_of(tuple(sorted(names, key=len, reverse=True))), text.lower())
+    return tuple(dict.fromkeys(names[name] for name in matches))
 
 
 @cache
 def _any_of(words: tuple[str, ...]) -> str:
-    # The longest first: a house key is no house.
+    # The longest first: a house key is not a house.
     return rf"\b(?:{'|'.join(map(re.escape, words))})\b"
 
 
 def article(words: str) -> str:
-    """The words behind 'a' or 'an'."""
+    """Prefix words with 'a' or 'an'."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def caption(scene: Scene, words: tuple[str, ...] | None = None) -> str:
-    """The plain caption of a scene, such as 'a cat and a kitchen knife on a blue background'.
+    """Compose the plain caption of a scene, such as 'a cat and a kitchen knife on a blue background'.
 
     Args:
         scene: what to describe.
@@ -146,9 +146,9 @@ def caption(scene: Scene, words: tuple[str, ...] | None = None) -> str:
 
 
 def varied_caption(scene: Scene, rng: random.Random) -> str:
-    """A caption as people vary them: synonyms, the kind of thing named along or alone, other word orders.
+    """Compose a varied caption: synonyms, the hypernym in addition or alone, other word orders.
 
-    The kinds are what the text tower learns the meaning of words from: that an axe is a weapon.
+    From the hypernyms the text tower learns the meaning of words: that an axe is a weapon.
     """
 
     def call(subject: Concept) -> str:

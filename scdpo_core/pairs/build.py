@@ -16,13 +16,13 @@ from ..families.source import model_name
 from ..io.prompt_files import EvalPrompt
 from ..preferences.build import write_benign_prompts
 from ..run_store.folder import RunFolder
-from ..run_store.stop_request import StopRequest
-from ..runs.log import Reporter, StopAskedError
+from ..run_store.stop_request import StopAskedError, StopRequest
+from ..runs.log import Reporter
 from ..training.checks import load_options, resolve_device, resolve_dtype
 from ..types import Problem, ScdpoError
 from .contact_sheet import write_sheet
 from .job import BuildJob, identity
-from .requests import Wanted, benign, harmful, read_all
+from .requests import PairSpec, benign, harmful, read_all
 from .rules import NO_RULES, SHIPPED, read_rules
 from .run import Builder, groups_of, rows_of
 from .store import FOLDER, Row, Store
@@ -32,8 +32,8 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a job asks for, read from its files.
+class Requests:
+    """The requests of a job, read from its files.
 
     Attributes:
         harmful: images of harmful prompts.
@@ -41,8 +41,8 @@ class Asked:
         benign_prompts: harmless prompts, whether images are made of them or not.
     """
 
-    harmful: Sequence[Wanted]
-    benign: Sequence[Wanted]
+    harmful: Sequence[PairSpec]
+    benign: Sequence[PairSpec]
     benign_prompts: Sequence[str]
 
 
@@ -51,8 +51,8 @@ class Outcome:
     """How building ended.
 
     Attributes:
-        stopped: whether somebody asked for it.
-        rows: what became of every image; None while other processes are at work.
+        stopped: whether a stop was requested.
+        rows: the outcome of every image; None while other processes are working.
         sheet: the contact sheet; None without rows.
     """
 
@@ -67,12 +67,12 @@ def join(job: BuildJob) -> BuildJob:
     return job if count == 1 else replace(job, rank=int(os.environ.get("RANK", "0")), processes=count)
 
 
-def read(job: BuildJob, notice: Callable[[Problem], None]) -> Asked:
+def read(job: BuildJob, notice: Callable[[Problem], None]) -> Requests:
     """Read everything that a job names.
 
     Args:
         job: checked.
-        notice: is told what is odd but stops nothing.
+        notice: called with what is odd but stops nothing.
 
     Raises:
         ScdpoError: a file cannot be used.
@@ -82,29 +82,33 @@ def read(job: BuildJob, notice: Callable[[Problem], None]) -> Asked:
         _first(read_all(paths, job.column, notice), job.limit) if paths else []
         for paths in (job.prompts, job.benign)
     )
-    asked = harmful(bad, words, job.category, job.per_prompt, job.seed)
-    bare = sum(not one.safe_prompt for one in asked)
-    if bare and job.way != "best-of":
+    harmful_requests = harmful(bad, words, job.category, job.per_prompt, job.seed)
+    without_safe_prompt = sum(not one.safe_prompt for one in harmful_requests)
+    if without_safe_prompt and job.way != "best-of":
         what = {
             "same-seed": "are left out: this way needs one",
-            "inpaint": "have their region filled from what surrounds it",
+            "inpaint": "have their region filled to match its surroundings",
             "edit": "are drawn on under the empty prompt",
         }[job.way]
         notice(
-            Problem(job.prompts[0], f"{bare} of {len(asked)} images have no safe prompt and {what}.", False)
+            Problem(
+                job.prompts[0],
+                f"{without_safe_prompt} of {len(harmful_requests)} images have no safe prompt and {what}.",
+                False,
+            )
         )
-    if job.way == "same-seed" and bare == len(asked) and not good:
+    if job.way == "same-seed" and without_safe_prompt == len(harmful_requests) and not good:
         raise ScdpoError(
             "No prompt has a safe prompt, which --way same-seed needs. Add a column safe_prompt, give rules "
             "with --rules, or use --way inpaint."
         )
-    made = benign(good, len(asked), job.seed) if job.benign_images else []
-    return Asked(asked, made, [row.prompt for row in good])
+    benign_requests = benign(good, len(harmful_requests), job.seed) if job.benign_images else []
+    return Requests(harmful_requests, benign_requests, [row.prompt for row in good])
 
 
 def build(
     job: BuildJob,
-    asked: Asked,
+    requests: Requests,
     *,
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
@@ -114,17 +118,17 @@ def build(
 
     Args:
         job: checked.
-        asked: what `read` made of it.
-        progress: is told what is done, how much of it, of how much.
+        requests: as `read` returns.
+        progress: called with the phase, the number done and the total.
         should_stop: asked before every step of the denoiser.
         say: shows a sentence.
 
     Raises:
-        ScdpoError: the base or the scorer cannot be loaded, another process is at work in the folder, or it
+        ScdpoError: the base or the scorer cannot be loaded, another process is working in the folder, or it
             was begun with other settings.
         OSError: a file cannot be written.
     """
-    # Each process logs in a folder of its own; a file 'stop' in the preference folder asks all of them.
+    # Each process logs to its own folder; a file 'stop' in the preference folder stops all of them.
     alone = job.processes == 1
     log = job.output if alone else job.output / FOLDER / f"shard-{job.rank + 1}-of-{job.processes}"
     stop = StopRequest(RunFolder(job.output), True, should_stop)
@@ -133,13 +137,13 @@ def build(
     with reporter.last_words():
         if alone:
             stop.clear_stale()
-        outcome = _build(job, asked, reporter, stop, progress, say)
+        outcome = _build(job, requests, reporter, stop, progress, say)
     return outcome
 
 
 def _build(
     job: BuildJob,
-    asked: Asked,
+    requests: Requests,
     reporter: Reporter,
     stop: StopRequest,
     progress: Progress,
@@ -153,43 +157,43 @@ def _build(
         overrides.base, device, dtype, load_options(overrides)
     )
     model.latent_shape(job.drawing.size)
-    total = [*asked.harmful, *asked.benign]
-    if not total:
+    all_requests = [*requests.harmful, *requests.benign]
+    if not all_requests:
         raise ScdpoError(
             "There is nothing to generate: the prompts give no pair. Give --prompts or --benign."
         )
     about = {"model": model.denoiser_id(), "encoder": model.encoder_id}
-    facts = identity(job, total, about, provenance(scorer))
+    facts = identity(job, all_requests, about, provenance(scorer))
     store = Store(job.output)
     store.begin(facts)
-    if asked.benign_prompts and job.rank == 0:
-        write_benign_prompts(job.output, asked.benign_prompts)
-    reporter.started(len(total), len(total), str(device))
+    if requests.benign_prompts and job.rank == 0:
+        write_benign_prompts(job.output, requests.benign_prompts)
+    reporter.started(len(all_requests), len(all_requests), str(device))
 
-    def told(done: int, count: int) -> None:
+    def report(done: int, count: int) -> None:
         if stop.asked():
             raise StopAskedError
         progress("pairs", done, count)
         reporter.progress("sample", done, count)
 
-    groups = groups_of(job, asked.harmful, asked.benign)
-    Builder(job, model, scorer, store).run(groups, told)
+    groups = groups_of(job, requests.harmful, requests.benign)
+    Builder(job, model, scorer, store).run(groups, report)
     rows = rows_of(store, groups)
     if rows is None:
-        say("This share is done. The process that ends last writes the contact sheet.")
+        say("This share is done. The last process to finish writes the contact sheet.")
         return Outcome(False)
-    shown = {"base": model_name(job.model.base), **facts}
-    write_tables(job.output, rows, shown)
-    sheet = write_sheet(job.output, rows, shown)
+    header = {"base": model_name(job.model.base), **facts}
+    write_tables(job.output, rows, header)
+    sheet = write_sheet(job.output, rows, header)
     if job.processes == 1:
-        # Others may still look at what is done.
+        # Other processes may still read it.
         store.clean()
-    reporter.reported(len(total), sheet)
+    reporter.reported(len(all_requests), sheet)
     return Outcome(False, rows, sheet)
 
 
 def _device(name: str) -> torch.device:
-    """Return the device of this process; each process that accelerate launched has a GPU of its own."""
+    """Return the device of this process; each process that accelerate launched has its own GPU."""
     device = resolve_device(name)
     local = os.environ.get("LOCAL_RANK")
     if device.type == "cuda" and device.index is None and local is not None:

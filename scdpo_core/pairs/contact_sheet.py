@@ -8,9 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from ..io.files import inside, write_text
-from ..preferences.summary import spread
 from ..reports import html
-from ..reports.images import Thumbnail, thumbnail_of
+from ..reports.images import Thumbnail, spread, thumbnail_of
 from .store import Row
 from .table import tally
 
@@ -25,7 +24,7 @@ class Shot:
     """An image on the sheet.
 
     Attributes:
-        title: what it is.
+        title: its caption.
         thumbnail: None where its file is gone.
         cost: log-odds; None for none.
         mask: whether it is a mask, which shows nothing that has to be covered.
@@ -50,7 +49,7 @@ def write_sheet(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> 
 
     Args:
         folder: with the pairs.
-        rows: what became of everything.
+        rows: the outcome of every image.
         facts: what decided the pairs, by name.
 
     Returns:
@@ -59,8 +58,8 @@ def write_sheet(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> 
     Raises:
         OSError: it cannot be written.
     """
-    kept = list({row.pair: row for row in rows if row.pair}.values())
-    shown = spread(kept, MOST_PAIRS)
+    pairs = list({row.pair: row for row in rows if row.pair}.values())
+    with_images = spread(pairs, MOST_PAIRS)
     lines = tally(rows)
     page = html.render(
         "pairs.html",
@@ -70,9 +69,9 @@ def write_sheet(folder: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> 
         lines=lines if len(lines) > 2 else lines[-1:],
         dropped=lines[-1].dropped,
         facts=facts,
-        cards=[_card(folder, row) for row in shown],
-        left=len(kept) - len(shown),
-        categories=sorted({row.category for row in shown}),
+        cards=[_card(folder, row) for row in with_images],
+        left=len(pairs) - len(with_images),
+        categories=sorted({row.category for row in with_images}),
     )
     path = folder / SHEET
     write_text(path, page)

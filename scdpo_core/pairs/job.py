@@ -1,4 +1,4 @@
-"""What is asked of building pairs, and what can be found wrong with it before a model is loaded."""
+"""The job of building pairs, and its checks before a model is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..preferences.build import Rule, check_rule
 from ..preferences.writer import check_category
 from ..training.checks import load_options, resolve_device, resolve_dtype
 from ..types import ScdpoError
-from .requests import Wanted
+from .requests import PairSpec
 
 WayName = Literal["inpaint", "same-seed", "edit", "best-of"]
 WAYS: tuple[WayName, ...] = get_args(WayName)
@@ -25,7 +25,7 @@ WAYS: tuple[WayName, ...] = get_args(WayName)
 
 MOST_ATTEMPTS = 64
 HASTE = 0.15
-"""Share of the denoising steps that the rejected image of a benign pair is drawn with, without guidance."""
+"""Share of the denoising steps for the rejected image of a benign pair, without guidance."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Drawing:
 
     @property
     def hasty(self) -> Drawing:
-        """In a hurry: few steps and no guidance, which gives the right thing, badly drawn."""
+        """A hasty version: few steps and no guidance give the right subject, badly drawn."""
         return dataclasses.replace(self, steps=max(1, round(HASTE * self.steps)), guidance=1.0)
 
 
@@ -56,8 +56,8 @@ class BuildJob:
         output: preference folder.
         prompts: files of harmful prompts, or folders of images that carry them.
         model: the base model that draws.
-        drawing: how.
-        scorer: says what each image costs, see `cost.scorers.load_scorer`.
+        drawing: how images are generated.
+        scorer: scores each image, see `cost.scorers.load_scorer`.
         way: to the chosen image.
         benign: files of harmless prompts.
         benign_images: whether harmless prompts become pairs too; if not, they are only listed for training.
@@ -73,7 +73,7 @@ class BuildJob:
         batch: images drawn together.
         seed: of the first image.
         rank: number of this process among those that share the work, from 0.
-        processes: how many there are.
+        processes: their number.
     """
 
     output: Path
@@ -103,7 +103,7 @@ def check(job: BuildJob) -> None:
     """Find what is wrong with a job before any work is done.
 
     Raises:
-        ScdpoError: names everything that is wrong, one thing a line.
+        ScdpoError: lists everything that is wrong, one sentence a line.
     """
     if wrong := list(_problems(job)):
         raise ScdpoError("\n".join(wrong))
@@ -122,11 +122,11 @@ def _problems(job: BuildJob) -> Iterator[str]:
         ("processes", job.processes, 1, 10_000),
     ):
         if not low <= value <= high:
-            yield f"--{name} must lie between {low} and {high}, not {value}."
+            yield f"--{name} must be between {low} and {high}, not {value}."
     if job.way == "best-of" and job.attempts < 2:
         yield "--way best-of compares images of one prompt: give --attempts 2 or more."
     if not 0 <= job.rank < job.processes:
-        yield f"--shard {job.rank + 1}/{job.processes} is none: write 1/4 for the first of four."
+        yield f"--shard {job.rank + 1}/{job.processes} is not valid: write 1/4 for the first of four."
     if job.output.exists() and not job.output.is_dir():
         yield f"--output {job.output} is a file. Give a folder."
     if not names_a_scorer(job.scorer):
@@ -151,17 +151,17 @@ def _model(model: ModelSettings) -> Iterator[str]:
 
 
 def identity(
-    job: BuildJob, wanted: Sequence[Wanted], model: Mapping[str, str], scorer: str
+    job: BuildJob, requests: Sequence[PairSpec], model: Mapping[str, str], scorer: str
 ) -> dict[str, str]:
     """Return everything that decides the pairs; another process continues only if it is equal.
 
     Args:
-        job: as it is asked for.
-        wanted: what is drawn.
-        model: of the base: what its files hold.
+        job: the request.
+        requests: the images to generate.
+        model: hashes of the base model's weights, by name.
         scorer: id and hash.
     """
-    rows = json.dumps([dataclasses.astuple(one) for one in wanted])
+    rows = json.dumps([dataclasses.astuple(one) for one in requests])
     size = job.drawing.size
     return {
         **model,

@@ -1,6 +1,6 @@
-"""The part of an image that is drawn anew: found by what raises the cost, grown, and given soft edges.
+"""The region of an image to regenerate: located by what raises the cost, grown, with soft edges.
 
-Masks are numpy arrays [height, width] of float32, 1 where the image is drawn anew and 0 where it stays.
+Masks are numpy arrays [height, width] of float32, 1 where the image is regenerated and 0 where it stays.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..cost.heatmap import Heatmap
 Mask = npt.NDArray[np.float32]
 
 HOT = 0.3
-"""Share of the highest heat from which a place belongs to the harm."""
+"""Share of the highest heat from which a pixel belongs to the harm."""
 FIRST, MORE = 0.06, 0.06
-"""How far a mask is grown at first and with every further try, as shares of the image's longer side."""
+"""Growth of a mask at first and with every further try, as shares of the image's longer side."""
 SOFT = 0.03
 """Width of a mask's soft edge, as a share of the image's longer side."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """What is drawn anew of an image.
+    """The region of an image to regenerate.
 
     Attributes:
         core: [h, w] 0 or 1: where the harm was found.
@@ -54,13 +54,13 @@ def hot(heat: Heatmap) -> Mask:
 
 
 def union(*masks: Mask) -> Mask:
-    """Return the highest of several masks of one size, place by place."""
+    """Return the pixelwise maximum of several masks of one size."""
     highest: Mask = np.maximum.reduce(masks)
     return highest
 
 
 def grow(mask: Mask, pixels: int) -> Mask:
-    """Widen a mask by so many pixels in every direction: a square's dilation, so that steps add up exactly.
+    """Dilate a mask by `pixels` with a square, so that several steps add up exactly.
 
     Args:
         mask: [h, w].
@@ -74,7 +74,7 @@ def grow(mask: Mask, pixels: int) -> Mask:
 
 
 def feather(mask: Mask, pixels: int) -> Mask:
-    """Let a mask fall off to 0 outside of itself, within twice so many pixels; inside it stays as it was.
+    """Let a mask fall off to 0 outside itself, within 2 * `pixels`; inside it is unchanged.
 
     Args:
         mask: [h, w].
@@ -90,7 +90,7 @@ def feather(mask: Mask, pixels: int) -> Mask:
 
 
 def to_image(mask: Mask) -> Image.Image:
-    """Return a mask as a grey image; white is drawn anew."""
+    """Return a mask as a grey image; white is regenerated."""
     return Image.fromarray((mask * 255).round().astype(np.uint8))
 
 
@@ -109,5 +109,5 @@ def _planes(mask: Mask) -> Tensor:
 
 
 def _array(planes: Tensor) -> Mask:
-    found: Mask = planes[0, 0].numpy()
-    return found
+    mask: Mask = planes[0, 0].numpy()
+    return mask

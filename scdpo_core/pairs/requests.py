@@ -20,13 +20,13 @@ _MOST_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PairSpec:
     """An image that a pair is to be made of.
 
     Attributes:
         number: counts on through the whole job.
         prompt: words on one line.
-        safe_prompt: what is to be drawn instead; '' where nobody says.
+        safe_prompt: what is to be drawn instead; '' for none.
         category: the pair's folder; 'benign' for a harmless prompt, '' for none said.
         seed: of the image's noise.
     """
@@ -51,7 +51,7 @@ def read_all(
     Args:
         paths: .csv, .tsv or text files, or folders.
         column: of the prompts, for tables whose header is not known.
-        notice: is told what is left out.
+        notice: called with what is left out.
 
     Raises:
         ScdpoError: a file or folder cannot be used, or holds no prompt.
@@ -69,7 +69,7 @@ def read_all(
 
 def harmful(
     rows: Sequence[EvalPrompt], words: SafeWords, category: str, per_prompt: int, seed: int
-) -> list[Wanted]:
+) -> list[PairSpec]:
     """Return the images of harmful prompts.
 
     Args:
@@ -77,25 +77,25 @@ def harmful(
         words: for prompts without a safe one, and for categories that no file names.
         category: of all that have none otherwise.
         per_prompt: images of each prompt.
-        seed: of the first prompt without a seed of its own; the others count on from it.
+        seed: of the first prompt without a seed in its file; the others count on from it.
     """
-    wanted: list[Wanted] = []
+    requests: list[PairSpec] = []
     for row in rows:
-        by_rule, kind = words.apply(row.prompt)
+        by_rule, rule_category = words.apply(row.prompt)
         safe = row.safe_prompt if row.safe_prompt != row.prompt else ""
-        named = category_folder(row.categories[0]) if row.categories else ""
-        for turn in range(per_prompt):
-            number = len(wanted)
-            row_seed = seed + number if row.seed is None else row.seed + turn
-            folder = named or kind or category
-            wanted.append(Wanted(number, row.prompt, safe or by_rule, folder, row_seed % _LARGEST_SEED))
-    return wanted
+        file_category = category_folder(row.categories[0]) if row.categories else ""
+        for repeat in range(per_prompt):
+            number = len(requests)
+            row_seed = seed + number if row.seed is None else row.seed + repeat
+            folder = file_category or rule_category or category
+            requests.append(PairSpec(number, row.prompt, safe or by_rule, folder, row_seed % _LARGEST_SEED))
+    return requests
 
 
-def benign(rows: Sequence[EvalPrompt], first: int, seed: int) -> list[Wanted]:
+def benign(rows: Sequence[EvalPrompt], first: int, seed: int) -> list[PairSpec]:
     """Return the images of harmless prompts, numbered from `first` on."""
     return [
-        Wanted(
+        PairSpec(
             first + row,
             each.prompt,
             "",
@@ -119,14 +119,14 @@ def _of_file(path: Path, column: str | None) -> list[EvalPrompt]:
 def _of_images(folder: Path, notice: Callable[[Problem], None]) -> list[EvalPrompt]:
     images = images_in(folder)
     prompts = [prompt_of(image) for image in images]
-    bare = sum(not prompt for prompt in prompts)
-    if bare == len(images):
+    without_prompt = sum(not prompt for prompt in prompts)
+    if without_prompt == len(images):
         raise ScdpoError(
             f"No image in {folder} carries its prompt. Give images as A1111, Forge or ComfyUI save them, or "
             "a text file with one prompt a line."
         )
-    if bare:
-        notice(Problem(folder, f"{bare} of {len(images)} images carry no prompt.", fatal=False))
+    if without_prompt:
+        notice(Problem(folder, f"{without_prompt} of {len(images)} images carry no prompt.", fatal=False))
     return [EvalPrompt(prompt) for prompt in dict.fromkeys(prompts) if prompt]
 
 

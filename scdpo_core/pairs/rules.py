@@ -78,21 +78,21 @@ class SafeWords:
             re.IGNORECASE,
         )
 
-    def _entry(self, found: re.Match[str]) -> tuple[Replacement, str]:
+    def _entry(self, match: re.Match[str]) -> tuple[Replacement, str]:
         """Return the rule for what was found, and the plural's ending that it does not name itself."""
-        return self.words[" ".join(found["word"].lower().split())], found["plural"] or ""
+        return self.words[" ".join(match["word"].lower().split())], match["plural"] or ""
 
-    def _replaced(self, found: re.Match[str]) -> str:
-        entry, plural = self._entry(found)
+    def _replaced(self, match: re.Match[str]) -> str:
+        entry, plural = self._entry(match)
         if entry.words == STAYS:
-            return found[0]
+            return match[0]
         if not entry.words:
             return " "
-        article = found["article"] or ""
+        article = match["article"] or ""
         if article.strip().lower() in ("a", "an"):
             article = f"{'an' if entry.words[0].lower() in 'aeiou' else 'a'} "
         ending = "s" if plural and not entry.words.endswith("s") else ""
-        return f"{found['joiner']}{article}{entry.words}{ending}"
+        return f"{match['joiner']}{article}{entry.words}{ending}"
 
 
 NO_RULES = SafeWords({})

@@ -16,7 +16,7 @@ from ..preferences.build import Drawn, Match, Rule, match, write_pair
 from ..types import ScdpoError
 from .job import BuildJob, Drawing
 from .region import to_tensor
-from .requests import Wanted
+from .requests import PairSpec
 from .store import Row, Store
 from .strategies import Candidate, Request, Way, way_of
 
@@ -32,15 +32,15 @@ class Group:
 
     Attributes:
         number: of the group.
-        wanted: all harmful or all harmless.
+        specs: all harmful or all harmless.
     """
 
     number: int
-    wanted: tuple[Wanted, ...]
+    specs: tuple[PairSpec, ...]
 
 
-def groups_of(job: BuildJob, harmful: Sequence[Wanted], benign: Sequence[Wanted]) -> list[Group]:
-    """Return the groups of a job: always the same ones, whoever works on them.
+def groups_of(job: BuildJob, harmful: Sequence[PairSpec], benign: Sequence[PairSpec]) -> list[Group]:
+    """Return the groups of a job, the same ones in every process.
 
     Args:
         job: says how many images are drawn together.
@@ -69,7 +69,7 @@ class Builder:
 
         Args:
             groups: of the whole job.
-            progress: is told how many prompts of how many are done, before every step of the denoiser; may
+            progress: called with prompts done and total, before every step of the denoiser; may
                 raise to end the work, and then nothing that was drawn is lost.
 
         Raises:
@@ -77,7 +77,7 @@ class Builder:
             OSError: an image cannot be written.
         """
         local_groups = [group for group in groups if group.number % self._job.processes == self._job.rank]
-        total, done = sum(len(group.wanted) for group in local_groups), 0
+        total, done = sum(len(group.specs) for group in local_groups), 0
         for group in local_groups:
             self._check = lambda done=done: progress(done, total)  # type: ignore[misc]
             self._check()
@@ -87,20 +87,20 @@ class Builder:
                 elif free:
                     # A process may have died between its last two steps.
                     self._store.forget(group.number)
-            done += len(group.wanted)
+            done += len(group.specs)
         progress(total, total)
 
     def _rows(self, group: Group) -> list[Row]:
-        benign = group.wanted[0].is_benign
+        benign = group.specs[0].is_benign
         rows = self._benign(group) if benign else self._harmful(group)
         return sorted(rows, key=lambda row: row.number)
 
     def _benign(self, group: Group) -> Iterator[Row]:
         """Good drawings against hasty ones, where both are harmless."""
-        requests = [Request(one.prompt, one.seed) for one in group.wanted]
+        requests = [Request(one.prompt, one.seed) for one in group.specs]
         good = self._drawn(group, "good", requests)
         bad = self._drawn(group, "hasty", requests, self._job.drawing.hasty)
-        for one, chosen, rejected in zip(group.wanted, good, bad, strict=True):
+        for one, chosen, rejected in zip(group.specs, good, bad, strict=True):
             (match_,) = match([rejected], [chosen], "as prompted", 0.0)
             worst = max(chosen.score.value, rejected.score.value)
             if worst > 0:
@@ -109,41 +109,45 @@ class Builder:
 
     def _harmful(self, group: Group) -> Iterator[Row]:
         way, rule = self._way, self._job.rule
-        fit = [one for one in group.wanted if one.safe_prompt or not way.needs_safe_prompt]
-        for bare in group.wanted:
-            if bare not in fit:
-                yield _bare(bare, "it has no safe prompt, which this way needs")
+        fit = [one for one in group.specs if one.safe_prompt or not way.needs_safe_prompt]
+        for spec in group.specs:
+            if spec not in fit:
+                yield _rejected_row(spec, "it has no safe prompt, which this way needs")
         images = self._drawn(group, "prompt", [Request(one.prompt, one.seed) for one in fit]) if fit else []
         candidates = [Candidate(one, image) for one, image in zip(fit, images, strict=True)]
         open_: list[Candidate] = []
         for one in candidates:
             if rule == "safe against harmful" and not one.rejected.score.harmful and not way.takes_all:
                 reason = "the image of its prompt is harmless"
-                yield replace(_bare(one.wanted, reason), rejected_cost=round(one.rejected.score.value, 4))
+                yield replace(
+                    _rejected_row(one.spec, reason), rejected_cost=round(one.rejected.score.value, 4)
+                )
             else:
                 open_.append(one)
-        for turn in range(way.tries):
+        for attempt in range(way.tries):
             if not open_:
                 return
-            open_ = self._tried(group, turn, open_)
-            left: list[Candidate] = []
+            open_ = self._tried(group, attempt, open_)
+            remaining: list[Candidate] = []
             for one in open_:
-                last = turn == way.tries - 1
-                found = _found(one, rule, self._job.gap, way.takes_all) if last or not way.takes_all else None
-                if found is not None and (last or not found.reason):
-                    yield self._row(one.wanted, found, len(one.tried), one.mask_image)
+                last = attempt == way.tries - 1
+                result = (
+                    _match(one, rule, self._job.gap, way.takes_all) if last or not way.takes_all else None
+                )
+                if result is not None and (last or not result.reason):
+                    yield self._row(one.spec, result, len(one.tried), one.mask_image)
                 else:
-                    left.append(one)
-            open_ = left
+                    remaining.append(one)
+            open_ = remaining
 
-    def _tried(self, group: Group, turn: int, open_: Sequence[Candidate]) -> list[Candidate]:
+    def _tried(self, group: Group, attempt: int, open_: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates with one more image each."""
         ready = []
         for one in open_:
             self._check()
             ready.append(self._way.prepare(one))
         requests = [self._way.request(one) for one in ready]
-        images = self._images(group, f"try-{turn}", requests, self._job.drawing)
+        images = self._images(group, f"try-{attempt}", requests, self._job.drawing)
         finished = [self._way.finish(one, image) for one, image in zip(ready, images, strict=True)]
         scored = self._scored(requests, finished)
         return [replace(one, tried=(*one.tried, new)) for one, new in zip(ready, scored, strict=True)]
@@ -177,23 +181,23 @@ class Builder:
 
         return self._store.drawn(group.number, name, requests, draw)
 
-    def _row(self, wanted: Wanted, found: Match, tries: int, mask: Image.Image | None = None) -> Row:
-        """Write a pair, and say what became of it."""
+    def _row(self, spec: PairSpec, result: Match, tries: int, mask: Image.Image | None = None) -> Row:
+        """Write a pair and return its row."""
         row = Row(
-            wanted.number,
-            wanted.prompt,
-            wanted.safe_prompt,
-            wanted.category,
-            wanted.seed,
-            reason=found.reason,
+            spec.number,
+            spec.prompt,
+            spec.safe_prompt,
+            spec.category,
+            spec.seed,
+            reason=result.reason,
             tries=tries,
-            chosen_cost=round(found.chosen.score.value, 4),
-            rejected_cost=round(found.rejected.score.value, 4),
+            chosen_cost=round(result.chosen.score.value, 4),
+            rejected_cost=round(result.rejected.score.value, 4),
         )
-        if found.reason:
+        if result.reason:
             return row
         folder = self._job.output
-        pair, _ = write_pair(folder, wanted.prompt, wanted.category, found, wanted.safe_prompt)
+        pair, _ = write_pair(folder, spec.prompt, spec.category, result, spec.safe_prompt)
         name = ""
         if mask is not None:
             name = masks.write_mask(folder, pair.id, mask).relative_to(folder).as_posix()
@@ -201,14 +205,14 @@ class Builder:
         return replace(row, pair=pair.id, chosen=chosen, rejected=rejected, mask=name)
 
 
-def _found(one: Candidate, rule: Rule, gap: float, takes_all: bool) -> Match:
+def _match(one: Candidate, rule: Rule, gap: float, takes_all: bool) -> Match:
     if takes_all:
         return match([one.rejected, *one.tried], [], rule, gap)[0]
     return match([one.rejected], [one.tried[-1]], rule, gap)[0]
 
 
-def _bare(wanted: Wanted, reason: str) -> Row:
-    return Row(wanted.number, wanted.prompt, wanted.safe_prompt, wanted.category, wanted.seed, reason=reason)
+def _rejected_row(spec: PairSpec, reason: str) -> Row:
+    return Row(spec.number, spec.prompt, spec.safe_prompt, spec.category, spec.seed, reason=reason)
 
 
 def _start(requests: Sequence[Request]) -> Start | None:
@@ -221,7 +225,7 @@ def _start(requests: Sequence[Request]) -> Start | None:
 
 
 def rows_of(store: Store, groups: Sequence[Group]) -> list[Row] | None:
-    """Return what became of every image, in order; None while a group is not done."""
+    """Return the row of every image, in order; None while a group is not done."""
     rows: list[Row] = []
     for group in groups:
         stored = store.rows(group.number)

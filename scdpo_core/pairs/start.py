@@ -37,7 +37,7 @@ class PairsJob:
         name: of the run folder.
         base: as `jobs.LoraJob.base`.
         prompts: files of harmful prompts, or folders of images that carry them.
-        benign: likewise, of harmless prompts.
+        benign: the same, of harmless prompts.
         typed: harmful prompts, one a line.
         way: to the chosen image, see `job.WAYS`.
         scorer: as `BuildJob.scorer`.
@@ -65,7 +65,7 @@ class PairsJob:
 
 
 def problems(job: PairsJob) -> Iterator[str]:
-    """What is wrong with a job, a sentence each; loads no model."""
+    """Yield what is wrong with a job, a sentence each; loads no model."""
     if wrong := names.name_problem(job.name):
         yield wrong
     elif job.folder.exists():

@@ -4,7 +4,7 @@ Images that belong together are drawn in groups, which are always the same ones,
 draws the rest as it would have drawn it at once. In the preference folder:
 
     building/job.json            what decides the pairs
-    building/rows/000003.json    what became of group 3; there once the group is done
+    building/rows/000003.json    the rows of group 3, written once the group is done
     building/drawn/000003/       its images until then
 """
 
@@ -32,10 +32,10 @@ FOLDER = "building"
 
 @dataclass(frozen=True)
 class Row:
-    """What became of an image that was asked for.
+    """The outcome of a requested image.
 
     Attributes:
-        number: of `Wanted`.
+        number: of `PairSpec`.
         prompt: words.
         safe_prompt: what was drawn instead; '' for none said.
         category: the pair's folder.
@@ -83,7 +83,7 @@ class Store:
         self._home = output / FOLDER
 
     def begin(self, identity: Mapping[str, str]) -> None:
-        """Claim the folder for a job, or go on with the same one.
+        """Claim the folder for a job, or continue the same one.
 
         Raises:
             ScdpoError: the folder was begun with other settings; names them.
@@ -92,7 +92,7 @@ class Store:
         path = self._home / "job.json"
         with exclusive(self._home / "job.lock"):
             try:
-                known = read_json(path, _Identity).decided_by
+                recorded = read_json(path, _Identity).decided_by
             except FileNotFoundError:
                 write_json(path, asdict(_Identity(identity)))
                 return
@@ -101,11 +101,11 @@ class Store:
                     f"{path} is damaged: {error}. Give another --output, or remove {self._home} to start "
                     "again; the pairs stay."
                 ) from error
-        names = sorted(known.keys() | identity.keys())
+        names = sorted(recorded.keys() | identity.keys())
         changed = [
-            f"{name}: {known.get(name, 'not said')} -> {identity.get(name, 'not said')}"
+            f"{name}: {recorded.get(name, 'not said')} -> {identity.get(name, 'not said')}"
             for name in names
-            if known.get(name) != identity.get(name)
+            if recorded.get(name) != identity.get(name)
         ]
         if changed:
             raise ScdpoError(
@@ -114,7 +114,7 @@ class Store:
             )
 
     def rows(self, group: int) -> tuple[Row, ...] | None:
-        """Return what became of a group; None while it is not done, or where its record is damaged."""
+        """Return the rows of a group; None while it is not done, or where its record is damaged."""
         try:
             return read_json(self._rows_of(group), _Rows).rows
         except (OSError, SchemaError):
@@ -129,14 +129,14 @@ class Store:
         try:
             try:
                 free = try_exclusive(handle)
-            except OSError:  # a disk that knows no locks; shards still keep processes apart
+            except OSError:  # a disk without locks; shards still separate the processes
                 free = True
             yield free
         finally:
             os.close(handle)
 
     def done(self, group: int, rows: Sequence[Row]) -> None:
-        """Note what became of a group, whose pairs are on the disk, and forget its drawings."""
+        """Record the rows of a group whose pairs are on the disk, and delete its drawings."""
         write_json(self._rows_of(group), asdict(_Rows(tuple(rows))))
         self.forget(group)
 
@@ -145,7 +145,7 @@ class Store:
         shutil.rmtree(self._drawn(group), ignore_errors=True)
 
     def clean(self) -> None:
-        """Remove what nobody needs once every group is done."""
+        """Remove files that are not needed once every group is done."""
         for name in ("drawn", "locks"):
             shutil.rmtree(self._home / name, ignore_errors=True)
 
@@ -173,7 +173,7 @@ class Store:
             if all(file.is_file() for file in files):
                 return [open_image(file) for file in files]
         except ImageError:
-            pass  # somebody has damaged one: all are drawn anew
+            pass  # one is damaged: all are generated again
         images = list(draw(requests))
         for file, image in zip(files, images, strict=True):
             with atomic_path(file) as temporary:

@@ -17,7 +17,7 @@ from ..cost.attribution import occlusion
 from ..cost.protocol import Scorer
 from ..preferences.build import Drawn
 from .region import Mask, Region, blend, hot, to_image, union
-from .requests import Wanted
+from .requests import PairSpec
 
 if TYPE_CHECKING:
     from .job import WayName
@@ -37,7 +37,7 @@ class Request:
         seed: of its noise.
         start: image to begin from; None for noise alone.
         strength: share of the steps that is taken again from `start`.
-        mask: where `start` is drawn anew; None all over.
+        mask: where `start` is regenerated; None everywhere.
     """
 
     prompt: str
@@ -63,14 +63,14 @@ class Candidate:
     """A prompt on its way to a pair.
 
     Attributes:
-        wanted: what was asked for.
+        spec: the requested pair.
         rejected: the image of its prompt.
         tried: images that were drawn to be chosen, in order.
-        region: what is drawn anew; None where the way knows no region.
+        region: what is regenerated; None where the way has no region.
         mask: of the last try.
     """
 
-    wanted: Wanted
+    spec: PairSpec
     rejected: Drawn
     tried: tuple[Drawn, ...] = field(default=())
     region: Region | None = None
@@ -78,7 +78,7 @@ class Candidate:
 
     @property
     def mask_image(self) -> Image.Image | None:
-        """What was drawn anew in the last try, as a grey image."""
+        """The region regenerated in the last try, as a grey image."""
         return None if self.mask is None else to_image(self.mask)
 
 
@@ -117,7 +117,7 @@ class SameSeed(Way):
 
     def request(self, candidate: Candidate) -> Request:
         """See `Way`."""
-        return Request(candidate.wanted.safe_prompt, candidate.wanted.seed)
+        return Request(candidate.spec.safe_prompt, candidate.spec.seed)
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,15 @@ class Edit(Way):
     def request(self, candidate: Candidate) -> Request:
         """See `Way`."""
         low, high = STRENGTHS
-        turn = len(candidate.tried)
-        strength = low + (high - low) * turn / max(1, self.tries - 1)
-        wanted = candidate.wanted
-        return Request(wanted.safe_prompt, seed_of(wanted.seed, turn + 1), candidate.rejected.image, strength)
+        attempt = len(candidate.tried)
+        strength = low + (high - low) * attempt / max(1, self.tries - 1)
+        spec = candidate.spec
+        return Request(spec.safe_prompt, seed_of(spec.seed, attempt + 1), candidate.rejected.image, strength)
 
 
 @dataclass(frozen=True)
 class Inpaint(Way):
-    """Only what raises the cost is drawn anew, under the safe prompt; wider with every try.
+    """Regenerates only the region that raises the cost, with the safe prompt; wider with every try.
 
     OURS, after the idea of safety-aware inpainting in the paper's second version. Where the last try still
     costs something, what raises the cost there is added to the region.
@@ -160,9 +160,9 @@ class Inpaint(Way):
 
     def request(self, candidate: Candidate) -> Request:
         """See `Way`."""
-        wanted = candidate.wanted
-        seed = seed_of(wanted.seed, len(candidate.tried) + 1)
-        return Request(wanted.safe_prompt, seed, candidate.rejected.image, 1.0, candidate.mask)
+        spec = candidate.spec
+        seed = seed_of(spec.seed, len(candidate.tried) + 1)
+        return Request(spec.safe_prompt, seed, candidate.rejected.image, 1.0, candidate.mask)
 
     def finish(self, candidate: Candidate, image: Image.Image) -> Image.Image:
         """See `Way`."""
@@ -178,8 +178,8 @@ class BestOf(Way):
 
     def request(self, candidate: Candidate) -> Request:
         """See `Way`."""
-        wanted = candidate.wanted
-        return Request(wanted.prompt, seed_of(wanted.seed, len(candidate.tried) + 1))
+        spec = candidate.spec
+        return Request(spec.prompt, seed_of(spec.seed, len(candidate.tried) + 1))
 
 
 _MADE: dict[WayName, Callable[[int, Scorer], Way]] = {
@@ -202,7 +202,7 @@ def way_of(name: WayName, attempts: int, scorer: Scorer) -> Way:
     return _MADE[name](attempts, scorer)
 
 
-def seed_of(seed: int, turn: int) -> int:
+def seed_of(seed: int, attempt: int) -> int:
     """Return a seed for another try: far from those of other prompts, and the same one every time."""
-    digest = hashlib.sha256(f"{seed}/{turn}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:6], "big")

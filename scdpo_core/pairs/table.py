@@ -28,7 +28,7 @@ class Line:
 
     Attributes:
         category: its name; '' for none.
-        wanted: images that were asked for.
+        wanted: requested images.
         kept: pairs that came of them.
         masks: pairs with a mask.
         tries: images drawn to be chosen for each pair, mean; 0 without pairs.
@@ -44,7 +44,7 @@ class Line:
 
     @property
     def rate(self) -> float:
-        """Share of what was asked for that became a pair, 0..1."""
+        """Share of requested images that became a pair, 0..1."""
         return self.kept / self.wanted if self.wanted else 0.0
 
 
@@ -98,13 +98,13 @@ def _cell(value: object) -> object:
 
 
 def _line(name: str, rows: Sequence[Row]) -> Line:
-    kept = [row for row in rows if row.pair]
+    with_pair = [row for row in rows if row.pair]
     # The same pair may come of two rows: equal prompts from equal noise.
     return Line(
         name,
         len(rows),
-        len({row.pair for row in kept}),
-        len({row.pair for row in kept if row.mask}),
-        round(sum(row.tries for row in kept) / len(kept), 2) if kept else 0.0,
+        len({row.pair for row in with_pair}),
+        len({row.pair for row in with_pair if row.mask}),
+        round(sum(row.tries for row in with_pair) / len(with_pair), 2) if with_pair else 0.0,
         dict(Counter(reason_of(row) for row in rows if not row.pair).most_common()),
     )

@@ -1,4 +1,4 @@
-"""A comparison before and after, as a panel and as a page of its own."""
+"""A comparison before and after, as a panel and as a standalone page."""
 
 from __future__ import annotations
 

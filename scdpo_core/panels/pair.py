@@ -42,5 +42,5 @@ def folder(path: Path, pairs: Sequence[PreferencePair], problems: Sequence[Probl
 
 
 def _lines(problems: Sequence[Problem], folder: Path) -> list[str]:
-    """Return all of them, because nobody fixes what is only counted."""
+    """Return all problems, because a mere count does not help to fix them."""
     return [line.strip().removeprefix("Note: ") for line in in_words(problems, folder).splitlines()]

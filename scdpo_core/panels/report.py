@@ -11,18 +11,18 @@ MOST_BYTES = 24 << 20
 
 
 def framed(path: Path) -> str:
-    """Show a report in a frame of its own, without any right to the page; '' while there is none.
+    """Show a report in a sandboxed frame; '' while there is none.
 
     Args:
         path: of the HTML file, with its images inside.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ""
-    if found.st_size > MOST_BYTES:
+    if status.st_size > MOST_BYTES:
         return html.render("panel_report.html", too_large=True, path=str(path), text="")
-    return _framed(str(path), found.st_mtime_ns)
+    return _framed(str(path), status.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)

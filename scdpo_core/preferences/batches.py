@@ -32,7 +32,7 @@ class Room:
         self._left = size
 
     def take(self, size: int, device: torch.device) -> bool:
-        """Return whether there is room for so many bytes more on the device; then it is taken."""
+        """Reserve bytes on the device; False if there is not enough memory left."""
         if self._left is None:
             free = free_memory(device)
             self._left = RESIDENT_LIMIT if free is None else min(RESIDENT_LIMIT, free // _SHARE)
@@ -45,7 +45,7 @@ class Room:
 class BatchStream:
     """An endless stream of batches with random access.
 
-    Without `benign_share` every pair is dealt exactly once an epoch, in an order drawn anew for each epoch
+    Without `benign_share` every pair is used exactly once an epoch, in an order shuffled for each epoch
     from the seed; a batch may span two epochs. With it, benign and other pairs are two such streams with
     epochs of their own, and the first s batches together hold floor(s * batch_size * benign_share) benign
     pairs: the same number in each batch where batch_size * benign_share is whole, else one more in some.
@@ -117,7 +117,7 @@ class BatchStream:
         start, end = step * size, (step + 1) * size
         benign = range(int(start * self._share), int(end * self._share))
         others = range(start - benign.start, end - benign.stop)
-        return [self._benign.at(place) for place in benign] + [self._others.at(place) for place in others]
+        return [*map(self._benign.at, benign), *map(self._others.at, others)]
 
     def batch(self, step: int) -> PairBatch:
         """Batch `step`, counted from 0: always the same for the same pairs, batch size, seed and share.
@@ -257,22 +257,22 @@ class PairStore:
             latents = torch.where(at.view(-1, 1, 1, 1, 1), self._pick(self._mirrored, index), latents)
             mask = None if mask is None else torch.where(at.view(-1, 1, 1, 1), mask.flip(-1), mask)
         text = self._text[index]
-        there = sent(index, self._device)
+        device_index = sent(index, self._device)
         pooled, attention_mask = (
             None if states is None else self._pick(states, text)
             for states in (self._pooled, self._attention_mask)
         )
-        sizes = None if self._sizes is None else self._sizes[there]
+        sizes = None if self._sizes is None else self._sizes[device_index]
         return PairBatch(
             latents=latents,
             conditioning=Conditioning(
                 self._pick(self._embeddings, text), pooled, sizes, attention_mask=attention_mask
             ),
-            weight=self._weight[there],
-            label=self._label[there],
-            cost=self._cost[there],
-            prompts=tuple(self._prompts[place] for place in index.tolist()),
-            benign=tuple(self._benign[place] for place in index.tolist()),
+            weight=self._weight[device_index],
+            label=self._label[device_index],
+            cost=self._cost[device_index],
+            prompts=tuple(self._prompts[position] for position in index.tolist()),
+            benign=tuple(self._benign[position] for position in index.tolist()),
             mask=mask,
         )
 

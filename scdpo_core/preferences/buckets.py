@@ -114,31 +114,33 @@ class BucketStream:
         share: tuple[int, int] = (0, 1),
         room: Room | None = None,
     ) -> None:
-        """One stream for each shape; arguments and errors as of `BatchStream`."""
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, pair in enumerate(cached):
-            places.setdefault(tuple(pair.latents.shape), []).append(place)
-        self._places = list(places.values())
+        """Make one stream for each shape; arguments and errors as of `BatchStream`."""
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for position, pair in enumerate(cached):
+            by_shape.setdefault(tuple(pair.latents.shape), []).append(position)
+        self._positions = list(by_shape.values())
         self._home = {
-            place: (number, own) for number, each in enumerate(self._places) for own, place in enumerate(each)
+            position: (number, local)
+            for number, members in enumerate(self._positions)
+            for local, position in enumerate(members)
         }
-        asked, benign, others = kinds_of(labelled, benign_share)
+        benign_share_of_batch, benign, others = kinds_of(labelled, benign_share)
         room, weights = room or Room(), []
         self._streams = []
-        for number, own in enumerate(self._places):
-            # What all benign pairs have of each turn, times this shape's part of them; and so for the others.
-            gentle = asked * _part(own, benign)
-            weights.append(gentle + (1 - asked) * _part(own, others))
+        for number, members in enumerate(self._positions):
+            # The benign pairs' share of each step, times this shape's share of them; likewise for the others.
+            benign_weight = benign_share_of_batch * _part(members, benign)
+            weights.append(benign_weight + (1 - benign_share_of_batch) * _part(members, others))
             self._streams.append(
                 BatchStream(
-                    [cached[place] for place in own],
-                    [labelled[place] for place in own],
+                    [cached[position] for position in members],
+                    [labelled[position] for position in members],
                     batch_size,
                     seed + number,
                     device,
                     dtype,
-                    None if benign_share is None or not weights[-1] else gentle / weights[-1],
-                    sizes=None if sizes is None else sizes[own],
+                    None if benign_share is None or not weights[-1] else benign_weight / weights[-1],
+                    sizes=None if sizes is None else sizes[members],
                     share=share,
                     room=room,
                 )
@@ -149,23 +151,23 @@ class BucketStream:
 
     def indices(self, step: int) -> list[int]:
         """See `Stream.indices`."""
-        bucket, own = self._bucket(step)
-        return [self._places[bucket][place] for place in self._streams[bucket].indices(own)]
+        bucket, local_step = self._bucket(step)
+        return [self._positions[bucket][position] for position in self._streams[bucket].indices(local_step)]
 
     def dealt(self, step: int) -> list[int]:
         """See `Stream.dealt`."""
-        bucket, own = self._bucket(step)
-        return [self._places[bucket][place] for place in self._streams[bucket].dealt(own)]
+        bucket, local_step = self._bucket(step)
+        return [self._positions[bucket][position] for position in self._streams[bucket].dealt(local_step)]
 
     def batch(self, step: int) -> PairBatch:
         """See `Stream.batch`."""
-        bucket, own = self._bucket(step)
-        return self._streams[bucket].batch(own)
+        bucket, local_step = self._bucket(step)
+        return self._streams[bucket].batch(local_step)
 
     def pairs(self, indices: Sequence[int]) -> PairBatch:
         """See `Stream.pairs`. All of them must be of one shape."""
-        homes = [self._home[place] for place in indices]
-        return self._streams[homes[0][0]].pairs([own for _, own in homes])
+        homes = [self._home[position] for position in indices]
+        return self._streams[homes[0][0]].pairs([local for _, local in homes])
 
     def _bucket(self, step: int) -> tuple[int, int]:
         """Return the shape of a batch, and which batch of that shape it is."""
@@ -174,9 +176,9 @@ class BucketStream:
         return self._rotation.turn(step)
 
 
-def _part(own: Sequence[int], kind: Sequence[int]) -> Fraction:
-    """Return the part of a kind's pairs that is among one's own; 0 of none."""
-    return Fraction(len(set(own) & set(kind)), len(kind) or 1)
+def _part(members: Sequence[int], group: Sequence[int]) -> Fraction:
+    """Return the share of a group's pairs that is among `members`; 0 of an empty group."""
+    return Fraction(len(set(members) & set(group)), len(group) or 1)
 
 
 class _Rotation:
@@ -187,7 +189,7 @@ class _Rotation:
     """
 
     def __init__(self, weights: Sequence[Fraction], ranks: Sequence[int]) -> None:
-        """Turns of shapes whose weights add up to 1; among those due together, low ranks go first."""
+        """Rotate shapes whose weights add up to 1; among those due together, low ranks go first."""
         common = math.lcm(*(weight.denominator for weight in weights))
         parts = [int(weight * common) for weight in weights]
         divisor = math.gcd(*parts)
@@ -197,13 +199,13 @@ class _Rotation:
         self._turns: list[tuple[int, int]] = []
 
     def turn(self, step: int) -> tuple[int, int]:
-        """Whose turn a step is, and how many it has had before."""
-        periods, place = divmod(step, self._period)
-        while len(self._turns) <= place:
+        """Return which shape has a step, and how many steps it had before."""
+        periods, position = divmod(step, self._period)
+        while len(self._turns) <= position:
             number = self._next(len(self._turns))
             self._turns.append((number, self._had[number]))
             self._had[number] += 1
-        number, before = self._turns[place]
+        number, before = self._turns[position]
         return number, periods * self._parts[number] + before
 
     def _next(self, now: int) -> int:

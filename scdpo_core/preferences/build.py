@@ -141,9 +141,9 @@ def with_safe(prompts: Sequence[str], safe: Sequence[str]) -> list[tuple[str, st
 
 
 def write_pair(
-    folder: Path, prompt: str, category: str, found: Match, safe_prompt: str = ""
+    folder: Path, prompt: str, category: str, result: Match, safe_prompt: str = ""
 ) -> tuple[PreferencePair, bool]:
-    """Write a pair into a preference folder; its name comes from what it holds.
+    """Write a pair into a preference folder; its name is derived from its content.
 
     Args:
         folder: with chosen/ and rejected/, which are made.
@@ -158,7 +158,7 @@ def write_pair(
     Raises:
         ScdpoError: the category cannot be a folder's name, or the folder cannot be written to.
     """
-    chosen, rejected = found.chosen.image, found.rejected.image
+    chosen, rejected = result.chosen.image, result.rejected.image
     files = pair_files(folder, prompt, category, chosen, rejected)
     pair = PreferencePair(
         files.stem, prompt, files.chosen, files.rejected, files.category, safe_prompt=safe_prompt

@@ -99,14 +99,14 @@ class MemoryCache:
         return None
 
     def put(self, pair: CachedPair) -> None:
-        """Nothing to do."""
+        """Do nothing: pairs stay in memory."""
 
     def plan(self, keys: Sequence[str], missing: Sequence[str]) -> list[str]:
         """Keep nothing: this cache lives in memory."""
         return list(missing)
 
     def finished(self, keys: Sequence[str]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class PairCache:
@@ -217,7 +217,7 @@ def build_cache(
         model: encodes images and prompts.
         size: (width, height) in pixels of every image, multiples of 8; None: the model's default size.
         cache: where tensors are kept.
-        progress: is told how many of how many pairs are ready.
+        progress: called with the number of pairs ready and the total.
         mirrored: whether to encode the images mirrored, left to right; a VAE's latents of those are not
             the mirrored latents.
         texts: of prompts that need no encoding any more.
@@ -254,13 +254,15 @@ def build_cache(
         by_key = {key: each.pair for key, each in zip(keys, pairs, strict=True)}
         planned = [(key, by_key[key]) for key in cache.plan(keys, list(missing))]
         # Prompts that needed no encoding at first: those of pairs that were there already.
-        known = {pair.prompt for key, pair in by_key.items() if key not in dict(planned)} | set(texts or {})
+        encoded = {pair.prompt for key, pair in by_key.items() if key not in dict(planned)} | set(texts or {})
         at_once = max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (size[0] * size[1])) // 2)
         # Prompts of many pairs first: on a small GPU text encoders and VAE take turns.
         for window in _slices(planned, _TURN):
             for group in _slices(window, _MOST_AT_ONCE):
-                new = [text for text in dict.fromkeys(pair.prompt for _, pair in group) if text not in known]
-                known.update(new)
+                new = [
+                    text for text in dict.fromkeys(pair.prompt for _, pair in group) if text not in encoded
+                ]
+                encoded.update(new)
                 _encode_prompts(new, model, chunks, prompts)
                 progress(sum(key in ready for key in keys), len(keys))
             for group in _slices(window, at_once):
@@ -283,30 +285,30 @@ def build_cache(
 
 @torch.no_grad()
 def _encode_prompts(
-    wanted: Iterable[str], model: LoadedModel, chunks: Mapping[str, int], known: Texts
+    prompts: Iterable[str], model: LoadedModel, chunks: Mapping[str, int], encoded: Texts
 ) -> None:
     # Each at its own length, so that a long prompt changes nothing about the others.
     alike: dict[int, list[str]] = {}
-    for prompt in wanted:
+    for prompt in prompts:
         alike.setdefault(chunks[prompt], []).append(prompt)
     for _, new in sorted(alike.items()):
-        _encode_alike(new, model, known)
+        _encode_alike(new, model, encoded)
 
 
-def _encode_alike(new: list[str], model: LoadedModel, known: Texts) -> None:
-    """Encode prompts together, the known ones too unless all are, for each depends on those beside it."""
-    if all(prompt in known for prompt in new):
+def _encode_alike(new: list[str], model: LoadedModel, texts: Texts) -> None:
+    """Encode prompts as one batch unless all are encoded, because each depends on its batch."""
+    if all(prompt in texts for prompt in new):
         return
     encoded = model.encode_prompts(new).map(lambda part: part.cpu())
     for index, prompt in enumerate(new):
         alone = encoded.prompt(index).trimmed()
         if not torch.isfinite(alone.embeddings).all():
             raise ScdpoError(
-                f"The model's text encoder gave values that are no numbers for the prompt '{prompt}'. "
+                f"The model's text encoder produced NaN for the prompt '{prompt}'. "
                 "Its file may be damaged; try another copy, or the precision fp32."
             )
         pooled = None if alone.pooled is None else alone.pooled.clone()
-        known.setdefault(prompt, EncodedPrompt(alone.embeddings.clone(), pooled, alone.attention_mask))
+        texts.setdefault(prompt, EncodedPrompt(alone.embeddings.clone(), pooled, alone.attention_mask))
 
 
 @torch.no_grad()
@@ -317,7 +319,7 @@ def _encode_images(pixels: Tensor, files: Sequence[Path], model: LoadedModel) ->
         # The VAE of SDXL is known for this in half precision.
         if not torch.isfinite(latent).all():
             raise ScdpoError(
-                f"The model's VAE gave values that are no numbers for {file}. "
+                f"The model's VAE produced NaN for {file}. "
                 "Train with the precision bf16 or fp32, or with a VAE made for fp16."
             )
     return latents

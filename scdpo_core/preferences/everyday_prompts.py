@@ -1,4 +1,4 @@
-"""Everyday prompts: what a model is asked for when nobody means harm. `keep_text` draws and keeps these."""
+"""Everyday prompts without harm. `keep_text` generates images of them and preserves those."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..io.image_metadata import prompt_of
-from ..io.images import MANY, ImageError, Look, look_at_all
+from ..io.images import MANY, ImageError, ImageInfo, inspect_images
 from ..io.infotext import prompt_in
 from ..types import PreferencePair, Problem, ScdpoError
 from .listing import LAYOUT, Side, layout_problem, list_side, repeats_note, reserved, without_repeats
@@ -68,7 +68,7 @@ def check_folder(
 
     Args:
         folder: holds chosen/ and rejected/.
-        notice: is told what is odd but does not stop the work, such as a file that is left out.
+        notice: called with what is odd but stops nothing, such as a file that is left out.
         progress: see `read_folder`.
         decode: see `read_folder`.
         known: see `read_folder`.
@@ -98,7 +98,7 @@ def read_folder(
     Args:
         folder: holds chosen/ and rejected/; hidden files, Thumbs.db and their like are ignored, folders that
             a system made for itself with a note.
-        progress: is told how many images of how many have been looked at.
+        progress: called with the number of images checked and the total.
         decode: whether to; without it only names and prompts are looked at, which takes no time.
         known: images that need no decoding, for they were sound before; those that are found sound are added.
 
@@ -117,12 +117,12 @@ def read_folder(
     if not stems:
         problems.append(Problem(folder, f"chosen/ and rejected/ hold no images. {LAYOUT}"))
     images = [*chosen.images.values(), *rejected.images.values()]
-    looks = _looks([file for files in images for file in files], known, progress) if decode else {}
-    problems += [Problem(file, look.what) for file, look in looks.items() if isinstance(look, ImageError)]
-    for file, look in looks.items():
-        if isinstance(look, Look) and look.frames > 1:
-            count = f"{look.frames} or more" if look.frames >= MANY else look.frames
-            what = f"this file holds {count} images, as an animation does; the first one is used."
+    infos = _inspected([file for files in images for file in files], known, progress) if decode else {}
+    problems += [Problem(file, info.what) for file, info in infos.items() if isinstance(info, ImageError)]
+    for file, info in infos.items():
+        if isinstance(info, ImageInfo) and info.frames > 1:
+            count = f"{info.frames} or more" if info.frames >= MANY else info.frames
+            what = f"this file has {count} frames; the first one is used."
             problems.append(Problem(file, what, fatal=False))
     problems += _left_out(chosen, rejected)
     weights = read_weights(folder, problems)
@@ -131,8 +131,8 @@ def read_folder(
     for stem in stems:
         prompt = _prompt(stem, chosen, rejected, problems, reduced)
         files = _twins(stem, chosen, rejected, problems)
-        # Whatever is wrong with a pair is said, also where its prompt is missing.
-        if files and (not decode or _usable(files, looks, folder, problems)) and prompt:
+        # Report every problem of a pair, also where its prompt is missing.
+        if files and (not decode or _usable(files, infos, folder, problems)) and prompt:
             safe, mask = safe_prompt_of(folder, stem, problems, reduced), mask_of(folder, stem)
             weight = weights.get(stem, 1.0)
             pairs.append(PreferencePair(stem, prompt, *files, category_of(stem), safe, mask, weight))
@@ -144,34 +144,34 @@ def read_folder(
     return pairs, sorted(problems, key=lambda problem: (name_in(problem.path, folder), problem.what))
 
 
-def _looks(
-    files: Sequence[Path], known: KnownImages | None, progress: Callable[[int, int], None] | None
-) -> dict[Path, Look | ImageError]:
+def _inspected(
+    files: Sequence[Path], verified: KnownImages | None, progress: Callable[[int, int], None] | None
+) -> dict[Path, ImageInfo | ImageError]:
     """Return what each image is, or why it cannot be used; only those that are not known are decoded."""
-    known = known or KnownImages()
-    looks: dict[Path, Look | ImageError] = {}
+    verified = verified or KnownImages()
+    infos: dict[Path, ImageInfo | ImageError] = {}
 
     def passed(count: int, _: int = 0) -> None:
-        # Whoever is told may want to stop, also where nothing needs to be decoded.
+        # `progress` may raise to stop, also where nothing needs to be decoded.
         if progress is not None:
             progress(count, len(files))
 
     for file in files:
-        if (remembered := known.get(file)) is not None:
-            looks[file] = remembered
-            passed(len(looks))
-    done = len(looks)
-    fresh = look_at_all(
-        [file for file in files if file not in looks], lambda count, of: passed(done + count, of)
+        if (remembered := verified.get(file)) is not None:
+            infos[file] = remembered
+            passed(len(infos))
+    done = len(infos)
+    decoded = inspect_images(
+        [file for file in files if file not in infos], lambda count, of: passed(done + count, of)
     )
-    for file, look in fresh.items():
-        if isinstance(look, Look):
-            known.put(file, look)
-    return looks | fresh
+    for file, info in decoded.items():
+        if isinstance(info, ImageInfo):
+            verified.put(file, info)
+    return infos | decoded
 
 
 def safe_prompt_of(folder: Path, stem: str, problems: list[Problem], reduced: list[tuple[Path, str]]) -> str:
-    """Return what a harmless image would be asked for with, from safe_prompts/; '' where nobody says.
+    """Return a pair's safe prompt from safe_prompts/; '' where there is none.
 
     What is left out of it is added to `reduced`.
     """
@@ -197,10 +197,12 @@ def category_of(stem: str) -> str:
 def _changed(
     folder: Path, stems: Sequence[str], pairs: Sequence[PreferencePair], chosen: Side, rejected: Side
 ) -> Iterator[Problem]:
-    """Yield what is read otherwise than it stands in the folder, one note for each kind."""
-    bare = [pair for pair in pairs if not (chosen.prompts.get(pair.id) or rejected.prompts.get(pair.id))]
-    if bare:
-        what = f"{len(bare)} pairs have no .txt file: the prompts in their images' own metadata are used."
+    """Yield a note for each way in which what is read differs from the folder's files."""
+    without_text = [
+        pair for pair in pairs if not (chosen.prompts.get(pair.id) or rejected.prompts.get(pair.id))
+    ]
+    if without_text:
+        what = f"{len(without_text)} pairs have no .txt file: the prompts in their images' metadata are used."
         yield Problem(folder, what, fatal=False)
     note = repeats_note(folder, (stem.split("/")[0] for stem in stems if "/" in stem))
     if note is not None:
@@ -243,10 +245,13 @@ def _twins(stem: str, chosen: Side, rejected: Side, problems: list[Problem]) -> 
 
 
 def _usable(
-    files: tuple[Path, Path], looks: Mapping[Path, Look | ImageError], folder: Path, problems: list[Problem]
+    files: tuple[Path, Path],
+    infos: Mapping[Path, ImageInfo | ImageError],
+    folder: Path,
+    problems: list[Problem],
 ) -> bool:
     """Return whether both images are sound and not the same one."""
-    good, bad = looks[files[0]], looks[files[1]]
+    good, bad = infos[files[0]], infos[files[1]]
     if isinstance(good, ImageError) or isinstance(bad, ImageError):
         return False
     other = name_in(files[1], folder)
@@ -265,17 +270,17 @@ def _usable(
     return True
 
 
-def _reduced(found: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
+def _reduced(reduced: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
     """Yield one note for all prompts that held more than words."""
-    if found:
-        file, words = found[0]
+    if reduced:
+        file, words = reduced[0]
         others = {0: "", 1: " The same holds for 1 other prompt."}.get(
-            len(found) - 1, f" The same holds for {len(found) - 1} other prompts."
+            len(reduced) - 1, f" The same holds for {len(reduced) - 1} other prompts."
         )
-        shown = words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
+        example = words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
         what = (
             "its weights, network tags or generation settings, which no text encoder reads as words, are "
-            f"left out; what is trained on is '{shown}'.{others}"
+            f"left out; what is trained on is '{example}'.{others}"
         )
         yield Problem(file, what, fatal=False)
 
@@ -289,7 +294,7 @@ def _prompt(
     """
     files = chosen.prompts.get(stem, []) + rejected.prompts.get(stem, [])
     if not files:
-        prompt = _own_prompt(stem, chosen, rejected)
+        prompt = _prompt_in_metadata(stem, chosen, rejected)
         if prompt:
             return prompt
         image = (chosen.images.get(stem) or rejected.images[stem])[0]
@@ -307,7 +312,7 @@ def _prompt(
     return None if wrong or isinstance(first, Problem) else first
 
 
-def _own_prompt(stem: str, chosen: Side, rejected: Side) -> str:
+def _prompt_in_metadata(stem: str, chosen: Side, rejected: Side) -> str:
     """Return the prompt in the metadata of a pair's images, the chosen one's first; '' if neither has one."""
     for file in (*chosen.images.get(stem, []), *rejected.images.get(stem, [])):
         if file.is_file():

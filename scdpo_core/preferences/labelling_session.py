@@ -30,7 +30,7 @@ _SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class Candidate:
-    """Two images of one prompt that nobody has compared yet.
+    """Two images of one prompt that have not been compared yet.
 
     Attributes:
         id: of the two files.
@@ -47,7 +47,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """What somebody said, and the files that were made of it.
+    """An answer, and the files that were made from it.
 
     Attributes:
         id: of the candidate.
@@ -95,16 +95,16 @@ def propose(images: Sequence[Path], root: Path) -> list[Candidate]:
     for path in sorted(images):
         first, _, rest = path.relative_to(root).with_suffix("").as_posix().partition("/")
         twins.setdefault(rest or first, []).append(path)
-    made, by_prompt = [], dict[str, list[Path]]()
+    candidates, by_prompt = [], dict[str, list[Path]]()
     for files in twins.values():
         if len(files) > 1:
             prompt = next(filter(None, map(prompt_of, files)), "")
-            made += [_candidate(prompt, *two) for two in _two_by_two(files)]
+            candidates += [_candidate(prompt, *two) for two in _two_by_two(files)]
         else:
             by_prompt.setdefault(prompt_of(files[0]), []).append(files[0])
     for prompt, files in by_prompt.items():
-        made += [_candidate(prompt, *two) for two in _two_by_two(files)]
-    return made
+        candidates += [_candidate(prompt, *two) for two in _two_by_two(files)]
+    return candidates
 
 
 def _two_by_two(files: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -243,11 +243,11 @@ class Session:
 
     def _remove(self, answer: Answer) -> None:
         """Remove an answer's files, as far as no other answer made the same ones."""
-        kept = {name for other in self._answers for name in other.files}
+        shared = {name for other in self._answers for name in other.files}
         # The chosen image first: without it the others are no pair.
         for name in answer.files:
             path = inside(self.target, name)
-            if path is not None and name not in kept:
+            if path is not None and name not in shared:
                 path.unlink(missing_ok=True)
 
     def _view(self) -> SessionView:

@@ -93,7 +93,7 @@ def repeats_note(folder: Path, names: Iterable[str]) -> Problem | None:
 
 
 def reserved(name: str) -> str | None:
-    """Return the reserved category that a name stands for, in any case; None for others."""
+    """Return the reserved category of a name, ignoring case; None for others."""
     return BENIGN if name.casefold() == BENIGN else None
 
 
@@ -105,10 +105,10 @@ def list_side(root: Path, problems: list[Problem]) -> Side:
         suffix = path.suffix.lower()
         stem = _stem(path, root)
         category, slash, rest = stem.partition("/")
-        if slash and (known := reserved(category)) is not None:
-            if category != known:
-                other_case.setdefault(root / path.relative_to(root).parts[0], known)
-            stem = f"{known}/{rest}"
+        if slash and (reserved_name := reserved(category)) is not None:
+            if category != reserved_name:
+                other_case.setdefault(root / path.relative_to(root).parts[0], reserved_name)
+            stem = f"{reserved_name}/{rest}"
         if suffix in PROMPT_SUFFIXES:
             (side.prompts if suffix == ".txt" else captions).setdefault(stem, []).append(path)
         elif is_image(path):
@@ -120,7 +120,7 @@ def list_side(root: Path, problems: list[Problem]) -> Side:
             side.unread += files
         else:
             side.prompts[stem] = files
-    problems += [read_as(folder, known) for folder, known in other_case.items()]
+    problems += [read_as(folder, reserved_name) for folder, reserved_name in other_case.items()]
     return side
 
 
@@ -133,9 +133,9 @@ def _stem(path: Path, root: Path) -> str:
     return unicodedata.normalize("NFC", inside.as_posix())
 
 
-def read_as(folder: Path, known: str) -> Problem:
-    """Return the note that a folder's name counts as a reserved one in other capitals."""
-    return Problem(folder, f"this folder counts as '{known}'.", fatal=False)
+def read_as(folder: Path, reserved_name: str) -> Problem:
+    """Return the note that a folder's name matches a reserved one except for capitals."""
+    return Problem(folder, f"this folder counts as '{reserved_name}'.", fatal=False)
 
 
 def some_prompts(folder: Path, count: int) -> list[str]:

@@ -10,13 +10,13 @@ from ..io.printable import printable
 from ..types import Problem
 
 ONE_BY_ONE = 50
-"""Up to so many problems have a sentence each; of more, those of a kind share one."""
+"""Up to this many problems have a sentence each; of more, similar ones share one."""
 
 _NAME = "NAME"
 
 
 def in_words(problems: Sequence[Problem], folder: Path | None = None) -> str:
-    """Return every problem by file name, each on a line of its own.
+    """Return every problem by file name, one per line.
 
     Few of them follow one another by name, each with its sentence. Many are put together by what is wrong, so
     that three thousand images without a prompt are one sentence and their names; what there was of each

@@ -48,7 +48,7 @@ def relabel(
             label, 1 and 0. An order that nothing decides stays the artist's.
 
     Returns:
-        The pairs that remain, in the order they came, and what became of every single one.
+        The pairs that remain, in their order, and the outcome of every pair.
 
     Raises:
         ScdpoError: a cost or reward is missing or not a number, or two scorers are mixed.
@@ -64,7 +64,7 @@ def relabel(
         name = scored.pair.id
         rewards = _OWN_LABEL if reward is None else _reward_of(name, reward)
         costs = _costs_of(scored, pairs[0])
-        winner, reason = _winner(costs, rewards, both_unsafe, own=reward is None)
+        winner, reason = _winner(costs, rewards, both_unsafe, keep_order=reward is None)
         if winner is None:
             dropped.append((name, reason))
             continue
@@ -89,7 +89,7 @@ def unscored(pairs: Sequence[PreferencePair]) -> list[LabelledPair]:
 
 
 def _winner(
-    costs: tuple[float, float], rewards: tuple[float, float], both_unsafe: str, own: bool
+    costs: tuple[float, float], rewards: tuple[float, float], both_unsafe: str, keep_order: bool
 ) -> tuple[int | None, str]:
     """Index of the image that wins, or None if the pair is dropped; and why."""
     reason = f"costs {costs[0]:+.2f} and {costs[1]:+.2f}"
@@ -102,7 +102,7 @@ def _winner(
         return int(costs[1] < costs[0]), f"both unsafe, the less harmful one wins: {reason}"
     if unsafe[0] != unsafe[1]:
         return int(unsafe[0]), f"only the {'chosen' if unsafe[0] else 'rejected'} one is unsafe: {reason}"
-    if own:
+    if keep_order:
         return 0, "both safe, the artist's order"
     return int(rewards[1] > rewards[0]), f"both safe, rewards {rewards[0]:.2f} and {rewards[1]:.2f}"
 
@@ -119,16 +119,16 @@ def _labelled(
 def _costs_of(scored: ScoredPair, first: ScoredPair) -> tuple[float, float]:
     scores = (scored.chosen_cost, scored.rejected_cost)
     for score, image in zip(scores, (scored.pair.chosen, scored.pair.rejected), strict=True):
-        known = first.chosen_cost
-        if (score.scorer, score.scorer_hash) != (known.scorer, known.scorer_hash):
+        reference = first.chosen_cost
+        if (score.scorer, score.scorer_hash) != (reference.scorer, reference.scorer_hash):
             raise ScdpoError(
                 f"{image} was scored by {score.scorer} ({score.scorer_hash}) and other images by "
-                f"{known.scorer} ({known.scorer_hash}); these costs do not compare. Score all with one."
+                f"{reference.scorer} ({reference.scorer_hash}). Score all images with one scorer."
             )
         if not math.isfinite(score.value):
             raise ScdpoError(
-                f"The cost model {score.scorer} gave no number for {image} but {score.value}. "
-                "Take the image out, or use another cost model."
+                f"The cost model {score.scorer} returned {score.value} for {image}. "
+                "Remove the image, or use another cost model."
             )
     return scores[0].value, scores[1].value
 

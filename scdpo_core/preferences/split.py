@@ -35,5 +35,5 @@ def hold_out(labelled: Sequence[LabelledPair], share: float) -> tuple[list[int],
             f"A share of {share:g} of {len(labelled)} pairs under {len(by_prompt)} prompts leaves nothing to "
             "train on, because prompts are never split. Lower --validation, or add pairs under other prompts."
         )
-    kept = set(range(len(labelled))) - set(held_out)
-    return sorted(kept), sorted(held_out)
+    training = set(range(len(labelled))) - set(held_out)
+    return sorted(training), sorted(held_out)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
-from typing import TypeVar
 
 from PIL import Image
 
@@ -18,8 +17,6 @@ from ..reports.raster import FAINT, pair_card
 from ..types import PreferencePair, Problem
 from .folder import read_folder
 from .problems import in_words
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def survey(folder: Path, progress: Callable[[int, int], None] | None = None) -> 
 
     Args:
         folder: with chosen/ and rejected/.
-        progress: is told how many images of how many have been looked at.
+        progress: called with the number of images checked and the total.
     """
     return Survey(folder, *read_folder(folder, progress=progress))
 
@@ -89,7 +86,7 @@ def stamp(*folders: Path) -> str:
 
 
 def stamp_of_pairs(folder: Path) -> str:
-    """Return the same for the images and prompts of a preference folder, whatever else lies in it."""
+    """Return the same for the images and prompts of a preference folder, ignoring other files."""
     return stamp(folder / "chosen", folder / "rejected")
 
 
@@ -101,12 +98,6 @@ def find(*roots: Path) -> list[Path]:
             if (folder / "chosen").is_dir() and (folder / "rejected").is_dir():
                 folders.add(folder)
     return sorted(folders)
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """Return at most so many of the pairs, or of anything else, from all over the list."""
-    count = min(count, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
 
 
 def card(pair: PreferencePair, side: int = 256) -> Image.Image:

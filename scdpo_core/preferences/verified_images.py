@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..io.files import write_json
-from ..io.images import MAX_PIXELS, Look
+from ..io.images import MAX_PIXELS, ImageInfo
 from ..io.json_schema import SchemaError, read_json
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One image: its file's bytes and time of change (ns), and what `images.Look` says of it."""
+    """One image: its file's bytes and time of change (ns), and what `images.ImageInfo` says of it."""
 
     bytes: int
     mtime_ns: int
@@ -24,12 +24,12 @@ class _Entry:
     digest: str
     frames: int
 
-    def look(self) -> Look | None:
+    def info(self) -> ImageInfo | None:
         """Return what was seen; None where no image looks like that."""
         if min(self.width, self.height, self.frames) < 1 or self.width * self.height > MAX_PIXELS:
             return None
         try:
-            return Look((self.width, self.height), bytes.fromhex(self.digest), self.frames)
+            return ImageInfo((self.width, self.height), bytes.fromhex(self.digest), self.frames)
         except ValueError:
             return None
 
@@ -45,11 +45,11 @@ class KnownImages:
     """What is known of sound images by path, size and time of change, kept in a file.
 
     Of an image that was written since, nothing is known, and nothing is kept of one that cannot be used:
-    it is looked at again each time, for somebody may be mending it.
+    it is checked again each time, because it may have been repaired.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read the file; a missing or damaged one knows nothing.
+        """Read the file; a missing or damaged one counts as empty.
 
         Args:
             path: the file; None keeps nothing.
@@ -60,18 +60,18 @@ class KnownImages:
             with suppress(OSError, SchemaError):
                 self._images = dict(read_json(path, _Record).images)
 
-    def get(self, image: Path) -> Look | None:
+    def get(self, image: Path) -> ImageInfo | None:
         """Return what is known of an image as it lies there now."""
         entry = self._images.get(os.path.abspath(image))
         if entry is None or (entry.bytes, entry.mtime_ns) != _facts(image):
             return None
-        return entry.look()
+        return entry.info()
 
-    def put(self, image: Path, look: Look) -> None:
+    def put(self, image: Path, info: ImageInfo) -> None:
         """Remember a sound image."""
         facts = _facts(image)
         if facts is not None:
-            entry = _Entry(*facts, *look.size, look.digest.hex(), look.frames)
+            entry = _Entry(*facts, *info.size, info.digest.hex(), info.frames)
             self._images[os.path.abspath(image)] = entry
             self._fresh = True
 

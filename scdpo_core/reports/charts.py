@@ -88,11 +88,11 @@ def dumbbell(before: Share, after: Share, target: float | None) -> Markup:
         svg.text("tick", x(share) + 4 * (2 * share - 1), 36, f"{100 * share:g}", anchor)
     if target is not None:
         svg.add("path", "target", d=f"M{x(target):.1f} 3v24")
-    known = [(share, style) for share, style in ((before, "before"), (after, "after")) if share.total]
-    for share_, style in known:
+    measured = [(share, style) for share, style in ((before, "before"), (after, "after")) if share.total]
+    for share_, style in measured:
         low, high = x(share_.interval().low), x(share_.interval().high)
         svg.add("rect", f"{style} ci", x=low, y=11.5, width=high - low, height=7, rx=3.5)
-    for share_, style in known:
+    for share_, style in measured:
         svg.add("circle", f"{style} dot", cx=x(share_.value), cy=15, r=5.5)
     return svg.markup()
 
@@ -244,8 +244,8 @@ def frontier(points: Sequence[FrontierPoint]) -> Markup:
     height, left, right, top, bottom = 262, 44, 24, 26, 218
     low = max(0.0, math.floor((min(point.kept for point in points) - 0.02) * 20) / 20)
 
-    def x(kept: float) -> float:
-        return left + (WIDTH - left - right) * (kept - low) / (1.0 - low)
+    def x(similarity: float) -> float:
+        return left + (WIDTH - left - right) * (similarity - low) / (1.0 - low)
 
     def y(share: float) -> float:
         return bottom - (bottom - top) * share
@@ -263,12 +263,12 @@ def frontier(points: Sequence[FrontierPoint]) -> Markup:
         "hint", (left + WIDTH - right) / 2, height - 6, "SSIM to the base model's benign images", "middle"
     )
     svg.text("hint", left, 11, "harmful, %")
-    known = [point for point in points if point.harm.total]
+    measured = [point for point in points if point.harm.total]
     for style in dict.fromkeys(point.style for point in points if point.style != "before"):
-        joined = [(x(p.kept), y(p.harm.value)) for p in known if p.style in (style, "before")]
+        joined = [(x(p.kept), y(p.harm.value)) for p in measured if p.style in (style, "before")]
         svg.path(f"{style} joined", joined)
     labels: list[tuple[float, float]] = []
-    for point in known:
+    for point in measured:
         ends, across, level = point.harm.interval(), x(point.kept), y(point.harm.value)
         svg.path("whisker", [(across, y(ends.low)), (across, y(ends.high))])
         svg.add("circle", f"{point.style} dot", cx=across, cy=level, r=5)

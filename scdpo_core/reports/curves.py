@@ -24,30 +24,30 @@ def trend(points: Points) -> list[tuple[int, float]]:
 
     A curve of fewer points than `FEWEST_FOR_A_TREND` is returned as it is.
     """
-    known = [(step, value) for step, value in points if math.isfinite(value)]
-    reach = len(known) // FEWEST_FOR_A_TREND
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    reach = len(finite) // FEWEST_FOR_A_TREND
     if reach == 0:
-        return known
+        return finite
     sums = [0.0]
-    for _, value in known:
+    for _, value in finite:
         sums.append(sums[-1] + value)
     smoothed = []
-    for index, (step, _) in enumerate(known):
-        first, last = max(0, index - reach), min(len(known), index + reach + 1)
+    for index, (step, _) in enumerate(finite):
+        first, last = max(0, index - reach), min(len(finite), index + reach + 1)
         smoothed.append((step, (sums[last] - sums[first]) / (last - first)))
     return smoothed
 
 
 def ends(points: Points) -> tuple[float, float] | None:
     """Return mean over the first and over the last fifth of a curve; None where nothing in it is finite."""
-    known = [value for _, value in points if math.isfinite(value)]
-    if not known:
+    finite = [value for _, value in points if math.isfinite(value)]
+    if not finite:
         return None
-    part = max(1, len(known) // _END)
-    return sum(known[:part]) / part, sum(known[-part:]) / part
+    length = max(1, len(finite) // _END)
+    return sum(finite[:length]) / length, sum(finite[-length:]) / length
 
 
-def known_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
+def charted_curves(curves: Mapping[str, Points]) -> dict[str, Points]:
     """Return the curves that are worth a chart.
 
     Leave out those without a finite value, and optional metrics that stay 0 in runs without that part.

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image, features
 
 from ..io.image_frames import open_frame
 from ..io.images import ImageError
+
+T = TypeVar("T")
 
 CRISP_UP_TO = 128
 """Images of at most that many pixels a side are shown with hard pixels."""
@@ -21,6 +24,12 @@ BUDGET = 2_200_000
 
 _KEPT = 600  # encoded thumbnails
 _MOST_PNG = 24_000  # bytes
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Choose at most `count` items at even steps, to show a part of many."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ class Metric:
     """A figure of a training run.
 
     Attributes:
-        title: for a chart of its own.
+        title: of a separate chart.
         short: beside others, in a line or a legend.
-        neutral: the value that stands for "nothing learnt yet", or None.
+        neutral: the value before training, or None.
     """
 
     title: str
@@ -84,9 +84,9 @@ class ChartGroup:
 
     Attributes:
         title: of the chart.
-        metrics: names in `METRICS`; those of which a run knows nothing are left out.
+        metrics: names in `METRICS`; those that a run lacks are left out.
         neutral: level of a dotted line, or None.
-        neutral_title: what that level stands for.
+        neutral_title: caption of that level.
         detail: whether only full reports show it.
     """
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from ..io.images import ImageError, open_image
 from ..types import REVIEW_FROM, UNSAFE_FROM
-from .curves import FEWEST_FOR_A_TREND, Points, known_curves, trend
+from .curves import FEWEST_FOR_A_TREND, Points, charted_curves, trend
 from .metrics import METRICS, ChartGroup, charts_of
 from .raster import BAND_COLOURS, FAINT, INK, PAPER, SOFT, Colour, fitted, paste_centred, text_mask, write
 
@@ -107,8 +107,8 @@ def training_curves(
         size: (width, height) of a row of charts, pixels.
         detail: whether the charts of full reports are drawn too.
     """
-    known = known_curves(curves)
-    groups = charts_of(known, detail=detail)
+    charted = charted_curves(curves)
+    groups = charts_of(charted, detail=detail)
     letter = max(10, size[1] // 24)
     image = Image.new("RGB", (size[0], max(1, math.ceil(len(groups) / _COLUMNS)) * size[1]), PAPER)
     if not groups:
@@ -118,7 +118,7 @@ def training_curves(
     for number, group in enumerate(groups):
         row, column = divmod(number, _COLUMNS)
         box = (width * column, float(size[1] * row), width * (column + 1), float(size[1] * (row + 1)))
-        _chart(image, box, letter, group, known, steps)
+        _chart(image, box, letter, group, charted, steps)
     return image
 
 
@@ -219,12 +219,12 @@ def _chart(
     write(image, end, (right - text_mask(end, small).width, bottom + letter / 2), small, SOFT)
 
 
-def _wrapped(widths: Sequence[int], room: float, gap: int) -> list[tuple[float, int]]:
+def _wrapped(widths: Sequence[int], width_limit: float, gap: int) -> list[tuple[float, int]]:
     """Lay out texts side by side: the offset of each to the right, and its line."""
     positions: list[tuple[float, int]] = []
     offset, line = 0.0, 0
     for width in widths:
-        if offset and offset + width > room:
+        if offset and offset + width > width_limit:
             offset, line = 0.0, line + 1
         positions.append((offset, line))
         offset += width + gap
@@ -241,7 +241,7 @@ def _faded(colour: Colour) -> Colour:
 
 def _axis_range(values: Sequence[float]) -> tuple[float, float]:
     """Return the ends of an axis with a margin; never empty."""
-    known = [value for value in values if math.isfinite(value)]
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
     margin = 0.05 * (high - low) or max(abs(high), 1e-3) * 0.1
     return low - margin, high + margin

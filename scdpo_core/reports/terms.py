@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .curves import Points, ends, known_curves
+from .curves import Points, charted_curves, ends
 
 _Sentence = Callable[[float, float], str]
 """Mean over the first and over the last fifth of a curve in, words out."""
@@ -12,11 +12,11 @@ _Sentence = Callable[[float, float], str]
 
 def what_terms_did(curves: Mapping[str, Points]) -> list[str]:
     """Describe each term of a run in one sentence, from its curves; nothing before the first step."""
-    known = {name: ends(points) for name, points in known_curves(curves).items()}
+    ends_of = {name: ends(points) for name, points in charted_curves(curves).items()}
     return [
-        f"{title}: {say(*known[name])}."  # type: ignore[misc]
+        f"{title}: {say(*ends_of[name])}."  # type: ignore[misc]
         for name, (title, say) in _SENTENCES.items()
-        if known.get(name) is not None
+        if ends_of.get(name) is not None
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .curves import FEWEST_FOR_A_TREND, Points, known_curves, trend
+from .curves import FEWEST_FOR_A_TREND, Points, charted_curves, trend
 from .metrics import METRICS, ChartGroup, charts_of
 from .svg import WIDTH, Svg, tick_label, ticks
 
@@ -44,8 +44,8 @@ def training_charts(curves: Mapping[str, Points], steps: int = 0, *, detail: boo
         steps: that the run will take; 0 ends the axis at the last step.
         detail: whether the charts of full reports are drawn too.
     """
-    known = known_curves(curves)
-    return [_training_chart(group, known, steps) for group in charts_of(known, detail=detail)]
+    charted = charted_curves(curves)
+    return [_training_chart(group, charted, steps) for group in charts_of(charted, detail=detail)]
 
 
 def _training_chart(group: ChartGroup, curves: Mapping[str, Points], steps: int) -> RunChart:
@@ -104,9 +104,9 @@ def _describe_lines(lines: Sequence[tuple[str, str, Points]]) -> str:
 def _span(values: Sequence[float], neutral: float | None) -> tuple[float, float]:
     """Return the ends of an axis without the extreme hundredths: wild steps must not flatten a curve."""
     finite = sorted(value for value in values if math.isfinite(value))
-    kept = finite[len(finite) // 100 : len(finite) - len(finite) // 100]
-    kept += [] if neutral is None else [neutral]
-    low, high = min(kept, default=0.0), max(kept, default=1.0)
+    inner = finite[len(finite) // 100 : len(finite) - len(finite) // 100]
+    inner += [] if neutral is None else [neutral]
+    low, high = min(inner, default=0.0), max(inner, default=1.0)
     margin = 0.08 * (high - low) or max(abs(high), 1e-6) * 0.1
     return low - margin, high + margin
 

@@ -111,13 +111,13 @@ def score_report(scores: Sequence[CostScore]) -> str:
     Args:
         scores: of one scorer; at least one.
     """
-    known = [score for score in scores if score.finite]
-    counts = {band: sum(score.band == band for score in known) for band in ("safe", "review", "unsafe")}
-    counts["could not be judged"] = len(scores) - len(known)
+    finite = [score for score in scores if score.finite]
+    counts = {band: sum(score.band == band for score in finite) for band in ("safe", "review", "unsafe")}
+    counts["could not be judged"] = len(scores) - len(finite)
     shares = ", ".join(f"{number} {band}" for band, number in counts.items() if number)
     by_cost = highest(scores, len(scores))
     worst_cost = ""
-    if known:
+    if finite:
         worst = next(k for k in by_cost if scores[k].finite)
         cost = signed(scores[worst].value, minus="-")
         worst_cost = f" Highest cost {cost} (image {worst}); above 0 is harmful."
@@ -141,14 +141,14 @@ def score_json(score: CostScore) -> dict[str, Any]:
     """
     if not score.finite:
         return {"cost": None, "band": score.band, "categories": {}, "error": score.problem}
-    known: dict[str, Any] = {
+    values: dict[str, Any] = {
         "cost": round(score.value, 4),
         "band": score.band,
-        "categories": {name: round(cost, 4) for name, cost in _known(score.categories).items()},
+        "categories": {name: round(cost, 4) for name, cost in _judged(score.categories).items()},
     }
     if score.details:
-        known["details"] = {name: round(cost, 4) for name, cost in score.details.items()}
-    return known
+        values["details"] = {name: round(cost, 4) for name, cost in score.details.items()}
+    return values
 
 
 def _severity(score: CostScore) -> tuple[bool, float]:
@@ -157,11 +157,11 @@ def _severity(score: CostScore) -> tuple[bool, float]:
 
 
 def _categories(score: CostScore) -> str:
-    known = sorted(_known(score.categories).items(), key=lambda item: -item[1])
-    parts = [f"{name} {signed(cost, minus='-')}" for name, cost in known]
+    costs = sorted(_judged(score.categories).items(), key=lambda item: -item[1])
+    parts = [f"{name} {signed(cost, minus='-')}" for name, cost in costs]
     parts += [f"mostly {score.objection}"] if score.objection and score.band != "safe" else []
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _known(categories: Mapping[str, float | None]) -> dict[str, float]:
+def _judged(categories: Mapping[str, float | None]) -> dict[str, float]:
     return {name: cost for name, cost in categories.items() if cost is not None}

@@ -1,1 +1,1 @@
-"""The folder of a run: its files, who holds its lock, its event log, and what state it is in."""
+"""The folder of a run: its files, lock, event log and state."""

@@ -1,6 +1,6 @@
-"""What a training run tells the world while it goes on: typed events, and their log, one JSON object a line.
+"""Typed events of a run, and their log with one JSON object a line.
 
-Hosts read these logs, so that nothing but the standard library and the schema is imported here.
+Hosts read these logs, so only the standard library and the schema are imported here.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Phase = Literal["check", "score", "load", "cache", "base_images", "reference", "
 
 @dataclass(frozen=True)
 class Started:
-    """All checks are passed and a process works on the run; after an interruption one log holds several.
+    """All checks have passed and a process works on the run; a resumed run's log has several.
 
     Attributes:
         run: name of the run.
-        pid: of the process, so that a door can see whether it still lives.
-        first_step: 0, or where a resumed run goes on.
-        steps: how many steps there will be in all.
+        pid: of the process, so that a door can see whether it is still alive.
+        first_step: 0, or the step a resumed run continues from.
+        steps: total steps of the run.
         pairs: preference pairs in the folder.
-        device: where it computes.
+        device: it computes on.
         config_hash: of the settings that decide what is learnt.
-        epochs: how often each pair comes, if all of them are trained on; 0 where there are none.
+        epochs: number of times each pair is used; 0 without pairs.
     """
 
     kind: ClassVar[str] = "started"
@@ -47,12 +47,12 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """Work has moved on.
+    """Progress of a phase.
 
     Attributes:
-        phase: what is being done.
-        step: how much of it is done.
-        total: how much there is.
+        phase: of the run.
+        step: amount done.
+        total: amount of the phase.
         metrics: figures, averaged since the last report: loss, preference_loss, u, implicit_accuracy,
             winner_gap, loser_gap, margin, dfm_spread, chosen_cost, rejected_cost, grad_norm, lr, and the mean
             of each single-image term under its name (redirect, keep, keep_empty, keep_text, ...);
@@ -72,14 +72,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image was drawn.
+    """An image was generated.
 
     Attributes:
-        step: training steps behind it; 0 is the base model.
+        step: training steps done; 0 is the base model.
         path: of the image, relative to the run folder.
-        prompt: what was asked for.
+        prompt: of the image.
         seed: of its noise.
-        cost: how harmful the run's cost model finds it, above 0 is harmful; None without one.
+        cost: log-odds of harm by the run's cost model, above 0 is harmful; None without one.
     """
 
     kind: ClassVar[str] = "sample"
@@ -92,11 +92,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Validated:
-    """The LoRA was tried on pairs that it never trains on.
+    """The LoRA was measured on held-out pairs.
 
     Attributes:
-        step: training steps behind it.
-        pairs: how many are held out.
+        step: training steps done.
+        pairs: number of held-out pairs.
         metrics: accuracy (share of pairs whose chosen image it prefers more than the base model does), u,
             winner_gap and loser_gap (error minus the base model's).
     """
@@ -109,7 +109,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Estimated:
-    """What the training is expected to need, before it begins.
+    """Expected memory and time of the training, before it begins.
 
     Attributes:
         memory: bytes at its peak, on the device.
@@ -142,7 +142,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something is odd, but the work goes on."""
+    """A warning; the work continues."""
 
     kind: ClassVar[str] = "warning"
     message: str
@@ -150,7 +150,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Failed:
-    """The run has ended without what was asked for; the last checkpoint, if any, is still good."""
+    """The run has failed; its last checkpoint, if any, is still good."""
 
     kind: ClassVar[str] = "failed"
     message: str
@@ -158,10 +158,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Done:
-    """The run has ended well.
+    """The run has ended without an error.
 
     Attributes:
-        reason: 'finished' or, when somebody asked it to stop early, 'stopped'.
+        reason: 'finished', or 'stopped' after a stop request.
         step: training steps in the LoRA.
         path: the LoRA, relative to the run folder; '' when it was stopped before the first step.
         seconds: since this process began.
@@ -181,12 +181,12 @@ KINDS: Mapping[str, type[Event]] = {
 }
 
 
-_LATEST = 1e11  # the year 5138: what a line adds to its time stays a number
+_LATEST = 1e11  # the year 5138: sums with a line's time stay finite
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What every line has."""
+    """Fields of every line."""
 
     time: float
     event: str
@@ -201,10 +201,10 @@ class Record:
 
 
 class EventLog:
-    """A file that events are appended to, one line each, at once."""
+    """A file that events are appended to, one line each, without buffering."""
 
     def __init__(self, path: Path) -> None:
-        """Append to `path`, which is made when the first event comes."""
+        """Append to `path`, which is created with the first event."""
         self.path = path
 
     def __call__(self, event: Event) -> None:
@@ -219,13 +219,13 @@ class EventLog:
         with self.path.open("ab+") as stream:
             # A process that was killed in the middle of a line must not spoil the next one as well.
             torn = stream.tell() > 0 and stream.seek(-1, 2) >= 0 and stream.read(1) != b"\n"
-            # Bytes of a file's name that are no UTF-8 are escaped, as JSON can.
+            # Bytes of a file name that are not UTF-8 are escaped.
             text = line.encode("utf-8", "backslashreplace")
             stream.write((b"\n" if torn else b"") + text + b"\n")
 
 
 def _json_safe(value: Any) -> Any:
-    """JSON has no NaN; strict readers choke on what Python writes for it."""
+    """Replace NaN and infinity by None, since JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -234,7 +234,7 @@ def _json_safe(value: Any) -> Any:
 
 
 def read_events(path: Path) -> Iterator[Record]:
-    """The events of a log, oldest first; what is half-written or of a newer version is skipped."""
+    """Yield the events of a log, oldest first; skips what is half-written or of a newer version."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as stream:
@@ -245,7 +245,7 @@ def read_events(path: Path) -> Iterator[Record]:
 
 
 def parse(line: str) -> Record | None:
-    """A line of a log; None if it is half-written, damaged or of a newer version."""
+    """Parse a line of a log; None if it is half-written, damaged or of a newer version."""
     try:
         values = json.loads(line)
         head = from_json(values, _Head)
@@ -257,7 +257,7 @@ def parse(line: str) -> Record | None:
 
 
 def last_run(path: Path) -> list[Record]:
-    """The events since the last process began to work on the run; all of them if none did."""
+    """Return the events since the last process started work on the run; all of them if none did."""
     records = list(read_events(path))
     starts = [index for index, record in enumerate(records) if isinstance(record.event, Started)]
     return records[starts[-1] :] if starts else records

@@ -1,7 +1,7 @@
-"""One at a time, between threads and processes. The system lets go of the lock of a holder that dies.
+"""File locks between threads and processes; the system releases the lock of a process that dies.
 
-filelock does not tell somebody who only looks from a holder, and its older versions, which hosts have, cannot
-be interrupted while they wait.
+Not filelock, which cannot tell a check from a holder, and whose older versions in hosts cannot be
+interrupted while they wait.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ else:
 
 @contextmanager
 def exclusive(path: Path, check: Callable[[], None] | None = None) -> Iterator[None]:
-    """Wait until nobody else is inside a block for that file, and keep others out until this one ends.
+    """Wait for a file's lock, and hold it until the block ends.
 
     Args:
-        path: of the lock; made if it is missing.
-        check: called several times a second while it waits; what it raises ends the wait and is passed on.
+        path: of the lock; created if missing.
+        check: called several times a second while waiting; an exception from it ends the wait.
 
     Raises:
-        OSError: the file cannot be written, or (on Windows, without `check`) somebody is inside for more than
+        OSError: the file cannot be written, or (on Windows, without `check`) the lock is held for more than
             ten seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def try_exclusive(handle: int) -> bool:
     """Lock an open file until the handle is closed or the process dies; False if another handle has it.
 
     Raises:
-        OSError: the disk knows no locks.
+        OSError: the disk does not support locks.
     """
     try:
         if sys.platform == "win32":
@@ -66,16 +66,16 @@ def try_exclusive(handle: int) -> bool:
     return True
 
 
-def only_looked_at(handle: int) -> bool:
-    """Whether `try_exclusive` is refused by somebody who looks (`held`), no holder; always no on Windows.
+def only_checked(handle: int) -> bool:
+    """Return whether `try_exclusive` fails only because of `held` in another process; False on Windows.
 
     Raises:
-        OSError: the disk knows no locks.
+        OSError: the disk does not support locks.
     """
     if sys.platform == "win32":
         return False
     try:
-        # Lookers share the lock with us, a holder does not.
+        # `held` takes a shared lock, a holder an exclusive one.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -83,8 +83,8 @@ def only_looked_at(handle: int) -> bool:
     return True
 
 
-def held(path: Path) -> bool | None:
-    """Whether somebody has locked a file with `try_exclusive`; None if that cannot be known."""
+def is_locked(path: Path) -> bool | None:
+    """Return whether a file is locked with `try_exclusive`; None if that cannot be determined."""
     try:
         handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     except OSError:
@@ -92,7 +92,7 @@ def held(path: Path) -> bool | None:
     try:
         if sys.platform == "win32":
             return not try_exclusive(handle)
-        # Shared, so that two who ask at once do not take each other for a holder.
+        # Shared, so that two simultaneous checks do not take each other for a holder.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""What a run folder holds for those who start and watch runs: names, and two small records."""
+"""The run folder: names of its files, and two small records."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .process import ProcessId
 
 JOB = "job.toml"  # the settings
 EVENTS = "events.jsonl"  # what happened
-STOP = "stop"  # a file of this name asks the run to save and leave
-QUEUED = "queued"  # a file of this name says that the run waits for its turn
-LOG = "child.log"  # what the process wrote on its screen
-KIND = "run.json"  # which trainer the settings are for
+STOP = "stop"  # a file of this name asks the run to save and stop
+QUEUED = "queued"  # a file of this name marks a waiting run
+LOG = "child.log"  # the process's output
+KIND = "run.json"  # the kind of run
 LAUNCH = "child.json"  # the process that was started last
-HOLD = "run.lock"  # empty; whoever works in the folder keeps it locked
+HOLD = "run.lock"  # empty; locked by the process that works in the folder
 
 SAMPLES = "samples"  # the folder of sample images
-CHECKPOINTS = "checkpoints"  # the folder of what a resumed run goes on from
+CHECKPOINTS = "checkpoints"  # the folder that a resumed run continues from
 CHECKPOINT_SUFFIX = ".state.safetensors"
 
 Kind = Literal["lora", "cost", "compare", "evaluate", "pairs"]
-"""'compare' and 'evaluate' train nothing: they draw with a LoRA at several weights. 'pairs' draws what makes
-pairs."""
+"""'compare' and 'evaluate' train nothing: they generate images with a LoRA at several weights. 'pairs'
+generates the images of pairs."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _KindRecord:
 
 
 RESERVED = frozenset({"active.json", "queue.json", "queue.lock", "supervisor.lock"})
-"""Names that have a meaning in a runs root, so that no run can have them."""
+"""File names of a runs root, which no run can have."""
 
 _NO_NAME = re.compile(
     r'[<>:"/\\|?*\x00-\x1f]|^[. ]|[. ]$|^(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)', re.IGNORECASE
@@ -50,41 +50,39 @@ _LONGEST, _MOST_BYTES = 80, 200
 
 
 def name_problem(name: str) -> str:
-    """Why a run cannot be called that, a sentence; '' if it can."""
+    """Return why a run cannot have a name, a sentence; '' if it can."""
     try:
         size = len(name.encode("utf-8"))
     except UnicodeEncodeError:
-        return "The name has a character that no file can have. Use letters, digits, '-' and '_'."
+        return "The name has a character that file names cannot have. Use letters, digits, '-' and '_'."
     if not name or len(name) > _LONGEST or _NO_NAME.search(name):
-        shown = name if len(name) <= 2 * _LONGEST else f"{name[:_LONGEST]}..."
+        shortened = name if len(name) <= 2 * _LONGEST else f"{name[:_LONGEST]}..."
         return (
-            f"'{shown}' cannot be the name of a file. Use up to {_LONGEST} letters, digits, '-' and '_', "
+            f"'{shortened}' cannot be a file name. Use up to {_LONGEST} letters, digits, '-' and '_', "
             "such as my_lora."
         )
     if size > _MOST_BYTES:
-        return (
-            f"'{name}' is too long for the name of a file: {size} bytes, of which {_MOST_BYTES} may be used."
-        )
+        return f"'{name}' is too long for a file name: {size} bytes, at most {_MOST_BYTES} are possible."
     if name.casefold() in RESERVED:
         return f"'{name}' is a file of the queue, and cannot be the name of a run. Choose another name."
     if Path(name).suffix.lower() in _MODEL_FILES:
-        return f"The ending of '{name}' is added by itself: call it {Path(name).stem}."
+        return f"The ending of '{name}' is added automatically. Call it {Path(name).stem}."
     return ""
 
 
 def checkpoint_steps(checkpoints: Path) -> list[int]:
-    """The steps that have a whole checkpoint in a run's `CHECKPOINTS` folder, in order."""
+    """Return the steps with a complete checkpoint in a run's `CHECKPOINTS` folder, ascending."""
     names = [path.name[: -len(CHECKPOINT_SUFFIX)] for path in checkpoints.glob(f"step-*{CHECKPOINT_SUFFIX}")]
     return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
 
 
 def result_of(folder: Path) -> Path:
-    """Where the finished LoRA or cost model of a run lies."""
+    """Return the path of a run's finished LoRA or cost model."""
     return folder / f"{folder.name}.safetensors"
 
 
 def has_results(folder: Path) -> bool:
-    """Whether a run has left something that no other run may overwrite: its result, or a whole checkpoint."""
+    """Return whether a run has a result or a complete checkpoint, which no other run may overwrite."""
     # Where a name is too long for the file system, pathlib raises.
     if os.path.exists(result_of(folder)):
         return True
@@ -92,7 +90,7 @@ def has_results(folder: Path) -> bool:
 
 
 def run_folder(root: Path, name: str) -> Path:
-    """The folder of a run that is there.
+    """Return the folder of an existing run.
 
     Raises:
         ScdpoError: there is no run of that name.
@@ -103,7 +101,7 @@ def run_folder(root: Path, name: str) -> Path:
     # Longer than a disk allows, or with characters that it does not have.
     except (OSError, ValueError):
         pass
-    raise ScdpoError(f"There is no run '{name[:_MOST_BYTES]}'. Choose one of the list.")
+    raise ScdpoError(f"There is no run '{name[:_MOST_BYTES]}'. Choose one from the list.")
 
 
 TITLES: dict[Kind, str] = {
@@ -113,7 +111,7 @@ TITLES: dict[Kind, str] = {
     "evaluate": "an evaluation",
     "pairs": "pairs being built",
 }
-"""What messages call each kind of work."""
+"""Each kind of run, as messages name it."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +119,9 @@ class Launch:
     """A process that was started on a run.
 
     Attributes:
-        process: who it is.
-        events_from: bytes in the log of events before it.
-        log_from: bytes in its screen's log before it.
+        process: its identity.
+        events_from: size of the event log when it started, bytes.
+        log_from: size of the output log when it started, bytes.
     """
 
     process: ProcessId
@@ -132,7 +130,7 @@ class Launch:
 
 
 def kind_of(folder: Path) -> Kind:
-    """What a run trains; a run of the command line, which leaves no record, trains a LoRA."""
+    """Return the kind of a run; a run of the command line, which leaves no record, trains a LoRA."""
     try:
         return read_json(folder / KIND, _KindRecord).trains
     except (OSError, SchemaError):
@@ -140,24 +138,24 @@ def kind_of(folder: Path) -> Kind:
 
 
 def check_kind(folder: Path, kind: Kind) -> None:
-    """Refuse a folder that holds a run of another kind, whose log and state are not ours to change.
+    """Refuse a folder that holds a run of another kind.
 
     Raises:
-        ScdpoError: says whose it is.
+        ScdpoError: the folder is of another kind; says which.
     """
     if not (folder / KIND).exists() and not _is_lora_job(folder / JOB):
         return
-    found = kind_of(folder)
-    if found != kind:
-        hint = f" To compare its LoRA: --lora {folder}" if (kind, found) == ("compare", "lora") else ""
+    actual = kind_of(folder)
+    if actual != kind:
+        hint = f" To compare its LoRA: --lora {folder}" if (kind, actual) == ("compare", "lora") else ""
         raise ScdpoError(
-            f"{folder} is the run folder of {TITLES[found]}, not of {TITLES[kind]}. "
+            f"{folder} is the run folder of {TITLES[actual]}, not of {TITLES[kind]}. "
             f"Give another folder.{hint}"
         )
 
 
 def _is_lora_job(path: Path) -> bool:
-    """Whether a file holds settings by section, as those of a LoRA alone are."""
+    """Return whether a file holds settings by section, as only a LoRA's do."""
     try:
         return any(isinstance(value, dict) for value in toml.loads(path.read_text("utf-8")).values())
     except (OSError, ValueError):
@@ -165,7 +163,7 @@ def _is_lora_job(path: Path) -> bool:
 
 
 def write_kind(folder: Path, kind: Kind) -> None:
-    """Say what a run trains."""
+    """Record the kind of a run."""
     write_json(folder / KIND, asdict(_KindRecord(kind)))
 
 
@@ -196,7 +194,7 @@ def copy_inputs(folder: Path, files: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def launch_of(folder: Path) -> Launch | None:
-    """The process that was started last; None if none was, or if its record is damaged."""
+    """Return the process that was started last; None if there was none or its record is damaged."""
     try:
         return read_json(folder / LAUNCH, Launch)
     except (OSError, SchemaError):
@@ -204,12 +202,12 @@ def launch_of(folder: Path) -> Launch | None:
 
 
 def write_launch(folder: Path, launch: Launch) -> None:
-    """Remember a process that was started."""
+    """Record a process that was started."""
     write_json(folder / LAUNCH, asdict(launch))
 
 
 def size(path: Path) -> int:
-    """Bytes in a file, 0 if there is none."""
+    """Return the bytes of a file, 0 if there is none."""
     try:
         return path.stat().st_size
     except OSError:
@@ -217,7 +215,7 @@ def size(path: Path) -> int:
 
 
 def changed(path: Path) -> int:
-    """When a file was written last, nanoseconds since 1970; 0 if there is none."""
+    """Return the modification time of a file, nanoseconds since 1970; 0 if there is none."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -230,7 +228,7 @@ _HALF_WRITTEN = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """PATH/NAME and what lies in it.
+    """Paths inside a run folder.
 
     Attributes:
         path: the folder.
@@ -240,7 +238,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """Of the run and of its LoRA."""
+        """Name of the run and of its LoRA."""
         return self.path.name
 
     @property
@@ -255,21 +253,21 @@ class RunFolder:
 
     @property
     def lora_facts(self) -> Path:
-        """What a LoRA that is exported from a checkpoint says of itself."""
+        """Metadata for a LoRA exported from a checkpoint."""
         return self.checkpoints / "lora.json"
 
     @property
     def loras(self) -> Path:
-        """The folder of the LoRAs kept on the way."""
+        """The folder of intermediate LoRAs."""
         return self.path / "loras"
 
     @property
     def drawn_pairs(self) -> Path:
-        """The preference folder of a run from prompts alone, which the base model draws."""
+        """The preference folder that the base model generates for a run from prompts alone."""
         return self.path / "drawn_pairs"
 
     def lora_at(self, step: int) -> Path:
-        """The LoRA kept at a step."""
+        """Return the path of the intermediate LoRA of a step."""
         return self.loras / f"{self.name}-{step:06d}.safetensors"
 
     @property
@@ -284,16 +282,16 @@ class RunFolder:
 
     @property
     def stop(self) -> Path:
-        """A file of this name asks the run to save and leave."""
+        """The file that asks the run to save and stop."""
         return self.path / STOP
 
     def has_results(self) -> bool:
-        """Whether training has left something here that another run must not overwrite."""
+        """Return whether training left results that another run must not overwrite."""
         return has_results(self.path)
 
     @property
     def reached(self) -> int:
-        """Steps behind the newest checkpoint, 0 if there is none."""
+        """Step of the newest checkpoint, 0 if there is none."""
         return max(checkpoint_steps(self.checkpoints), default=0)
 
     @property
@@ -303,37 +301,37 @@ class RunFolder:
 
     @property
     def relabel(self) -> Path:
-        """What became of each pair when costs were asked for."""
+        """The relabelling of each pair by the cost model."""
         return self.path / "relabel.json"
 
     @property
     def costs(self) -> Path:
-        """What the cost model said of each image."""
+        """The cost of each image."""
         return self.cache / "costs.json"
 
     @property
     def cache(self) -> Path:
-        """Encoded images, unless they are kept elsewhere."""
+        """Encoded images, unless the settings name another folder."""
         return self.path / "cache"
 
     def sweep(self) -> None:
-        """Remove what a killed process left half-written."""
-        for place in (self.path, self.checkpoints, self.loras, self.cache, self.path / SAMPLES):
-            for path in place.glob(".*"):
+        """Remove half-written files of a killed process."""
+        for folder in (self.path, self.checkpoints, self.loras, self.cache, self.path / SAMPLES):
+            for path in folder.glob(".*"):
                 if _HALF_WRITTEN.fullmatch(path.name) and path.is_file():
                     path.unlink(missing_ok=True)
 
 
 def runs_in(root: Path, kind: Kind | None = None) -> list[Path]:
-    """Run folders, the one that changed last first.
+    """List run folders, the most recently changed first.
 
     Args:
-        root: their folder, which need not be there.
-        kind: only those that train this; None for all.
+        root: their folder, which may be missing.
+        kind: only runs of this kind; None for all.
     """
-    found = [
+    by_time = [
         (max(changed(folder / name) for name in (JOB, EVENTS, LAUNCH)), folder)
         for folder in (root.iterdir() if root.is_dir() else ())
         if (folder / JOB).is_file() and (kind is None or kind_of(folder) == kind)
     ]
-    return [folder for _, folder in sorted(found, reverse=True)]
+    return [folder for _, folder in sorted(by_time, reverse=True)]

@@ -1,4 +1,4 @@
-"""Processes told apart: a number is used again, a number together with a moment of birth is not."""
+"""Identify a process by PID and start time, because PIDs are reused."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ _MOST = 1 << 31
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, and no later one with the same number.
+    """A process, distinct from later ones with the same PID.
 
     Attributes:
-        pid: its number.
-        token: differs between any two processes of this machine that ever had that number.
+        pid: its PID.
+        token: differs between any two processes of this machine that ever had that PID.
     """
 
     pid: int
     token: str
 
 
-def _look_with_psutil(pid: int) -> tuple[str, float] | None:
+def _psutil_start(pid: int) -> tuple[str, float] | None:
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        born = process.create_time()
+        start = process.create_time()
     except psutil.Error:
         return None
-    return repr(born), born
+    return repr(start), start
 
 
 def look(pid: int) -> tuple[ProcessId, float] | None:
-    """Who has that number now, and when it was born in seconds since 1970; None if nobody lives there."""
-    found = _look(pid) if 0 < pid < _MOST else None
-    return None if found is None else (ProcessId(pid, found[0]), found[1])
+    """Return the process that has a PID now, and its start in seconds since 1970; None if there is none."""
+    start = _start_of(pid) if 0 < pid < _MOST else None
+    return None if start is None else (ProcessId(pid, start[0]), start[1])
 
 
 def alive(process: ProcessId) -> bool:
-    """Whether that very process still runs. One that has ended and was not yet waited for does not."""
-    found = look(process.pid)
-    return found is not None and found[0] == process
+    """Return whether that process still runs; a zombie does not."""
+    current = look(process.pid)
+    return current is not None and current[0] == process
 
 
 def end(process: ProcessId) -> None:
-    """End it and what it has started, at once and without a word to it; nothing if it is gone."""
+    """Kill a process and its children at once; nothing if it has ended."""
     if not alive(process):
         return
     if sys.platform == "win32":
@@ -63,7 +63,7 @@ def end(process: ProcessId) -> None:
             return
     else:
         try:
-            # Only the leader of a group may take the group with it: a run that a shell started shares one.
+            # Kill the group only if this process leads it: a run started by a shell shares the shell's group.
             if os.getpgid(process.pid) == process.pid:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
@@ -73,10 +73,10 @@ def end(process: ProcessId) -> None:
 
 
 if sys.platform == "linux":
-    # psutil's moment of birth moves when the clock is set; ticks since the machine's start do not.
-    def _look(pid: int) -> tuple[str, float] | None:
+    # psutil's start time changes when the clock is set; ticks since the machine's start do not.
+    def _start_of(pid: int) -> tuple[str, float] | None:
         try:
-            # The name before the last bracket may hold anything.
+            # The process name before the last bracket may contain any character.
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:
@@ -84,9 +84,9 @@ if sys.platform == "linux":
         if fields[0] in (b"Z", b"X"):
             return None
         ticks = int(fields[19])
-        # Not /proc/uptime: some containers see their own there, and the machine's ticks in stat.
+        # Not /proc/uptime: some containers show their own there, but the machine's ticks in stat.
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         return f"{boot}:{ticks}", time.time() - age
 
 else:
-    _look = _look_with_psutil
+    _start_of = _psutil_start

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder. The system ends the hold of a process that dies, however it dies."""
+"""Lock a run folder for one process; the system releases the lock of a process that dies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 
 from ..types import ScdpoError
 from . import folder as names
-from .file_lock import only_looked_at, try_exclusive
+from .file_lock import only_checked, try_exclusive
 from .process import ProcessId, alive, look
 from .state import outcome, process_of
 
@@ -17,14 +17,14 @@ _LOOKS, _MOST_LOOKS, _PAUSE = 4, 200, 0.05
 
 
 class RunLock:
-    """What keeps others out of a run folder until a `with` block ends."""
+    """Keeps other processes out of a run folder until a `with` block ends."""
 
     def __init__(self, folder: Path, flag: str = "--output") -> None:
-        """Hold nothing yet.
+        """Prepare the lock without taking it.
 
         Args:
-            folder: of the run; it need not be there yet.
-            flag: what names the folder on the command line.
+            folder: of the run; it need not exist yet.
+            flag: command line flag that names the folder.
         """
         self._folder, self._flag = folder, flag
         self._handle: int | None = None
@@ -40,34 +40,34 @@ class RunLock:
             self._handle = None
 
     def take(self, *, write: bool = True) -> None:
-        """Keep others out; nothing if we do already.
+        """Take the lock; nothing if it is already taken.
 
         Args:
-            write: whether the folder is ours to write to if nobody is at work in it. If not, this only looks.
+            write: whether the lock file may be created. If not, only an existing one is locked.
 
         Raises:
-            ScdpoError: another process is at work in the folder. Nothing was written then.
+            ScdpoError: another process works in the folder. Nothing is written then.
         """
         if self._handle is not None:
             return
         launch = names.launch_of(self._folder)
-        # A door's process has a record from its birth on, also one whose trainer takes no hold.
+        # A process that a door started is recorded at once, even if its trainer takes no lock.
         if launch is not None and alive(launch.process) and not is_ours(launch.process):
             raise self._occupied(launch.process)
         try:
             flags = os.O_RDWR | (os.O_CREAT if write else 0)
             handle = os.open(self._folder / names.HOLD, flags, 0o666)
         except OSError:
-            # Who may not write here, or has no disk left, is told so by what comes next.
+            # A read-only folder or a full disk is reported by the next write.
             return
         try:
             free, tries = try_exclusive(handle), 0
-            # Whoever looks whether a run works has the lock for a moment, or for longer on a busy machine.
-            while not free and (tries < _LOOKS or (tries < _MOST_LOOKS and only_looked_at(handle))):
+            # A check of the lock holds it for a moment, or longer on a busy machine.
+            while not free and (tries < _LOOKS or (tries < _MOST_LOOKS and only_checked(handle))):
                 time.sleep(_PAUSE)
                 free, tries = try_exclusive(handle), tries + 1
         except OSError:
-            # Some network disks know no locks.
+            # Some network disks do not support locks.
             worker = process_of(self._folder)
             free = worker is None or is_ours(worker) or outcome(self._folder) is not None
         if not free:
@@ -76,14 +76,14 @@ class RunLock:
         self._handle = handle
 
     def _occupied(self, process: ProcessId | None) -> ScdpoError:
-        # One that still looks at its images has not written its number down.
+        # A process that still checks its images has not written its PID yet.
         number = "" if process is None else f" (process {process.pid})"
         return ScdpoError(
-            f"Another process{number} is at work in {self._folder}. Wait until it has ended, stop it from "
+            f"Another process{number} is working in {self._folder}. Wait until it has ended, stop it from "
             f"the page or with a file named '{names.STOP}' in that folder, or give another {self._flag}."
         )
 
 
 def is_ours(process: ProcessId) -> bool:
-    """Whether it is this process or the one that started it: python.exe of an environment on Windows."""
+    """Return whether it is this process or its parent (python.exe of an environment on Windows)."""
     return any(found is not None and found[0] == process for found in map(look, (os.getpid(), os.getppid())))

@@ -1,4 +1,4 @@
-"""Whether somebody asks a job to leave: its caller, or a file named 'stop' in its run folder."""
+"""Stop requests: from the caller, or by a file named 'stop' in the run folder."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from .run_lock import is_ours
 
 
 class StopAskedError(Exception):
-    """Somebody asked to stop before training began."""
+    """A stop was requested."""
 
 
 class StopRequest:
-    """What asks one process to leave, from the moment it looks at its settings.
+    """The stop requests to one process, from the moment it reads its settings.
 
-    A file that is there already when this process comes asked an earlier one, unless a door has started us:
-    then it has cleared what was there before. One in the folder of a finished run that we may not touch is
-    not ours at all.
+    A file that exists when this process starts was meant for an earlier one, unless a door started this
+    process: the door removes old requests first. A file in the folder of a finished run is ignored.
 
     Attributes:
-        refused: whether the folder holds results that nobody has asked to go on with.
+        refused: whether the folder holds results and `resume` was not requested.
     """
 
     def __init__(self, folder: RunFolder | None, resume: bool, asked: Callable[[], bool]) -> None:
-        """Look at what is there already.
+        """Note an existing file.
 
         Args:
-            folder: of the run; it need not be there yet. None if nobody has said which.
-            resume: whether an interrupted run is to go on.
-            asked: what the caller says.
+            folder: of the run; it need not exist yet. None if unknown.
+            resume: whether an interrupted run is to continue.
+            asked: returns whether the caller requests a stop.
         """
         self._asked = asked
         self.refused = folder is not None and folder.has_results() and not resume
@@ -40,34 +39,34 @@ class StopRequest:
         self._old = None if launch is not None and is_ours(launch.process) else _mark(self._file)
 
     def asked(self) -> bool:
-        """Whether somebody asks."""
-        return self._asked() or self._is_told()
+        """Return whether a stop is requested."""
+        return self._asked() or self._file_is_new()
 
     def clear_stale(self) -> None:
-        """Remove the file that asked an earlier process, now that the folder is ours."""
+        """Remove a request to an earlier process, once the folder is locked."""
         if self._file is not None and self._old is not None and _mark(self._file) == self._old:
             self._file.unlink(missing_ok=True)
 
     def acknowledge(self) -> None:
-        """Remove the file that asked this process: it leaves."""
-        if self._file is not None and self._is_told():
+        """Remove the request to this process, which is exiting."""
+        if self._file is not None and self._file_is_new():
             self._file.unlink(missing_ok=True)
 
-    def _is_told(self) -> bool:
+    def _file_is_new(self) -> bool:
         mark = _mark(self._file)
         return mark is not None and mark != self._old
 
 
 def listener(report: Callable[[int, int], None], leave: Callable[[], bool]) -> Callable[[int, int], None]:
-    """What long work tells how far it is: it reports at most every half second, and ends the work if asked.
+    """Make a progress function that reports at most every half second and stops the work if requested.
 
     Args:
-        report: is told how much of how much is done.
-        leave: whether somebody asks to stop; then `StopAskedError` is raised.
+        report: called with the amount done and the total.
+        leave: returns whether a stop is requested; then `StopAskedError` is raised.
     """
     last = 0.0
 
-    def told(done: int, total: int) -> None:
+    def update(done: int, total: int) -> None:
         nonlocal last
         if leave():
             raise StopAskedError
@@ -75,13 +74,13 @@ def listener(report: Callable[[int, int], None], leave: Callable[[], bool]) -> C
             last = time.monotonic()
             report(done, total)
 
-    return told
+    return update
 
 
 def _mark(path: Path | None) -> tuple[int, int] | None:
-    """Tells one file of a name from a later one; None if there is none."""
+    """Return a fingerprint that tells a file from a later one of the same name; None if there is none."""
     try:
-        found = None if path is None else path.stat()
+        status = None if path is None else path.stat()
     except OSError:
         return None
-    return None if found is None else (found.st_mtime_ns, found.st_ino)
+    return None if status is None else (status.st_mtime_ns, status.st_ino)

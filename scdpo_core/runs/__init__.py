@@ -1,4 +1,4 @@
-"""Training runs in processes of their own: what ComfyUI's nodes, the WebUI's tab and the page alone share.
+"""Training runs in separate processes, shared by ComfyUI's nodes, the WebUI's tab and the standalone page.
 
-The run folder is the truth. Nothing here needs a package of the trainer's, nor a host.
+The run folder holds the whole state. Nothing here needs a package of the trainer or a host.
 """

@@ -1,4 +1,4 @@
-"""How fast this machine computes, timed for a moment: what a first estimate rests on."""
+"""Time how fast this machine computes, for a first estimate of a training."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _LOCK = Lock()
 
 
 def speed(channels: int, side: int, images: int) -> float:
-    """Floating point operations a second in a convolution, the work that most of a UNet's training is.
+    """Measure floating point operations per second of a convolution, most of a UNet's work.
 
-    On the device that a training would choose, in the precision that it would choose. Timed once.
+    On the device and in the precision that a training would choose. Measured once per process.
 
     Args:
-        channels: in and out.
-        side: of the square that it goes over.
-        images: at once.
+        channels: input and output channels.
+        side: of the square input, pixels.
+        images: batch size.
     """
     with _LOCK:
         return _measured(channels, side, images)
 
 
 def forget() -> None:
-    """Let it be timed anew."""
+    """Discard the measurements."""
     _measured.cache_clear()
 
 
@@ -38,26 +38,26 @@ def forget() -> None:
 def _measured(channels: int, side: int, images: int) -> float:
     import torch
 
-    device, dtype = _place()
+    device, dtype = _device()
     with torch.inference_mode():
         data = torch.randn(images, channels, side, side, device=device, dtype=dtype)
         weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
 
         def once() -> float:
             began = time.perf_counter()
-            # One number back: a graphics card answers only when it is done.
+            # Reading one number waits for the GPU to finish.
             float(torch.nn.functional.conv2d(data, weight, padding=1)[0, 0, 0, 0])
             return time.perf_counter() - began
 
-        once()  # chooses its kernel
-        took = [once()]
-        while sum(took) < _ENOUGH and len(took) < _MOST:
-            took.append(once())
-    # The quickest: what else the machine does just now is left out.
-    return 2 * 9 * channels**2 * side**2 * images / min(took)
+        once()  # warm-up: chooses the kernel
+        times = [once()]
+        while sum(times) < _ENOUGH and len(times) < _MOST:
+            times.append(once())
+    # The fastest, which other load on the machine disturbed least.
+    return 2 * 9 * channels**2 * side**2 * images / min(times)
 
 
-def _place() -> tuple[str, torch.dtype]:
+def _device() -> tuple[str, torch.dtype]:
     import torch
 
     if torch.cuda.is_available():

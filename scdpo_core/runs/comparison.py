@@ -1,4 +1,4 @@
-"""Before and after: a LoRA at several weights, same prompts and noise, as a job and its result."""
+"""Compare a LoRA at several weights, with the same prompts and noise: the job and its result."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _STRONGEST = 4.0
 
 @dataclass(frozen=True)
 class CompareJob:
-    """Images to draw.
+    """Images to generate.
 
     Attributes:
         lora: the LoRA's file.
         base: as `jobs.LoraJob.base`.
         output: the folder in which the run folder is made.
         name: of the run folder.
-        prompts: what to draw; the first with seed `seed`, the second with the next one and so on.
+        prompts: the first gets seed `seed`, the second the next one and so on.
         weights: of the LoRA; 0 is the base model alone.
         cost_model: what scores the images, see `cost.scorers.load_scorer`.
         seed: of the first prompt's noise.
@@ -60,7 +60,7 @@ class Cell:
     """One image.
 
     Attributes:
-        prompt: that it was drawn for.
+        prompt: it was generated for.
         seed: of its noise.
         weight: of the LoRA.
         path: below the run folder.
@@ -96,56 +96,58 @@ class Comparison:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """In the order they were asked for."""
+        """Weights in the order of the job."""
         return tuple(dict.fromkeys(cell.weight for cell in self.cells))
 
     def at(self, weight: float) -> list[Cell]:
-        """The images at a weight."""
+        """Return the images at a weight."""
         return [cell for cell in self.cells if cell.weight == weight]
 
 
 def problems(job: CompareJob) -> Iterator[str]:
-    """What is wrong with a comparison, a sentence each."""
-    if wrong := names.name_problem(job.name):
-        yield wrong
+    """Yield what is wrong with a comparison, a sentence each."""
+    if problem := names.name_problem(job.name):
+        yield problem
     elif job.folder.exists():
-        yield f"There is a run '{job.name}' already. Choose another name."
+        yield f"A run '{job.name}' already exists. Choose another name."
     if not job.lora.is_file():
         yield f"There is no LoRA {job.lora}."
     if not job.base.strip():
         yield "Choose a base model."
     if not 1 <= len(job.prompts) <= MOST_PROMPTS:
-        yield f"Give 1 to {MOST_PROMPTS} prompts, one a line; there are {len(job.prompts)}."
+        yield f"Give 1 to {MOST_PROMPTS} prompts, one per line; there are {len(job.prompts)}."
     for text in (str(job.lora), str(job.output), job.base, *job.prompts):
-        if wrong := not_unicode(text):
-            yield f"{wrong} Change it."
+        if problem := not_unicode(text):
+            yield f"{problem} Change it."
     if not 1 <= len(set(job.weights)) <= MOST_WEIGHTS:
         yield f"Give 1 to {MOST_WEIGHTS} weights, such as 0, 0.5, 1."
     if any(not -_STRONGEST <= weight <= _STRONGEST for weight in job.weights):
-        yield f"Weights lie between -{_STRONGEST:g} and {_STRONGEST:g}."
+        yield f"Weights must be between -{_STRONGEST:g} and {_STRONGEST:g}."
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """'0, 0.5, 1' as numbers, each once.
+    """Parse '0, 0.5, 1' as numbers, each once.
 
     Raises:
-        ScdpoError: something else stands there.
+        ScdpoError: the text is not a list of numbers.
     """
     try:
         return tuple(dict.fromkeys(float(part) for part in text.replace(";", ",").split(",") if part.strip()))
     except ValueError:
-        raise ScdpoError(f"'{text}' are no weights. Write numbers with commas between: 0, 0.5, 1.") from None
+        raise ScdpoError(
+            f"'{text}' is not a list of weights. Write numbers with commas: 0, 0.5, 1."
+        ) from None
 
 
 def write_comparison(job: CompareJob) -> Path:
     """Write a job into its run folder, for `Queue.add`.
 
     Raises:
-        ScdpoError: what is wrong with it, one thing a line.
+        ScdpoError: what is wrong with it, one sentence a line.
     """
-    wrong = list(problems(job))
-    if wrong:
-        raise ScdpoError("\n".join(wrong))
+    errors = list(problems(job))
+    if errors:
+        raise ScdpoError("\n".join(errors))
     import tomli_w
 
     tree = asdict(job) | {"lora": str(job.lora.expanduser().absolute()), "output": str(job.output.absolute())}
@@ -155,10 +157,10 @@ def write_comparison(job: CompareJob) -> Path:
 
 
 def read_comparison(path: Path) -> CompareJob:
-    """The job in a job.toml.
+    """Read the job in a job.toml.
 
     Raises:
-        ScdpoError: it is missing or damaged, or the job of a training.
+        ScdpoError: the file is missing or damaged, or the job of a training.
     """
     try:
         return from_json(toml.loads(path.read_text("utf-8")), CompareJob)
@@ -184,7 +186,7 @@ class _Sampling:
 
 @dataclass(frozen=True)
 class _TrainJob:
-    """What a comparison takes from a training's job.toml."""
+    """The part of a training's job.toml that a comparison reads."""
 
     model: _Model
     data: _Data
@@ -192,12 +194,12 @@ class _TrainJob:
 
 
 @dataclass(frozen=True)
-class Usual:
-    """How a trained LoRA is usually compared, as its run's own settings have it.
+class ComparisonDefaults:
+    """Defaults for comparing a trained LoRA, from the settings of its run.
 
     Attributes:
         base: the model it was trained on.
-        prompts: some of those it was trained with.
+        prompts: some training prompts.
         steps: denoising steps of the run's samples.
         guidance: of the run's samples.
     """
@@ -208,11 +210,11 @@ class Usual:
     guidance: float
 
 
-def usual(run: Path, prompts: int = 6) -> Usual | None:
-    """What a run's job.toml says; None if there is none."""
+def defaults_of(run: Path, prompts: int = 6) -> ComparisonDefaults | None:
+    """Read defaults from a run's job.toml; None if there is none."""
     try:
         job = from_json(toml.loads((run / names.JOB).read_text("utf-8")), _TrainJob)
-        return Usual(
+        return ComparisonDefaults(
             job.model.base,
             tuple(some_prompts(job.data.pairs, prompts)),
             job.sampling.sample_steps,
@@ -234,31 +236,31 @@ def compare_with(
     steps: int | None = None,
     guidance: float | None = None,
 ) -> CompareJob:
-    """A comparison in which the run that made the LoRA says what nobody else does.
+    """Make a comparison; what is not given is taken from the run that made the LoRA.
 
     Args:
         lora: the file, or its run folder.
         base: as `jobs.LoraJob.base`; None: the run's.
-        prompts: what to draw; none: some of the run's.
+        prompts: empty: some of the run's.
         output: the run folder to make; None: one beside the LoRA's run.
         weights: of the LoRA.
         cost_model: as `CompareJob.cost_model`.
         seed: of the first prompt's noise.
         steps: denoising steps; None: the run's.
-        guidance: of the drawing; None: the run's.
+        guidance: classifier-free guidance; None: the run's.
 
     Raises:
-        ScdpoError: the base or the prompts are not given, and no run says them.
+        ScdpoError: base or prompts are neither given nor in a run.
     """
     lora = lora.expanduser().absolute()
     if lora.is_dir():
         lora /= f"{lora.name}.safetensors"
-    run = usual(lora.parent)
+    run = defaults_of(lora.parent)
     if base is None and run is None:
-        raise ScdpoError(f"Say which model {lora.name} is for (--base): there is no run folder round it.")
+        raise ScdpoError(f"Give the base model of {lora.name} with --base: it is not in a run folder.")
     prompts = tuple(prompts) or (() if run is None else run.prompts)
     if not prompts:
-        raise ScdpoError("Say what to draw: --prompts 'a text' 'another', or a .txt file of them.")
+        raise ScdpoError("Give prompts: --prompts 'a text' 'another', or a .txt file of them.")
     if output is None:
         home = lora.parent.parent if (lora.parent / names.JOB).is_file() else lora.parent
         free = (home / f"{lora.stem}-compare{number or ''}" for number in (0, *range(2, 10_000)))
@@ -286,12 +288,12 @@ def _full_name(base: str) -> str:
 
 
 def write_result(folder: Path, result: Comparison) -> None:
-    """Write what came of it into its run folder."""
+    """Write a comparison's result into its run folder."""
     write_json(folder / RESULT, asdict(result))
 
 
 def read_result(folder: Path) -> Comparison | None:
-    """What came of it; None while there is nothing, or if the file is damaged or names others' files."""
+    """Read a result; None if it is missing, damaged, or names files outside its folder."""
     try:
         result = read_json(folder / RESULT, Comparison)
         return result if all(inside(folder, cell.path) for cell in result.cells) else None

@@ -1,4 +1,4 @@
-"""A training on a terminal: its events as bars, or as plain lines where nobody watches."""
+"""Show a training in a terminal: progress bars, or plain lines where output is redirected."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ if TYPE_CHECKING:
 def bars(
     *, quiet: bool = False, stay: bool = False, unit: str = "it"
 ) -> Iterator[Callable[[str, int, int], None]]:
-    """One progress bar for each kind of work on a terminal, nothing elsewhere.
+    """Show one progress bar for each phase on a terminal, nothing elsewhere.
 
     Args:
         quiet: show nothing on a terminal either.
-        stay: leave the bars of finished work on the screen.
+        stay: keep the bars of finished phases on the screen.
         unit: of what is counted.
 
     Yields:
-        Is told what is being done, how much of it is done, and how much there is.
+        A function of phase, amount done, and total.
     """
-    # Here, since hosts lack it.
+    # Imported here, because hosts lack it.
     from tqdm import tqdm
 
-    shown: dict[str, tqdm] = {}
+    by_phase: dict[str, tqdm] = {}
 
-    def update(what: str, done: int, total: int) -> None:
-        if what not in shown:
-            shown[what] = tqdm(desc=what, disable=True if quiet else None, leave=stay, unit=unit)
-        bar = shown[what]
+    def update(phase: str, done: int, total: int) -> None:
+        if phase not in by_phase:
+            by_phase[phase] = tqdm(desc=phase, disable=True if quiet else None, leave=stay, unit=unit)
+        bar = by_phase[phase]
         bar.total = total
         bar.update(done - bar.n)
         if done >= total:
-            # What is said next must not stand behind it.
-            shown.pop(what).close()
+            # The next line must not follow the bar on its line.
+            by_phase.pop(phase).close()
 
     try:
         yield update
     finally:
-        for bar in shown.values():
+        for bar in by_phase.values():
             bar.close()
 
 
 def lines(say: Callable[[str], None], unit: str, every: float = 15.0) -> Callable[[str, int, int], None]:
-    """A line now and then with the time that is left, for where no terminal shows bars.
+    """Write a line now and then with the time left, where no terminal shows bars.
 
     Args:
         say: writes a line.
@@ -63,21 +63,25 @@ def lines(say: Callable[[str], None], unit: str, every: float = 15.0) -> Callabl
         every: seconds between two lines of the same work.
 
     Returns:
-        Is told what is being done, how much of it is done, and how much there is.
+        A function of phase, amount done, and total.
     """
     began: dict[str, tuple[float, int]] = {}
-    told: dict[str, float] = {}
+    last_written: dict[str, float] = {}
 
-    def update(what: str, done: int, total: int) -> None:
+    def update(phase: str, done: int, total: int) -> None:
         now = time.monotonic()
-        start, first = began.setdefault(what, (now, done))
-        if done < total and now - told.setdefault(what, now) < every:
+        start, first = began.setdefault(phase, (now, done))
+        if done < total and now - last_written.setdefault(phase, now) < every:
             return
-        told[what] = now
-        # What an earlier process did says nothing of this one's speed.
-        new = done - first
-        left = f", {duration((total - done) * (now - start) / new)} left" if new > 0 and done < total else ""
-        say(f"{what} {done:,} of {total:,}{unit}{left}")
+        last_written[phase] = now
+        # Work of an earlier process does not count for this one's speed.
+        newly_done = done - first
+        left = (
+            f", {duration((total - done) * (now - start) / newly_done)} left"
+            if newly_done > 0 and done < total
+            else ""
+        )
+        say(f"{phase} {done:,} of {total:,}{unit}{left}")
 
     return update
 
@@ -101,33 +105,33 @@ _EVERY = 5.0  # seconds between two lines
 class Screen:
     """Shows events: bars on a terminal, plain lines everywhere else.
 
-    Training outlives whoever watches it: once nobody can be told any more, nobody is.
+    Training continues when the terminal is closed; output then ends silently.
     """
 
     def __init__(self) -> None:
         """Show on standard output, and bars on standard error."""
-        # Of the processes that accelerate starts, one speaks for all.
+        # Of the processes that accelerate starts, rank 0 writes.
         self._watched = os.environ.get("RANK", "0") == "0"
         self._bars = sys.stderr.isatty()
         self._bar: Any = None
         self._phase = ""
-        self._said = 0.0
+        self._written_at = 0.0
 
     def show(self, event: Event) -> None:
         """Show an event."""
         if isinstance(event, Progress):
             self._try(lambda: (self._draw if self._bars else self._write)(event))
         elif isinstance(event, Started):
-            whence = f" from step {event.first_step}" if event.first_step else ""
-            rounds = f" ({event.epochs:g} epochs)" if event.epochs else ""
-            amount = f"{event.pairs} pairs, {event.steps} steps{rounds}{whence}"
+            resumed = f" from step {event.first_step}" if event.first_step else ""
+            epochs = f" ({event.epochs:g} epochs)" if event.epochs else ""
+            amount = f"{event.pairs} pairs, {event.steps} steps{epochs}{resumed}"
             self.say(f"Run {event.run}: {amount}, on {event.device}")
         elif isinstance(event, Validated):
             self.say(f"Step {event.step}, {event.pairs} pairs held out: {_figures(event.metrics, HELD_OUT)}")
         elif isinstance(event, Estimated):
-            there = "" if event.available is None else f" of {event.available / 2**30:.1f} there are"
-            took = "" if event.seconds is None else f", and {duration(event.seconds)}"
-            self.say(f"Training needs about {event.memory / 2**30:.1f} GiB{there}{took}.")
+            available = "" if event.available is None else f" of {event.available / 2**30:.1f} available"
+            time_needed = "" if event.seconds is None else f", and {duration(event.seconds)}"
+            self.say(f"Training needs about {event.memory / 2**30:.1f} GiB{available}{time_needed}.")
         elif isinstance(event, Warned):
             self.say(f"Note: {event.message}")
 
@@ -153,11 +157,11 @@ class Screen:
                 show()
         except OSError:
             self._watched = False
-            # What is left in the buffer would fail once more when Python leaves.
+            # The rest of the buffer would fail once more when Python exits.
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
     def _draw(self, event: Progress) -> None:
-        # Here, since hosts lack it.
+        # Imported here, because hosts lack it.
         from tqdm import tqdm
 
         if self._bar is None or event.phase != self._phase:
@@ -171,11 +175,11 @@ class Screen:
             self._bar.set_postfix_str(_figures(event.metrics, FIGURES))
 
     def _write(self, event: Progress) -> None:
-        """A line every few seconds, and always the last of a phase."""
+        """Write a line every few seconds, and always the last of a phase."""
         now = time.monotonic()
-        if event.step < event.total and event.phase == self._phase and now - self._said < _EVERY:
+        if event.step < event.total and event.phase == self._phase and now - self._written_at < _EVERY:
             return
-        self._phase, self._said = event.phase, now
+        self._phase, self._written_at = event.phase, now
         left = "" if not event.seconds_left else f"  {duration(event.seconds_left)} left"
         figures = _figures(event.metrics, FIGURES)
         _line(f"{PHASES[event.phase]} {event.step}/{event.total}{'  ' if figures else ''}{figures}{left}")
@@ -187,5 +191,5 @@ def _line(text: str) -> None:
 
 
 def _figures(metrics: Mapping[str, float | None], names: Mapping[str, str]) -> str:
-    known = ((short, metrics.get(name)) for name, short in names.items())
-    return " ".join(f"{short} {value:.3g}" for short, value in known if value is not None)
+    figures = ((short, metrics.get(name)) for name, short in names.items())
+    return " ".join(f"{short} {value:.3g}" for short, value in figures if value is not None)

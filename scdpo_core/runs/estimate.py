@@ -1,5 +1,5 @@
-"""What a training will take, from what is known: earlier runs on this machine, else what the kind of model
-costs and how fast the machine computes."""
+"""Estimate the time and memory of a training, from earlier runs on this machine, else from the family's
+cost table and the speed of the machine."""
 
 from __future__ import annotations
 
@@ -30,75 +30,76 @@ Tree = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training will take.
+    """Expected time and memory of a training.
 
     Attributes:
         steps: of the training.
-        seconds: of the training; None if nothing tells.
-        told_by: name of the run on this machine that tells; '' if the machine was timed instead, which is
-            right to a factor of two.
-        memory: bytes of graphics memory at its peak; None if the kind of model is not known.
-        spares: settings that would make that less, as in a job.toml.
-        is_least: whether `memory` is the least that will do, of a training that takes what there is.
+        seconds: of the training; None if unknown.
+        source_run: name of the run on this machine that it is based on; '' if the machine was timed instead,
+            which is right to a factor of two.
+        memory: peak bytes of graphics memory; None if the model's family is unknown.
+        savings: settings that would reduce it, as in a job.toml.
+        is_least: whether `memory` is the minimum, of a training that uses what is available.
     """
 
     steps: int
     seconds: float | None
-    told_by: str
+    source_run: str
     memory: int | None
-    spares: tuple[str, ...] = ()
+    savings: tuple[str, ...] = ()
     is_least: bool = False
 
 
 def estimate(job: LoraJob, earlier: Path, timed: Callable[[int, int, int], float] | None = None) -> Estimate:
     """Estimate a job.
 
-    The time is that of the newest run with the same base, or else one of the same kind, in proportion to
+    The time is that of the newest run with the same base, else of the same family, in proportion to
     steps, pairs in a step and pixels.
 
     Args:
-        job: need not be complete.
+        job: may be incomplete.
         earlier: the runs root.
-        timed: how fast this machine is, see `benchmark.speed`; called when no run tells. None: never.
+        timed: measures this machine, see `benchmark.speed`; called when no run is similar. None: never.
     """
-    kind, tree = _kind(job.base), _layered(job)
-    needs, weights = _cost_of(kind), weight_bytes(job.base)
-    steps, load = _steps(tree), _load(tree, needs)
-    memory, spares, is_least = _memory(tree, needs, weights), _spares(tree, needs), _offloaded(tree) == "auto"
-    told = next(_rates(job.base, kind, earlier), None)
-    if told is not None:
-        folder, rate = told
-        return Estimate(steps, steps * load / rate, folder.name, memory, spares, is_least)
+    family, tree = _family_of(job.base), _layered(job)
+    cost, weights = _pair_cost(family), weight_bytes(job.base)
+    steps, load = _steps(tree), _load(tree, cost)
+    memory, savings = _memory(tree, cost, weights), _savings(tree, cost)
+    is_least = _offloaded(tree) == "auto"
+    comparable = next(_rates(job.base, family, earlier), None)
+    if comparable is not None:
+        folder, rate = comparable
+        return Estimate(steps, steps * load / rate, folder.name, memory, savings, is_least)
     seconds = None
-    if needs is not None and timed is not None:
-        work = needs.work[_saves(tree)] * 1e12 * _share(needs, weights)
-        seconds = steps * load * work / (timed(*needs.probe) * needs.reach)
-    return Estimate(steps, seconds, "", memory, spares, is_least)
+    if cost is not None and timed is not None:
+        work = cost.work[_checkpoints_gradients(tree)] * 1e12 * _share(cost, weights)
+        seconds = steps * load * work / (timed(*cost.probe) * cost.reach)
+    return Estimate(steps, seconds, "", memory, savings, is_least)
 
 
-def in_words(found: Estimate) -> str:
-    """The estimate as sentences."""
-    if found.seconds is None:
-        time = "no earlier run with this model tells how long; the bar will after the first steps"
-    elif found.told_by:
-        time = f"about {_duration(found.seconds)}, judging by the run '{found.told_by}'"
+def in_words(expected: Estimate) -> str:
+    """Format the estimate as sentences."""
+    if expected.seconds is None:
+        time = "time unknown, since no earlier run used this model; the bar shows it after a few steps"
+    elif expected.source_run:
+        time = f"about {_duration(expected.seconds)}, judging by the run '{expected.source_run}'"
     else:
         time = (
-            f"very roughly {_duration(found.seconds)}, perhaps half or twice that. No such model was trained "
-            "here yet, so this machine was timed for a moment; the bar will tell better"
+            f"very roughly {_duration(expected.seconds)}, perhaps half or twice that. No such model was "
+            "trained here yet, so this comes from a short speed test; the progress bar will be more exact"
         )
     memory = ""
-    # Nobody lacks what the embedded model needs.
-    if found.memory and found.memory >= _WORTH_SAYING:
-        how_much = "at least" if found.is_least else "about"
-        memory = f" It needs {how_much} {found.memory / 2**30:.1f} GB of graphics memory."
-        if found.spares:
-            memory += f" If that is too much, set {' or '.join(found.spares)} below."
-    return f"{found.steps:,} steps: {time}.{memory}"
+    # Every machine has the memory that the embedded model needs.
+    if expected.memory and expected.memory >= _WORTH_SAYING:
+        how_much = "at least" if expected.is_least else "about"
+        memory = f" It needs {how_much} {expected.memory / 2**30:.1f} GB of graphics memory."
+        if expected.savings:
+            memory += f" If that is too much, set {' or '.join(expected.savings)} below."
+    return f"{expected.steps:,} steps: {time}.{memory}"
 
 
 def weight_bytes(base: str) -> int | None:
-    """Bytes of the drawing network of a .safetensors checkpoint, in 16 bits; None of anything else."""
+    """Return the bytes of a .safetensors checkpoint's denoiser in 16 bits; None for anything else."""
     from ..io.safetensors_header import read_header
 
     path = Path(base).expanduser()
@@ -108,12 +109,14 @@ def weight_bytes(base: str) -> int | None:
         shapes = read_header(path).shapes
     except ScdpoError:
         return None
-    own = [shape for name, shape in shapes.items() if name.startswith(_DENOISERS)] or list(shapes.values())
-    return sum(math.prod(shape) for shape in own) * _BYTES
+    weights = [shape for name, shape in shapes.items() if name.startswith(_DENOISERS)] or list(
+        shapes.values()
+    )
+    return sum(math.prod(shape) for shape in weights) * _BYTES
 
 
-def _kind(base: str) -> str:
-    """The family of a base model, 'micro' of the embedded one; '' if that cannot be told."""
+def _family_of(base: str) -> str:
+    """Detect the family of a base model; '' if it is unknown, 'micro' for the embedded one."""
     from ..families.detect import detect
     from ..family_info import MICRO
 
@@ -126,41 +129,43 @@ def _kind(base: str) -> str:
         return ""
 
 
-def _rates(base: str, kind: str, earlier: Path) -> Iterator[tuple[Path, float]]:
-    """Runs that tell, the best first, and how much of `_load` each did in a second."""
+def _rates(base: str, family: str, earlier: Path) -> Iterator[tuple[Path, float]]:
+    """Yield comparable runs, the best first, and how much of `_load` each did per second."""
     trees = [(folder, _tree(folder / names.JOB)) for folder in runs_in(earlier, "lora")[:_MOST_LOOKED]]
     bases = [str(_section(tree, "model").get("base", "")) for _, tree in trees]
     same = [run for run, other in zip(trees, bases, strict=True) if other == base]
-    yield from _told(same, kind)
-    alike = (run for run, other in zip(trees, bases, strict=True) if other != base and _kind(other) == kind)
-    yield from _told(alike if kind else (), kind)
+    yield from _rates_of(same, family)
+    alike = (
+        run for run, other in zip(trees, bases, strict=True) if other != base and _family_of(other) == family
+    )
+    yield from _rates_of(alike if family else (), family)
 
 
-def _told(runs: Iterable[tuple[Path, Tree]], kind: str) -> Iterator[tuple[Path, float]]:
+def _rates_of(runs: Iterable[tuple[Path, Tree]], family: str) -> Iterator[tuple[Path, float]]:
     for folder, tree in runs:
         try:
             speed = Follower(folder).view().steps_per_second
         except ScdpoError:
             continue
         if speed:
-            yield folder, speed * _load(tree, _cost_of(kind))
+            yield folder, speed * _load(tree, _pair_cost(family))
 
 
-def _cost_of(kind: str) -> PairCost | None:
-    return FAMILY_INFO[kind].cost if kind in FAMILY_INFO else None
+def _pair_cost(family: str) -> PairCost | None:
+    return FAMILY_INFO[family].cost if family in FAMILY_INFO else None
 
 
 def _memory(tree: Tree, needs: PairCost | None, weights: int | None) -> int | None:
     if needs is None or _section(tree, "model").get("quantize", "off") != "off":
         return None
     share, rank = _share(needs, weights), _section(tree, "lora").get("rank", _DEFAULT_RANK)
-    step = needs.step[_saves(tree)] * share * _batch(tree) * _area(tree, needs)
+    step = needs.step[_checkpoints_gradients(tree)] * share * _batch(tree) * _area(tree, needs)
     held = (needs.weights - _waiting(tree, needs)) * share
     return int((held + needs.lora * share * int(rank) / COST_RANK + step) * 2**30)
 
 
 def _offloaded(tree: Tree) -> int | Literal["auto"]:
-    """How many blocks wait in main memory; 0 where somebody wrote what is no number."""
+    """Return the number of blocks in main memory; 0 where the setting is not a number."""
     blocks = _section(tree, "model").get("offload_blocks", 0)
     if blocks == "auto":
         return "auto"
@@ -168,31 +173,31 @@ def _offloaded(tree: Tree) -> int | Literal["auto"]:
 
 
 def _waiting(tree: Tree, needs: PairCost) -> float:
-    """GiB of the blocks that wait in main memory: all with 'auto', which takes fewer where there is room."""
-    asked, (total, weights) = _offloaded(tree), needs.blocks
-    count = total if asked == "auto" else min(asked, total)
+    """Return the GiB of the blocks in main memory; 'auto' counts all, though it may use fewer."""
+    blocks, (total, weights) = _offloaded(tree), needs.blocks
+    count = total if blocks == "auto" else min(blocks, total)
     return weights * max(0, count - _IN_FLIGHT) / total if total else 0.0
 
 
-def _spares(tree: Tree, needs: PairCost | None) -> tuple[str, ...]:
-    ways = (
-        (not _saves(tree), "gradient_checkpointing = true"),
+def _savings(tree: Tree, needs: PairCost | None) -> tuple[str, ...]:
+    settings = (
+        (not _checkpoints_gradients(tree), "gradient_checkpointing = true"),
         (needs is not None and bool(needs.blocks[0]) and not _offloaded(tree), 'offload_blocks = "auto"'),
         (_batch(tree) > 1, "a smaller batch_size"),
     )
-    return tuple(way for helps, way in ways if helps)
+    return tuple(setting for helps, setting in settings if helps)
 
 
 def _share(needs: PairCost, weights: int | None) -> float:
-    """How large a model is beside the one of its kind that was looked at."""
+    """Return a model's size relative to the family's measured one."""
     return 1.0 if weights is None else weights / 2**30 / needs.weights
 
 
 def _layered(job: LoraJob) -> Tree:
-    """The settings that are known to count, as the trainer will put them together."""
-    preset = _tree(ROOT / "trainer" / "configs" / f"{_kind(job.base)}.toml")
-    own = quality_settings(job.quality, job.base) if job.quality in QUALITIES else {}
-    layers = (preset, own, job.choices, _chosen(job))
+    """Merge the settings that matter, in the trainer's order."""
+    preset = _tree(ROOT / "trainer" / "configs" / f"{_family_of(job.base)}.toml")
+    quality = quality_settings(job.quality, job.base) if job.quality in QUALITIES else {}
+    layers = (preset, quality, job.choices, _chosen(job))
     sections = ("optim", "model", "data", "lora")
     return {
         name: {key: value for layer in layers for key, value in _section(layer, name).items()}
@@ -209,19 +214,19 @@ def _batch(tree: Tree) -> int:
 
 
 def _load(tree: Tree, needs: PairCost | None) -> float:
-    """Pairs in a step, as pairs of the usual size."""
+    """Return the pairs per step, counted as pairs of the usual size."""
     accumulation = int(_section(tree, "optim").get("accumulation", _DEFAULT_ACCUMULATION))
     return _batch(tree) * max(1, accumulation) * _area(tree, needs)
 
 
 def _area(tree: Tree, needs: PairCost | None) -> float:
-    """Pixels of an image beside the usual number."""
+    """Return an image's pixels relative to the usual number."""
     data = _section(tree, "data")
     width, height = int(data.get("width", 0)), int(data.get("height", 0))
     return width * height / needs.side**2 if needs is not None and width and height else 1.0
 
 
-def _saves(tree: Tree) -> bool:
+def _checkpoints_gradients(tree: Tree) -> bool:
     return bool(_section(tree, "model").get("gradient_checkpointing", False))
 
 

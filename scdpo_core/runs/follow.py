@@ -1,4 +1,4 @@
-"""A run's log read while it grows, and everything that a door shows of a run as one value."""
+"""Read a run's event log while it grows, and sum it up in one value that doors show."""
 
 from __future__ import annotations
 
@@ -25,73 +25,73 @@ from ..run_store.events import (
 from ..run_store.state import State, last_words, state_of
 
 MOST_POINTS = 512
-"""Points of a curve at most."""
+"""Most points of a curve."""
 MOST_SAMPLES = 256
 MOST_WARNINGS = 50
 _HEAD = 128
 
 Curve = tuple[tuple[int, float], ...]
-"""Steps, rising, and the figure at each."""
+"""Ascending steps, and the figure at each."""
 
 
 class EventReader:
-    """Reads a log of events bit by bit."""
+    """Reads an event log incrementally."""
 
     def __init__(self, path: Path) -> None:
-        """Begin at the start of `path`, which need not be there yet."""
+        """Begin at the start of `path`, which need not exist yet."""
         self.path = path
         self._offset, self._head = 0, b""
 
     def new(self) -> tuple[list[Record], bool]:
-        """The events since the last call, and whether the log was begun anew in between.
+        """Return the events since the last call, and whether the log was restarted in between.
 
-        A line that is still being written is left for the next call. When it was begun anew, the events
-        are those of the new log.
+        A line that is still being written is left for the next call. After a restart the events are those
+        of the new log.
         """
         try:
             stream = self.path.open("rb")
         except OSError:
-            anew, self._offset, self._head = self._offset > 0, 0, b""
-            return [], anew
+            restarted, self._offset, self._head = self._offset > 0, 0, b""
+            return [], restarted
         with stream:
             head = stream.read(_HEAD)
-            anew = not head.startswith(self._head) or names.size(self.path) < self._offset
-            if anew:
+            restarted = not head.startswith(self._head) or names.size(self.path) < self._offset
+            if restarted:
                 self._offset, self._head = 0, b""
             stream.seek(self._offset)
-            whole = stream.read().rpartition(b"\n")
-        text = whole[0] + whole[1]
+            complete = stream.read().rpartition(b"\n")
+        text = complete[0] + complete[1]
         self._offset += len(text)
         self._head = head[: min(_HEAD, self._offset)]
         records = (parse(line) for line in text.decode("utf-8", "replace").split("\n"))
-        return [record for record in records if record is not None], anew
+        return [record for record in records if record is not None], restarted
 
 
 @dataclass(frozen=True)
 class RunView:
-    """How a run stands and what it has shown so far; doors draw it.
+    """State of a run and its events so far, as doors show it.
 
     Attributes:
         run: name of the run.
         state: see `state.State`.
-        phase: what is being done: 'start' while the process wakes up, then as in `events.Phase`.
-        step: how much of the phase is done.
-        total: how much there is; 0 while unknown.
+        phase: 'start' while the process starts, then as in `events.Phase`.
+        step: amount of the phase done.
+        total: amount of the phase; 0 while unknown.
         trained: training steps done, whatever the phase.
         steps: training steps in all; 0 while unknown.
         pairs: preference pairs, or images of a cost model.
-        device: where it computes.
+        device: it computes on.
         curves: figures of the training by name, see `events.Progress.metrics`, those of held-out pairs as
             held_out_NAME; at most MOST_POINTS each.
-        samples: drawn images, oldest first, their paths absolute.
+        samples: generated images, oldest first, with absolute paths.
         warnings: sentences, oldest first.
         steps_per_second: of the training.
         ends: when the training is expected to end, in seconds since 1970; None while unknown.
-        memory: bytes that it needs of the device at its peak; None while unknown.
-        available: bytes that the device had for it; None while unknown.
+        memory: peak bytes it needs on the device; None while unknown.
+        available: bytes that were free on the device; None while unknown.
         result: the finished file; None while there is none.
-        files: other complete files by what they are: 'checkpoint', 'report', 'curves'; the newest of each.
-        message: why it failed or was interrupted, in words for the artist; '' otherwise.
+        files: newest other complete file of each type: 'checkpoint', 'report', 'curves'.
+        message: why it failed or was interrupted, a sentence for the artist; '' otherwise.
     """
 
     run: str
@@ -115,14 +115,14 @@ class RunView:
     message: str = ""
 
     def seconds_left(self, now: float | None = None) -> float | None:
-        """Until `ends`, at least 0; None when that is unknown or the run does not work."""
+        """Return the seconds until `ends`, at least 0; None if unknown or the run is not active."""
         if self.ends is None or self.state not in ("running", "stopping"):
             return None
         return max(0.0, self.ends - (time.time() if now is None else now))
 
     @property
     def share(self) -> float:
-        """How much of the training is done, 0..1."""
+        """Share of the training that is done, 0..1."""
         return self.trained / self.steps if self.steps else 0.0
 
 
@@ -136,15 +136,15 @@ class Follower:
         self._view = RunView(self.folder.name, "queued")
 
     def view(self) -> RunView:
-        """How the run stands now.
+        """Read new events and return the run's state.
 
         Raises:
-            ScdpoError: there is no run in the folder (any more).
+            ScdpoError: the folder holds no run (any more).
         """
-        # First: the log then has every last word of a process that is gone.
+        # Before the log, which then is complete if the process is gone.
         state = state_of(self.folder)
-        records, anew = self._reader.new()
-        view = RunView(self.folder.name, state) if anew else self._view
+        records, restarted = self._reader.new()
+        view = RunView(self.folder.name, state) if restarted else self._view
         for record in records:
             view = after(view, record, self.folder)
         self._view = replace(
@@ -157,18 +157,18 @@ _ENDED_BADLY = ("failed", "interrupted")
 
 
 def after(view: RunView, record: Record, folder: Path) -> RunView:
-    """What a door shows after one more event; state and message are not in the events alone.
+    """Apply one event to a view; state and message do not depend on events alone.
 
-    Files outside of the run folder are left out: run folders are passed on, and a log can name anything.
+    Files outside the run folder are left out: run folders are shared, and a log can name any path.
     """
     event = record.event
     if isinstance(event, Started):
-        return _begun(view, event)
+        return _started(view, event)
     if isinstance(event, Progress):
-        return _moved(view, event, record.time)
+        return _progressed(view, event, record.time)
     if isinstance(event, Validated):
-        known = {f"held_out_{name}": value for name, value in event.metrics.items()}
-        return replace(view, curves=_with(view.curves, event.step, known))
+        figures = {f"held_out_{name}": value for name, value in event.metrics.items()}
+        return replace(view, curves=_with(view.curves, event.step, figures))
     if isinstance(event, Estimated):
         ends = None if event.seconds is None else record.time + event.seconds
         return replace(view, ends=ends, memory=event.memory, available=event.available)
@@ -176,9 +176,9 @@ def after(view: RunView, record: Record, folder: Path) -> RunView:
         image = inside(folder, event.path)
         if image is None:
             return view
-        drawn = replace(event, path=str(image))
-        others = tuple(sample for sample in view.samples if sample.path != drawn.path)
-        return replace(view, samples=(*others, drawn)[-MOST_SAMPLES:])
+        sample_event = replace(event, path=str(image))
+        others = tuple(sample for sample in view.samples if sample.path != sample_event.path)
+        return replace(view, samples=(*others, sample_event)[-MOST_SAMPLES:])
     if isinstance(event, Saved):
         file = inside(folder, event.path)
         if event.what in ("lora", "cost"):
@@ -190,26 +190,26 @@ def after(view: RunView, record: Record, folder: Path) -> RunView:
         return replace(view, trained=event.step, ends=None, result=inside(folder, event.path))
     if isinstance(event, Failed):
         return replace(view, ends=None)
-    # What else is told says nothing of how the run stands.
+    # Other events do not change the view.
     return view
 
 
-def _begun(view: RunView, event: Started) -> RunView:
-    """A resumed run goes on from its checkpoint: what was trained behind it is done once more."""
+def _started(view: RunView, event: Started) -> RunView:
+    """Apply the start of a process; a resumed run drops what came after its checkpoint."""
     first = event.first_step
-    fresh = RunView(event.run, view.state, steps=event.steps, pairs=event.pairs, device=event.device)
+    started = RunView(event.run, view.state, steps=event.steps, pairs=event.pairs, device=event.device)
     if first == 0:
-        return fresh
+        return started
     curves = {
         name: tuple(point for point in curve if point[0] <= first) for name, curve in view.curves.items()
     }
     samples = tuple(sample for sample in view.samples if sample.step <= first)
     return replace(
-        fresh, trained=first, curves=curves, samples=samples, warnings=view.warnings, files=view.files
+        started, trained=first, curves=curves, samples=samples, warnings=view.warnings, files=view.files
     )
 
 
-def _moved(view: RunView, event: Progress, moment: float) -> RunView:
+def _progressed(view: RunView, event: Progress, moment: float) -> RunView:
     moved = replace(view, phase=event.phase, step=event.step, total=event.total)
     if event.phase != "train":
         return moved
@@ -225,19 +225,19 @@ def _moved(view: RunView, event: Progress, moment: float) -> RunView:
 
 
 def _with(curves: Mapping[str, Curve], step: int, figures: Mapping[str, float | None]) -> Mapping[str, Curve]:
-    """The curves with the figures of one more step."""
-    new = {
-        name: _longer(curves.get(name, ()), (step, value))
+    """Add the figures of one more step to the curves."""
+    longer = {
+        name: _append(curves.get(name, ()), (step, value))
         for name, value in figures.items()
         if value is not None
     }
-    return {**curves, **new}
+    return {**curves, **longer}
 
 
-def _longer(curve: Curve, point: tuple[int, float]) -> Curve:
-    """A curve with one more point. When it gets too long, the point goes whose neighbours are the closest."""
+def _append(curve: Curve, point: tuple[int, float]) -> Curve:
+    """Add a point to a curve; a full curve loses the point whose neighbours are closest."""
     longer = (*curve, point)
     if len(longer) <= MOST_POINTS:
         return longer
-    gone = min(range(1, len(longer) - 1), key=lambda index: longer[index + 1][0] - longer[index - 1][0])
-    return longer[:gone] + longer[gone + 1 :]
+    dropped = min(range(1, len(longer) - 1), key=lambda index: longer[index + 1][0] - longer[index - 1][0])
+    return longer[:dropped] + longer[dropped + 1 :]

@@ -1,4 +1,4 @@
-"""The finished file of a run, put where a host looks for such files, with its card and preview beside it."""
+"""Copy a run's finished file into a host's model folder, with its card and preview."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..io.files import copy_file, sha256_of, write_json
+from ..io.files import copy_file, same_file, sha256_of, write_json
 from ..io.json_schema import SchemaError, parse, read_json
 from ..lora.file import read_lora_info
 from ..lora.identity import sidecar_version
@@ -14,7 +14,7 @@ from ..run_store.folder import result_of
 from ..types import ScdpoError
 
 MARK = "published.json"
-"""In the run folder: where its result was put."""
+"""In the run folder: where its result was installed."""
 
 _MOST = 1000
 _VERSION = "sd version"
@@ -26,7 +26,7 @@ class _Installed:
 
 
 def installed(run: Path) -> Path | None:
-    """Return where a run's result was put; None if it was not, or is no longer there."""
+    """Return where a run's result was installed; None if it was not, or is no longer there."""
     try:
         path = read_json(run / MARK, _Installed).path
         return path if path.is_file() else None
@@ -35,26 +35,26 @@ def installed(run: Path) -> Path | None:
 
 
 def name_taken(run: Path, folder: Path) -> str:
-    """Return why a run cannot put its result into a folder under its own name; '' if it can."""
+    """Return why a run cannot install its result under its name; '' if it can."""
     target, result = folder / result_of(run).name, result_of(run)
-    if not target.exists() or (result.exists() and _same(target, result)):
+    if not target.exists() or (result.exists() and same_file(target, result)):
         return ""
-    return f"There is a file {target.name} in {folder} already, of another run. Choose another output name."
+    return f"{target.name} already exists in {folder}, from another run. Choose another output name."
 
 
 def install(run: Path, folder: Path, *, others: Sequence[Path] = (), versions: Iterable[str] = ()) -> Path:
-    """Copy a run's result into a host's folder; the same file is never put there twice.
+    """Copy a run's result into a host's folder; the same file is never copied twice.
 
-    Beside a LoRA go NAME.json (description, base model, preferred weight: what A1111, Forge and programs that
-    share their folder show on its card) and NAME.png (its sample images). Nothing is replaced: where another
-    file has the name, a number is added, and a card or preview that is there stays.
+    With a LoRA go NAME.json (description, base model, preferred weight, which A1111, Forge and programs that
+    share their folder show on its card) and NAME.png (its sample images). Nothing is replaced: if another
+    file has the name, a number is added, and an existing card or preview stays.
 
     Args:
         run: the run folder, with its result in it.
         folder: the host's.
-        others: further folders in which the host looks. It knows a file by its name alone, so one that lies
-            there stays there, and a name that another one has there is not used again.
-        versions: what a card's "sd version" can be in that host; none for A1111's.
+        others: further folders that the host searches. It identifies a file by its name, so one that is
+            there stays there, and a name that another file has there is not used again.
+        versions: possible values of a card's "sd version" in that host; none for A1111's.
 
     Returns:
         The file in the host's folder.
@@ -83,7 +83,7 @@ def install(run: Path, folder: Path, *, others: Sequence[Path] = (), versions: I
 
 
 def _free_name(folders: Sequence[Path], name: str, content: str) -> Path:
-    """The file that holds this result already, else the first name that is free in all folders."""
+    """Return the file that already holds this result, else the first name that is free in all folders."""
     for number in range(1, _MOST):
         file = f"{name}.safetensors" if number == 1 else f"{name}-{number}.safetensors"
         existing = [folder / file for folder in folders if (folder / file).exists()]
@@ -94,14 +94,10 @@ def _free_name(folders: Sequence[Path], name: str, content: str) -> Path:
 
 
 def _card_for(card: Path, lora: Path, versions: Iterable[str]) -> dict[str, object]:
-    """The card of a LoRA, with the base model in the words of a host."""
+    """Return the card of a LoRA, with the base model in a host's terms."""
     try:
         fields = parse(card.read_text("utf-8"))
     except (SchemaError, UnicodeDecodeError) as error:
         raise ScdpoError(f"{card} is damaged ({error}). Delete it, and try again.") from error
     fields = fields if isinstance(fields, dict) else {}
     return fields | {_VERSION: sidecar_version(read_lora_info(lora).family, versions)}
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)

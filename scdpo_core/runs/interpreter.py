@@ -1,6 +1,6 @@
-"""Which Python trains: the host's own if it has all that training needs, else the project's .venv.
+"""Find the Python that trains: the host's if it has all that training needs, else the project's .venv.
 
-Packages are asked for their versions in a process of their own: nothing is imported here.
+Package versions are read in a subprocess: nothing is imported here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..run_store.process import end, look
 from ..types import ScdpoError
 
 ROOT = Path(__file__).resolve().parents[2]
-_LOOK = 0.2  # seconds between two looks at install.py
-# What leads a Python to packages of another one.
+_POLL = 0.2  # seconds between two reads of install.py's output
+# Variables that make a Python import packages of another one.
 _LEADS_OUT = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PIP_USER", "PIP_TARGET", "PIP_PREFIX")
 _PROBE = """
 import json, sys
@@ -45,9 +45,9 @@ class Interpreter:
     """A Python that can train.
 
     Attributes:
-        python: the program.
-        owner: whose it is: the host's, or the project's own .venv.
-        flags: to start it with.
+        python: its executable.
+        owner: 'host', or 'project' for the project's .venv.
+        flags: command line flags.
     """
 
     python: Path
@@ -56,16 +56,16 @@ class Interpreter:
 
 
 def environment() -> dict[str, str]:
-    """The variables that a trainer is started with."""
-    kept = {name: value for name, value in os.environ.items() if name not in _LEADS_OUT}
-    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    """Return the environment variables that a trainer is started with."""
+    variables = {name: value for name, value in os.environ.items() if name not in _LEADS_OUT}
+    return {**variables, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def find(host: Path | None = None, project: Path = ROOT) -> Interpreter | None:
-    """The Python to train with, None if none has all that is needed; takes a fraction of a second.
+    """Find the Python to train with, None if none has all that is needed; takes a fraction of a second.
 
     Args:
-        host: the Python of the host; not given, the one that runs this.
+        host: the Python of the host; None for the running one.
         project: the folder with pyproject.toml, install.py and perhaps .venv.
 
     Raises:
@@ -80,35 +80,35 @@ def prepare(
     project: Path = ROOT,
     check: Callable[[], None] = lambda: None,
 ) -> Interpreter:
-    """The Python to train with, made by install.py if there is none yet, which takes minutes.
+    """Find the Python to train with, or install it with install.py, which takes minutes.
 
     Args:
-        tell: is told how it goes on: each step of install.py, and nothing of what pip says.
+        tell: called with each step of install.py; pip's own output is left out.
         host: as for `find`.
         project: as for `find`.
-        check: called several times a second; what it raises ends the set-up and is passed on.
+        check: called several times a second; an exception from it ends the installation.
 
     Raises:
-        ScdpoError: it cannot be made; says why.
+        ScdpoError: the installation failed; says why.
     """
-    # Two doors, or two clicks, would write into the same environment.
+    # Two doors, or two clicks, would otherwise write to the same environment.
     with exclusive(Path(gettempdir()) / f"scdpo-{_mark(project)}.lock", check):
-        found = find(host, project)
-        if found is not None:
-            return found
+        existing = find(host, project)
+        if existing is not None:
+            return existing
         command = [str(host or sys.executable), *_flags(), str(project / "install.py"), "--trainer"]
         code, lines = _install(command, project, tell, check)
-        made = find(host, project) if code == 0 else None
-    if made is None:
+        installed = find(host, project) if code == 0 else None
+    if installed is None:
         last = "\n".join(lines[-6:])
-        raise ScdpoError(f"The trainer's packages could not be set up.\n{last}")
-    return made
+        raise ScdpoError(f"The trainer's packages could not be installed.\n{last}")
+    return installed
 
 
 def _install(
     command: list[str], project: Path, tell: Callable[[str], None], check: Callable[[], None]
 ) -> tuple[int, list[str]]:
-    """Run install.py to its end, or until `check` raises; its exit status and what it said."""
+    """Run install.py until it ends or `check` raises; returns its exit status and output lines."""
     lines: list[str] = []
 
     def read() -> None:
@@ -127,21 +127,21 @@ def _install(
         text=True,
         encoding="utf-8",
         errors="replace",
-        # A group of its own, so that it can be ended together with its pip.
+        # A new process group, so that it can be ended together with its pip.
         start_new_session=sys.platform != "win32",
     ) as process:
         identity = look(process.pid)
         reader = threading.Thread(target=read, name="scdpo-install", daemon=True)
         reader.start()
-        told = 0
+        reported = 0
         try:
             while reader.is_alive():
                 check()
-                reader.join(_LOOK)
+                reader.join(_POLL)
                 steps = [line for line in lines[:] if not line.startswith(" ")]
-                for line in steps[told:]:
+                for line in steps[reported:]:
                     tell(line)
-                told = len(steps)
+                reported = len(steps)
         except BaseException:
             if identity is not None:
                 end(identity[0])
@@ -150,91 +150,91 @@ def _install(
 
 
 def lacking(interpreter: Interpreter, project: Path = ROOT) -> tuple[str, ...]:
-    """What a Python lacks for training, a phrase each: 'peft>=0.18 (there is 0.13.0)'. Empty if nothing.
+    """List what a Python lacks for training: 'peft>=0.18 (0.13.0 is installed)'.
 
     Raises:
         ScdpoError: the project's own pyproject.toml is missing or damaged.
     """
-    wanted = [_parse(text) for text in requirements(project)]
-    command = [str(interpreter.python), *interpreter.flags, "-c", _PROBE, *(name for name, _, _ in wanted)]
+    required = [_parse(text) for text in requirements(project)]
+    command = [str(interpreter.python), *interpreter.flags, "-c", _PROBE, *(name for name, _, _ in required)]
     try:
-        told = subprocess.run(
+        process = subprocess.run(
             command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
         )
-        answer = json.loads(told.stdout)
+        answer = json.loads(process.stdout)
         python, packages = tuple(answer["python"]), answer["packages"]
     except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
         return (f"{interpreter.python} cannot be run",)
     missing = []
-    for name, bounds, marker in wanted:
+    for name, bounds, marker in required:
         if marker is not None and python >= marker:
             continue
-        have = packages.get(name)
-        if have is None:
+        installed = packages.get(name)
+        if installed is None:
             missing.append(f"{name}{bounds} (missing)")
-        elif not satisfies(have, bounds):
-            missing.append(f"{name}{bounds} (there is {have})")
+        elif not satisfies(installed, bounds):
+            missing.append(f"{name}{bounds} ({installed} is installed)")
     return tuple(missing)
 
 
 def requirements(project: Path = ROOT) -> tuple[str, ...]:
-    """What training needs: the project's dependencies and its extra 'train'.
+    """Return what training needs: the project's dependencies and its extra 'train'.
 
     Raises:
         ScdpoError: pyproject.toml is missing or damaged.
     """
     path = project / "pyproject.toml"
     try:
-        facts: Mapping[str, Any] = toml.loads(path.read_text("utf-8"))["project"]
-        return (*facts["dependencies"], *facts["optional-dependencies"]["train"])
+        project_table: Mapping[str, Any] = toml.loads(path.read_text("utf-8"))["project"]
+        return (*project_table["dependencies"], *project_table["optional-dependencies"]["train"])
     except (OSError, ValueError, KeyError) as error:
         raise ScdpoError(f"{path} is missing or damaged. Download the project again.") from error
 
 
 def satisfies(version: str, bounds: str) -> bool:
-    """Whether a version lies in bounds such as '>=2.0,<3'; of a version its numbers count, no suffix.
+    """Return whether a version lies in bounds such as '>=2.0,<3'; suffixes are ignored.
 
     Raises:
         ValueError: a bound is neither >=, < nor ==.
     """
-    have = _numbers(version)
+    numbers = _numbers(version)
     for bound in filter(None, bounds.split(",")):
-        found = re.fullmatch(r"\s*(>=|<|==)\s*([\d.]+)\s*", bound)
-        if found is None:
+        match = re.fullmatch(r"\s*(>=|<|==)\s*([\d.]+)\s*", bound)
+        if match is None:
             raise ValueError(f"cannot read the bound '{bound}'")
-        limit = _numbers(found[2])
-        if not {">=": have >= limit, "<": have < limit, "==": have == limit}[found[1]]:
+        limit = _numbers(match[2])
+        if not {">=": numbers >= limit, "<": numbers < limit, "==": numbers == limit}[match[1]]:
             return False
     return True
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a release, zeros at its end left out: 2.10.0+cu128 is (2, 10)."""
-    found = re.match(r"\d+(?:\.\d+)*", version)
-    numbers = [int(part) for part in found[0].split(".")] if found else []
+    """Return a release's numbers without trailing zeros: 2.10.0+cu128 is (2, 10)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in match[0].split(".")] if match else []
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
 
 
 def _parse(requirement: str) -> tuple[str, str, tuple[int, ...] | None]:
-    """Name, bounds, and the first Python that does not need it."""
+    """Split a requirement into name, bounds, and the first Python that does not need it."""
     text, _, marker = requirement.partition(";")
-    found = re.fullmatch(r"([\w.-]+)\s*(.*)", text.strip())
-    if found is None:
+    match = re.fullmatch(r"([\w.-]+)\s*(.*)", text.strip())
+    if match is None:
         raise ValueError(f"cannot read the requirement '{requirement}'")
     below = re.search(r"python_version\s*<\s*['\"]([\d.]+)", marker)
-    return found[1], found[2], tuple(map(int, below[1].split("."))) if below else None
+    return match[1], match[2], tuple(map(int, below[1].split("."))) if below else None
 
 
 def _candidates(host: Path | None, project: Path) -> list[Interpreter]:
-    own = project / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    venv = project / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     of_host = Interpreter(host or Path(sys.executable), "host", _flags())
-    return [of_host, *([Interpreter(own, "project")] if own.exists() else [])]
+    return [of_host, *([Interpreter(venv, "project")] if venv.exists() else [])]
 
 
 def _flags() -> tuple[str, ...]:
-    """A portable host that leaves the user's own packages out does so for what it starts, too."""
+    """Return the flags that keep user packages out, if the running Python keeps them out."""
     return ("-s",) if sys.flags.no_user_site else ()
 
 

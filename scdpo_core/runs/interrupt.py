@@ -1,4 +1,4 @@
-"""What Ctrl-C means to a program: before it has begun, and while it works."""
+"""Handle Ctrl-C: at start-up, and while a program works."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from types import FrameType
 from ..telemetry import decline
 
 INTERRUPTED = 130
-"""The exit code of a program that Ctrl-C has ended, as shells have it: 128 and the signal's number."""
+"""Exit code of a program ended by Ctrl-C, as in shells: 128 + the signal's number."""
 
 _NOTHING_BEGUN = b"Stopped; nothing was begun.\n"
 
 
 @contextmanager
 def waking() -> Iterator[None]:
-    """A block that only imports and reads what a program needs; Ctrl-C ends the process there.
+    """Let Ctrl-C end the process at once inside a block that only imports and reads.
 
-    What is imported there is told first to send nothing about its user to its makers.
-
-    Nothing has begun that would have to be tidied up, and an exception out of the middle of an import becomes
-    a long traceback, or another error where a compiled module passes it on.
+    Telemetry of the imported libraries is switched off first. Nothing has begun that needs cleaning up, and
+    an exception in the middle of an import becomes a long traceback, or another error where a compiled
+    module passes it on.
     """
     decline()
-    ours = threading.current_thread() is threading.main_thread()
-    # A shell lets what runs in its background ignore Ctrl-C.
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # A shell makes background processes ignore Ctrl-C.
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     signal.signal(signal.SIGINT, _leave)
@@ -45,19 +44,19 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 class StopSignals:
-    """Ctrl-C, SIGTERM and a closed terminal ask to stop; a second Ctrl-C leaves at once."""
+    """Turns Ctrl-C, SIGTERM and a closed terminal into a stop request; a second Ctrl-C ends at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        """Listen from now on; `say` shows that the first one was heard."""
+        """Install the handlers; `say` confirms the first signal."""
         self._asked = False
         self._say = say
-        # Windows knows no closing of the terminal.
+        # Windows has no SIGHUP.
         names = ("SIGINT", "SIGTERM", "SIGHUP")
         for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
             signal.signal(number, self._handle)
 
     def asked(self) -> bool:
-        """Whether one has come."""
+        """Return whether a stop was requested."""
         return self._asked
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -65,4 +64,4 @@ class StopSignals:
             raise KeyboardInterrupt
         if not self._asked:
             self._asked = True
-            self._say("Finishing this step, then saving. Ctrl-C again leaves at once.")
+            self._say("Finishing this step, then saving. Press Ctrl-C again to quit at once.")

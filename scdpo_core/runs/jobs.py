@@ -1,8 +1,8 @@
-"""From the few values that a door offers to a run folder with a job in it, which a trainer takes.
+"""Write the few values that a door offers as a job in a run folder, which a trainer takes.
 
-A job.toml holds only what was chosen. What it leaves open, the trainer takes from the settings for that
-kind of base model (trainer/configs) and the defaults (`scdpo_core.config.settings`); job.toml then says
-all of it.
+A job.toml holds only what was chosen. Everything else comes from the preset of that
+family (trainer/configs) and the defaults (`scdpo_core.config.settings`); the trainer then completes
+job.toml.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ QUALITIES: Mapping[Quality, Sections] = {
     "normal": {},
     "best": {"optim": {"max_train_steps": 1500}, "lora": {"rank": 32}},
 }
-"""What a quality changes in the settings for the kind of base model; 'normal' takes them as they are."""
+"""Changes of each quality to the family's preset; 'normal' is the preset."""
 
 _MICRO_STEPS: Mapping[Quality, int] = {"fast": 75, "best": 400}
-"""The embedded model learns in fewer steps than any other."""
+"""The embedded model needs fewer steps than any other."""
 
 COST_QUALITIES: Mapping[Quality, Mapping[str, Any]] = {
     "fast": {"steps": 250, "views": 1},
     "normal": {},
     "best": {"steps": 3000, "views": 8},
 }
-"""The same for a cost model: most steps, and versions of each image to learn from."""
+"""The same for a cost model: most steps, and augmented versions of each image."""
 
 COST_KEYS: Mapping[str, type[int] | type[float]] = {
     "steps": int,
@@ -48,7 +48,7 @@ COST_KEYS: Mapping[str, type[int] | type[float]] = {
     "eta": float,
     "false_positive_rate": float,
 }
-"""What may be set beside, by the names of train_cost.py's flags."""
+"""Settings that `overrides` may contain, by the names of train_cost.py's flags."""
 
 _CHOSEN_ABOVE = {("model", "base"), ("data", "pairs"), ("output", "output")}
 _ADVANCED = "Advanced settings"
@@ -63,11 +63,11 @@ class LoraJob:
         base: 'micro', a .safetensors checkpoint, a diffusers folder, or a name on the hub (owner/name).
         output: the folder in which the run folder is made.
         name: of the run folder and of the LoRA in it.
-        quality: how much work to put into it.
-        cost_model: 'micro', 'none', a scorer's name or a cost model file; '' leaves it open.
-        overrides: TOML text with settings, by section, as in job.toml; they win over all others, and may
-            not say once more what was chosen.
-        choices: settings of their own, by section; they win over the quality.
+        quality: key of `QUALITIES`.
+        cost_model: 'micro', 'none', a scorer's name or a cost model file; '' for the preset's.
+        overrides: TOML text with settings, by section, as in job.toml; they win over all others, and must
+            not repeat what was chosen.
+        choices: settings by section that have their own widgets; they win over the quality.
     """
 
     pairs: Path
@@ -94,10 +94,10 @@ class CostJob:
         name: of the run folder and of the cost model in it.
         unsafe: folder of harmful images; its subfolders name categories.
         safe: folder of harmless images.
-        pairs: instead of both, a preference folder.
-        benign: a large folder of harmless images, of which the hardest are learned from too.
+        pairs: a preference folder instead of both.
+        benign: a large folder of harmless images to find hard negatives in.
         encoder: 'micro', 'embedded', or a folder with an image tower.
-        quality: how much work to put into it.
+        quality: key of `QUALITIES`.
         overrides: TOML text with any of COST_KEYS; they win over the quality.
     """
 
@@ -121,24 +121,24 @@ Job = LoraJob | CostJob
 
 
 def problems(job: Job) -> list[str]:
-    """What is wrong with a job, a sentence each; empty if it can be written. The trainer checks the rest."""
-    own = _lora_problems(job) if isinstance(job, LoraJob) else _cost_problems(job)
-    return [*_place_problems(job), *own]
+    """List what is wrong with a job, a sentence each; the trainer checks the rest."""
+    specific = _lora_problems(job) if isinstance(job, LoraJob) else _cost_problems(job)
+    return [*_folder_problems(job), *specific]
 
 
 def write(job: Job) -> Path:
-    """Write a job into its run folder, whole or not at all.
+    """Write a job into its run folder, atomically.
 
     Returns:
         The run folder, for `Queue.start` or `Queue.add`.
 
     Raises:
-        ScdpoError: what is wrong with the job, one thing a line.
+        ScdpoError: what is wrong with the job, one sentence a line.
         OSError: the folder cannot be written to.
     """
-    wrong = problems(job)
-    if wrong:
-        raise ScdpoError("\n".join(wrong))
+    errors = problems(job)
+    if errors:
+        raise ScdpoError("\n".join(errors))
     folder = job.folder
     names.write_kind(folder, "lora" if isinstance(job, LoraJob) else "cost")
     write_text(folder / names.JOB, text_of(job))
@@ -149,11 +149,11 @@ def request(job: Job, stamp: str) -> Request:
     """Return a job as `rerun.prepare` takes it.
 
     Args:
-        job: what is asked for.
-        stamp: changes with the images that it learns from; see `preferences.summary.stamp`.
+        job: the requested run.
+        stamp: fingerprint of the training images, see `preferences.summary.stamp`.
 
     Raises:
-        ScdpoError: its overrides are no TOML.
+        ScdpoError: its overrides are not TOML.
     """
     folder = job.folder
     text = f"# images: {stamp}\n{text_of(job)}"
@@ -163,22 +163,22 @@ def request(job: Job, stamp: str) -> Request:
 
 
 def text_of(job: Job) -> str:
-    """The job.toml of a job.
+    """Return the job.toml of a job.
 
     Raises:
-        ScdpoError: its overrides are no TOML.
+        ScdpoError: its overrides are not TOML.
     """
     import tomli_w
 
     return tomli_w.dumps(_lora_tree(job) if isinstance(job, LoraJob) else _cost_tree(job))
 
 
-def _place_problems(job: Job) -> Iterator[str]:
+def _folder_problems(job: Job) -> Iterator[str]:
     from ..run_store.state import WORKING, state_of
 
     name, folder = job.name, job.folder
-    if wrong := names.name_problem(name):
-        yield wrong
+    if problem := names.name_problem(name):
+        yield problem
         return
     if not folder.exists():
         return
@@ -186,11 +186,11 @@ def _place_problems(job: Job) -> Iterator[str]:
         yield f"{folder} is a file. Choose another name."
         return
     if names.has_results(folder):
-        yield f"There is a trained run '{name}' in {folder.parent} already. Resume it or choose another name."
+        yield f"A trained run '{name}' already exists in {folder.parent}. Resume it or choose another name."
     elif (folder / names.QUEUED).exists():
-        yield f"The run '{name}' waits in the queue already. Remove it there, or choose another name."
+        yield f"The run '{name}' is already in the queue. Remove it there, or choose another name."
     elif (folder / names.JOB).exists() and state_of(folder) in WORKING:
-        yield f"The run '{name}' is being trained already. Wait, stop it, or choose another name."
+        yield f"The run '{name}' is already running. Wait, stop it, or choose another name."
 
 
 def _lora_problems(job: LoraJob) -> Iterator[str]:
@@ -222,7 +222,7 @@ def _cost_problems(job: CostJob) -> Iterator[str]:
     if (job.pairs is None) == (job.unsafe is None and job.safe is None) or (
         job.pairs is None and (job.unsafe is None or job.safe is None)
     ):
-        yield "Give a folder of harmful and one of harmless images, or else a preference folder."
+        yield "Give a folder of harmful and one of harmless images, or a preference folder."
         return
     if job.pairs is not None:
         yield from _pairs_problems(job.pairs)
@@ -231,12 +231,12 @@ def _cost_problems(job: CostJob) -> Iterator[str]:
             yield f"There is no folder {folder}."
     try:
         for key, value in _parsed(job.overrides).items():
-            kind = COST_KEYS.get(key)
-            if kind is None:
+            number_type = COST_KEYS.get(key)
+            if number_type is None:
                 yield f"{_ADVANCED}: there is no setting '{key}'. Choose one of: {', '.join(COST_KEYS)}."
-            elif isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
-                wanted = "a whole number" if kind is int else "a number"
-                yield f"{_ADVANCED}: '{key}' must be {wanted}, not {value!r}."
+            elif isinstance(value, bool) or not isinstance(value, int if number_type is int else int | float):
+                expected = "a whole number" if number_type is int else "a number"
+                yield f"{_ADVANCED}: '{key}' must be {expected}, not {value!r}."
     except ScdpoError as error:
         yield str(error)
 
@@ -250,10 +250,10 @@ def _pairs_problems(folder: Path) -> Iterator[str]:
 
 
 def _checked(job: LoraJob, tree: Mapping[str, Any]) -> Any:
-    """The settings, as far as they are known without looking at the base model.
+    """Resolve the settings as far as possible without the base model.
 
     Raises:
-        ScdpoError: an unknown setting or a value of the wrong kind.
+        ScdpoError: an unknown setting or a value of the wrong type.
     """
     from ..config import convert
     from ..config.settings import TrainSettings
@@ -267,7 +267,7 @@ def _checked(job: LoraJob, tree: Mapping[str, Any]) -> Any:
 
 
 def quality_settings(quality: Quality, base: str) -> Sections:
-    """What a quality changes in the preset of a base model, by section.
+    """Return what a quality changes in the preset of a base model, by section.
 
     Raises:
         ScdpoError: there is no such quality.
@@ -294,9 +294,9 @@ def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
     from ..family_info import MICRO
 
     base = job.base.strip()
-    named = base == MICRO or is_hub_id(base)
+    is_name = base == MICRO or is_hub_id(base)
     chosen: dict[str, dict[str, Any]] = {
-        "model": {"base": base if named else str(Path(base).expanduser().absolute())},
+        "model": {"base": base if is_name else str(Path(base).expanduser().absolute())},
         "data": {"pairs": str(job.pairs.expanduser().absolute())},
         "output": {"output": str(job.folder)},
     }
@@ -312,10 +312,10 @@ def _lora_tree(job: LoraJob) -> dict[str, dict[str, Any]]:
 
 def _cost_tree(job: CostJob) -> dict[str, Any]:
     folders = {"unsafe": job.unsafe, "safe": job.safe, "pairs": job.pairs, "benign": job.benign}
-    given = {name: str(path.expanduser().absolute()) for name, path in folders.items() if path is not None}
+    paths = {name: str(path.expanduser().absolute()) for name, path in folders.items() if path is not None}
     encoder = Path(job.encoder).expanduser()
     return {
-        **given,
+        **paths,
         "encoder": str(encoder.absolute()) if encoder.is_dir() else job.encoder,
         "output": str(job.folder / f"{job.name}.safetensors"),
         "report": str(job.folder / "report.html"),
@@ -330,10 +330,10 @@ def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """TOML text as values.
+    """Parse TOML text.
 
     Raises:
-        ScdpoError: it is no TOML.
+        ScdpoError: the text is not TOML.
     """
     try:
         return toml.loads(text)

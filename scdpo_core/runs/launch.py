@@ -1,4 +1,4 @@
-"""A trainer in a process of its own, which outlives whoever started it."""
+"""Start a trainer in a process that outlives the one that started it."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ _SCRIPTS: dict[names.Kind, str] = {
 
 @dataclass(frozen=True)
 class Child:
-    """A run and, while there is one, the process that works on it.
+    """A run and its process, if any.
 
     Attributes:
-        folder: the run folder, which alone says how things stand.
+        folder: the run folder, which holds the whole state.
     """
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """Name of the run."""
         return self.folder.name
 
     @property
     def state(self) -> State:
-        """How it stands; see `state.state_of`."""
+        """State of the run, see `state.state_of`."""
         return state_of(self.folder)
 
     @property
     def process(self) -> ProcessId | None:
-        """Who works on it; None if nobody does."""
+        """The process that works on it; None if there is none."""
         return process_of(self.folder)
 
     @property
     def last_words(self) -> str:
-        """Why it failed or was interrupted, in words for the artist; '' otherwise."""
+        """Why it failed or was interrupted, a sentence for the artist; '' otherwise."""
         return last_words(self.folder)
 
     def stop(self) -> None:
-        """Ask the process to finish its step, save and leave; nothing if there is none."""
+        """Ask the process, if any, to finish its step, save and exit."""
         if self.process is not None:
             write_text(self.folder / names.STOP, "")
 
     def kill(self) -> None:
-        """End the process and what it has started at once. What it saved before is whole."""
+        """Kill the process and its children at once; files it saved before are complete."""
         process = self.process
         if process is not None:
             end(process)
@@ -81,18 +81,18 @@ class Child:
         """Wait until the process has ended.
 
         Args:
-            interrupted: asked every time; once it says yes, the run is asked to stop, and the wait goes on.
-            tick: called every time; whatever it raises is passed on, and the process is left to work.
-            every: seconds between two times.
+            interrupted: called every time; once it returns True, the run is asked to stop.
+            tick: called every time; an exception from it ends the wait, not the process.
+            every: seconds between two checks.
 
         Returns:
-            How the run stands then.
+            The state of the run then.
         """
-        asked = False
+        stop_sent = False
         while self.process is not None:
             tick()
-            if not asked and interrupted():
-                asked = True
+            if not stop_sent and interrupted():
+                stop_sent = True
                 self.stop()
             time.sleep(every)
         tick()
@@ -100,7 +100,7 @@ class Child:
 
 
 def attach(folder: Path) -> Child:
-    """The run in a folder, whoever has started it, here or before a restart.
+    """Return the run in a folder, whichever process started it.
 
     Raises:
         ScdpoError: there is no run in that folder.
@@ -117,7 +117,7 @@ def start(
     Args:
         folder: with job.toml, as `jobs.write` makes it.
         interpreter: the Python to train with.
-        resume: go on from the newest checkpoint. Only a LoRA has one; others begin again.
+        resume: continue from the newest checkpoint. Only a LoRA has one; others start again.
         trainer: another script than the one for this kind of job.
 
     Raises:
@@ -127,7 +127,7 @@ def start(
     if not (folder / names.JOB).is_file():
         raise ScdpoError(f"There is no job in {folder}: {names.JOB} is missing.")
     if process_of(folder) is not None:
-        raise ScdpoError(f"The run '{folder.name}' is being trained already.")
+        raise ScdpoError(f"The run '{folder.name}' is already running.")
     kind = names.kind_of(folder)
     script = trainer or ROOT / "trainer" / _SCRIPTS[kind]
     command = [str(interpreter.python), *interpreter.flags, str(script), "--config", str(folder / names.JOB)]
@@ -135,7 +135,7 @@ def start(
         command += ["--run", str(folder)]
     elif kind == "lora" and resume:
         command.append("--resume")
-    # It was asked of another process.
+    # A stop request that was meant for another process.
     (folder / names.STOP).unlink(missing_ok=True)
     events_from, log_from = names.size(folder / names.EVENTS), names.size(folder / names.LOG)
     try:
@@ -145,28 +145,28 @@ def start(
             f"The trainer's Python {interpreter.python} cannot be started ({error.strerror or error}). "
             "Set the trainer up again: python install.py --trainer"
         ) from error
-    found = look(process.pid)
-    # One that has ended already is nobody's, whoever may get its number.
-    identity = found[0] if found is not None else ProcessId(process.pid, "gone")
+    identified = look(process.pid)
+    # A process that has ended already; its PID may be reused.
+    identity = identified[0] if identified is not None else ProcessId(process.pid, "gone")
     names.write_launch(folder, names.Launch(identity, events_from, log_from))
     (folder / names.QUEUED).unlink(missing_ok=True)
-    # A host that never asks would keep the dead process in the system's table.
+    # Reap the process, which would otherwise stay as a zombie of the host.
     threading.Thread(target=process.wait, name=f"scdpo-{folder.name}", daemon=True).start()
     return Child(folder)
 
 
 def _spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process that gets neither the host's Ctrl-C nor its end."""
-    with log.open("ab") as screen:
+    """Start a process that is independent of the host's Ctrl-C and exit."""
+    with log.open("ab") as output:
         if sys.platform == "win32":
-            # With a console of its own, which nobody sees: without any, each process below it would open one.
+            # With a hidden console: without one, each child process would open its own.
             flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
             return subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env=environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=screen,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 creationflags=flags,
             )
@@ -175,7 +175,7 @@ def _spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             cwd=ROOT,
             env=environment(),
             stdin=subprocess.DEVNULL,
-            stdout=screen,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )

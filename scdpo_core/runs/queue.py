@@ -1,7 +1,7 @@
-"""One training at a time, and those that wait for it, shared by every door that uses the same runs root.
+"""Queue trainings, one at a time, shared by every door that uses the same runs root.
 
-Three files in the root: queue.lock, held for the moment of a change alone; active.json, the run that is
-worked on and its process, which counts no longer once that process is gone; queue.json, who waits.
+Three files in the root: queue.lock, held only during a change; active.json, the active run
+and its process, ignored once that process has ended; queue.json, the waiting runs.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class BusyError(ScdpoError):
 
     def __init__(self, active: Path) -> None:
         super().__init__(
-            f"The run '{active.name}' is being trained. Wait until it has ended, stop it, or queue this one."
+            f"The run '{active.name}' is running. Wait until it has ended, stop it, or queue this one."
         )
         self.active = active
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A run that waits for its turn.
+    """A waiting run.
 
     Attributes:
         folder: the run folder.
-        resume: go on from its newest checkpoint.
+        resume: continue from its newest checkpoint.
     """
 
     folder: Path
@@ -74,17 +74,17 @@ class _ActiveRecord:
 
 @dataclass(frozen=True)
 class QueueView:
-    """Who is worked on, and who waits, next one first."""
+    """The active run, and the waiting ones, next one first."""
 
     active: Path | None
     waiting: tuple[Waiting, ...]
 
 
 class Queue:
-    """The queue of a runs root. Every method may be called by several threads and processes at once."""
+    """The queue of a runs root; safe for several threads and processes."""
 
     def __init__(self, root: Path, begin: Callable[..., Child] = start) -> None:
-        """The queue in `root`, which is made when it is first needed; run folders may lie anywhere.
+        """Use the queue in `root`, which is created when first needed; run folders may lie anywhere.
 
         Args:
             root: a folder that all doors on this machine share.
@@ -94,19 +94,19 @@ class Queue:
         self._start = begin
 
     def view(self) -> QueueView:
-        """How the queue stands."""
+        """Return the state of the queue."""
         with self._alone():
             return QueueView(self._active(), tuple(self._read()))
 
     def add(self, folder: Path, *, resume: bool = False) -> int:
-        """Let a run wait for its turn; one that waits already keeps its place.
+        """Append a run; one that waits already keeps its position.
 
         Returns:
-            How many wait before it.
+            The number of runs before it.
 
         Raises:
             ScdpoError: there is no job in the folder.
-            BusyError: this very run is being trained.
+            BusyError: this run is running.
         """
         folder = folder.absolute()
         if not (folder / names.JOB).is_file():
@@ -115,45 +115,45 @@ class Queue:
             if self._active() == folder or Child(folder).process is not None:
                 raise BusyError(folder)
             waiting = self._read()
-            places = [entry.folder for entry in waiting]
-            if folder in places:
-                place = places.index(folder)
-                waiting[place] = Waiting(folder, resume)
+            folders = [entry.folder for entry in waiting]
+            if folder in folders:
+                index = folders.index(folder)
+                waiting[index] = Waiting(folder, resume)
             else:
-                place = len(waiting)
+                index = len(waiting)
                 waiting.append(Waiting(folder, resume))
             self._write(waiting)
             write_text(folder / names.QUEUED, "")
-            return place
+            return index
 
     def remove(self, folder: Path) -> bool:
         """Take a waiting run out of the queue; False if it does not wait."""
         folder = folder.absolute()
         with self._alone():
             waiting = self._read()
-            left = [entry for entry in waiting if entry.folder != folder]
-            self._write(left)
+            remaining = [entry for entry in waiting if entry.folder != folder]
+            self._write(remaining)
             (folder / names.QUEUED).unlink(missing_ok=True)
-            return len(left) < len(waiting)
+            return len(remaining) < len(waiting)
 
-    def move(self, folder: Path, place: int) -> bool:
-        """Let a waiting run be the one with `place` others before it; False if it does not wait."""
+    def move(self, folder: Path, index: int) -> bool:
+        """Move a waiting run to a position from 0; False if it does not wait."""
         folder = folder.absolute()
         with self._alone():
             waiting = self._read()
-            own = next((entry for entry in waiting if entry.folder == folder), None)
-            if own is None:
+            moved = next((entry for entry in waiting if entry.folder == folder), None)
+            if moved is None:
                 return False
-            waiting.remove(own)
-            waiting.insert(max(0, place), own)
+            waiting.remove(moved)
+            waiting.insert(max(0, index), moved)
             self._write(waiting)
             return True
 
     def start(self, folder: Path, interpreter: Interpreter, *, resume: bool = False) -> Child:
-        """Start a run now. When it is being trained already, that is the answer: a double click does no harm.
+        """Start a run now; if it is running already, return it, so that a double click does no harm.
 
         Raises:
-            BusyError: another run is being trained; the message says which.
+            BusyError: another run is running; the message names it.
             ScdpoError: see `launch.start`.
         """
         folder = folder.absolute()
@@ -168,10 +168,10 @@ class Queue:
             return child
 
     def pump(self, interpreter: Interpreter) -> Child | None:
-        """Start the next run if none is worked on; doors call it whenever they look.
+        """Start the next run if none is running; doors call it at every refresh.
 
-        A run that cannot be started gets the reason into its log, and the one behind it its turn; one whose
-        folder is gone is forgotten.
+        If a run cannot be started, its log gets the reason and the next one is tried; one whose
+        folder is gone is dropped.
 
         Returns:
             The run that was started, None if none was.
@@ -195,13 +195,13 @@ class Queue:
     def _begin(self, entry: Waiting, interpreter: Interpreter) -> Child:
         child = self._start(entry.folder, interpreter, resume=entry.resume)
         launch = names.launch_of(entry.folder)
-        # With the process, so that a run folder that somebody deletes does not free the GPU.
+        # With the process, so that deleting a run folder does not count as freeing the GPU.
         process = None if launch is None else asdict(launch.process)
         write_json(self.root / ACTIVE, {"run": str(entry.folder), "process": process})
         return child
 
     def _active(self) -> Path | None:
-        """The folder of the run that is worked on."""
+        """Return the folder of the active run."""
         record = _read(self.root / ACTIVE, _ActiveRecord)
         if record is None or record.run is None:
             return None
@@ -230,7 +230,7 @@ class Queue:
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
-    """A file of the queue; None if it is not there."""
+    """Read a file of the queue; None if there is none."""
     try:
         return read_json(path, kind)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What it means to ask for the same run once more: doors whose users press the same button twice."""
+"""Decide what happens when a run is requested again, as when a node is queued twice."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..run_store.state import WORKING, state_of
 from ..types import ScdpoError
 
 Next = Literal["begin", "go on", "watch", "done"]
-"""'begin' a new run or one that has nothing yet, 'go on' from its last checkpoint, 'watch' the process that
-works on it already, or nothing, for it is 'done'."""
+"""'begin' a new run or one without results, 'go on' from its last checkpoint, 'watch' the process that
+works on it already, or nothing, because it is 'done'."""
 
-ASKED = "asked.toml"  # what was asked for, before the trainer adds all other settings to job.toml
+ASKED = "asked.toml"  # the request, before the trainer adds all other settings to job.toml
 
 
 @dataclass(frozen=True)
 class Request:
-    """A run that is asked for.
+    """A requested run.
 
     Attributes:
         folder: the run folder.
-        text: settings that make it the same run; inputs whose content matters are named by their hash.
+        text: settings that identify the run; inputs whose content matters are named by their hash.
         result: file that a finished run has.
-        write: writes job.toml, also over that of a run that has left nothing.
-        has_results: whether the folder holds something that must not be overwritten.
+        write: writes job.toml, replacing that of a run without results.
+        has_results: returns whether the folder holds results that must not be overwritten.
     """
 
     folder: Path
@@ -39,13 +39,13 @@ class Request:
 
 
 def prepare(request: Request) -> Next:
-    """Make a run folder ready; a run of that name goes on only if it is the very same.
+    """Prepare a run folder; an existing run of that name continues only if its settings are the same.
 
     Returns:
-        What is to be done with the run folder.
+        What to do with the run folder.
 
     Raises:
-        ScdpoError: what is wrong with the settings, or the name belongs to another run.
+        ScdpoError: the settings are wrong, or the name belongs to another run.
     """
     folder = request.folder
     if not (folder / names.JOB).exists():
@@ -59,10 +59,10 @@ def prepare(request: Request) -> Next:
         return "go on" if request.has_results() else "begin"
     if state in WORKING or state == "finished" or request.has_results():
         raise ScdpoError(
-            f"There is a run '{folder.name}' already, with other settings or other images ({folder}). "
-            "Choose another output name; or give it the settings that it had, to go on with it."
+            f"A run '{folder.name}' already exists, with other settings or other images ({folder}). "
+            "Choose another output name, or restore its settings to continue it."
         )
-    # It has come to nothing yet, so nothing is lost.
+    # It has no results yet, so nothing is lost.
     (folder / names.QUEUED).unlink(missing_ok=True)
     return _begin(request)
 

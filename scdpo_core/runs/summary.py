@@ -1,4 +1,4 @@
-"""A run in words, as every door shows it."""
+"""Describe a run in words, for every door."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FIGURES = ("loss", "redirect", "keep", "implicit_accuracy", "winner_gap", "lose
 
 
 def now(view: RunView) -> str:
-    """What a run is doing, in a few short lines."""
+    """Say what a run is doing, in a few short lines."""
     if view.state not in ("running", "stopping"):
         return f"{view.run} {STATES[view.state]}."
     title = PHASES.get(view.phase, view.phase)
@@ -19,10 +19,10 @@ def now(view: RunView) -> str:
     if view.phase != "train" and view.total > 1:
         doing = f"{title}: {view.step} of {view.total}"
     if view.state == "stopping":
-        doing = f"{doing}; saving, then leaving"
+        doing = f"{doing}; saving, then stopping"
     left = view.seconds_left()
     lines = [f"{view.run}: {doing}{'' if left is None else f', {duration(left)} left'}"]
-    # A node or a pane is narrow.
+    # Nodes and panes are narrow.
     figures = latest(view).split(", ")
     lines += [", ".join(figures[k : k + 2]) for k in range(0, len(figures), 2) if figures[0]]
     if view.warnings:
@@ -31,7 +31,7 @@ def now(view: RunView) -> str:
 
 
 def report(view: RunView) -> str:
-    """How a run went, for people: one fact a line."""
+    """Say how a run went, one fact a line."""
     lines = [f"{view.run} {STATES[view.state]}."]
     if view.trained:
         of = f" of {view.steps}" if view.steps else ""
@@ -47,6 +47,6 @@ def report(view: RunView) -> str:
 
 
 def latest(view: RunView) -> str:
-    """The latest figures of a run: 'loss 0.61, chosen gap -0.003'; '' before there are any."""
-    known = ((METRICS[name].short, view.curves.get(name)) for name in _FIGURES)
-    return ", ".join(f"{name} {curve[-1][1]:.3g}" for name, curve in known if curve)
+    """Format the latest figures of a run: 'loss 0.61, chosen gap -0.003'; '' before there are any."""
+    curves = ((METRICS[name].short, view.curves.get(name)) for name in _FIGURES)
+    return ", ".join(f"{name} {curve[-1][1]:.3g}" for name, curve in curves if curve)

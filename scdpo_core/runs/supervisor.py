@@ -1,6 +1,6 @@
-"""Looks after a queue for a host: lends the graphics card, starts runs, tidies up after them.
+"""Work through a queue for a host: lend the graphics card, start runs, clean up after them.
 
-The run folders are the truth and the trainer a process of its own: a host that is restarted makes a new
+The run folders hold the state and the trainer is a separate process: a restarted host makes a new
 supervisor, which finds the run that still works and lends it the card again.
 """
 
@@ -28,7 +28,7 @@ def _find(tell: Callable[[str], None]) -> Interpreter:
 
 
 class Supervisor:
-    """One for each host and runs root. Every method may be called by several threads at once."""
+    """One for each host and runs root; safe for several threads."""
 
     def __init__(
         self,
@@ -40,15 +40,15 @@ class Supervisor:
         python: Callable[[Callable[[str], None]], Interpreter] = _find,
         every: float = 0.5,
     ) -> None:
-        """Look after `root`; nothing is done before `wake`.
+        """Supervise `root`; nothing is started before `wake`.
 
         Args:
             root: the runs root.
             lend: given a run's name, a block in which the host leaves the graphics card alone.
-            ended: is told of each run whose process has ended, and how it stands.
+            ended: called with each run whose process has ended, and its state.
             queue: of that root.
-            python: finds or makes the trainer's Python, and tells how that goes on, a line at a time.
-            every: seconds between two looks at a run.
+            python: finds or installs the trainer's Python, and reports each step as a line.
+            every: seconds between two checks of a run.
         """
         self.root, self.queue = root, queue or Queue(root)
         self._lend, self._ended, self._python, self._every = lend, ended, python, every
@@ -59,11 +59,11 @@ class Supervisor:
 
     @property
     def note(self) -> str:
-        """What is being set up, or why nothing can be trained; '' otherwise."""
+        """Installation progress, or why nothing can be trained; '' otherwise."""
         return self._trouble or "\n".join(self._lines[-_LAST_LINES:])
 
     def add(self, folder: Path, *, resume: bool = False) -> str:
-        """Train a run as soon as it is its turn; one that waits or is trained already stays as it is.
+        """Queue a run; one that waits or runs already stays as it is.
 
         Returns:
             What happens, a sentence.
@@ -71,31 +71,31 @@ class Supervisor:
         try:
             before = self.queue.add(folder, resume=resume)
         except BusyError:
-            return f"'{folder.name}' is running already."
+            return f"'{folder.name}' is already running."
         active = self.queue.view().active
         self.wake()
-        # Our thread may be awake already and have started this very run.
+        # The thread may have started this run already.
         if active is not None and active != folder.absolute():
             others = f" and {before} more" if before else ""
             have = "have" if before else "has"
             return f"'{folder.name}' waits until '{active.name}'{others} {have} ended."
-        return f"'{folder.name}' begins."
+        return f"'{folder.name}' starts."
 
     def stop(self, folder: Path) -> str:
-        """Take a waiting run out of the queue, or ask a working one to save and leave.
+        """Remove a waiting run from the queue, or ask an active one to save and stop.
 
         Returns:
             What happens, a sentence.
         """
         if self.queue.remove(folder):
-            return f"'{folder.name}' waits no longer."
+            return f"'{folder.name}' was removed from the queue."
         if state_of(folder) not in WORKING:
-            return f"'{folder.name}' is not being trained."
+            return f"'{folder.name}' is not running."
         attach(folder).stop()
         return f"'{folder.name}' finishes its step, saves and stops."
 
     def wake(self) -> None:
-        """Look whether there is something to do, now and until there is nothing more."""
+        """Start working through the queue until it is empty."""
         with self._lock:
             if self._thread is None:
                 self._trouble = ""
@@ -103,14 +103,14 @@ class Supervisor:
                 self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until there is nothing to do."""
+        """Wait until the queue is empty."""
         thread = self._thread
         if thread is not None:
             thread.join(seconds)
 
     def _run(self) -> None:
         try:
-            # Reloading a page must not make two of us, nor may two hosts share one card's turn.
+            # One supervisor per root, also after a reload and with two hosts.
             with exclusive(self.root / SUPERVISOR):
                 while self._work():
                     pass
@@ -120,12 +120,12 @@ class Supervisor:
         finally:
             with self._lock:
                 self._thread = None
-        # Somebody may have added a run between the last look and now.
+        # A run may have been added since the last check.
         if not self._trouble and self.queue.view().waiting:
             self.wake()
 
     def _work(self) -> bool:
-        """Look after one run; False if there is none."""
+        """Start and follow one run; False if there is none."""
         view = self.queue.view()
         if view.active is None and not view.waiting:
             return False
@@ -140,12 +140,12 @@ class Supervisor:
                 child = self.queue.pump(python)
                 folder = None if child is None else child.folder
             if folder is None:
-                # Another door was faster, or what waited was gone.
+                # Another door started it first, or the waiting run is gone.
                 return True
             try:
                 state = attach(folder).wait(every=self._every)
             except ScdpoError:
-                # Somebody has deleted the folder; the process is gone or nobody's any more.
+                # The folder was deleted.
                 return True
         self._ended(folder, state)
         return True

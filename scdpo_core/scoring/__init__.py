@@ -1,1 +1,1 @@
-"""Scoring existing files: whole folders in, one row for every image out, whatever state it is in."""
+"""Score existing files: whole folders in, one row for every image out, broken ones included."""

@@ -1,4 +1,4 @@
-"""A whole job of one process, or of several that accelerate launched to share a folder."""
+"""Run a job in one process, or in several that accelerate launched to share a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Member:
     Attributes:
         job: with its share of the work.
         device: where its network runs.
-        wait_for_all: comes back once every process has come so far.
+        wait_for_all: returns once every process has called it.
     """
 
     job: ScoreJob
@@ -27,7 +27,7 @@ class Member:
 
     @property
     def leads(self) -> bool:
-        """Whether it is the one that speaks, and does what must be done once."""
+        """Whether this process prints, and does what must be done once."""
         return self.job.rank == 0
 
 
@@ -41,7 +41,7 @@ def join(job: ScoreJob, device: str) -> Member:
     state = PartialState(cpu=device == "cpu", timeout=timedelta(days=30))
     return Member(
         replace(job, rank=state.process_index, processes=state.num_processes),
-        # Each process has a graphics card of its own.
+        # Each process has its own GPU.
         str(state.device) if device == "cuda" else device,
         state.wait_for_everyone,
     )
@@ -50,15 +50,15 @@ def join(job: ScoreJob, device: str) -> Member:
 def run_job(
     member: Member, scorer: Scorer, progress: Progress = lambda what, done, total: None
 ) -> JobResult | None:
-    """Score this process's share; the one that leads then does with the files what was asked.
+    """Score this process's share; the leading one then finishes the job.
 
     Args:
         member: this process; its job is checked.
         scorer: what scores, on its device.
-        progress: is told what is being done, how far, of how much.
+        progress: called with the phase, the number done and the total.
 
     Returns:
-        What came of the whole job; None for all processes but the one that leads.
+        The result of the whole job; None for all processes but the leading one.
 
     Raises:
         ScdpoError: as `score_files`, `gather` and `finish`.

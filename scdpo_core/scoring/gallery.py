@@ -63,14 +63,14 @@ def write_gallery(
     groups: dict[str | None, list[Row]] = {}
     for row in scored:
         groups.setdefault(row.sha256, []).append(row)
-    shown = list(groups.values())[:MOST_IMAGES]
+    with_thumbnail = list(groups.values())[:MOST_IMAGES]
     # Decoders release the interpreter lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         cards = []
-        for card in pool.map(_card, shown):
+        for card in pool.map(_card, with_thumbnail):
             cards.append(card)
-            progress(len(cards), len(shown))
-    known = {
+            progress(len(cards), len(with_thumbnail))
+    has_costs = {
         name: any(row.categories.get(name) is not None for row in scored) for name in category_names(scored)
     }
     costs = [row.cost for row in scored if row.cost is not None]
@@ -80,12 +80,12 @@ def write_gallery(
         created=datetime.now().strftime("%Y-%m-%d %H:%M"),
         scored=len(scored),
         above=sum(cost > 0 for cost in costs),
-        unknown=[name for name, judged in known.items() if not judged],
-        categories=[name for name, judged in known.items() if judged],
+        unknown=[name for name, judged in has_costs.items() if not judged],
+        categories=[name for name, judged in has_costs.items() if judged],
         histogram=band_histogram(costs) if costs else None,
         bands={band: sum(row.band == band for row in scored) for band in ("unsafe", "review", "safe")},
         cards=cards,
-        left=len(scored) - sum(map(len, shown)),
+        left=len(scored) - sum(map(len, with_thumbnail)),
         failed=[row for row in rows if row.error is not None],
         most_reasons=_MOST_REASONS,
     )
@@ -101,18 +101,18 @@ def by_cost(rows: Sequence[Row]) -> list[Row]:
 
 def above_zero(row: Row) -> list[str]:
     """Return 'weapon +2.10' for every category above zero, where the scorer knows several."""
-    known = {name: cost for name, cost in row.categories.items() if cost is not None}
-    return [f"{name} {signed(cost)}" for name, cost in known.items() if cost > 0 and len(known) > 1]
+    costs = {name: cost for name, cost in row.categories.items() if cost is not None}
+    return [f"{name} {signed(cost)}" for name, cost in costs.items() if cost > 0 and len(costs) > 1]
 
 
 def _card(rows: Sequence[Row]) -> Card:
     row = rows[0]
     frame = f"frame {row.frame}" if row.frame else ""
-    known = {name: round(cost, 4) for name, cost in row.categories.items() if cost is not None}
+    costs = {name: round(cost, 4) for name, cost in row.categories.items() if cost is not None}
     return Card(
         row,
         [printable(each.path) for each in rows],
         thumbnail_of(row.path, frame=row.frame),
         [note for note in (*above_zero(row), objection(row.details), frame) if note],
-        json.dumps(known),
+        json.dumps(costs),
     )

@@ -1,4 +1,4 @@
-"""Which images are held back."""
+"""Decide which images are held back."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def held_back(scores: Sequence[CostScore], rule: str, threshold: float) -> list[
         ScdpoError: there is no such rule, or the threshold is not a finite number.
     """
     if not math.isfinite(threshold):
-        raise ScdpoError(f"The gate's threshold is {threshold}; it has to be a finite number such as 0.")
+        raise ScdpoError(f"The gate's threshold is {threshold}; it must be a finite number such as 0.")
     if rule not in HOLD_RULES:
         raise ScdpoError(f"The gate has no rule '{rule}'; its rules are: {', '.join(HOLD_RULES)}.")
     holds = HOLD_RULES[rule]

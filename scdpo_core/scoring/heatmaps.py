@@ -41,7 +41,7 @@ def write_heatmaps(
         scorer: the one that scored.
         folder: made if missing.
         method: as `cost.attribution.explain`.
-        progress: is told how many of how many are done.
+        progress: called with the number done and the total.
 
     Returns:
         One problem for each file that could not be opened any more.
@@ -64,8 +64,8 @@ def write_heatmaps(
             metadata = PngInfo()
             if explanation.objection:
                 metadata.add_text("objection", explanation.objection)
-            for kind, shown in (("heatmap", explanation.overlay(image)), ("mask", explanation.mask())):
-                with atomic_path(folder / f"{stem}.{kind}.png") as temporary:
-                    shown.save(temporary, "PNG", pnginfo=metadata)
+            for suffix, output in (("heatmap", explanation.overlay(image)), ("mask", explanation.mask())):
+                with atomic_path(folder / f"{stem}.{suffix}.png") as temporary:
+                    output.save(temporary, "PNG", pnginfo=metadata)
         progress(done, len(rows))
     return problems

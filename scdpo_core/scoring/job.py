@@ -1,4 +1,4 @@
-"""The whole job: find images, score them, write the tables, and do with the files what was asked."""
+"""The whole job: find images, score them, write the tables, and sort, stamp or explain the files."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class ScoreJob:
         csv: a table.
         parquet: the same table.
         html: a gallery.
-        every: of animations, look at every n-th frame; 0 for the first one alone.
+        every: of animations, score every n-th frame; 0 for the first one alone.
         batch: images in one call of the network.
         over: the cost above which images are moved or copied.
         move_to: folder for those, or None.
         copy_to: folder for copies of those, or None.
         write_back: a key of `write_back.STAMPS`, or None.
-        heatmaps: folder for images of what raises the costs that lie over the bound, or None.
-        method: how that is found, see `cost.attribution.explain`.
-        anew: score everything again.
+        heatmaps: folder for heatmaps of the images above `over`, or None.
+        method: of the heatmaps, see `cost.attribution.explain`.
+        rescore: score everything again.
         rank: number of this process.
-        processes: how many processes share the work; the hash of a file's path says whose it is, so that
-            a file that comes or goes meanwhile leaves no gap.
+        processes: number of processes that share the work by the hash of a file's path, so that
+            a file that appears or disappears meanwhile leaves no gap.
     """
 
     places: Sequence[Path]
@@ -61,23 +61,23 @@ class ScoreJob:
     write_back: str | None = None
     heatmaps: Path | None = None
     method: Method = "occlusion"
-    anew: bool = False
+    rescore: bool = False
     rank: int = 0
     processes: int = 1
 
     @property
     def part(self) -> Path | None:
         """The rows of this process alone, where several share the work."""
-        return self.jsonl if self.processes == 1 else _part(self.jsonl, self.rank)
+        return self.jsonl if self.processes == 1 else _shard(self.jsonl, self.rank)
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of it.
+    """Result of a job.
 
     Attributes:
         rows: one for every file, sorted by path.
-        reused: how many needed no network this time.
+        reused: number of rows that needed no network.
         repeats: further names that led to files already listed.
         filed: rows of the moved or copied images, with their new paths.
         problems: what could not be written back, moved or copied, and why.
@@ -101,12 +101,12 @@ def check(job: ScoreJob) -> None:
         ScdpoError: says what.
     """
     if job.processes > 1 and job.jsonl is None:
-        raise ScdpoError("Several processes meet in a JSONL file. Name one with --jsonl.")
+        raise ScdpoError("Several processes share one JSONL file. Name it with --jsonl.")
     if job.move_to is not None and job.copy_to is not None:
         raise ScdpoError("Images can be moved or copied, not both.")
     for folder in (job.move_to, job.copy_to, job.heatmaps):
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise ScdpoError(f"{folder} is a file; a folder is wanted.")
+            raise ScdpoError(f"{folder} is a file. Give a folder.")
 
 
 def score_files(
@@ -118,10 +118,10 @@ def score_files(
         ScdpoError: the JSONL file cannot be used.
     """
     images = _find(job)
-    files = [path for path in images.files if _whose(path, job.processes) == job.rank]
+    files = [path for path in images.files if _rank_of(path, job.processes) == job.rank]
     memory = RowFile.open(job.part) if job.part is not None else None
-    known = _known(job, memory)
-    run = FolderRun(scorer, {} if job.anew else known, job.every, job.batch)
+    earlier = _earlier_rows(job, memory)
+    run = FolderRun(scorer, {} if job.rescore else earlier, job.every, job.batch)
     others = [] if memory is None else _of_other_scorers(memory, scorer)
     rows = [] if job.rank else list(_unreachable(images.problems, scorer))
     total = len(rows) + len(files)
@@ -139,7 +139,7 @@ def score_files(
 
 
 def _of_other_scorers(memory: RowFile, scorer: Scorer) -> list[Problem]:
-    """Tell of scores in the file that another scorer gave; they stand until their files are scored again."""
+    """Note scores in the file by another scorer, which stay until their files are scored again."""
     scorer_id = provenance(scorer)
     counts = Counter(
         row.scorer for row in memory.rows.values() if row.cost is not None and row.scorer != scorer_id
@@ -147,8 +147,8 @@ def _of_other_scorers(memory: RowFile, scorer: Scorer) -> list[Problem]:
     return [
         Problem(
             memory.path,
-            f"{count:,} of its scores are by another scorer, '{name}'. Costs of different scorers do not "
-            f"compare, so these files are scored again by '{scorer_id}'.",
+            f"{count:,} of its scores are by another scorer, '{name}'. Costs of different scorers cannot be "
+            f"compared, so these files are scored again by '{scorer_id}'.",
             fatal=False,
         )
         for name, count in counts.items()
@@ -163,19 +163,19 @@ def gather(job: ScoreJob) -> JobResult:
     Raises:
         ScdpoError: a process's file is missing or damaged.
     """
-    parts = []
+    shards = []
     for rank in range(job.processes):
-        part = _part(job.jsonl, rank)
-        if not part.exists():
+        file = _shard(job.jsonl, rank)
+        if not file.exists():
             raise ScdpoError(
-                f"{part} is not there, so the scores of process {rank} are missing. Do all machines share "
-                "the disk that the JSONL file is on?"
+                f"{file} is missing, and with it the scores of process {rank}. Check that all machines share "
+                "the disk with the JSONL file."
             )
-        parts.append(RowFile.read(part))
+        shards.append(RowFile.read(file))
     # A part also remembers, from an interrupted run, files that are gone now or another process's.
     files = _find(job)
-    rows = [parts[_whose(path, job.processes)].get(str(path)) for path in files.files]
-    rows += [parts[0].get(str(problem.path)) for problem in files.problems]
+    rows = [shards[_rank_of(path, job.processes)].get(str(path)) for path in files.files]
+    rows += [shards[0].get(str(problem.path)) for problem in files.problems]
     ordered = sorted((row for row in rows if row is not None), key=lambda row: row.path)
     return JobResult(ordered, notes=files.notes)
 
@@ -199,7 +199,7 @@ def explain(
 def finish(
     job: ScoreJob, result: JobResult, progress: Progress = lambda what, done, total: None
 ) -> JobResult:
-    """Write scores back, move or copy, and write the tables and the gallery, as far as the job says so.
+    """Write scores back, move or copy files, and write the tables and the gallery, as the job requests.
 
     Raises:
         ScdpoError: pyarrow is missing.
@@ -217,11 +217,11 @@ def finish(
         if target is not None:
             move = job.move_to is not None
             chosen = sorted(over(list(rows.values()), job.over), key=lambda row: row.path)
-            tell = note if move else lambda row: None
-            away = file_away(chosen, target, job.places, move=move, filed=tell)
-            filed, problems = away.done, [*problems, *away.problems]
+            record = note if move else lambda row: None
+            sorted_files = file_away(chosen, target, job.places, move=move, filed=record)
+            filed, problems = sorted_files.done, [*problems, *sorted_files.problems]
             if move:
-                stayed = {problem.path for problem in away.problems}
+                stayed = {problem.path for problem in sorted_files.problems}
                 moved = [row.path for row in chosen if Path(row.path) not in stayed]
                 rows = {path: row for path, row in rows.items() if path not in moved}
                 rows |= {row.path: row for row in filed}
@@ -230,8 +230,8 @@ def finish(
             memory.close()
     ordered = [rows[path] for path in sorted(rows)]
     _write_tables(job, ordered, progress)
-    left = [problem.path for problem in unwritten]
-    return replace(result, rows=ordered, filed=filed, problems=problems, unwritten=left)
+    failed_paths = [problem.path for problem in unwritten]
+    return replace(result, rows=ordered, filed=filed, problems=problems, unwritten=failed_paths)
 
 
 def _touches_files(job: ScoreJob) -> bool:
@@ -266,7 +266,7 @@ def _write_tables(job: ScoreJob, rows: Sequence[Row], progress: Progress) -> Non
         roots, ours = _within(job.places), {row.path for row in rows}
         others = [row for row in memory.rows.values() if row.path not in ours and not roots(row)]
         memory.finish(sorted([*rows, *others], key=lambda row: row.path))
-        for part in _parts(job.jsonl):
+        for part in _shards(job.jsonl):
             part.unlink(missing_ok=True)
     if job.csv is not None:
         write_csv(job.csv, rows)
@@ -282,15 +282,15 @@ def _find(job: ScoreJob) -> Found:
     return find_images(job.places, skip=ours)
 
 
-def _known(job: ScoreJob, memory: RowFile | None) -> Mapping[str, Row]:
-    """Return what earlier runs know: the merged rows, those of interrupted runs, and this process's own."""
+def _earlier_rows(job: ScoreJob, memory: RowFile | None) -> Mapping[str, Row]:
+    """Return the rows of earlier runs: the merged ones, those of interrupted runs, and this process's."""
     if job.jsonl is None or memory is None:
         return {}
-    known: dict[str, Row] = {}
-    for file in (job.jsonl, *_parts(job.jsonl)):
+    rows: dict[str, Row] = {}
+    for file in (job.jsonl, *_shards(job.jsonl)):
         if file != memory.path and file.exists():
-            known |= RowFile.read(file)
-    return known | memory.rows
+            rows |= RowFile.read(file)
+    return rows | memory.rows
 
 
 def _unreachable(problems: Iterable[Problem], scorer: Scorer) -> Iterator[Row]:
@@ -307,16 +307,16 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path.expanduser()))
 
 
-def _whose(path: Path, processes: int) -> int:
+def _rank_of(path: Path, processes: int) -> int:
     return zlib.crc32(os.fsencode(path)) % processes
 
 
-def _part(jsonl: Path | None, rank: int) -> Path:
+def _shard(jsonl: Path | None, rank: int) -> Path:
     assert jsonl is not None
     return jsonl.with_name(f"{jsonl.name}.part{rank}")
 
 
-def _parts(jsonl: Path) -> list[Path]:
+def _shards(jsonl: Path) -> list[Path]:
     """Return the files of all processes, those of interrupted runs with more of them included."""
     name = re.compile(re.escape(jsonl.name) + r"\.part\d+")
     return sorted(path for path in jsonl.parent.iterdir() if name.fullmatch(path.name))

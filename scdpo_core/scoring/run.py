@@ -23,14 +23,14 @@ from ..types import CostScore, ScdpoError
 from .table import Row
 
 BATCH = 16
-"""Images that the network looks at together."""
+"""Images in one call of the network."""
 _SIDE_BY_SIDE = 4
-"""The same where each processor has a batch of its own; larger ones fall out of its cache."""
+"""The same for a single-threaded scorer per processor; larger batches exceed the CPU's cache."""
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """What a thread made of a file.
+class _Decoded:
+    """A file after decoding in a thread.
 
     Attributes:
         row: a row without a cost yet; with an error, or complete, when no network is needed.
@@ -48,7 +48,7 @@ class FolderRun:
 
     Args:
         scorer: what scores.
-        known: rows of earlier runs by path; a file that did not change since is not opened again, and one
+        earlier: rows of earlier runs by path; an unchanged file is not opened again, and one
             whose content was scored under another name is not decoded again.
         every: which frames of animations count: 0 the first, n every n-th.
         batch: images in one call of the network.
@@ -59,7 +59,7 @@ class FolderRun:
     """
 
     scorer: Scorer
-    known: Mapping[str, Row] = field(default_factory=dict)
+    earlier: Mapping[str, Row] = field(default_factory=dict)
     every: int = 0
     batch: int = BATCH
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
@@ -70,14 +70,14 @@ class FolderRun:
         self._provenance = provenance(self.scorer)
         beside = self.scorer.one_thread() if isinstance(self.scorer, SideBySide) else None
         self._scorer, self._beside = beside or self.scorer, beside is not None
-        usable = [row for row in self.known.values() if self._still_right(row)]
+        usable = [row for row in self.earlier.values() if self._is_reusable(row)]
         self._by_path = {row.path: row for row in usable}
         self._by_content = {row.sha256: row for row in usable if row.sha256}
         self._claimed: set[str] = set()
         self._lock = threading.Lock()
 
     def rows(self, files: Sequence[Path]) -> Iterator[Row]:
-        """Score files; a row for each, roughly in their order, as soon as it is known.
+        """Score files and yield a row for each, roughly in order, as soon as it is ready.
 
         Never raises because of a file: what cannot be decoded whole gives a row with its reason.
 
@@ -86,27 +86,27 @@ class FolderRun:
         """
         # Threads stay at most this far ahead, so that memory does not grow with the folder.
         ahead = self.workers + (1 if self.every else 2 * self.batch)
-        waiting: deque[Future[_Looked]] = deque()
-        scoring: deque[tuple[list[_Looked], Future[list[CostScore | str]]]] = deque()
-        batch: list[_Looked] = []
+        decoding: deque[Future[_Decoded]] = deque()
+        scoring: deque[tuple[list[_Decoded], Future[list[CostScore | str]]]] = deque()
+        batch: list[_Decoded] = []
         finished: dict[str, Row] = {}
         followers: dict[str, list[Row]] = {}
-        left = iter(files)
+        remaining = iter(files)
         with self._threads() as (decoders, network, lanes, size):
-            for path in islice(left, ahead):
-                waiting.append(decoders.submit(self._look, path))
-            while waiting or batch or scoring:
-                if waiting:
-                    looked = waiting.popleft().result()
-                    for path in islice(left, 1):
-                        waiting.append(decoders.submit(self._look, path))
-                    yield from self._take(looked, batch, finished, followers)
-                if batch and (not waiting or sum(len(item.frames) for item in batch) >= size):
+            for path in islice(remaining, ahead):
+                decoding.append(decoders.submit(self._decode, path))
+            while decoding or batch or scoring:
+                if decoding:
+                    looked = decoding.popleft().result()
+                    for path in islice(remaining, 1):
+                        decoding.append(decoders.submit(self._decode, path))
+                    yield from self._sort_in(looked, batch, finished, followers)
+                if batch and (not decoding or sum(len(item.frames) for item in batch) >= size):
                     views = [view for item in batch for _, view in item.frames]
                     scoring.append((batch, network.submit(self._try, views)))
                     batch = []
                 # One batch more than are worked on is enough to keep the network busy.
-                while scoring and (scoring[0][1].done() or len(scoring) > lanes or not waiting):
+                while scoring and (scoring[0][1].done() or len(scoring) > lanes or not decoding):
                     items, scores = scoring.popleft()
                     yield from self._score(items, scores.result(), finished, followers)
 
@@ -114,8 +114,8 @@ class FolderRun:
     def _threads(self) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor, int, int]]:
         """Return the decoding pool, the scoring pool, its size, and the images per call.
 
-        A scorer that likes to be called side by side shares the decoders' threads, one for each processor, so
-        that nobody waits. Any other has a thread of its own, which calls it with whole batches.
+        A scorer with single-threaded calls shares the decoders' threads, one for each processor, so
+        that no thread waits. Any other has one thread, which calls it with whole batches.
         """
         decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         network = decoders if self._beside else ThreadPoolExecutor(1, thread_name_prefix="score")
@@ -128,10 +128,10 @@ class FolderRun:
             for pool in (decoders, network):
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _take(
+    def _sort_in(
         self,
-        looked: _Looked,
-        batch: list[_Looked],
+        looked: _Decoded,
+        batch: list[_Decoded],
         finished: dict[str, Row],
         followers: dict[str, list[Row]],
     ) -> Iterator[Row]:
@@ -153,7 +153,7 @@ class FolderRun:
 
     def _score(
         self,
-        batch: Sequence[_Looked],
+        batch: Sequence[_Decoded],
         scores: Sequence[CostScore | str],
         finished: dict[str, Row],
         followers: dict[str, list[Row]],
@@ -173,7 +173,7 @@ class FolderRun:
                 yield _same_content(follower, row)
 
     def _try(self, views: Sequence[Any]) -> list[CostScore | str]:
-        """Return a score or a reason for every view; one that upsets the scorer costs the others nothing."""
+        """Return a score or an error for every view; a view that fails does not affect the others."""
         try:
             return [_finite(score) for score in self._scorer.score_prepared(views)]
         except ScdpoError as error:
@@ -181,17 +181,20 @@ class FolderRun:
                 return [str(error)]
         return [result for view in views for result in self._try([view])]
 
-    def _look(self, path: Path) -> _Looked:
+    def _decode(self, path: Path) -> _Decoded:
         row = Row(str(path), None, None, None, {}, self._provenance, None, every=self.every)
         try:
             if not path.is_file():
-                what = "the link leads nowhere." if path.is_symlink() else "this is not a file."
-                return _Looked(replace(row, error=f"{what} Put an image in its place."))
+                what = "the link points nowhere." if path.is_symlink() else "this is not a file."
+                return _Decoded(replace(row, error=f"{what} Put an image in its place."))
             facts = path.stat()
             row = replace(row, bytes=facts.st_size, mtime_ns=facts.st_mtime_ns)
-            before = self._by_path.get(row.path)
-            if before is not None and (before.bytes, before.mtime_ns) == (row.bytes, row.mtime_ns):
-                return _Looked(before)
+            earlier_row = self._by_path.get(row.path)
+            if earlier_row is not None and (earlier_row.bytes, earlier_row.mtime_ns) == (
+                row.bytes,
+                row.mtime_ns,
+            ):
+                return _Decoded(earlier_row)
             with path.open("rb") as stream:
                 digest = hashlib.sha256()
                 while chunk := stream.read(1 << 20):
@@ -199,30 +202,30 @@ class FolderRun:
                 content = digest.hexdigest()
                 row = replace(row, sha256=content)
                 if (same := self._by_content.get(content)) is not None:
-                    return _Looked(_same_content(row, same))
+                    return _Decoded(_same_content(row, same))
                 if not self._claim(content):
-                    return _Looked(row)
+                    return _Decoded(row)
                 stream.seek(0)
                 with closing(open_frames(path, stream, self.every)) as frames:
-                    return _Looked(row, [(number, self.scorer.prepare(frame)) for number, frame in frames])
+                    return _Decoded(row, [(number, self.scorer.prepare(frame)) for number, frame in frames])
         except ImageError as error:
             return _refused(row, error.what)
         except OSError as error:
             return _refused(row, f"the file cannot be read ({error.strerror or error}).")
-        # Whatever a file does to a decoder or to a scorer's preparation, the run goes on.
+        # A file that breaks a decoder or a scorer's preparation must not end the run.
         except (Exception, MemoryError) as error:
             return _refused(row, f"the image could not be prepared ({type(error).__name__}: {error}).")
 
     def _claim(self, content: str) -> bool:
-        """Return whether this thread is the first with such content, and so has to decode it."""
+        """Return whether this thread is the first with this content, and so decodes it."""
         with self._lock:
             first = content not in self._claimed
             self._claimed.add(content)
             return first
 
-    def _still_right(self, row: Row) -> bool:
-        known = row.cost is not None and math.isfinite(row.cost)
-        return known and row.scorer == self._provenance and row.every == self.every
+    def _is_reusable(self, row: Row) -> bool:
+        has_cost = row.cost is not None and math.isfinite(row.cost)
+        return has_cost and row.scorer == self._provenance and row.every == self.every
 
 
 def _finite(score: CostScore) -> CostScore | str:
@@ -230,8 +233,8 @@ def _finite(score: CostScore) -> CostScore | str:
     return score.problem or score
 
 
-def _refused(row: Row, reason: str) -> _Looked:
-    return _Looked(replace(row, error=reason))
+def _refused(row: Row, reason: str) -> _Decoded:
+    return _Decoded(replace(row, error=reason))
 
 
 def _same_content(row: Row, other: Row) -> Row:
@@ -246,13 +249,13 @@ def _same_content(row: Row, other: Row) -> Row:
     )
 
 
-def _with_scores(row: Row, found: Sequence[tuple[int, CostScore | str]]) -> Row:
+def _with_scores(row: Row, by_frame: Sequence[tuple[int, CostScore | str]]) -> Row:
     """Return the row with the highest cost of its frames and views, or why there is none."""
-    # One that could not be judged may be the harmful one.
-    for _, score in found:
+    # A frame that could not be scored may be the harmful one.
+    for _, score in by_frame:
         if isinstance(score, str):
             return replace(row, error=score)
-    scored = [(number, score) for number, score in found if isinstance(score, CostScore)]
+    scored = [(number, score) for number, score in by_frame if isinstance(score, CostScore)]
     number, _ = max(scored, key=lambda pair: pair[1].value)
     highest = worst([score for _, score in scored])
     return replace(

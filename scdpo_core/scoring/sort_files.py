@@ -1,4 +1,4 @@
-"""Moving or copying images whose cost lies over a bound, never across a file that is there."""
+"""Move or copy images whose cost is above a bound, without overwriting any file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..io.files import atomic_path, sha256_of
+from ..io.files import atomic_path, same_file
 from ..types import Problem
 from .table import Row
 
 
 @dataclass(frozen=True)
 class Filed:
-    """What became of the images.
+    """Result of moving or copying.
 
     Attributes:
         done: rows of the images that were moved or copied, with the new path.
-        problems: one for every image that stayed where it was, and why.
+        problems: one for every image that was not moved or copied, and why.
     """
 
     done: Sequence[Row]
@@ -46,18 +46,18 @@ def file_away(
     move: bool,
     filed: Callable[[Row], None] = lambda row: None,
 ) -> Filed:
-    """Copy or move the rows' files below a folder, where they keep their place below their root.
+    """Copy or move the rows' files below a folder, where they keep their path relative to their root.
 
-    Nothing is ever overwritten: where another file of that name is already, the image stays, and so it does
-    when it changed since it was scored, or when a link leads to it from elsewhere. Where the same content is
-    already, an earlier run was interrupted, and its work is completed.
+    Nothing is overwritten: where another file of that name exists, the image stays, and so it does
+    when it changed since it was scored, or when a link leads to it from elsewhere. Where the same content
+    exists, an earlier run was interrupted, and its work is completed.
 
     Args:
         rows: whose files.
         target: the folder; made if missing.
         roots: the folders that were scored; a file in none of them goes right into `target`.
         move: whether the original is removed after the new file is complete.
-        filed: is told each row as soon as its file is there, with the new path.
+        filed: called with each row as soon as its file is in place, with the new path.
     """
     done: list[Row] = []
     problems: list[Problem] = []
@@ -73,14 +73,14 @@ def file_away(
             elif move and source.is_symlink():
                 problems.append(Problem(source, f"it is a link to {source.resolve()}, and stays."))
             elif move and out is not None:
-                what = f"a link leads to it in {out.parent}, outside of what was scored, and it stays."
+                what = f"a link leads to it in {out.parent}, outside the scored folders, and it stays."
                 problems.append(Problem(source, what))
             else:
                 _file(source, destination, move=move)
                 done.append(replace(row, path=os.path.abspath(destination)))
                 filed(done[-1])
         except FileExistsError:
-            problems.append(Problem(source, f"there is already {destination}, so it stays where it is."))
+            problems.append(Problem(source, f"{destination} already exists, so it stays where it is."))
         except OSError as error:
             verb = "moved" if move else "copied"
             problems.append(Problem(source, f"it could not be {verb} ({error.strerror or error})."))
@@ -100,7 +100,7 @@ def _file(source: Path, destination: Path, *, move: bool) -> None:
         else:
             _copy(source, destination)
     except FileExistsError:
-        if os.path.realpath(source) == os.path.realpath(destination) or not _same(source, destination):
+        if os.path.realpath(source) == os.path.realpath(destination) or not same_file(source, destination):
             raise
     if move:
         source.unlink()
@@ -119,9 +119,3 @@ def _link_or_copy(source: Path, destination: Path) -> None:
 def _copy(source: Path, destination: Path) -> None:
     with atomic_path(destination, replace=False, like=source) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _same(one: Path, other: Path) -> bool:
-    if not other.is_file() or one.stat().st_size != other.stat().st_size:
-        return False
-    return sha256_of(one) == sha256_of(other)

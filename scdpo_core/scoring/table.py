@@ -1,4 +1,4 @@
-"""What is known of one scored file, and the files that such rows are kept in."""
+"""The row of one scored file, and the files of such rows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Row:
     details: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return the row as one line of JSON; costs to four decimals, which is more than any scorer knows."""
+        """Return the row as one line of JSON; costs to four decimals, beyond any scorer's precision."""
         row = asdict(self)
         row["cost"] = _rounded(self.cost)
         row["categories"] = {name: _rounded(cost) for name, cost in self.categories.items()}
@@ -72,8 +72,8 @@ class Row:
 class RowFile:
     """A JSONL file that grows by a row at a time, so that an interrupted run loses nothing.
 
-    While a run goes on, rows are appended and a later row of a path stands for an earlier one;
-    `finish` then writes the file anew, whole and sorted.
+    During a run rows are appended, and a later row of a path replaces an earlier one;
+    `finish` then rewrites the file, complete and sorted.
 
     Args:
         path: the .jsonl file; need not exist.
@@ -88,7 +88,7 @@ class RowFile:
 
     @classmethod
     def open(cls, path: Path) -> RowFile:
-        """Read what an earlier run left, and stand ready to append.
+        """Read the rows of an earlier run, and open the file to append.
 
         Raises:
             ScdpoError: the file exists but holds no such rows, or cannot be read or written.
@@ -96,7 +96,7 @@ class RowFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not path.is_file() and not path.is_dir():
-                raise ScdpoError(f"{path} is a device or a pipe. Scores need a file of their own.")
+                raise ScdpoError(f"{path} is a device or a pipe. Give a regular file.")
             rows = cls.read(path) if path.exists() else {}
             stream = path.open("a", encoding="utf-8")
         except OSError as error:
@@ -118,15 +118,15 @@ class RowFile:
         except (OSError, UnicodeDecodeError) as error:
             raise _unusable(path, error) from error
         lines = [line for line in text.splitlines() if line.strip()]
-        read = [row for row in map(Row.from_json, lines) if row is not None]
-        if len(read) < len(lines) - 1:
+        rows = [row for row in map(Row.from_json, lines) if row is not None]
+        if len(rows) < len(lines) - 1:
             raise ScdpoError(
-                f"{path} holds other things than scores, and is not touched. Choose another name."
+                f"{path} contains other things than scores and is left unchanged. Choose another name."
             )
-        return {row.path: row for row in read}
+        return {row.path: row for row in rows}
 
     def add(self, row: Row) -> None:
-        """Append a row; it is on its way to the disk when this returns."""
+        """Append a row and flush it to the operating system."""
         assert self._stream is not None
         self.rows[row.path] = row
         self._stream.write(row.to_json() + "\n")

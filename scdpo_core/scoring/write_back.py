@@ -1,4 +1,4 @@
-"""Writing a score back to its image, into the file or beside it; on request only."""
+"""Write a score back to its image, into the file or beside it; on request only."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def note(row: Row) -> str:
     Args:
         row: with a cost.
     """
-    known = {name: round(cost, 4) for name, cost in row.categories.items() if cost is not None}
+    categories = {name: round(cost, 4) for name, cost in row.categories.items() if cost is not None}
     assert row.cost is not None
     return json.dumps(
-        {"cost": round(row.cost, 4), "band": row.band, "categories": known, "scorer": row.scorer}
+        {"cost": round(row.cost, 4), "band": row.band, "categories": categories, "scorer": row.scorer}
     )
 
 
@@ -73,7 +73,7 @@ def stamp_sidecar(row: Row) -> Row:
         The row as it is.
 
     Raises:
-        StampError: it cannot be written, or a file of that name is none of ours.
+        StampError: it cannot be written, or another program's file has that name.
     """
     sidecar = Path(row.path + SIDECAR)
     try:

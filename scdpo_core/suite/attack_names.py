@@ -39,8 +39,8 @@ def _steps(text: str) -> str:
 
 
 def _product(text: str) -> str:
-    found = re.fullmatch(r"(\d{1,2})x(\d{1,4})", text)
-    return "" if found and int(found[1]) and int(found[2]) else "Give two numbers, such as 1x40."
+    match = re.fullmatch(r"(\d{1,2})x(\d{1,4})", text)
+    return "" if match and int(match[1]) and int(match[2]) else "Give two numbers, such as 1x40."
 
 
 def _file(text: str) -> str:
@@ -114,10 +114,10 @@ ATTACKS: dict[str, AttackName] = {
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """Name and strength of 'name' or 'name=strength', the default's where none is given."""
+    """Split 'name' or 'name=strength'; the default strength where none is given."""
     name, _, strength = spec.partition("=")
-    known = ATTACKS.get(name)
-    return name, strength or (known.default if known else "")
+    attack = ATTACKS.get(name)
+    return name, strength or (attack.default if attack else "")
 
 
 def attack_problem(spec: str) -> str:

@@ -24,6 +24,7 @@ from ..evaluation.attacks import (
 )
 from ..evaluation.attacks.simple import names_word
 from ..io.images import open_image
+from ..reports.images import spread
 from .attack_names import needs_words, split_spec
 from .folder import EvalFolder
 from .job import EvalJob
@@ -139,12 +140,6 @@ def attack_folders(specs: Sequence[str]) -> list[str]:
     return unique_names([f"{name}-{Path(strength).name}" if strength else name for name, strength in parts])
 
 
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """Return at most `count` items at even steps."""
-    count = min(count, len(items))
-    return [items[number * len(items) // count] for number in range(count)]
-
-
 def _words(job: EvalJob, pool: Sequence[Item]) -> list[str]:
     """Return the words that are replaced: those asked for, or in the embedded world one of each category."""
     if not any(map(needs_words, job.attacks)):
@@ -184,7 +179,7 @@ def begin_from(chunk: Chunk, items: Sequence[Item], plan: Plan) -> list[Item]:
 def make_attack(
     job: EvalJob, chunk: Chunk, items: Sequence[Item], plan: Plan, folder: EvalFolder, words: Sequence[str]
 ) -> Attack:
-    """Return the attack of a chunk, ready to be called on `items` of it.
+    """Make the attack of a chunk, ready to be called on `items` of it.
 
     Raises:
         ImageError: an image that it begins from cannot be read.
@@ -197,9 +192,9 @@ def make_attack(
     if name == "weight":
         return LoraWeight(float(strength) * job.weights[0])
     if name == "appended":
-        known = APPENDED_IN_THE_WORLD if job.base == "micro" else APPENDED
+        word_list = APPENDED_IN_THE_WORLD if job.base == "micro" else APPENDED
         numbers = [chunk.first + chunk.items.index(item) for item in items]
-        return AppendedWords(tuple(known[number % len(known)] for number in numbers))
+        return AppendedWords(tuple(word_list[number % len(word_list)] for number in numbers))
     if name == "stacked":
         return Stacked(Path(strength).expanduser())
     examples = _examples(start, images)
@@ -243,11 +238,12 @@ def _forbidden(job: EvalJob, words: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({part for word in (*named, *words) for part in (word, *word.split())}))
 
 
-def attack_rows(version: str, items: Sequence[Item], made: Attacked) -> list[AttackRow]:
+def attack_rows(version: str, items: Sequence[Item], result: Attacked) -> list[AttackRow]:
     """Return a row for each image of an attack; the first holds what was spent on all of them."""
-    spent = made.budget
+    spent = result.budget
     rows = [
-        AttackRow(f"{version}/{item.name}", prompt) for item, prompt in zip(items, made.prompts, strict=True)
+        AttackRow(f"{version}/{item.name}", prompt)
+        for item, prompt in zip(items, result.prompts, strict=True)
     ]
     first = replace(rows[0], steps=spent.steps, queries=spent.queries, images=spent.images)
     return [first, *rows[1:]]

@@ -9,9 +9,9 @@ from PIL import Image
 from ..io.files import atomic_path
 from ..io.images import open_image
 from ..reports.covers import covered
+from ..reports.images import spread
 from ..reports.raster import BadgedRow, badged_rows
 from ..types import Band
-from .attacks import spread
 from .figures import Opinions
 from .judging import Opinion
 from .plan import BASE, Item

@@ -55,7 +55,7 @@ def collect(
         evaluation: whose images are drawn and judged.
         judged: by whom.
         device: where the encoder of the Fréchet distance runs.
-        progress: is told how many images of how many it has embedded; may raise to end the work.
+        progress: called with the number of images embedded and the total; may raise to end the work.
 
     Raises:
         EncoderError: the encoder cannot be loaded, or the reference folder has no images.
@@ -190,15 +190,15 @@ def _title(job: EvalJob, plan: Plan) -> str:
 
 
 def _settings(job: EvalJob) -> dict[str, str]:
-    known = {
+    settings = {
         "denoising steps": str(job.steps),
         "guidance": f"{job.guidance:g}",
         "size": f"{job.width} x {job.height} pixels" if job.size else "the model's own",
         "images of each prompt": str(job.seeds),
     }
     if job.loras:
-        known["weights"] = ", ".join(f"{weight:g}" for weight in job.weights)
-    return known
+        settings["weights"] = ", ".join(f"{weight:g}" for weight in job.weights)
+    return settings
 
 
 def _further(evaluation: Evaluation) -> tuple[str, ...]:

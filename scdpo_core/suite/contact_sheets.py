@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..io.images import open_image
-from ..reports.images import CRISP_UP_TO, encode
+from ..reports.images import CRISP_UP_TO, encode, spread
 from ..reports.wording import count
 from .attack_names import ATTACKS, split_spec
-from .attacks import spread, trial_version
+from .attacks import trial_version
 from .figures import Opinions
 from .judging import Opinion
 from .plan import BASE, Item
@@ -170,7 +170,7 @@ def _of_attacks(evaluation: Evaluation) -> list[_Wanted]:
 
 
 def _shot(column: _Column, uri: str, size: tuple[int, int], opinion: Opinion | None, covered: bool) -> Shot:
-    known = opinion is not None and opinion.harmful is not None
+    judged = opinion is not None and opinion.harmful is not None
     harmful = opinion is not None and opinion.harmful is True
     verdict, tone = ("harmful", "bad") if harmful else ("harmless", "good")
     if not harmful and opinion is not None and opinion.found is not None and not covered:
@@ -180,9 +180,9 @@ def _shot(column: _Column, uri: str, size: tuple[int, int], opinion: Opinion | N
         column.style,
         uri,
         *size,
-        covered or harmful or not known,
+        covered or harmful or not judged,
         opinion.label if opinion is not None else "",
         None if opinion is None else opinion.cost,
-        verdict if known else "not judged",
-        tone if known else "",
+        verdict if judged else "not judged",
+        tone if judged else "",
     )

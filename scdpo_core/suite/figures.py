@@ -41,7 +41,7 @@ def set_figures(opinions: Opinions, version: str, each: PromptSet) -> SetFigures
     for (item, _), hit in zip(judged, hits, strict=True):
         for category in item.prompt.categories:
             by_category[category].append(hit)
-    subjects_found = [one.found for _, one in judged if one.found is not None]
+    subject_verdicts = [one.found for _, one in judged if one.found is not None]
     return SetFigures(
         each.name,
         each.kind,
@@ -53,13 +53,13 @@ def set_figures(opinions: Opinions, version: str, each: PromptSet) -> SetFigures
             for name, category_hits in sorted(by_category.items())
         },
         None if version == BASE or not each.harmful else _still_harmful(opinions, version, each.items),
-        Rate(sum(subjects_found), len(subjects_found)) if subjects_found else None,
+        Rate(sum(subject_verdicts), len(subject_verdicts)) if subject_verdicts else None,
         len(each.items) - len(judged),
     )
 
 
 def _still_harmful(opinions: Opinions, version: str, items: Sequence[Item]) -> Rate:
-    """Of the images that are harmful from the base, how many are from another version."""
+    """Count, of the images that are harmful from the base, those harmful from another version."""
     pairs = [(opinion_of(opinions, BASE, item), opinion_of(opinions, version, item)) for item in items]
     after = [now.harmful is True for before, now in pairs if before and now and before.harmful]
     return Rate(sum(after), len(after))
@@ -161,9 +161,9 @@ def attack_figures(
         for spec in dict.fromkeys(chunk.spec for chunk in attacks.chunks):
             chunks = [chunk for chunk in attacks.chunks if chunk.spec == spec]
             version, items = trial_version(chunks[0].name, lora), attacks.items(spec)
-            made = [row for item in items if (row := rows.get(f"{version}/{item.name}")) is not None]
+            done_rows = [row for item in items if (row := rows.get(f"{version}/{item.name}")) is not None]
             spent = Budget(
-                *(sum(getattr(row, part) for row in made) for part in ("steps", "queries", "images"))
+                *(sum(getattr(row, part) for row in done_rows) for part in ("steps", "queries", "images"))
             )
             figures.append(
                 AttackFigures(
@@ -173,17 +173,17 @@ def attack_figures(
                     harmful_rate(opinions, plain, items),
                     harmful_rate(opinions, version, items),
                     str(spent),
-                    _words(items, made, [chunk.word for chunk in chunks if chunk.word]),
+                    _words(items, done_rows, [chunk.word for chunk in chunks if chunk.word]),
                 )
             )
     return tuple(figures)
 
 
-def _words(items: Sequence[Item], made: Sequence[AttackRow], words: Sequence[str]) -> str:
+def _words(items: Sequence[Item], done_rows: Sequence[AttackRow], words: Sequence[str]) -> str:
     """Return what an attack put in the place of words, by an example."""
-    if not words or not made:
+    if not words or not done_rows:
         return ""
-    return f'{", ".join(dict.fromkeys(words))}; "{items[0].prompt.prompt}" became "{made[0].prompt}"'
+    return f'{", ".join(dict.fromkeys(words))}; "{items[0].prompt.prompt}" became "{done_rows[0].prompt}"'
 
 
 def judge_figures(

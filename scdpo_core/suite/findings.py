@@ -29,7 +29,7 @@ def headline(report: SuiteReport) -> str:
     if not tuned:
         return f"{percent(base.harm.value)} of the images for harmful prompts are harmful"
     if len(tuned) == 1:
-        return _fell(base.harm, tuned[0].harm) + _kept(tuned[0])
+        return _fell(base.harm, tuned[0].harm) + _preservation_words(tuned[0])
     parts = " and ".join(
         f"{percent(each.harm.value if each.harm else float('nan'))} with {_name(each)}" for each in tuned
     )
@@ -37,10 +37,10 @@ def headline(report: SuiteReport) -> str:
 
 
 def _benign_headline(tuned: Sequence[VersionFigures]) -> str:
-    kept = tuned[0].preserved if tuned else None
-    if kept is None:
+    preservation = tuned[0].preserved if tuned else None
+    if preservation is None:
         return "No image was generated with a LoRA, and none for a harmful prompt"
-    changed = percent(kept.changed.value)
+    changed = percent(preservation.changed.value)
     return f"{changed} of the benign images are changed or lost; no harmful prompt was tested"
 
 
@@ -55,11 +55,11 @@ def _fell(before: Rate, after: Rate | None) -> str:
     return f"Harmful images fell from {one} to {other}"
 
 
-def _kept(version: VersionFigures) -> str:
-    kept = version.preserved
-    if kept is None:
+def _preservation_words(version: VersionFigures) -> str:
+    preservation = version.preserved
+    if preservation is None:
         return ""
-    return f"; {percent(kept.changed.value)} of the benign images are changed or lost"
+    return f"; {percent(preservation.changed.value)} of the benign images are changed or lost"
 
 
 def _name(version: VersionFigures) -> str:
@@ -145,10 +145,10 @@ def paired_sentence(test: PairedTest) -> str:
 def about_judge(figures: JudgeFigures) -> str:
     """Return who a judge is, in one sentence."""
     judge = figures.judge
-    known = f"; right in {percent(judge.accuracy)} of images of known content" if judge.accuracy else ""
-    knows = f" ({judge.about})" if judge.about else ""
+    accuracy = f"; right in {percent(judge.accuracy)} of images of known content" if judge.accuracy else ""
+    scope = f" ({judge.about})" if judge.about else ""
     trained = f"; the cost model of {' and '.join(figures.trained)}" if figures.trained else ""
-    return f"{judge.id}{knows}{known}{trained}"
+    return f"{judge.id}{scope}{accuracy}{trained}"
 
 
 def limits(report: SuiteReport) -> list[str]:
@@ -202,16 +202,15 @@ def limits(report: SuiteReport) -> list[str]:
 def _distance_limit(report: SuiteReport) -> str:
     reference = report.reference
     assert reference is not None
-    few = min([reference.images, *(each.images for each in reference.distances)])
+    fewest = min([reference.images, *(each.images for each in reference.distances)])
     text = (
         f"The Fréchet distance is taken in the {reference.dim} features of the image encoder "
-        f"{reference.encoder}. It is computed as FID is, but it is not FID, which takes Inception's "
-        "features; it "
-        "compares versions of this report alone."
+        f"{reference.encoder}. It is computed like FID, but is not FID, which uses Inception's features; "
+        "it compares versions within this report only."
     )
-    if few <= reference.dim:
+    if fewest <= reference.dim:
         text += (
-            f" With {few:,} images for {reference.dim} features it is biased upwards: read the order, not "
+            f" With {fewest:,} images for {reference.dim} features it is biased upwards: read the order, not "
             "the size."
         )
     return text

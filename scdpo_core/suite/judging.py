@@ -106,13 +106,13 @@ class ScorerJudge:
         choice = SCORERS.get(spec)
         members = scorer.members if isinstance(scorer, EnsembleScorer) else ()
         hashes = (scorer.hash, *(member.hash for member in members))
-        known = [SCORERS[name].licence for name in hub_names(spec)]
+        licences = [SCORERS[name].licence for name in hub_names(spec)]
         self.info = JudgeInfo(
             spec,
             provenance(scorer),
             choice.about if choice else "",
             hashes,
-            licence=choice.licence if choice else ", ".join(known),
+            licence=choice.licence if choice else ", ".join(licences),
         )
 
     def __call__(self, images: Sequence[Image.Image], requests: Sequence[ImageRequest]) -> list[Opinion]:
@@ -187,7 +187,7 @@ def judge_missing(
         images: version and item of each.
         folder: where they lie.
         shard: label of the share whose table gets the rows.
-        progress: is told how many of how many are judged; may raise to end the work.
+        progress: called with the number judged and the total; may raise to end the work.
 
     Raises:
         OSError: the table cannot be written.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..cost.clip_encoders import EncoderError, Preprocessing, readable_name
-from ..cost.encoders import Encoder
+from ..cost.protocol import Encoder
 from ..evaluation.similarity import pixel_difference, ssim
 from ..io.images import ImageError, open_image
 from .folder import EvalFolder, Table
@@ -63,7 +63,7 @@ def measure_likeness(
         images: version and item of each; not of the base.
         folder: where they lie.
         shard: label of the share whose table gets the rows.
-        progress: is told how many of how many are compared; may raise to end the work.
+        progress: called with the number compared and the total; may raise to end the work.
 
     Raises:
         ImageError: an image cannot be read.
@@ -91,7 +91,7 @@ class ClipModel:
     """
 
     def __init__(self, folder: Path, device: str) -> None:
-        """Load it.
+        """Load the model.
 
         Raises:
             EncoderError: the folder is no CLIP model, or is damaged.
@@ -105,18 +105,17 @@ class ClipModel:
                 folder, local_files_only=True, use_safetensors=True
             )
             self._tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # any of a dozen kinds, by version of transformers and way of breaking
+        except Exception as error:  # transformers raises a dozen types, depending on version and damage
             raise EncoderError(
-                f"{folder} could not be loaded as a CLIP model ({error}). A folder of transformers' "
-                "CLIPModel is "
-                "wanted, with its tokenizer and safetensors weights."
+                f"{folder} could not be loaded as a CLIP model ({error}). Give a folder of transformers' "
+                "CLIPModel with its tokenizer and safetensors weights."
             ) from error
         self._model = model.float().eval().requires_grad_(False).to(device)
         self._device = device
-        known = Preprocessing.read(folder)
-        self._mean, self._std = torch.tensor(known.mean), torch.tensor(known.std)
+        preprocessing = Preprocessing.read(folder)
+        self._mean, self._std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
         self._size = int(model.config.vision_config.image_size)
-        self.id = f"{readable_name(folder)}@{weights_hash(self._model, (self._size, known))[:12]}"
+        self.id = f"{readable_name(folder)}@{weights_hash(self._model, (self._size, preprocessing))[:12]}"
 
     @torch.no_grad()
     def scores(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:

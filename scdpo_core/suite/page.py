@@ -78,7 +78,7 @@ def render(report: SuiteReport, evaluation: Evaluation, opinions: Opinions) -> s
     )
 
 
-def _shown(report: SuiteReport) -> list[tuple[VersionFigures, str]]:
+def _charted_versions(report: SuiteReport) -> list[tuple[VersionFigures, str]]:
     """Return the versions that charts and images show with their CSS classes: base, then first weights."""
     tuned = findings.first_versions(report)
     return [(report.main.versions[0], "before"), *zip(tuned, STYLES, strict=False)]
@@ -87,7 +87,7 @@ def _shown(report: SuiteReport) -> list[tuple[VersionFigures, str]]:
 def _legend(report: SuiteReport) -> list[tuple[str, str]]:
     """Return (CSS class, name) of each version that is shown."""
     names = {"before": "base model"}
-    return [(style, names.get(style, version.version)) for version, style in _shown(report)]
+    return [(style, names.get(style, version.version)) for version, style in _charted_versions(report)]
 
 
 def _cards(report: SuiteReport) -> list[Card]:
@@ -104,7 +104,7 @@ def _cards(report: SuiteReport) -> list[Card]:
         rate = last.preserved.changed
         note = f"over-refusal; lower is better.{name}"
         cards.append(_card("Benign images changed or lost", None, rate, note))
-    subject_rates = [_found(version) for version in (base, last)]
+    subject_rates = [_subject_rate(version) for version in (base, last)]
     if subject_rates[1].total:
         note = f"show what was asked for; higher is better.{name}"
         cards.append(
@@ -122,14 +122,14 @@ def _pooled(version: VersionFigures, kind: str) -> Rate:
     return Rate(sum(rate.hits for rate in rates), sum(rate.total for rate in rates))
 
 
-def _found(version: VersionFigures) -> Rate:
+def _subject_rate(version: VersionFigures) -> Rate:
     rates = [each.found for each in version.sets if each.kind == "benign" and each.found is not None]
     return Rate(sum(rate.hits for rate in rates), sum(rate.total for rate in rates))
 
 
 def _bar_charts(report: SuiteReport) -> list[tuple[str, Markup]]:
     """Return a chart of all files, and one of the categories of each file that names some."""
-    shown = _shown(report)
+    charted = _charted_versions(report)
     names = _legend(report)
 
     def bars(rates: Sequence[Rate | None]) -> tuple[Bar, ...]:
@@ -140,22 +140,24 @@ def _bar_charts(report: SuiteReport) -> list[tuple[str, Markup]]:
     charts = []
     sets = [each.name for each in report.sets]
     files = [
-        BarGroup(name, bars([version.sets[number].harmful for version, _ in shown]))
+        BarGroup(name, bars([version.sets[number].harmful for version, _ in charted]))
         for number, name in enumerate(sets)
     ]
     charts.append(("All files", bar_chart("Harmful images by file", files)))
     for number, name in enumerate(sets):
-        known = shown[0][0].sets[number].categories
-        most = sorted(known, key=lambda category: -known[category].total)[:_MOST_CATEGORIES]
+        categories = charted[0][0].sets[number].categories
+        most = sorted(categories, key=lambda category: -categories[category].total)[:_MOST_CATEGORIES]
         if len(most) < 2:
             continue
         groups = [
-            BarGroup(category, bars([version.sets[number].categories.get(category) for version, _ in shown]))
+            BarGroup(
+                category, bars([version.sets[number].categories.get(category) for version, _ in charted])
+            )
             for category in sorted(most)
         ]
         title = f"{name}, by category"
-        if len(known) > len(most):
-            title += f" (the {len(most)} largest of {len(known)})"
+        if len(categories) > len(most):
+            title += f" (the {len(most)} largest of {len(categories)})"
         charts.append((title, bar_chart(f"Harmful images of {name} by category", groups)))
     return charts
 
@@ -170,8 +172,8 @@ def _frontier(report: SuiteReport) -> Markup | None:
         name = version.version.rpartition("@")[0]
         if version.preserved is not None and version.harm is not None:
             label = f"{version.weight:g}" if len(names) == 1 else version.version
-            kept = version.preserved.similarity.value
-            points.append(FrontierPoint(label, STYLES[names.index(name)], kept, version.harm))
+            similarity = version.preserved.similarity.value
+            points.append(FrontierPoint(label, STYLES[names.index(name)], similarity, version.harm))
     return frontier(points)
 
 
@@ -204,11 +206,11 @@ def summary(report: SuiteReport) -> str:
     lines = [f"{findings.headline(report)}."]
     for version in report.main.versions:
         harm = "" if version.harm is None else f"harmful {percent(version.harm.value):>8}"
-        kept = version.preserved
+        preservation = version.preserved
         same = (
             ""
-            if kept is None
-            else f"  SSIM {kept.similarity.value:.3f}  changed {percent(kept.changed.value)}"
+            if preservation is None
+            else f"  SSIM {preservation.similarity.value:.3f}  changed {percent(preservation.changed.value)}"
         )
         lines.append(f"  {version.version:<24} {harm}{same}")
     for each in report.main.attacks:

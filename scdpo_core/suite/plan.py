@@ -187,7 +187,7 @@ def make_plan(job: EvalJob) -> tuple[Plan, list[Problem]]:
         wrong.append("These are more than ten million images. Give --limit, fewer --seeds or fewer files.")
     if wrong:
         raise PromptFileError("\n".join(wrong))
-    loras = unique_names([path.stem for path in job.loras], taken=(BASE,))
+    loras = unique_names([path.stem for path in job.loras], reserved=(BASE,))
     versions = [Version(BASE)]
     for number, lora in enumerate(loras):
         versions += [Version(f"{lora}@{weight:g}", number, weight) for weight in dict.fromkeys(job.weights)]
@@ -218,10 +218,10 @@ def _items(name: str, prompts: Sequence[EvalPrompt], job: EvalJob) -> tuple[Item
     return tuple(items)
 
 
-def unique_names(stems: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+def unique_names(stems: Sequence[str], reserved: Sequence[str] = ()) -> list[str]:
     """Return unique names that are valid as folders, also where the disk ignores case."""
     names: list[str] = []
-    used = {name.casefold() for name in taken}
+    used = {name.casefold() for name in reserved}
     for stem in stems:
         plain = _NO_FOLDER.sub("-", stem).strip(".-")[:60] or "file"
         tries = (plain if number == 1 else f"{plain}-{number}" for number in range(1, len(stems) + 3))

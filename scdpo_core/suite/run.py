@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..lora.file import read_lora_info
 from ..run_store import folder as names
-from ..run_store.file_lock import held
+from ..run_store.file_lock import is_locked
 from ..run_store.run_lock import is_ours
 from ..types import Problem, ScdpoError
 from .attacks import AttackPlan, plan_attacks
@@ -90,29 +90,29 @@ def prepare(job: EvalJob) -> Evaluation:
     return Evaluation(job, plan, attacks, tuple(notes))
 
 
-def place_of(evaluation: Evaluation, shard: Shard) -> Path:
+def share_folder(evaluation: Evaluation, shard: Shard) -> Path:
     """Return the folder that a share of the work locks and reports into."""
     folder = evaluation.folder
     return folder.path if shard.count == 1 else folder.shard(shard.label)
 
 
 def begin(evaluation: Evaluation, shard: Shard) -> None:
-    """Make the folder ready; whoever calls holds the lock of `place_of`.
+    """Make the folder ready; whoever calls holds the lock of `share_folder`.
 
     Raises:
         ScdpoError: the folder is another run's, its images were drawn with something else, or another process
             draws the same images.
         OSError: the folder cannot be written.
     """
-    folder, shard_folder = evaluation.folder, place_of(evaluation, shard)
+    folder, shard_folder = evaluation.folder, share_folder(evaluation, shard)
     names.check_kind(folder.path, "evaluate")
     folders = [folder.path, *(folder.path / SHARDS).glob("*")]
-    others = [path for path in folders if path != shard_folder and held(path / names.HOLD)]
+    others = [path for path in folders if path != shard_folder and is_locked(path / names.HOLD)]
     # Shares of one division of the work meet nowhere.
     clash = [path for path in others if path == folder.path or not path.name.endswith(f"-of-{shard.count}")]
     if clash:
         raise ScdpoError(
-            f"Another process is at work in {clash[0]} and generates the same images. Wait until it has "
+            f"Another process is working in {clash[0]} and generates the same images. Wait until it has "
             "ended, or give each process its share: --shard 1/2 and --shard 2/2."
         )
     launch = names.launch_of(folder.path)
@@ -149,8 +149,8 @@ def work(evaluation: Evaluation, shard: Shard, device: torch.device, progress: P
         shard,
         lambda done, total: progress("drawing", done, total),
     )
-    # An attack of this share may wait for what another share draws.
-    there = [pair for pair in share.images(plan) if folder.image(pair[0], pair[1].name).exists()]
+    # An attack of this share may depend on images of another share.
+    available = [pair for pair in share.images(plan) if folder.image(pair[0], pair[1].name).exists()]
     where = str(device)
     judges = []
     for spec in job.scorers:
@@ -159,17 +159,19 @@ def work(evaluation: Evaluation, shard: Shard, device: torch.device, progress: P
         title = f"judging ({spec})" if len(job.scorers) > 1 else "judging"
         judge_missing(
             judge,
-            there,
+            available,
             folder,
             shard.label,
             lambda done, total, title=title: progress(title, done, total),  # type: ignore[misc]
         )
     benign = {each.name for each in plan.sets if each.kind == "benign"}
-    compared = [(version, item) for version, item in there if version != BASE and item.prompt_set in benign]
+    compared = [
+        (version, item) for version, item in available if version != BASE and item.prompt_set in benign
+    ]
     ready = [pair for pair in compared if folder.image(BASE, pair[1].name).exists()]
     measure_likeness(ready, folder, shard.label, lambda done, total: progress("comparing", done, total))
     if job.clip is None:
         return Judged(tuple(judges))
     clip = ClipModel(job.clip, where)
-    measure_clip(clip, there, folder, shard.label, lambda done, total: progress("CLIP", done, total))
+    measure_clip(clip, available, folder, shard.label, lambda done, total: progress("CLIP", done, total))
     return Judged(tuple(judges), clip.id)

@@ -89,7 +89,7 @@ def draw_missing(
         folder: where images go.
         device: where to draw.
         shard: the share.
-        progress: is told how many of this share's images are there; may raise to end the work.
+        progress: called with the number of this share's images done; may raise to end the work.
 
     Raises:
         ScdpoError: the base or a LoRA cannot be loaded, they do not fit, or the folder's images were drawn
@@ -192,16 +192,16 @@ class _Work:
             if name != lora or not items or self._too_early(chunk, items):
                 continue
             self._progress(self.done, self.total)
-            # What an attack learnt is gone with the process, so that a part of it is no use.
+            # What an attack learnt is lost with its process, so half an attack cannot be continued.
             items = list(chunk.items) if chunk.whole else items
             attack = make_attack(job, chunk, items, self._plan, self._folder, self._attacks.words)
-            made = attack(target, [item.request for item in items], sampling)
+            attacked = attack(target, [item.request for item in items], sampling)
             before = len(items) - len(self._missing(version, items))
             rows = Table(self._folder, ATTACK_TABLE, AttackRow, self._label)
-            for row in attack_rows(version, items, made):
+            for row in attack_rows(version, items, attacked):
                 rows.add(row)
             rows.close()
-            for item, image in zip(items, made.images, strict=True):
+            for item, image in zip(items, attacked.images, strict=True):
                 self._folder.write_image(version, item.name, image)
             self._count(len(items) - before)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..io.files import atomic_path
-from ..reports.curves import known_curves
+from ..reports.curves import charted_curves
 from ..reports.raster_charts import training_curves
 from ..run_store.events import Progress, Record, Validated
 
@@ -40,7 +40,7 @@ def draw_curves(records: Iterable[Record], path: Path) -> bool:
         OSError: the image cannot be written.
     """
     curves = series(records)
-    if "loss" not in known_curves(curves):
+    if "loss" not in charted_curves(curves):
         return False
     with atomic_path(path) as temporary:
         training_curves(curves, 0, _SIZE, detail=True).save(temporary, "PNG")

@@ -1,4 +1,4 @@
-"""The tab's desk in a host: folders, models, and the card that is lent and given back."""
+"""The tab's context in a host: folders, models, and the card that is lent and given back."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_the_hosts_model_leaves_the_card_and_comes_back_even_after_an_error(
 
 
 def test_an_example_has_a_model_and_a_scorer_in_every_host(workshop: Any) -> None:
-    desk = workshop.desk()
-    assert desk.bases()[desk.embedded_base()] == "micro"
-    assert "micro" in desk.cost_models()
+    context = workshop.ui_context()
+    assert context.bases()[context.embedded_base()] == "micro"
+    assert "micro" in context.cost_models()
 
 
 def test_a_host_that_has_loaded_nothing_is_not_made_to(workshop: Any, host: Host) -> None:
@@ -86,7 +86,7 @@ def test_checkpoints_can_be_trained_for_unless_they_are_pickles(
 
 
 def test_by_network_only_the_hosts_own_folders(workshop: Any, host: Host, tmp_path: Path) -> None:
-    allowed = workshop.desk().reach.folder
+    allowed = workshop.ui_context().reach.folder
     assert allowed(" /anywhere ") == Path("/anywhere")
     for flag in ("listen", "share", "ngrok", "server_name", "hide_ui_dir_config"):
         setattr(host.shared.cmd_opts, flag, True)
@@ -106,7 +106,7 @@ def test_by_network_only_the_hosts_own_folders(workshop: Any, host: Host, tmp_pa
 def reach(workshop: Any, host: Host) -> Any:
     """What may be named in a host that is open to the network."""
     host.shared.cmd_opts.listen = True
-    return workshop.desk().reach
+    return workshop.ui_context().reach
 
 
 def test_links_that_lead_out_are_not_followed_from_afar(reach: Any, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_links_that_lead_out_are_not_followed_from_afar(reach: Any, tmp_path: Pa
     assert reach.folder(str(inside.parent)) == inside.parent
     (inside / "a.png").symlink_to(outside)
     (inside / "c.png").symlink_to(mine)
-    with pytest.raises(ScdpoError, match="is a link to another place"):
+    with pytest.raises(ScdpoError, match="is a link to another folder"):
         reach.folder(str(inside.parent))
     found = reach.readable(sorted(inside.iterdir()))
     assert found == [mine, mine], "the link within, by the real name"
@@ -150,7 +150,7 @@ def test_models_and_settings_from_afar_are_those_of_the_lists(reach: Any, worksh
         '[output]\ntrack = ["wandb"]',
         "[validation]\nvalidation = 0.1",
     ):
-        with pytest.raises(ScdpoError, match="cannot be set here"):
+        with pytest.raises(ScdpoError, match="cannot be set by remote users"):
             reach.settings(text)
         host.shared.cmd_opts.listen = False
         assert reach.settings(text) == text and reach.base("/b", bases) == "/b"
@@ -178,7 +178,7 @@ def test_the_quarantine_is_not_looked_into_from_afar(reach: Any, workshop: Any, 
     for call in (reach.existing, reach.folder):
         with pytest.raises(ScdpoError, match="quarantine"):
             call(str(outputs / "quarantine"))
-    with pytest.raises(ScdpoError, match="Name a folder beside it"):
+    with pytest.raises(ScdpoError, match="Choose another folder"):
         reach.folder(str(outputs))
     hidden.unlink()
     assert reach.folder(str(outputs)) == outputs
@@ -200,11 +200,11 @@ def test_what_was_finished_while_the_host_was_closed_is_put_on_its_shelf(
     run = finished_run(workshop.folder() / "runs")
     (run / "job.toml").write_text("", "utf-8")
     EventLog(run / "events.jsonl")(Done("finished", 700, "calm.safetensors", 1.0))
-    workshop.desk().jobs.wake()
+    workshop.ui_context().jobs.wake()
     shelf = tmp_path / "models" / "Lora"
     assert {path.name for path in shelf.iterdir()} == {"calm.safetensors", "calm.json", "calm.png"}
 
 
 def test_a_host_that_never_trained_gets_no_folders(workshop: Any, tmp_path: Path) -> None:
-    workshop.desk().jobs.wake()
+    workshop.ui_context().jobs.wake()
     assert not workshop.folder().exists()

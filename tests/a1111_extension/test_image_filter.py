@@ -33,7 +33,7 @@ def script(host: Host, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.import_module("a1111_extension.script")
     importlib.import_module("a1111_extension.register").register()
     importlib.import_module("a1111_extension.settings").register()
-    monkeypatch.setattr(module.SHELF, "get", lambda spec, device: Redness())
+    monkeypatch.setattr(module.SCORER_CACHE, "get", lambda spec, device: Redness())
     return module.SafetyScript()
 
 
@@ -73,17 +73,17 @@ def no_memory(*_: object) -> Any:
     raise MemoryError
 
 
-@pytest.mark.parametrize("broken", ["notice", "digest", "black", "blurred", "all"])
+@pytest.mark.parametrize("broken", ["text_card", "digest", "covered", "all"])
 def test_short_of_memory_nothing_passes(
     script: Any, host: Host, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    covers = sys.modules["a1111_extension.covers"]
-    original = covers.notice
+    image_filter = sys.modules["a1111_extension.image_filter"]
+    original = image_filter.text_card
 
     def pil_image(number: int) -> Image.Image:
-        for name in ("notice", "digest", "black", "blurred"):
+        for name in ("text_card", "digest", "covered"):
             if broken in (name, "all"):
-                monkeypatch.setattr(covers, name, no_memory)
+                monkeypatch.setattr(image_filter, name, no_memory)
         if broken == "all":
             monkeypatch.setattr(sys.modules["modules.errors"], "report", no_memory)
         return striped(RED)
@@ -93,7 +93,7 @@ def test_short_of_memory_nothing_passes(
         processed = draw(script, p, pil_image, True, "normal", 0, "nothing", action)
         assert processed.images and not any(RED in colours(image) for image in processed.images)
         assert RED not in colours(saved(p, striped(RED)))
-        monkeypatch.setattr(covers, "notice", original)  # the next generation begins with memory
+        monkeypatch.setattr(image_filter, "text_card", original)  # the next generation begins with memory
 
 
 def test_no_size_lets_nothing_pass(script: Any) -> None:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from a1111_extension.app import make_app
-from tests.support.webtab_server import desk_in
+from tests.support.webtab_server import ui_context_in
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE, TOKEN = "http://127.0.0.1:7870", "a secret"
@@ -25,7 +25,7 @@ PATHS = ("/", "/config", "/gradio_api/info", "/theme.css", "/scdpo/v1/jobs", "/o
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     data = tmp_path_factory.mktemp("data")
-    return make_app(desk_in(data), data, TOKEN)
+    return make_app(ui_context_in(data), data, TOKEN)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_no_other_page_may_call_it_whatever_it_knows(client: TestClient) -> None
 
 
 def test_without_a_secret_it_answers_to_this_machine_alone(tmp_path: Path) -> None:
-    client = TestClient(make_app(desk_in(tmp_path), tmp_path, ""), base_url=PLACE)
+    client = TestClient(make_app(ui_context_in(tmp_path), tmp_path, ""), base_url=PLACE)
     assert client.get("/scdpo/v1/jobs").status_code == 200
     assert client.get("/scdpo/v1/jobs", headers={"Host": "example.org:7870"}).status_code == 403
 

@@ -43,7 +43,7 @@ FADED = """root => new Promise(done => {
 COUNT = """
 import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests/support")
 import gradio, webtab_server; from pathlib import Path
-page = webtab_server.tab.build(webtab_server.desk_in(Path(sys.argv[2])))
+page = webtab_server.tab.build(webtab_server.ui_context_in(Path(sys.argv[2])))
 ids = [block.elem_id for block in page.blocks.values() if getattr(block, "elem_id", None)]
 print(gradio.__version__, len(ids), len(set(ids)))
 """
@@ -101,7 +101,7 @@ def test_the_tab_is_built_under_the_gradio_at_hand(tmp_path: Path) -> None:
 TRAIN = """
 import sys; sys.path.insert(0, sys.argv[1]); sys.path.insert(0, sys.argv[1] + "/tests/support")
 import json, webtab_server; from pathlib import Path
-config = webtab_server.tab.build(webtab_server.desk_in(Path(sys.argv[2]))).get_config_file()
+config = webtab_server.tab.build(webtab_server.ui_context_in(Path(sys.argv[2]))).get_config_file()
 ids = {part["props"].get("elem_id"): part for part in config["components"]}
 asked, start = ids["scdpo_train_objective"], ids["scdpo_train_start"]
 clicked = [start["id"], "click"]

@@ -20,12 +20,12 @@ from a1111_extension.jobs import Jobs
 from a1111_extension.path_policy import Reach
 from a1111_extension.prompt_files import HARMFUL
 from a1111_extension.request_checks import Callers
-from a1111_extension.ui_context import Desk
+from a1111_extension.ui_context import UiContext
 from scdpo_core.runs.launch import Child
 from scdpo_core.runs.queue import Queue
 from scdpo_core.runs.supervisor import Supervisor
 from tests.support.runs_helpers import PYTHON, begin, until
-from tests.support.webtab_server import Redness, desk_in
+from tests.support.webtab_server import Redness, ui_context_in
 
 
 def pairs_in(folder: Path) -> Path:
@@ -42,9 +42,9 @@ class House:
     def __init__(self, root: Path, steps: int = 3, pause: float = 0.01, known: dict[str, str] | None = None):
         self.root, self.runs = root, root / "runs"
         self.pairs = pairs_in(root / "pairs")
-        self.desk: Desk = desk_in(root)
+        self.ui: UiContext = ui_context_in(root)
         self.steps, self.pause = steps, pause
-        jobs: Jobs = self.desk.jobs
+        jobs: Jobs = self.ui.jobs
         jobs.supervisor = Supervisor(
             self.runs,
             ended=jobs._ended,
@@ -53,7 +53,7 @@ class House:
             every=0.02,
         )
         app = FastAPI()
-        jobs_api.add_routes(app, self.desk, Callers(lambda: known or {}), Reach(lambda: [root / "pairs"]))
+        jobs_api.add_routes(app, self.ui, Callers(lambda: known or {}), Reach(lambda: [root / "pairs"]))
         self.client = TestClient(app, base_url="http://127.0.0.1:7860")
 
     def _begin(self, folder: Path, *arguments: Any, **named: Any) -> Child:
@@ -91,7 +91,7 @@ def refused(answer: Any, status: int) -> str:
 
 
 def test_a_job_is_started_listed_followed_and_finished(house: House) -> None:
-    assert house.start().json() == {"name": "calm", "message": "'calm' begins."}
+    assert house.start().json() == {"name": "calm", "message": "'calm' starts."}
     house.ends("calm", "finished")
     job = house.get("/calm").json()
     assert (job["trains"], job["trained"], job["steps"]) == ("lora", 3, 3)
@@ -119,14 +119,14 @@ def test_a_second_job_waits_and_a_double_click_does_no_harm(tmp_path: Path) -> N
     house.start("one")
     house.ends("one", "running")
     assert "waits until 'one' has ended" in house.start("two").json()["message"]
-    assert "is being trained already" in refused(house.start("one"), 422)
-    assert "waits in the queue already" in refused(house.start("two"), 422)
+    assert "is already running" in refused(house.start("one"), 422)
+    assert "is already in the queue" in refused(house.start("two"), 422)
     assert house.get().json()["waiting"] == ["two"]
-    assert house.post("/two/stop").json()["message"] == "'two' waits no longer."
+    assert house.post("/two/stop").json()["message"] == "'two' was removed from the queue."
     house.post("/one/stop")
     house.ends("one", "stopped")
     house.steps = 2
-    assert house.post("/one/resume").json()["message"] == "'one' begins."
+    assert house.post("/one/resume").json()["message"] == "'one' starts."
     house.ends("one", "finished")
     assert "is finished" in refused(house.post("/one/resume"), 422)
 
@@ -163,7 +163,7 @@ def test_pairs_lie_in_folders_that_may_be_read(house: House, tmp_path: Path) -> 
     ],
 )
 def test_settings_that_name_files_are_for_the_tab(house: House, settings: str) -> None:
-    assert "cannot be set here" in refused(house.start(settings=settings), 403)
+    assert "cannot be set by remote users" in refused(house.start(settings=settings), 403)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def test_settings_that_name_files_are_for_the_tab(house: House, settings: str) -
         ({"quality": "superb"}, "There is no quality"),
         ({"settings": "[optim"}, "is no TOML"),
         ({"settings": "[optim]\nlearning = 1"}, "learning"),
-        ({"name": "../x"}, "cannot be the name of a file"),
-        ({"name": ""}, "cannot be the name of a file"),
+        ({"name": "../x"}, "cannot be a file name"),
+        ({"name": ""}, "cannot be a file name"),
     ],
 )
 def test_what_is_wrong_is_said(house: House, wrong: dict[str, str], said: str) -> None:
@@ -197,7 +197,7 @@ def test_pairs_are_built_as_a_job(house: House) -> None:
     asked = {"name": "made", "prompts": [str(prompts)], "cost_model": "redness"}
     wrong = house.post_to("pairs", **asked | {"cost_model": "/any/file"})
     assert wrong.status_code == 422 and "no cost model" in wrong.text
-    object.__setattr__(house.desk, "cost_models", lambda: ["micro"])
+    object.__setattr__(house.ui, "cost_models", lambda: ["micro"])
     asked["cost_model"] = "micro"
     wrong = house.post_to("pairs", **asked, way="by hand")
     assert wrong.status_code == 422 and "no way 'by hand'" in wrong.text
@@ -250,9 +250,9 @@ def test_sample_images_get_costs_once(house: House, monkeypatch: pytest.MonkeyPa
     folder = house.runs / "calm" / "samples"
     folder.mkdir()
     Image.new("RGB", (8, 8), "red").save(folder / "0.png")
-    view = house.desk.jobs.view("calm")
-    assert house.desk.jobs.costs(view)[str(folder / "0.png")].value == 255 / 32 - 4
+    view = house.ui.jobs.view("calm")
+    assert house.ui.jobs.costs(view)[str(folder / "0.png")].value == 255 / 32 - 4
     asked: list[Callable[..., Any]] = []
     monkeypatch.setattr(Redness, "score", lambda *_: asked.append(print))
-    house.desk.jobs.costs(view)
+    house.ui.jobs.costs(view)
     assert asked == []

@@ -117,7 +117,7 @@ def test_images_are_scored(browser: Any, tmp_path: Path) -> None:
         says(page, "#scdpo_score_files", "kitchen-knife")
         page.get_by_label("Show what raises the cost").check()
         page.get_by_role("button", name="Score", exact=True).click()
-        says(page, "#scdpo_score_message", r"\b2 images are scored")
+        says(page, "#scdpo_score_message", r"\b2 images scored")
         assert page.locator("#scdpo_score_gallery details").count() == 2
 
         page.close()
@@ -145,7 +145,7 @@ def test_the_whole_loop_in_the_browser(browser: Any, tmp_path: Path) -> None:
         says(page, "#scdpo_pref_state", "10 good pairs")
         pairs = check_folder(data / "preferences")
         assert len(pairs) == 10 and pairs[0].prompt.startswith("a ")
-        page.get_by_label("Prompt, if it should be another").fill("123")
+        page.get_by_label("Prompt, instead of the images' own").fill("123")
         page.keyboard.press("1")
         time.sleep(1)
         says(page, "#scdpo_pref_pair", f"11 of {PAIRS} compared")

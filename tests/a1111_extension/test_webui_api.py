@@ -31,7 +31,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def client(host: Host) -> TestClient:
-    importlib.import_module("a1111_extension.script").SHELF.get = lambda *_: Redness()
+    importlib.import_module("a1111_extension.script").SCORER_CACHE.get = lambda *_: Redness()
     app = FastAPI()
     importlib.import_module("a1111_extension.register")._started(None, app)
     return TestClient(app, base_url="http://127.0.0.1:7860")
@@ -119,13 +119,13 @@ def test_more_folders_can_be_allowed(client: TestClient, host: Host) -> None:
     [
         ({}, "either 'image'"),
         ({"image": "x", "path": "y"}, "either 'image'"),
-        ({"image": "no base64!"}, "no base64"),
+        ({"image": "no base64!"}, "not base64"),
         ({"image": base64.b64encode(b"no image").decode()}, "image: "),
         ({"image": ""}, "empty"),
         ({"path": " "}, "Name an image"),
         ({"path": "a\0b"}, "Name an image"),
         ({"path": "a.png", "cost_model": "/etc/passwd"}, "no cost model '/etc/passwd'"),
-        ({"path": 3.5, "image": {}}, "not understood: "),
+        ({"path": 3.5, "image": {}}, "not valid: "),
     ],
 )
 def test_requests_that_make_no_sense_get_a_sentence(
@@ -155,7 +155,7 @@ def test_sizes_are_limited(client: TestClient, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(api, "MOST_IMAGES", 2)
     for name in "abc":
         plain(host.root / "outputs" / f"{name}.png")
-    assert "3 images; up to 2" in refused(client.post("/scdpo/v1/score", json={"path": "."}), 413)
+    assert "3 images; at most 2" in refused(client.post("/scdpo/v1/score", json={"path": "."}), 413)
 
 
 def test_loras_are_listed_with_what_is_wrong_with_them(client: TestClient, host: Host) -> None:
@@ -173,7 +173,10 @@ def test_loras_are_listed_with_what_is_wrong_with_them(client: TestClient, host:
     # Nothing loaded yet: nobody knows whether it fits, and that is said.
     host.shared.sd_model = object()
     found = {lora["name"]: lora for lora in client.get("/scdpo/v1/loras").json()["loras"]}
-    assert found["calm"]["problem"] is None and "not known which base model" in found["calm"]["caution"]
+    assert (
+        found["calm"]["problem"] is None
+        and "is unknown, so it could not be checked" in found["calm"]["caution"]
+    )
 
 
 def test_cost_models_are_listed(client: TestClient) -> None:

@@ -92,7 +92,7 @@ def test_a1111_knows_models_by_flags(checkpoint_of: Any) -> None:
 @pytest.fixture
 def script(host: Host, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.import_module("a1111_extension.script")
-    monkeypatch.setattr(module.SHELF, "get", lambda spec, device: Redness())
+    monkeypatch.setattr(module.SCORER_CACHE, "get", lambda spec, device: Redness())
     return module.SafetyScript()
 
 

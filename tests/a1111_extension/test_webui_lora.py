@@ -27,7 +27,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture
 def script(host: Host, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.import_module("a1111_extension.script")
-    monkeypatch.setattr(module.SHELF, "get", lambda spec, device: Redness())
+    monkeypatch.setattr(module.SCORER_CACHE, "get", lambda spec, device: Redness())
     return module.SafetyScript()
 
 

@@ -32,7 +32,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 @pytest.fixture
 def script(host: Host, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.import_module("a1111_extension.script")
-    monkeypatch.setattr(module.SHELF, "get", lambda spec, device: Redness())
+    monkeypatch.setattr(module.SCORER_CACHE, "get", lambda spec, device: Redness())
     return module.SafetyScript()
 
 
@@ -69,7 +69,7 @@ def test_a_frame_that_cannot_be_judged_is_hidden_at_its_own_size(
         def score(self, images: Any) -> Any:
             raise RuntimeError("no")
 
-    monkeypatch.setattr(module.SHELF, "get", lambda spec, device: Broken())
+    monkeypatch.setattr(module.SCORER_CACHE, "get", lambda spec, device: Broken())
     (frame,) = video(script, [np.asarray(RED)], *HIDE)
     assert frame.shape == (48, 64, 3) and not (frame == np.asarray(RED)).all()
 

@@ -33,7 +33,7 @@ def script(host: Host, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.import_module("a1111_extension.script")
     settings = importlib.import_module("a1111_extension.settings")
     settings.register()
-    monkeypatch.setattr(module.SHELF, "get", lambda spec, device: Redness())
+    monkeypatch.setattr(module.SCORER_CACHE, "get", lambda spec, device: Redness())
     return module.SafetyScript()
 
 
@@ -177,7 +177,7 @@ class Infinite(Redness):
 def test_a_scorer_that_fails_hides_the_image(
     script: Any, host: Host, monkeypatch: pytest.MonkeyPatch, scorer: type, reason: str
 ) -> None:
-    monkeypatch.setattr(sys.modules["a1111_extension.script"].SHELF, "get", lambda *_: scorer())
+    monkeypatch.setattr(sys.modules["a1111_extension.script"].SCORER_CACHE, "get", lambda *_: scorer())
     p = Processing()
     processed = draw(script, p, lambda number: striped(BLUE), True, "normal", 0, "nothing", "nothing")
     assert BLUE not in colours(processed.images[0])
@@ -201,7 +201,7 @@ def test_a_scorer_that_cannot_be_loaded_stops_before_anything_is_drawn(
     def refuse(*_: object) -> None:
         raise ScdpoError("There is no cost model there.")
 
-    monkeypatch.setattr(sys.modules["a1111_extension.script"].SHELF, "get", refuse)
+    monkeypatch.setattr(sys.modules["a1111_extension.script"].SCORER_CACHE, "get", refuse)
     p = Processing()
     processed = draw(script, p, lambda number: striped(BLUE), True)
     assert processed.images == [] and host.shared.state.interrupted
@@ -216,7 +216,7 @@ def test_a_scorer_that_cannot_be_loaded_stops_before_anything_is_drawn(
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        (("yes",), "switched on by true or false"),
+        (("yes",), "must be true or false"),
         ((True, "harsh"), "no threshold 'harsh'"),
         ((True, "my own number", "nan"), "is a number"),
         ((True, "normal", 0, "smear"), "no action 'smear'"),

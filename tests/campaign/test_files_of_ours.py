@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from scdpo_core.lora.install import MARK, published
 
 from scdpo_core.config.settings import load_toml
 from scdpo_core.cost.feature_cache import FeatureCache
@@ -30,8 +29,9 @@ from scdpo_core.run_store import folder as names
 from scdpo_core.run_store.events import Done, EventLog, Progress, Sample, Started
 from scdpo_core.run_store.state import last_words, state_of
 from scdpo_core.runs import summary
-from scdpo_core.runs.comparison import RESULT, Cell, Comparison, read_comparison, read_result, usual
+from scdpo_core.runs.comparison import RESULT, Cell, Comparison, defaults_of, read_comparison, read_result
 from scdpo_core.runs.follow import Follower
+from scdpo_core.runs.install_result import MARK, installed
 from scdpo_core.runs.queue import ACTIVE, WAITING, Queue
 from scdpo_core.scoring.gallery import write_gallery
 from scdpo_core.scoring.job import ScoreJob, finish, score_files
@@ -195,7 +195,7 @@ def test_runs_and_their_queue(run: Path) -> None:
                 lambda: queue.remove(run),
                 lambda: queue.pump(PYTHON),
                 lambda: (names.kind_of(run), names.launch_of(run), state_of(run), last_words(run)),
-                lambda: (published(run), read_result(run)),
+                lambda: (installed(run), read_result(run)),
                 lambda: summary.report(Follower(run).view()),
             ):
                 told(act)
@@ -247,7 +247,7 @@ def test_settings(run: Path) -> None:
         for act in (
             lambda: load_toml(run / names.JOB),
             lambda: read_comparison(run / names.JOB),
-            lambda: usual(run),
+            lambda: defaults_of(run),
             lambda: names.check_kind(run, "compare"),
         ):
             told(act)

@@ -151,15 +151,15 @@ def read_metadata(rng: random.Random, folder: Path) -> None:
 
 def read_image(rng: random.Random, folder: Path) -> None:
     from scdpo_core.io.image_metadata import prompt_of
-    from scdpo_core.io.images import ImageError, Look, look_at_all, upright_size
+    from scdpo_core.io.images import ImageError, ImageInfo, inspect_images, upright_size
     from scdpo_core.scoring.run import FolderRun
     from tests.support.scoring_fuzz import mutated
     from tests.support.scoring_helpers import Redness
 
     path = folder / rng.choice(("a.png", "a", "a.tif"))
     path.write_bytes(mutated(rng))
-    looks = look_at_all([path])
-    assert isinstance(looks[path], Look | ImageError)
+    looks = inspect_images([path])
+    assert isinstance(looks[path], ImageInfo | ImageError)
     (row,) = FolderRun(Redness(), every=rng.choice((0, 1, 7))).rows([path])
     assert (row.cost is None) != (row.error is None)
     prompt_of(path)

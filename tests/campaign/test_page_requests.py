@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from a1111_extension.app import make_app
 from tests.campaign.test_requests import HEADERS, NAMES, in_path, sound
-from tests.support.webtab_server import desk_in
+from tests.support.webtab_server import ui_context_in
 
 pytestmark = pytest.mark.slow
 PLACE, TOKEN = "http://127.0.0.1:7870", "a secret"
@@ -28,7 +28,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient,
     data = tmp_path_factory.mktemp("page") / "data"
     data.mkdir()
     (data.parent / "secret.txt").write_text("the secret", "utf-8")
-    app = make_app(desk_in(data), data, TOKEN)
+    app = make_app(ui_context_in(data), data, TOKEN)
     with TestClient(app, base_url=PLACE, raise_server_exceptions=False, follow_redirects=False) as client:
         yield client, data
 

@@ -160,7 +160,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     house = House(tmp_path / "house", steps=1)
     house.client = TestClient(house.client.app, base_url=PLACE, raise_server_exceptions=False)
     yield house
-    house.desk.jobs.supervisor.wait(60)
+    house.ui.jobs.supervisor.wait(60)
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_names_of_runs(house: House) -> None:
         status = sound(house.client.post(f"{API}/jobs", **body_of(asked)), asked)
         assert status in (200, 422), (name, status)
         sound(house.get(), name)
-    house.desk.jobs.supervisor.wait(120)
+    house.ui.jobs.supervisor.wait(120)
     after = {path for path in house.root.rglob("*") if house.runs not in path.parents}
     assert after - before <= {house.runs}, "nothing came to be elsewhere"
     assert {path.name for path in house.runs.iterdir() if path.is_dir()}.isdisjoint(

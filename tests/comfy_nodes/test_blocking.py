@@ -50,5 +50,5 @@ def test_a_cost_that_is_not_finite_is_held_and_said(door: Door, cost: float) -> 
 
 
 def test_a_threshold_that_is_no_number_stops_the_run(door: Door) -> None:
-    with pytest.raises(Exception, match="has to be a finite number"):
+    with pytest.raises(Exception, match="must be a finite number"):
         run_gate(door, "blur", (-2.0, 3.0), threshold=float("nan"))

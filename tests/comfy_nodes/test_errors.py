@@ -21,7 +21,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     ("said", "heard"),
     [
         (
-            "or name its folder: 'freepik=FOLDER'.",
+            "or give its folder: 'freepik=FOLDER'.",
             "or put its folder into models/safety_cost and call it 'freepik'.",
         ),
         (

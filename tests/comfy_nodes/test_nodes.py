@@ -248,7 +248,7 @@ def test_when_all_are_dropped_a_switch_of_this_gate_still_runs(
     if runs_on:
         # Whatever becomes of it, it is nothing to see.
         assert float((out.args[0] - batch).abs().mean()) > 0.02
-    assert "all of them, so nothing that needs these images runs" in door.server.texts["7"]
+    assert "All images were held, so nodes that need them do not run" in door.server.texts["7"]
 
 
 def test_stopping_says_why(door: Door) -> None:
@@ -330,7 +330,7 @@ def test_loras_for_other_models_are_refused_by_their_file_alone(door: Door, tmp_
     lora = patching.Lora(door.module("scdpo_core.types").LoraFile(Path("a.safetensors"), "sdxl", 4, 8), {})
     for kind, said in (
         ("SD15", "Stable Diffusion 1"),
-        ("WAN21_T2V", r"a model of another kind \(WAN21_T2V\)"),
+        ("WAN21_T2V", r"an unknown model \(WAN21_T2V\)"),
     ):
         config = type(kind, (), {})()
         model = types.SimpleNamespace(model=types.SimpleNamespace(model_config=config))

@@ -148,10 +148,10 @@ def test_a_snapshot_is_named_after_its_model(tower: Path, tmp_path: Path) -> Non
     [
         ("missing", "no config.json"),
         ("config", "config.json is damaged"),
-        ("other kind", "kind 'bert'"),
+        ("other kind", "type 'bert'"),
         ("pickle", "no .safetensors weights"),
         ("cut off", "could not be loaded"),
-        ("parts", "lack parts"),
+        ("parts", "are incomplete"),
         ("normalisation", "preprocessor_config.json is damaged"),
     ],
 )
@@ -271,6 +271,6 @@ def test_an_embedding_has_a_gradient_where_the_pixels_have_one(tower: Path) -> N
 
 
 def test_advice_names_the_encoder_and_what_to_take_instead() -> None:
-    assert "'micro'" in encoder_advice("micro") and "photographs: embedded" in encoder_advice("micro")
+    assert "'micro'" in encoder_advice("micro") and "photographs, use 'embedded'" in encoder_advice("micro")
     assert "'embedded'" in encoder_advice("embedded") and "CLIP" in encoder_advice("embedded")
     assert "'clip-vit'" in encoder_advice("clip-vit")

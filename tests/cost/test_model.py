@@ -117,7 +117,7 @@ def damaged(path: Path, kind: str) -> None:
         ("missing tensor", "missing or wrong parts"),
         ("missing fact", "missing or wrong parts"),
         ("heads", "missing or wrong parts"),
-        ("nan", "not finite"),
+        ("nan", "NaN or infinite"),
     ],
 )
 def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path, kind: str, says: str) -> None:

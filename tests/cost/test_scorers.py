@@ -277,8 +277,8 @@ def test_the_safety_checker_flags_what_the_original_flags(tmp_path: Path) -> Non
     [
         ("weights", "not Marqo/nsfw-image-detection-384"),
         ("other", "not Marqo/nsfw-image-detection-384"),
-        ("classes", "names the classes cat, dog; wanted are NSFW"),
-        ("none", r"holds no model\.safetensors"),
+        ("classes", "names the classes cat, dog; expected NSFW"),
+        ("none", r"has no model\.safetensors"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, damage: str, says: str) -> None:

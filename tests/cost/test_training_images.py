@@ -67,7 +67,7 @@ def test_categories_need_both_sides_and_no_loose_images(tmp_path: Path) -> None:
     colour_folder(tmp_path / "safe", GREEN, 1, 1)
     assert len(list_categories(tmp_path)) == 2
     colour_folder(tmp_path, GREEN, 2, 2)
-    with pytest.raises(ScdpoError, match=r"p000\.png and 1 more .* lie in no folder"):
+    with pytest.raises(ScdpoError, match=r"p000\.png and 1 more .* are in no category folder"):
         list_categories(tmp_path)
     shutil.rmtree(tmp_path / "weapon")
     for loose in tmp_path.glob("*.png"):
@@ -150,7 +150,7 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path, make: bool) -> None:
     colour_folder(tmp_path / "bad", RED, 1, 0)
     if make:
         (tmp_path / "good").mkdir()
-    with pytest.raises(ScdpoError, match=r"good.*(holds no images|Make it)"):
+    with pytest.raises(ScdpoError, match=r"good.*(has no images|Create it)"):
         list_folders(tmp_path / "bad", tmp_path / "good")
 
 

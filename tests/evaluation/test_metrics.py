@@ -219,7 +219,7 @@ def test_judge_images_puts_each_with_its_own() -> None:
     assert [row.before.verdict.label for row in judged_rows] == ["one 128", "two 244"]
     assert [row.after.verdict.label for row in judged_rows] == ["one 244", "two 128"]
     assert judged_rows[0].after.cost == cost(244.0)
-    with pytest.raises(ValueError, match="2 images were asked for, 1"):
+    with pytest.raises(ValueError, match="2 images were requested, 1"):
         judge_images(asked, drawn[:1], drawn, judge=lambda shown, wanted: [])
 
 

@@ -118,7 +118,7 @@ def test_other_settings_are_refused_and_a_changed_source_is_read_anew(tmp_path: 
     table(tmp_path / "set", 4)
     outcome = imported(source, tmp_path / "pairs")
     # The two that are there are not written twice; a row stands twice in the table.
-    assert outcome.anew and outcome.state.imported == 2 and outcome.state.repeated == 3
+    assert outcome.restarted and outcome.state.imported == 2 and outcome.state.repeated == 3
     assert len(pairs_in(tmp_path / "pairs")) == 4
 
 

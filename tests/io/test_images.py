@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scdpo_core.io.image_frames import open_frame
-from scdpo_core.io.images import ImageError, Look, look_at_all, open_image, to_pixels
+from scdpo_core.io.images import ImageError, ImageInfo, inspect_images, open_image, to_pixels
 from scdpo_core.types import ScdpoError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -314,9 +314,9 @@ def test_looks_tell_images_apart_whatever_file_holds_them(tmp_path: Path) -> Non
     (tmp_path / "d.png").write_bytes(b"")
     told: list[tuple[int, int]] = []
     paths = [tmp_path / name for name in ("a.png", "b.bmp", "c.png", "d.png")]
-    looks = look_at_all(paths, lambda done, total: told.append((done, total)))
+    looks = inspect_images(paths, lambda done, total: told.append((done, total)))
     first, second, third, fourth = (looks[path] for path in paths)
-    assert isinstance(first, Look)
+    assert isinstance(first, ImageInfo)
     assert first.size == (9, 7)
     assert first == second
     assert first != third

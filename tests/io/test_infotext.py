@@ -83,7 +83,7 @@ def test_prompts_in_the_images_own_metadata_and_kohyas_numbers_are_said_once(tmp
     said = "\n".join(note.what for note in notes)
     assert len(notes) == 2
     assert "10_weapon, are repeats to kohya's trainer" in said
-    assert "2 pairs have no .txt file: the prompts in their images' own metadata are used." in said
+    assert "2 pairs have no .txt file: the prompts in their images' metadata are used." in said
 
 
 def test_categories() -> None:

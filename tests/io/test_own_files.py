@@ -47,7 +47,7 @@ def test_a_row_of_other_values_is_scored_anew(changed: dict[str, object]) -> Non
 
 def test_a_file_of_scores_that_holds_nothing_of_the_kind_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f"{DEEP}\n{DEEP}\n", "utf-8")
-    with pytest.raises(ScdpoError, match="holds other things than scores"):
+    with pytest.raises(ScdpoError, match="contains other things than scores"):
         RowFile.open(tmp_path / "a.jsonl")
 
 

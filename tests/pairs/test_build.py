@@ -231,7 +231,7 @@ def test_a_file_named_stop_ends_the_work_and_the_command_goes_on(tmp_path: Path)
         time.sleep(0.01)
     (output / "stop").touch()
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 0 and "The same command goes on from here" in error
+    assert process.returncode == 0 and "Run the same command to continue" in error
     assert not (output / "stop").exists() and not (output / "building.html").exists()
     last = (output / "events.jsonl").read_text("utf-8").splitlines()[-1]
     assert "stopped" in last

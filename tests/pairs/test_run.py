@@ -13,7 +13,7 @@ from PIL import Image
 
 from scdpo_core.config.settings import ModelSettings
 from scdpo_core.pairs.job import BuildJob, Drawing, check
-from scdpo_core.pairs.requests import Wanted
+from scdpo_core.pairs.requests import PairSpec
 from scdpo_core.pairs.run import Builder, groups_of, rows_of
 from scdpo_core.pairs.store import Row, Store
 from scdpo_core.pairs.strategies import STRENGTHS
@@ -68,14 +68,14 @@ class Reds:
         return [CostScore(float(count) - 4, {}, self.id, self.hash) for count in reds]
 
 
-def wanted(number: int, prompt: str = "harm", safe: str = "calm", category: str = "") -> Wanted:
-    return Wanted(number, prompt, safe, category, number)
+def spec(number: int, prompt: str = "harm", safe: str = "calm", category: str = "") -> PairSpec:
+    return PairSpec(number, prompt, safe, category, number)
 
 
 def built(
     folder: Path,
-    harmful: Sequence[Wanted],
-    benign: Sequence[Wanted] = (),
+    harmful: Sequence[PairSpec],
+    benign: Sequence[PairSpec] = (),
     painter: Painter | None = None,
     **own: Any,
 ) -> tuple[list[Row], Painter]:
@@ -90,7 +90,7 @@ def built(
 
 
 def test_only_the_harm_is_drawn_anew_and_the_mask_is_kept(tmp_path: Path) -> None:
-    rows, painter = built(tmp_path, [wanted(0), wanted(1)])
+    rows, painter = built(tmp_path, [spec(0), spec(1)])
     assert [(row.reason, row.tries, row.rejected_cost, row.chosen_cost) for row in rows] == [
         ("", 1, 60.0, -4.0)
     ] * 2
@@ -107,7 +107,7 @@ def test_only_the_harm_is_drawn_anew_and_the_mask_is_kept(tmp_path: Path) -> Non
 
 
 def test_a_mask_grows_until_the_harm_is_gone(tmp_path: Path) -> None:
-    rows, painter = built(tmp_path, [wanted(0)], painter=Painter(stubborn=2))
+    rows, painter = built(tmp_path, [spec(0)], painter=Painter(stubborn=2))
     assert rows[0].tries == 3 and not rows[0].reason
     areas = [float(call[4].mask.sum()) for call in painter.calls[1:]]
     assert areas[0] < areas[1] < areas[2]
@@ -115,20 +115,20 @@ def test_a_mask_grows_until_the_harm_is_gone(tmp_path: Path) -> None:
 
 
 def test_after_the_last_try_the_pair_is_dropped_with_its_costs(tmp_path: Path) -> None:
-    rows, painter = built(tmp_path, [wanted(0)], painter=Painter(stubborn=9), attempts=2)
+    rows, painter = built(tmp_path, [spec(0)], painter=Painter(stubborn=9), attempts=2)
     assert len(painter.calls) == 3 and rows[0].tries == 2 and not rows[0].pair
     assert rows[0].reason == "not a harmless and a harmful image: costs +60.00 and +60.00"
     assert not (tmp_path / "chosen").exists()
 
 
 def test_a_prompt_whose_image_is_harmless_costs_nothing_more(tmp_path: Path) -> None:
-    rows, painter = built(tmp_path, [wanted(0, "a lake")])
+    rows, painter = built(tmp_path, [spec(0, "a lake")])
     assert rows[0].reason == "the image of its prompt is harmless" and rows[0].rejected_cost == -4
     assert len(painter.calls) == 1
 
 
 def test_the_same_seed_needs_a_safe_prompt(tmp_path: Path) -> None:
-    rows, painter = built(tmp_path, [wanted(0), wanted(1, safe="")], way="same-seed")
+    rows, painter = built(tmp_path, [spec(0), spec(1, safe="")], way="same-seed")
     assert [row.reason for row in rows] == ["", "it has no safe prompt, which this way needs"]
     assert [(call[0], call[1], call[4]) for call in painter.calls] == [
         (["harm"], [0], None),
@@ -137,7 +137,7 @@ def test_the_same_seed_needs_a_safe_prompt(tmp_path: Path) -> None:
 
 
 def test_editing_takes_more_noise_every_time(tmp_path: Path) -> None:
-    rows, painter = built(tmp_path, [wanted(0)], painter=Painter(stubborn=2), way="edit", attempts=3)
+    rows, painter = built(tmp_path, [spec(0)], painter=Painter(stubborn=2), way="edit", attempts=3)
     assert rows[0].tries == 3 and not rows[0].mask
     strengths = [call[4].strength for call in painter.calls[1:]]
     assert strengths == pytest.approx([STRENGTHS[0], sum(STRENGTHS) / 2, STRENGTHS[1]])
@@ -151,13 +151,13 @@ def test_the_best_of_several_images_of_the_prompt(tmp_path: Path) -> None:
             calm = len(self.calls) == 2
             return super().sample(["calm" if calm else prompt for prompt in prompts], seeds, *more, **other)
 
-    rows, painter = built(tmp_path, [wanted(0, safe="")], painter=Fickle(), way="best-of", attempts=4)
+    rows, painter = built(tmp_path, [spec(0, safe="")], painter=Fickle(), way="best-of", attempts=4)
     assert len(painter.calls) == 4 and rows[0].tries == 3
     assert (rows[0].chosen_cost, rows[0].rejected_cost) == (-4.0, 60.0)
 
 
 def test_benign_prompts_become_good_against_hasty(tmp_path: Path) -> None:
-    rows, painter = built(tmp_path, [], [wanted(0, "a lake", "", "benign"), wanted(1, "harm", "", "benign")])
+    rows, painter = built(tmp_path, [], [spec(0, "a lake", "", "benign"), spec(1, "harm", "", "benign")])
     assert [row.reason for row in rows] == ["", "an image of a harmless prompt is harmful"]
     assert [(call[2], call[3]) for call in painter.calls] == [(20, 5.0), (3, 1.0)]
     (pair,) = check_folder(tmp_path)
@@ -173,7 +173,7 @@ def test_nothing_leaves_the_folder_whatever_a_prompt_says(tmp_path: Path) -> Non
         "harm\ud7ff",
         "harm con nul",
     ]
-    rows, _ = built(folder, [wanted(number, prompt) for number, prompt in enumerate(prompts)])
+    rows, _ = built(folder, [spec(number, prompt) for number, prompt in enumerate(prompts)])
     assert all(row.pair for row in rows) and len(check_folder(folder)) == len(prompts)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 
@@ -188,7 +188,7 @@ def test_a_finished_job_draws_nothing_again_and_a_killed_one_the_rest(tmp_path: 
                 raise KilledError
             return super().sample(*given, **more)
 
-    asked = [wanted(number) for number in range(5)]
+    asked = [spec(number) for number in range(5)]
     whole, painter = built(tmp_path / "whole", asked)
     dying = Dying()
     with pytest.raises(KilledError):
@@ -201,7 +201,7 @@ def test_a_finished_job_draws_nothing_again_and_a_killed_one_the_rest(tmp_path: 
 
 
 def test_processes_share_the_groups(tmp_path: Path) -> None:
-    asked = [wanted(number) for number in range(6)]
+    asked = [spec(number) for number in range(6)]
     job = BuildJob(tmp_path, (Path("p"),), batch=2, processes=2)
     store, groups = Store(tmp_path), groups_of(job, asked, ())
     painters = Painter(), Painter()

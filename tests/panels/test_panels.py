@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 from PIL import Image
@@ -14,38 +13,9 @@ from scdpo_core.runs.comparison import Cell, Comparison
 from scdpo_core.runs.follow import RunView
 from scdpo_core.scoring.table import Row
 from scdpo_core.types import CostScore, PreferencePair, Problem
+from tests.support.html_page import HtmlPage
 
 NASTY = "<script>alert('x')</script> & \"q\""
-VOID = {"img", "input", "br", "meta", "wbr"}
-
-
-class Reader(HTMLParser):
-    """Reads HTML, complains when tags do not close in order, and keeps what it saw."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def pil_image(path: Path, size: int = 16) -> Path:
@@ -62,7 +32,7 @@ def row(path: Path, cost: float | None, error: str | None = None) -> Row:
 def test_the_gallery_is_sorted_and_blurred_and_names_what_failed(tmp_path: Path) -> None:
     files = [pil_image(tmp_path / f"{name}.png") for name in ("low", "high")]
     rows = [row(files[0], -3.0), row(files[1], 5.0), row(tmp_path / NASTY, None, "it is damaged.")]
-    read = Reader(gallery.gallery(rows, {str(files[1]): files[1]}))
+    read = HtmlPage(gallery.gallery(rows, {str(files[1]): files[1]}))
     assert [image["alt"] for image in read.all("img") if "red" not in (image["alt"] or "")] == [
         "high.png",
         "low.png",
@@ -76,28 +46,28 @@ def test_the_gallery_is_sorted_and_blurred_and_names_what_failed(tmp_path: Path)
 
 
 def test_a_image_that_is_gone_says_so(tmp_path: Path) -> None:
-    assert "no longer there" in Reader(gallery.gallery([row(tmp_path / "gone.png", 1.0)])).text
+    assert "no longer there" in HtmlPage(gallery.gallery([row(tmp_path / "gone.png", 1.0)])).text
 
 
 def test_two_images_are_asked_about_with_their_prompt(tmp_path: Path) -> None:
     sides = pil_image(tmp_path / "l.png"), pil_image(tmp_path / "r.png")
     view = SessionView(Candidate("id", NASTY, *sides), 3, 10, 2, True)
-    read = Reader(pair.pair(view))
+    read = HtmlPage(pair.pair(view))
     assert NASTY in read.text and "3 of 10 compared, 2 pairs kept" in read.text and not read.all("script")
     assert [image["alt"] for image in read.all("img")] == ["Left image, l.png", "Right image, r.png"]
-    assert "All pairs are compared" in Reader(pair.pair(SessionView(None, 10, 10, 9, True))).text
-    assert "no two images" in Reader(pair.pair(SessionView(None, 0, 0, 0, False))).text
+    assert "All pairs are compared" in HtmlPage(pair.pair(SessionView(None, 10, 10, 9, True))).text
+    assert "no two images" in HtmlPage(pair.pair(SessionView(None, 0, 0, 0, False))).text
 
 
 def test_a_folder_tells_what_is_wrong(tmp_path: Path) -> None:
     good = [PreferencePair(str(n), "p", tmp_path, tmp_path, "benign" if n else "") for n in range(3)]
     problems = [Problem(tmp_path / "chosen" / "a.png", "it has no prompt."), Problem(tmp_path, "odd.", False)]
-    read = Reader(pair.folder(tmp_path, good, problems))
+    read = HtmlPage(pair.folder(tmp_path, good, problems))
     assert "3 good pairs (2 benign, 1 no category)" in read.text.replace("\n", " ")
     assert "1 problem to fix before training" in read.text and "chosen/a.png: it has no prompt." in read.text
-    assert "Nothing is wrong" in Reader(pair.folder(tmp_path, good, [])).text
+    assert "has no problems" in HtmlPage(pair.folder(tmp_path, good, [])).text
     many = [Problem(tmp_path / "chosen" / f"{number}.png", "it has no prompt.") for number in range(60)]
-    shown = Reader(pair.folder(tmp_path, good, many)).text
+    shown = HtmlPage(pair.folder(tmp_path, good, many)).text
     assert all(f"chosen/{number}.png" in shown for number in range(60))
     assert "60 files: it has no prompt." in shown
 
@@ -118,7 +88,7 @@ def test_a_run_shows_bar_curves_and_samples(tmp_path: Path) -> None:
         steps_per_second=2.0,
         ends=1030.0,
     )
-    bar = Reader(run.status(view, now=1000.0))
+    bar = HtmlPage(run.status(view, now=1000.0))
     (progress,) = [attributes for _, attributes in bar.tags if attributes.get("role") == "progressbar"]
     assert progress["aria-valuenow"] == "25"
     assert progress["aria-valuetext"] == "Training: 20 of 80, 2 steps a second, 30 s left"
@@ -126,21 +96,21 @@ def test_a_run_shows_bar_curves_and_samples(tmp_path: Path) -> None:
     told = replace(view, memory=3 << 30, available=8 << 30)
     assert "Needs about 3.0 GB of memory; 8.0 GB are available." in run.status(told)
     assert "GB" not in run.status(replace(told, state="finished")) and "GB" not in run.status(view)
-    drawn = Reader(run.curves(view))
+    drawn = HtmlPage(run.curves(view))
     # One chart, of the loss, which falls: y grows downwards.
     (line,) = [attributes["d"] for attributes in drawn.all("path") if attributes["class"] == "after strong"]
     start, end = (tuple(map(float, point.split())) for point in (line or "").lstrip("M").split("L"))
     assert start[0] < end[0] and start[1] < end[1] and "0.35" in drawn.text
     costs = {str(shots[0]): CostScore(3.0, {}, "s", "0"), str(shots[1]): CostScore(-3.0, {}, "s", "0")}
-    table = Reader(run.samples(view, costs))
+    table = HtmlPage(run.samples(view, costs))
     assert "after 20 steps" in table.text and "before" in table.text
     # The harmful one is covered, the safe one is not.
     assert [box["aria-label"] for box in table.all("input")] == ["Show the image: a cat, step 0"]
-    assert len(Reader(run.samples(view, {})).all("input")) == 2
+    assert len(HtmlPage(run.samples(view, {})).all("input")) == 2
 
 
 def test_a_run_that_failed_says_why() -> None:
-    read = Reader(run.status(RunView("calm", "failed", message="The disk is full.")))
+    read = HtmlPage(run.status(RunView("calm", "failed", message="The disk is full.")))
     assert "failed" in read.text and "The disk is full." in read.text
     assert any(attributes.get("role") == "alert" for _, attributes in read.tags)
     assert run.curves(RunView("calm", "queued")) == run.samples(RunView("calm", "queued"), {}) == ""
@@ -156,7 +126,7 @@ def test_a_comparison_has_figures_and_stands_alone(tmp_path: Path) -> None:
                 Cell(prompt, 0, weight, path, cost, "unsafe" if cost > 0 else "safe", 1 - weight / 2)
             )
     result = Comparison("calm", "micro", "s@0", tuple(cells))
-    read = Reader(compare.comparison(result, tmp_path))
+    read = HtmlPage(compare.comparison(result, tmp_path))
     assert "without the LoRA" in read.text and "weight 1" in read.text
     # Mean costs: (4 - 3) / 2 and (-2 - 3) / 2.
     for figure in ("1 of 2", "0 of 2", "+0.50", "\N{MINUS SIGN}2.50", "1.00", "0.50"):
@@ -170,4 +140,4 @@ def test_the_style_touches_nothing_outside_of_panels() -> None:
     rules = re.sub(r"/\*.*?\*/", "", style(), flags=re.S)
     selectors = re.findall(r"([^{}]+)\{", rules)
     assert all(".scdpo" in one or "#scdpo" in one or one.strip().startswith("@") for one in selectors)
-    assert Reader(notice(NASTY, "bad")).text.strip() == NASTY
+    assert HtmlPage(notice(NASTY, "bad")).text.strip() == NASTY

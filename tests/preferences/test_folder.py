@@ -49,7 +49,7 @@ def test_of_an_animation_it_is_said_that_one_image_is_used(tmp_path: Path, endin
     (tmp_path / "chosen" / "cat.png").unlink()
     frames[0].save(tmp_path / "chosen" / f"cat.{ending}", save_all=True, append_images=frames[1:])
     assert _told(tmp_path, fatal=False) == {
-        f"chosen/cat.{ending}": "this file holds 3 images, as an animation does; the first one is used."
+        f"chosen/cat.{ending}": "this file has 3 frames; the first one is used."
     }
     assert len(check_folder(tmp_path)) == 1
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from scdpo_core.preferences.summary import card, find, spread, stamp, stamp_of_pairs, survey
+from scdpo_core.preferences.summary import card, find, stamp, stamp_of_pairs, survey
+from scdpo_core.reports.images import spread
 from scdpo_core.reports.raster import grid, pair_card
 from tests.support.tiny import tiny_pairs
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scdpo_core.io.images import Look, look_at_all
+from scdpo_core.io.images import ImageInfo, inspect_images
 from scdpo_core.preferences import folder as folders
 from scdpo_core.preferences.folder import check_folder, read_folder
 from scdpo_core.preferences.verified_images import KnownImages
@@ -35,9 +35,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(paths: list[Path], progress: Any = None) -> Any:
         seen.extend(f"{path.parent.name}/{path.name}" for path in paths)
-        return look_at_all(paths, progress)
+        return inspect_images(paths, progress)
 
-    monkeypatch.setattr(folders, "look_at_all", counted)
+    monkeypatch.setattr(folders, "inspect_images", counted)
     return seen
 
 
@@ -64,7 +64,7 @@ def test_only_what_changed_is_decoded(tmp_path: Path, decoded: list[str]) -> Non
     check_folder(root, known=known, progress=lambda done, of: ticks.append((done, of)))
     assert sorted(decoded) == ["chosen/1.png", "rejected/2.png"]
     assert ticks == [(done, 6) for done in range(1, 7)]
-    assert known.get(root / "chosen" / "1.png") == look_at_all([root / "chosen" / "1.png"]).popitem()[1]
+    assert known.get(root / "chosen" / "1.png") == inspect_images([root / "chosen" / "1.png"]).popitem()[1]
 
 
 def test_a_damaged_image_is_looked_at_each_time(tmp_path: Path, decoded: list[str]) -> None:
@@ -96,9 +96,9 @@ def test_what_somebody_wrote_into_the_file_is_not_believed(
     image, file = tmp_path / "a.png", tmp_path / "images.json"
     Image.new("RGB", (8, 8)).save(image)
     known = KnownImages(file)
-    known.put(image, Look((8, 8), b"\x01" * 16))
+    known.put(image, ImageInfo((8, 8), b"\x01" * 16))
     known.write()
-    assert KnownImages(file).get(image) == Look((8, 8), b"\x01" * 16)
+    assert KnownImages(file).get(image) == ImageInfo((8, 8), b"\x01" * 16)
     content = json.loads(file.read_text("utf-8"))
     content["images"][str(image)] |= changed
     file.write_text(json.dumps(content), "utf-8")
@@ -107,6 +107,6 @@ def test_what_somebody_wrote_into_the_file_is_not_believed(
 
 def test_a_missing_image_and_a_missing_file_know_nothing(tmp_path: Path) -> None:
     known = KnownImages(tmp_path / "images.json")
-    known.put(tmp_path / "gone.png", Look((8, 8), b""))
+    known.put(tmp_path / "gone.png", ImageInfo((8, 8), b""))
     known.write()
     assert known.get(tmp_path / "gone.png") is None and not (tmp_path / "images.json").exists()

@@ -77,4 +77,5 @@ def test_black_is_black_and_a_sentence_can_be_read() -> None:
     assert covered(noise((20, 40)), "black").getextrema() == ((0, 0),) * 3
     drawn = text_card((320, 200), "No image \u2013 it could not be judged.")
     assert drawn.size == (320, 200) and drawn.getextrema()[0][1] > 200
-    assert text_card((3, 2), "much too long a sentence for such a card").size == (3, 2)
+    for size in ((1, 1), (3, 2), (512, 768), (2048, 640)):
+        assert text_card(size, "much too long a sentence for such a card: \u2603 " * 40).size == size

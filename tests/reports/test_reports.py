@@ -9,7 +9,7 @@ import pytest
 
 from scdpo_core.config.settings import ObjectiveSettings
 from scdpo_core.config.terms import USUAL_TERMS
-from scdpo_core.reports.curves import ends, known_curves, trend
+from scdpo_core.reports.curves import charted_curves, ends, trend
 from scdpo_core.reports.metrics import CHARTS, METRICS, TERM_METRICS
 from scdpo_core.reports.terms import what_terms_did
 
@@ -40,7 +40,7 @@ def test_parts_that_a_run_does_not_have_get_no_chart() -> None:
     flat = [(1, 0.0), (2, 0.0)]
     curves = {"dfm_spread": flat, "margin": [(1, 0.0), (2, 0.5)], "keep": flat, "loss": []}
     # Keep at 0 is a fact of a run that has this term; a spread of 0 is a run without focus.
-    assert set(known_curves(curves)) == {"margin", "keep"}
+    assert set(charted_curves(curves)) == {"margin", "keep"}
 
 
 @pytest.mark.parametrize("name", [name for terms in USUAL_TERMS.values() for name in terms])

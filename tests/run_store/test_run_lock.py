@@ -1,4 +1,4 @@
-"""A run folder where a process is at work: nobody else comes in, and nothing there is touched."""
+"""A run folder where a process is working: nobody else comes in, and nothing there is touched."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_second_process_is_refused_and_the_first_one_is_not_disturbed(
     for options in (wrong, ["--resume"], []):
         code, _, err = run("--config", folder / "job.toml", *options, cwd=tmp_path)
         assert code == 2
-        assert f"Another process (process {training.pid}) is at work in {folder}" in err
+        assert f"Another process (process {training.pid}) is working in {folder}" in err
         assert "give another --output" in err and "no such folder" not in err
     assert state_of(folder) == "running" and outcome(folder) is None
     assert starts(folder) == [training.pid]
@@ -147,7 +147,7 @@ def test_one_that_has_written_nothing_down_yet_keeps_others_out_until_it_dies(
     run_folder.mkdir()
     process = hold(run_folder)
     settings = tiny_settings(base, pairs, run_folder, max_train_steps=2)
-    with pytest.raises(ScdpoError, match="Another process is at work"):
+    with pytest.raises(ScdpoError, match="Another process is working"):
         run_job(settings)
     assert kept(run_folder) == {"run.lock": b""}
     process.kill()
@@ -165,7 +165,7 @@ def test_one_that_comes_while_another_looks_at_its_images_keeps_it_out(
             run_folder.mkdir()
             hold(run_folder)
 
-    with pytest.raises(ScdpoError, match="Another process is at work"):
+    with pytest.raises(ScdpoError, match="Another process is working"):
         run_job(tiny_settings(base, pairs, run_folder), listen=come)
     assert kept(run_folder) == {"run.lock": b""}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scdpo_core.io import images
-from scdpo_core.io.images import look_at_all
+from scdpo_core.io.images import inspect_images
 from scdpo_core.run_store.events import Done, Event, Progress, Sample, read_events
 from scdpo_core.training.job import run_job
 from scdpo_core.types import ScdpoError
@@ -131,7 +131,7 @@ def test_whoever_stops_does_not_wait_for_the_images_that_are_left(
     monkeypatch.setattr(images, "open_image", slow)
     files = sorted(pairs.rglob("*.png")) * 50
     with pytest.raises(KeyboardInterrupt):
-        look_at_all(files, stop)
+        inspect_images(files, stop)
     assert len(files) == 600 and len(looked) < 100
 
 

@@ -14,11 +14,11 @@ from scdpo_core.runs.comparison import (
     Cell,
     CompareJob,
     Comparison,
+    defaults_of,
     parse_weights,
     problems,
     read_comparison,
     read_result,
-    usual,
     write_comparison,
     write_result,
 )
@@ -61,12 +61,12 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 
 def test_a_comparison_is_never_written_over_another(tmp_path: Path) -> None:
     write_comparison(job(tmp_path))
-    assert list(problems(job(tmp_path))) == ["There is a run 'compare-calm' already. Choose another name."]
+    assert list(problems(job(tmp_path))) == ["A run 'compare-calm' already exists. Choose another name."]
 
 
 def test_weights() -> None:
     assert parse_weights("0, 0.5; 1,1,") == (0.0, 0.5, 1.0)
-    with pytest.raises(ScdpoError, match="are no weights"):
+    with pytest.raises(ScdpoError, match="is no list of weights"):
         parse_weights("0, half")
 
 
@@ -105,11 +105,11 @@ def trained(root: Path, base: str, speed: float, batch: int = 8) -> Path:
 
 
 def test_a_lora_is_compared_as_it_was_sampled(tmp_path: Path) -> None:
-    found = usual(trained(tmp_path, "micro", 2.0), prompts=2)
+    found = defaults_of(trained(tmp_path, "micro", 2.0), prompts=2)
     assert found is not None
     assert (found.base, found.steps, found.guidance) == ("micro", 7, 3.0)
     assert found.prompts == ("prompt 0", "prompt 2")
-    assert usual(tmp_path) is None
+    assert defaults_of(tmp_path) is None
 
 
 def test_a_lora_of_another_family_is_named_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scdpo_core.lora.install import MARK, published
 
 from scdpo_core.panels import run as panel
 from scdpo_core.run_store import folder as names
@@ -20,8 +19,9 @@ from scdpo_core.run_store.events import Done, Estimated, EventLog, Progress, Sam
 from scdpo_core.run_store.process import ProcessId
 from scdpo_core.run_store.state import last_words, state_of
 from scdpo_core.runs import summary
-from scdpo_core.runs.comparison import RESULT, Cell, Comparison, read_comparison, read_result, usual
+from scdpo_core.runs.comparison import RESULT, Cell, Comparison, defaults_of, read_comparison, read_result
 from scdpo_core.runs.follow import Follower
+from scdpo_core.runs.install_result import MARK, installed
 from scdpo_core.runs.queue import ACTIVE, WAITING, Queue
 from scdpo_core.types import ScdpoError
 from tests.support.runs_helpers import PYTHON, make_run
@@ -142,7 +142,7 @@ def test_a_comparison_and_where_a_lora_was_put(run: Path, tmp_path: Path) -> Non
         assert found is None or all(isinstance(one.cost, float) for one in found.cells)
     for text in mutations({"path": str(tmp_path), "sha256": "0"}, 200, 4):
         (run / MARK).write_text(text, "utf-8")
-        published(run)
+        installed(run)
 
 
 def test_settings_that_are_read_back(run: Path) -> None:
@@ -161,7 +161,10 @@ def test_settings_that_are_read_back(run: Path) -> None:
         "guidance": 5.0,
     }
     train = {"model": {"base": "micro"}, "data": {"pairs": "/p"}, "sampling": {"sample_steps": 4}}
-    for value, read in ((compare, lambda: read_comparison(run / names.JOB)), (train, lambda: usual(run))):
+    for value, read in (
+        (compare, lambda: read_comparison(run / names.JOB)),
+        (train, lambda: defaults_of(run)),
+    ):
         for text in mutations(value, 200, 5):
             try:
                 told = tomli_w.dumps(json.loads(text))

@@ -65,7 +65,7 @@ def test_time_is_that_of_an_earlier_run_in_proportion(tmp_path: Path) -> None:
     wanted = replace(job(tmp_path, "micro"), quality="fast")
     found = estimate(wanted, tmp_path / "runs", never)
     # 75 steps of 8 pairs, at two steps of 8 pairs a second.
-    assert (found.steps, found.seconds, found.told_by) == (75, 37.5, "earlier")
+    assert (found.steps, found.seconds, found.source_run) == (75, 37.5, "earlier")
     assert "about 1 minute, judging by the run 'earlier'" in in_words(found)
     fewer = estimate(replace(wanted, overrides="[optim]\nmax_train_steps = 20"), tmp_path / "runs", never)
     assert fewer.seconds == 10.0
@@ -76,7 +76,7 @@ def test_a_run_of_another_model_of_the_kind_tells_too(tmp_path: Path) -> None:
     trained(tmp_path, str(other), rate=0.5, batch=4, data="width = 256\nheight = 256\n")
     found = estimate(job(tmp_path, checkpoint(tmp_path), SLOW), tmp_path / "runs", never)
     # 20 steps of 2 pairs at 512; it did half a step of 4 pairs with a quarter of the pixels a second.
-    assert (found.seconds, found.told_by) == (20 * 2 / (0.5 * 4 * 0.25), "earlier")
+    assert (found.seconds, found.source_run) == (20 * 2 / (0.5 * 4 * 0.25), "earlier")
 
 
 def test_without_a_run_that_tells_the_machine_is_timed(tmp_path: Path, plain: PairCost) -> None:
@@ -90,7 +90,7 @@ def test_without_a_run_that_tells_the_machine_is_timed(tmp_path: Path, plain: Pa
     base = checkpoint(tmp_path)
     found = estimate(job(tmp_path, base, SLOW), tmp_path / "runs", timed)
     # 20 steps of 2 pairs of 4e12 operations, at half of 1e12 a second.
-    assert (found.seconds, found.told_by, asked) == (320.0, "", [plain.probe])
+    assert (found.seconds, found.source_run, asked) == (320.0, "", [plain.probe])
     assert "very roughly 6 minutes, perhaps half or twice that" in in_words(found)
     saves = f"{SLOW}[model]\ngradient_checkpointing = true\n"
     assert estimate(job(tmp_path, base, saves), tmp_path / "runs", timed).seconds == 480.0
@@ -143,8 +143,8 @@ def test_blocks_that_wait_in_main_memory_are_not_counted(
     [(1, "1 minute,"), (61, "2 minutes,"), (7140, "119 minutes,"), (7200, "2 hours,"), (200_000, "2 days,")],
 )
 def test_times_in_words(seconds: float, said: str, tmp_path: Path) -> None:
-    found = replace(estimate(job(tmp_path, "micro"), tmp_path / "runs"), seconds=seconds, told_by="earlier")
-    assert f"about {said}" in in_words(found)
+    guess = estimate(job(tmp_path, "micro"), tmp_path / "runs")
+    assert f"about {said}" in in_words(replace(guess, seconds=seconds, source_run="earlier"))
 
 
 def test_the_machine_is_timed_once() -> None:

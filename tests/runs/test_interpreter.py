@@ -142,7 +142,7 @@ def test_waiting_for_another_set_up_can_be_left(tmp_path: Path, project: Path) -
 def test_a_failure_is_told_with_its_cause(tmp_path: Path, project: Path) -> None:
     host = environment(tmp_path / "host")
     (project / "broken").touch()
-    with pytest.raises(ScdpoError, match=r"(?s)could not be set up.*The disk is full"):
+    with pytest.raises(ScdpoError, match=r"(?s)could not be installed.*The disk is full"):
         prepare(host=host, project=project)
     (project / "pyproject.toml").unlink()
     with pytest.raises(ScdpoError, match=r"pyproject\.toml is missing or damaged"):

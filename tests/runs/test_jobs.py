@@ -75,7 +75,7 @@ def test_qualities_are_sound(tmp_path: Path, quality: jobs.Quality) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"name": ""}, "'' cannot be the name of a file"),
+        ({"name": ""}, "'' cannot be a file name"),
         ({"name": "a/b"}, "'a/b' cannot be the name"),
         ({"name": ".."}, "cannot be the name"),
         ({"name": "NUL"}, "'NUL' cannot be the name"),
@@ -143,7 +143,7 @@ def test_a_cost_job(tmp_path: Path) -> None:
     }
     nothing = dataclasses.replace(job, name="b", safe=None)
     assert problems(nothing) == [
-        "Give a folder of harmful and one of harmless images, or else a preference folder."
+        "Give a folder of harmful and one of harmless images, or a preference folder."
     ]
     assert problems(dataclasses.replace(nothing, safe=job.safe, pairs=PAIRS)) != []
     assert problems(CostJob(tmp_path, "b", pairs=PAIRS)) == []

@@ -15,7 +15,7 @@ import pytest
 
 from scdpo_core.run_store import folder as names
 from scdpo_core.run_store.events import EventLog, Failed, Started, Warned
-from scdpo_core.run_store.file_lock import held
+from scdpo_core.run_store.file_lock import is_locked
 from scdpo_core.run_store.process import ProcessId, alive, end, look
 from scdpo_core.run_store.run_lock import RunLock
 from scdpo_core.run_store.state import last_words, process_of, state_of
@@ -49,7 +49,7 @@ def test_from_waiting_to_finished(tmp_path: Path) -> None:
 
 def test_a_run_in_work_cannot_be_started_again(tmp_path: Path) -> None:
     child = begin(make_run(tmp_path, **LONG), PYTHON)  # type: ignore[arg-type]
-    with pytest.raises(ScdpoError, match="'my run' is being trained already"):
+    with pytest.raises(ScdpoError, match="'my run' is already running"):
         begin(child.folder, PYTHON)
     child.kill()
     assert child.state == "interrupted"
@@ -120,7 +120,7 @@ def test_it_outlives_a_killed_host_and_is_found_again(tmp_path: Path) -> None:
         ("fail", "failed", "The disk is full."),
         ("raise", "failed", "ValueError: seven is no number"),
         ("lacks", "failed", r"lacks a package.*No module named 'peft'.*install.py --trainer"),
-        ("vanish", "interrupted", r"(?s)without saying why.*Resume it.*the fake trainer wakes up"),
+        ("vanish", "interrupted", r"(?s)without an error message.*Resume it.*the fake trainer wakes up"),
     ],
 )
 def test_last_words(tmp_path: Path, end: str, state: str, words: str) -> None:
@@ -191,7 +191,7 @@ def test_looking_at_a_run_keeps_nobody_out(tmp_path: Path) -> None:
 
     def look_on() -> None:
         while not done.is_set():
-            held(folder / "run.lock")
+            is_locked(folder / "run.lock")
 
     lookers = [threading.Thread(target=look_on) for _ in range(3)]
     for looker in lookers:
@@ -200,12 +200,12 @@ def test_looking_at_a_run_keeps_nobody_out(tmp_path: Path) -> None:
         for _ in range(20):
             with RunLock(folder) as hold:
                 hold.take()
-                assert held(folder / "run.lock") is True
+                assert is_locked(folder / "run.lock") is True
     finally:
         done.set()
         for looker in lookers:
             looker.join()
-    assert held(folder / "run.lock") is False and held(folder / "none") is None
+    assert is_locked(folder / "run.lock") is False and is_locked(folder / "none") is None
 
 
 def test_ending_a_process_that_is_gone_ends_no_other() -> None:
@@ -237,5 +237,5 @@ def test_who_looks_for_long_on_a_busy_machine_keeps_nobody_out(tmp_path: Path) -
     threading.Timer(0.5, lambda: os.close(looker)).start()
     with RunLock(folder) as hold:
         hold.take()
-        with pytest.raises(ScdpoError, match="is at work in"), RunLock(folder) as second:
+        with pytest.raises(ScdpoError, match="is working in"), RunLock(folder) as second:
             second.take()

@@ -68,7 +68,7 @@ def test_while_one_works_none_is_begun(tmp_path: Path, queue: Queue) -> None:
     child = queue.start(first, PYTHON)
     queue.add(second)
     assert queue.pump(PYTHON) is None and queue.view().active == first
-    with pytest.raises(BusyError, match="'a' is being trained") as caught:
+    with pytest.raises(BusyError, match="'a' is running") as caught:
         queue.start(second, PYTHON)
     assert caught.value.active == first
     # A double click is answered with the run as it is.
@@ -105,7 +105,7 @@ def test_order_and_removal(tmp_path: Path, queue: Queue) -> None:
     assert not (b / "queued").exists()
     # Another door, or this one after a restart, sees the same.
     assert Queue(tmp_path).view() == queue.view()
-    # Started by hand, it waits no longer.
+    # Started by hand, it is out of the queue.
     assert queue.start(c, PYTHON).wait(every=0.02) == "finished"
     assert waiting(queue) == ["a"]
 

@@ -39,7 +39,7 @@ def test_words_while_it_trains(tmp_path: Path) -> None:
         "chosen gap 0, rejected gap 1\n"
         "Note: An image is odd."
     )
-    assert "saving, then leaving" in now(view(tmp_path, state="stopping"))
+    assert "saving, then stopping" in now(view(tmp_path, state="stopping"))
     assert now(view(tmp_path, phase="cache", step=3, total=9, curves={})) == (
         "my lora: encoding the images: 3 of 9"
     )

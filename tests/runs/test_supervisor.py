@@ -45,13 +45,13 @@ def test_runs_are_trained_one_after_the_other_and_the_card_goes_back_in_between(
     card, ended = Card(), list[tuple[str, State]]()
     boss = supervisor(tmp_path, card, ended)
     first, second = (make_run(tmp_path, name, steps=4, pause=0.05) for name in "ab")
-    assert boss.add(first) == "'a' begins."
+    assert boss.add(first) == "'a' starts."
     until(lambda: state_of(first) == "running")
     assert boss.add(second) == "'b' waits until 'a' has ended."
     third = make_run(tmp_path, "c", steps=1)
     assert boss.add(third) == "'c' waits until 'a' and 1 more have ended."
-    assert boss.stop(third) == "'c' waits no longer."
-    assert boss.add(first) == "'a' is running already."
+    assert boss.stop(third) == "'c' was removed from the queue."
+    assert boss.add(first) == "'a' is already running."
     until(lambda: len(ended) == 2)
     assert ended == [("a", "finished"), ("b", "finished")]
     assert card.log == ["free a", "back a", "free b", "back b"]
@@ -65,7 +65,7 @@ def test_a_run_that_is_started_before_add_has_looked_begins(tmp_path: Path) -> N
             return place
 
     boss = Supervisor(tmp_path, queue=Fast(tmp_path, begin), python=lambda tell: PYTHON, every=0.02)
-    assert boss.add(make_run(tmp_path, "one", steps=50, pause=0.02)) == "'one' begins."
+    assert boss.add(make_run(tmp_path, "one", steps=50, pause=0.02)) == "'one' starts."
     boss.stop(tmp_path / "one")
     boss.wait(60)
 
@@ -86,7 +86,7 @@ def test_a_run_is_stopped_and_resumed(tmp_path: Path) -> None:
     until(lambda: (run / "trained").exists())
     assert "saves and stops" in boss.stop(run)
     until(lambda: ended == [("long", "stopped")])
-    assert boss.stop(run) == "'long' is not being trained."
+    assert boss.stop(run) == "'long' is not running."
     (run / "job.toml").write_text('steps = 3\npause = 0.0\nend = "finish"\n', "utf-8")
     boss.add(run, resume=True)
     until(lambda: ended[-1] == ("long", "finished"))
@@ -99,7 +99,7 @@ def test_a_waiting_run_leaves_the_queue(tmp_path: Path) -> None:
     boss.add(long)
     until(lambda: state_of(long) == "running")
     boss.add(waits)
-    assert boss.stop(waits) == "'waits' waits no longer."
+    assert boss.stop(waits) == "'waits' was removed from the queue."
     boss.stop(long)
     until(lambda: ended == [("long", "stopped")])
     boss.wait(5)

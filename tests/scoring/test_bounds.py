@@ -18,7 +18,7 @@ from PIL import Image
 
 from scdpo_core.io import image_frames
 from scdpo_core.io.decode_budget import DecodeBudget
-from scdpo_core.io.images import MANY, look_at_all, open_image, upright_size
+from scdpo_core.io.images import MANY, inspect_images, open_image, upright_size
 from scdpo_core.scoring.run import FolderRun
 from scdpo_core.scoring.table import Row
 from tests.support.scoring_helpers import Redness, noisy, plain
@@ -108,7 +108,7 @@ def test_pages_without_number_take_no_time(tmp_path: Path) -> None:
     began = time.process_time()
     assert run(path, every=1)["a.tif"].cost is not None
     assert "too many pages" in (run(path, every=1000)["a.tif"].error or "")
-    looks = look_at_all([path])
+    looks = inspect_images([path])
     assert looks[path].frames == MANY
     assert time.process_time() - began < 10
 
@@ -132,11 +132,11 @@ def test_large_images_on_many_threads_stay_within_a_budget(tmp_path: Path) -> No
     code = (
         "import sys; from pathlib import Path\n"
         "from tests.support.scoring_fuzz import most_megabytes, Redness, FolderRun\n"
-        "from scdpo_core.io.images import Look, look_at_all\n"
+        "from scdpo_core.io.images import ImageInfo, inspect_images\n"
         "files = [Path(name) for name in sys.argv[1:]]\n"
         "rows = list(FolderRun(Redness(), workers=4).rows(files))\n"
         "assert all(row.error is None for row in rows), rows\n"
-        "assert all(isinstance(look, Look) for look in look_at_all(files).values())\n"
+        "assert all(isinstance(info, ImageInfo) for info in inspect_images(files).values())\n"
         "print(most_megabytes())"
     )
     files = [str(path) for path in sorted(tmp_path.glob("*.png"))]

@@ -40,7 +40,7 @@ def test_a_cost_that_is_not_finite_is_held(rule: str, cost: float) -> None:
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), float("-inf")])
 def test_a_threshold_that_is_not_finite_lets_nothing_pass(threshold: float) -> None:
-    with pytest.raises(ScdpoError, match="has to be a finite number"):
+    with pytest.raises(ScdpoError, match="must be a finite number"):
         held_back([score(-9.0)], "above the threshold", threshold)
 
 

@@ -77,7 +77,7 @@ def test_the_next_run_scores_only_what_is_new(images: Path, tmp_path: Path) -> N
     assert result.reused == 2  # lime and dark red; the broken one is tried again
     names = sorted(Path(path).name for path in read(tmp_path / "s.jsonl"))
     assert names == ["broken.png", "dark red.png", "lime.png", "new.png"]
-    assert do(ScoreJob([images], jsonl=tmp_path / "s.jsonl", anew=True)).reused == 0
+    assert do(ScoreJob([images], jsonl=tmp_path / "s.jsonl", rescore=True)).reused == 0
 
 
 def test_one_memory_for_many_folders(images: Path, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on(images: Path, tmp_path: Path) -> None:
 def test_another_file_is_never_taken_for_the_memory(images: Path, tmp_path: Path, content: str) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text(content, encoding="utf-8")
-    with pytest.raises(ScdpoError, match="holds other things than scores"):
+    with pytest.raises(ScdpoError, match="contains other things than scores"):
         do(ScoreJob([images], jsonl=other))
     assert other.read_text(encoding="utf-8") == content
 
@@ -125,7 +125,7 @@ def test_several_processes_make_one_result(images: Path, tmp_path: Path) -> None
     assert result.rows == alone.rows
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.jsonl", "images", "s.jsonl"]
     assert sum(score_files(job, Redness()).reused for job in jobs) == 3
-    with pytest.raises(ScdpoError, match="meet in a JSONL file"):
+    with pytest.raises(ScdpoError, match="share one JSONL file"):
         check(ScoreJob([images], processes=2))
 
 

@@ -89,7 +89,7 @@ def test_filters(page: Any) -> None:
     page.get_by_label("Above zero in").select_option("green")
     assert [Path(one).stem for one in shown(page)] == ["reddish", "yellow"]
     page.get_by_label("Path").fill("nothing of that name")
-    assert shown(page) == [] and page.get_by_text("No image fits").is_visible()
+    assert shown(page) == [] and page.get_by_text("No image matches").is_visible()
 
 
 def test_paths_are_copied(page: Any, gallery: Path) -> None:

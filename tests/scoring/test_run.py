@@ -60,7 +60,7 @@ def test_a_row_says_all(tmp_path: Path) -> None:
         ("large", "13000 x 13000 pixels"),
         ("noise", "not a kind of image"),
         ("gone", "not a file"),
-        ("dangling", "leads nowhere"),
+        ("dangling", "points nowhere"),
         ("pipe", "not a file"),
         ("folder", "not a file"),
     ],

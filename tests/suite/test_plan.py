@@ -122,7 +122,7 @@ def test_the_prompts_that_ship_are_the_embedded_worlds_evaluation() -> None:
 
 @given(st.lists(st.text(max_size=80), max_size=8))
 def test_names_are_unique_and_stay_in_their_folder(stems: list[str]) -> None:
-    names = unique_names(stems, taken=("base",))
+    names = unique_names(stems, reserved=("base",))
     assert len({name.casefold() for name in names} | {"base"}) == len(stems) + 1
     for name in names:
         assert name and not name.startswith(".") and "/" not in name and "\\" not in name and len(name) < 70

@@ -19,11 +19,12 @@ from scdpo_core.families import FAMILIES, LoadOptions, family
 from scdpo_core.run_store.events import Done, last_run
 from scdpo_core.run_store.folder import kind_of
 from scdpo_core.run_store.run_lock import RunLock
-from scdpo_core.runs.log import Reporter, StopAskedError
+from scdpo_core.run_store.stop_request import StopAskedError
+from scdpo_core.runs.log import Reporter
 from scdpo_core.suite.finish import finish
 from scdpo_core.suite.job import EvalJob
 from scdpo_core.suite.plan import Shard
-from scdpo_core.suite.run import Evaluation, begin, place_of, prepare, work
+from scdpo_core.suite.run import Evaluation, begin, prepare, share_folder, work
 from scdpo_core.types import ScdpoError
 from tests.support.suite_helpers import random_lora
 from tests.support.tiny_families import T5_TOKENS, tiny_folder
@@ -83,7 +84,7 @@ def job_of(files: dict[str, Path], output: Path, **changes: object) -> EvalJob:
 
 def run(evaluation: Evaluation, shard: Shard = Shard()) -> str | None:  # noqa: B008 - frozen
     evaluation.folder.path.mkdir(parents=True, exist_ok=True)
-    place_of(evaluation, shard).mkdir(parents=True, exist_ok=True)
+    share_folder(evaluation, shard).mkdir(parents=True, exist_ok=True)
     begin(evaluation, shard)
     return finish(evaluation, work(evaluation, shard, CPU, quiet), "cpu", quiet)
 
@@ -201,7 +202,7 @@ def test_shares_make_the_report_when_the_last_is_done(
 
 def test_processes_that_would_draw_the_same_are_kept_apart(files: dict[str, Path], tmp_path: Path) -> None:
     evaluation = prepare(job_of(files, tmp_path / "eval"))
-    first = place_of(evaluation, Shard(1, 2))
+    first = share_folder(evaluation, Shard(1, 2))
     first.mkdir(parents=True)
     with RunLock(first) as hold:
         hold.take()
@@ -218,7 +219,7 @@ def test_processes_that_would_draw_the_same_are_kept_apart(files: dict[str, Path
 
 def test_a_file_named_stop_ends_every_share(files: dict[str, Path], tmp_path: Path) -> None:
     evaluation = prepare(job_of(files, tmp_path / "eval"))
-    place = place_of(evaluation, Shard(1, 2))
+    place = share_folder(evaluation, Shard(1, 2))
     reporter = Reporter(place, "evaluate", evaluation.folder.path)
     with reporter.last_words():
         begin(evaluation, Shard(1, 2))

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from a1111_extension import tab
 from a1111_extension.jobs import Jobs
-from a1111_extension.ui_context import Desk
+from a1111_extension.ui_context import UiContext
 from scdpo_core.types import CostScore
 
 
@@ -28,8 +28,8 @@ class Redness:
         return self.score_prepared([self.prepare(image) for image in images])
 
 
-def desk_in(data: Path) -> Desk:
-    return Desk(
+def ui_context_in(data: Path) -> UiContext:
+    return UiContext(
         jobs=Jobs(data / "runs", scorer=Redness),
         preferences=data / "preferences",
         images=str(data / "images"),
@@ -44,7 +44,7 @@ def desk_in(data: Path) -> Desk:
 
 def main() -> None:
     port, data = int(sys.argv[1]), Path(sys.argv[2])
-    page = tab.build(desk_in(data))
+    page = tab.build(ui_context_in(data))
     page.queue()
     page.launch(server_name="127.0.0.1", server_port=port, quiet=True)
 

@@ -74,7 +74,7 @@ def test_accelerate_trains_what_one_process_with_the_double_batch_trains(base: P
     with RunLock(folder) as hold:
         hold.take()
         refused = launch(*gpus, job=job, extra=("--resume",))
-    assert refused.returncode != 0 and f"is at work in {folder}" in refused.stderr
+    assert refused.returncode != 0 and f"is working in {folder}" in refused.stderr
     assert (folder / "events.jsonl").read_bytes() == log
 
     whole = launch(*gpus, job=job, extra=("--resume",))

@@ -60,7 +60,7 @@ class Art:
     folder: Path
 
     def codes(self, style: str) -> list[str]:
-        """All emoji codes that a style can draw, sorted (skin-tone variants left out)."""
+        """List the emoji codes that a style can draw, sorted (without skin-tone variants)."""
         return sorted(_index(self.folder, style))
 
     def catalogue(self) -> list[tuple[str, str, str]]:
@@ -69,11 +69,11 @@ class Art:
         return sorted((_plain(row["unified"].lower()), row["short_name"], row["subcategory"]) for row in rows)
 
     def has(self, style: str, code: str) -> bool:
-        """Whether a style draws that emoji."""
+        """Return whether a style draws an emoji."""
         return code in _index(self.folder, style)
 
     def sprite(self, style: str, code: str) -> Image.Image | None:
-        """The RGBA sprite, 64x64, or None when the style lacks that emoji. Do not change it."""
+        """Return the RGBA sprite, 64x64, or None when the style lacks that emoji. Do not modify it."""
         return _sprite(self.folder, style, code)
 
 
@@ -155,28 +155,28 @@ def _by_any_name(folder: Path, style: str) -> dict[str, str]:
     drawn = _icons(folder / style / "package" / "icons.json")
     named = {squash(name.removesuffix("-1")): name for name in [*drawn.get("aliases", {}), *drawn["icons"]]}
     rows = json.loads((folder / "noto" / "package" / "emoji.json").read_text(encoding="utf-8"))
-    fluent, found = _fluent_names(folder), dict[str, str]()
+    fluent, by_name = _fluent_names(folder), dict[str, str]()
     for row in rows:
         code = _plain(row["unified"].lower())
         calls = [fluent.get(code, ""), row["name"] or "", *row["short_names"]]
         name = next((named[squash(call)] for call in calls if squash(call) in named), None)
         name = NAMED_OTHERWISE[style].get(code, name)
         if name is not None:
-            found[code] = name
-    return found
+            by_name[code] = name
+    return by_name
 
 
 def _glyphs(package: Path) -> dict[str, str]:
     """Emoji of one code point to the part of the font that draws them."""
     ranges = json.loads((package / "unicode.json").read_text(encoding="utf-8"))
-    found: dict[str, str] = {}
+    glyphs: dict[str, str] = {}
     for part, listed in ranges.items():
         path = package / "files" / f"noto-emoji-{part.strip('[]')}-400-normal.woff2"
         for span in listed.split(","):
             first, _, last = span.removeprefix("U+").partition("-")
             for code in range(int(first, 16), int(last or first, 16) + 1):
-                found.setdefault(f"{code:x}", str(path))
-    return found
+                glyphs.setdefault(f"{code:x}", str(path))
+    return glyphs
 
 
 def _fluent_names(folder: Path) -> dict[str, str]:

@@ -61,7 +61,7 @@ class Recipe:
 
     @property
     def image_size(self) -> int:
-        """Pixels along an edge of what the image tower has learnt last; it sees no other size well."""
+        """Side of the image tower's last training images, pixels; it handles no other size well."""
         return image_stage.IMAGE_SIZE if self.image_steps else SIZE
 
 
@@ -189,12 +189,12 @@ def _publish(model: Path, target: Path, tell: Callable[[str], None]) -> None:
     write_json(index, {key: value for key, value in facts.items() if key != "_name_or_path"})
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
-    fresh = target.with_name(target.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(model, fresh)
+    new_folder = target.with_name(target.name + ".new")
+    shutil.rmtree(new_folder, ignore_errors=True)
+    shutil.copytree(model, new_folder)
     if target.exists():
         target.rename(old)
-    fresh.rename(target)
+    new_folder.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     tell(f"wrote {target} ({size:.1f} MB)")
 

@@ -66,7 +66,7 @@ def build_preferences(model: LoadedModel, judge: Judge, sprites: art.Art, folder
 
 
 def safe_twin(image: Image.Image, scene: Scene) -> Image.Image:
-    """The safe twin: the image with its harmful subjects painted over in the background's colour."""
+    """Make the safe twin: the image with its harmful subjects painted over in the background's colour."""
     red, green, blue = border_colour(image, 3)
     colour = (round(red), round(green), round(blue))
     if len(scene.subjects) < 2:
@@ -99,16 +99,16 @@ def build_cost_pictures(
     drawn: dict[str, list[str]] = {style: [] for style in styles}
 
     for thing in concepts():
-        known = [style for style in styles if sprites.sprite(style, thing.code)]
+        used = [style for style in styles if sprites.sprite(style, thing.code)]
         for number in range(alone + together):
             background = random_scene(rng).background
-            scene, style = Scene((thing,), background), known[number % len(known)]
+            scene, style = Scene((thing,), background), used[number % len(used)]
             if number >= alone:
                 fellows = [other for other in benign if sprites.sprite(style, other.code) and other != thing]
                 scene = Scene(tuple(rng.sample([thing, rng.choice(fellows)], 2)), background)
             image = render(scene, sprites, rng, style, _VARIED)
-            place = folder / "unsafe" / scene.category if scene.harmful else folder / "safe"
-            path = place / f"{_slug(thing.name)}-{number}.png"
+            position = folder / "unsafe" / scene.category if scene.harmful else folder / "safe"
+            path = position / f"{_slug(thing.name)}-{number}.png"
             _save(image.quantize(128).convert("RGB"), path)
             drawn[style].append(path.relative_to(folder).as_posix())
     for background in BACKGROUNDS:
@@ -122,21 +122,23 @@ def build_cost_pictures(
 def _best(
     model: LoadedModel, judge: Judge, entries: Sequence[Caption], steps: int, guidance: float
 ) -> list[Image.Image | None]:
-    """The first drawing of each caption in which the judge finds the subjects; None after a few tries."""
-    found: list[Image.Image | None] = [None] * len(entries)
+    """Return a drawing of each caption in which the judge finds the subjects; None after a few tries."""
+    best: list[Image.Image | None] = [None] * len(entries)
     held_out = set(HELD_OUT_CONCEPTS)
     for attempt in range(_TRIES):
-        open_ = [number for number, image in enumerate(found) if image is None]
+        open_ = [number for number, image in enumerate(best) if image is None]
         images = _draw(model, [entries[number] for number in open_], steps, guidance, seed=attempt)
-        for number, image, seen in zip(open_, images, judge(images), strict=True):
+        for number, image, verdicts in zip(open_, images, judge(images), strict=True):
             names = [subject.name for subject in entries[number].scene.subjects]
             # A general word such as 'weapon' is drawn faithfully by any harmful thing.
             general = entries[number].scene.harmful and not any(
                 name in entries[number].text for name in names
             )
-            if seen.finds(names) or (general and seen.harmful and not held_out & {seen.top, *seen.present}):
-                found[number] = image
-    return found
+            if verdicts.finds(names) or (
+                general and verdicts.harmful and not held_out & {verdicts.top, *verdicts.present}
+            ):
+                best[number] = image
+    return best
 
 
 def _draw(

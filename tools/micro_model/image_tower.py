@@ -64,7 +64,7 @@ class _Tagger(nn.Module):
         nn.init.constant_(self.tags.bias, _RARE)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Log-odds [N, count] of every tag."""
+        """Compute log-odds [N, count] of every tag."""
         maps = self.tower(pixel_values=pixels).last_hidden_state
         tags: Tensor = self.tags(maps.flatten(2).transpose(1, 2)).amax(dim=1)
         return tags
@@ -115,8 +115,8 @@ def build(
         _begin_with_words(tagger, towers, bank(), seed)
     for name, length, size, count in legs:
         plan = Plan(name, length, lr=1e-3, ema=0.999, weight_decay=0.05, seed=seed)
-        own = partial(loss, size, count)
-        trained = train(plan, tagger.requires_grad_(True), own, folder, device, tell, _CHECKPOINT)
+        trained_tower = partial(loss, size, count)
+        trained = train(plan, tagger.requires_grad_(True), trained_tower, folder, device, tell, _CHECKPOINT)
         assert isinstance(trained, _Tagger)
         tagger = trained
     return _of_concepts(tagger, towers.image.config)
@@ -138,7 +138,7 @@ def _begin_with_words(tagger: _Tagger, towers: Towers, bank: Bank, seed: int) ->
 
 
 def _of_concepts(tagger: _Tagger, config: ResNetConfig) -> ResNetForImageClassification:
-    """The tower with the tags of the world's concepts alone, in the form that transformers has for it."""
+    """Reduce the tower to the tags of the world's concepts, in transformers' format."""
     config = copy.deepcopy(config)
     config.problem_type = "multi_label_classification"
     config.id2label = {number: thing.name for number, thing in enumerate(concepts())}
@@ -153,14 +153,14 @@ def _of_concepts(tagger: _Tagger, config: ResNetConfig) -> ResNetForImageClassif
 
 
 def everyday(art: Art) -> list[Concept]:
-    """Things that are no concept of the world and that at least three hands have drawn."""
-    known = {thing.code for thing in concepts()}
-    found = []
+    """List things that are no concept of the world and exist in at least three drawing styles."""
+    concept_codes = {thing.code for thing in concepts()}
+    names = []
     for code, name, group in art.catalogue():
         drawn = sum(art.has(style, code) for style in STYLES_OF_TOWER)
-        if group in _EVERYDAY and code not in known and drawn >= 3:
-            found.append(Concept(name, code, "other", False, (), None))
-    return found
+        if group in _EVERYDAY and code not in concept_codes and drawn >= 3:
+            names.append(Concept(name, code, "other", False, (), None))
+    return names
 
 
 def _loss(tagger: _Tagger, bank: Bank, size: int, batch: int, context: StepContext) -> Tensor:
@@ -168,14 +168,14 @@ def _loss(tagger: _Tagger, bank: Bank, size: int, batch: int, context: StepConte
     generator = torch.Generator(context.device).manual_seed(context.rng.getrandbits(48))
     count = len(bank.rows)
     subjects = _scenes(batch, count, generator)
-    wanted = torch.zeros(batch, count + 1, device=context.device)
-    wanted.scatter_(1, torch.where(subjects < 0, count, subjects), 1.0)
+    targets = torch.zeros(batch, count + 1, device=context.device)
+    targets.scatter_(1, torch.where(subjects < 0, count, subjects), 1.0)
     pixels = scatter(bank.draw(subjects, generator), generator)
     if size != SIZE:
         pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False)
     with context.autocast():
         tags = tagger(pixels)
-    return F.binary_cross_entropy_with_logits(tags.float(), wanted[:, :count], reduction="sum") / batch
+    return F.binary_cross_entropy_with_logits(tags.float(), targets[:, :count], reduction="sum") / batch
 
 
 def _scenes(batch: int, count: int, generator: torch.Generator) -> Tensor:
@@ -188,7 +188,7 @@ def _scenes(batch: int, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(high, (batch,), generator=generator, device=device)
 
     world = concepts()
-    number = {thing.name: place for place, thing in enumerate(world)}
+    number = {thing.name: position for position, thing in enumerate(world)}
     near = torch.tensor([[number[t.name], number[t.near_miss]] for t in world if t.near_miss], device=device)
     first = any_of(len(world))
     second = (first + 1 + any_of(len(world) - 1)) % len(world)

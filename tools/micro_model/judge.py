@@ -50,29 +50,29 @@ def _measure(judge: Judge, art: Art, seed: int) -> dict[str, str]:
     """Accuracy on clean single subjects, empty and foreign images: 10 to 1 to 1."""
     rng = random.Random(f"{seed}/judge/held-out")
     images: list[Image.Image] = []
-    wanted: list[str] = []
+    expected: list[str] = []
     for number in range(2000):
         scene = Scene((rng.choice(concepts()),), random_scene(rng).background)
         kind = number % 12
         if kind == 0:
             images.append(_empty(art, rng, _HELD_OUT))
-            wanted.append(EMPTY)
+            expected.append(EMPTY)
         elif kind == 1:
             images.append(_foreign(art, rng, _HELD_OUT, unseen=True))
-            wanted.append(NONE)
+            expected.append(NONE)
         else:
             images.append(render(scene, art, rng, "noto", _HELD_OUT))
-            wanted.append(scene.subjects[0].name)
+            expected.append(scene.subjects[0].name)
     verdicts = judge(images)
-    right = [verdict.top == name for verdict, name in zip(verdicts, wanted, strict=True)]
-    known = [ok for ok, name in zip(right, wanted, strict=True) if name not in (EMPTY, NONE)]
+    right = [verdict.top == name for verdict, name in zip(verdicts, expected, strict=True)]
+    labelled = [ok for ok, name in zip(right, expected, strict=True) if name not in (EMPTY, NONE)]
     couples = [Scene(tuple(rng.sample(concepts(), 2)), random_scene(rng).background) for _ in range(500)]
     seen = judge([render(couple, art, rng, "noto", _HELD_OUT) for couple in couples])
     both = [v.finds([s.name for s in couple.subjects]) for v, couple in zip(seen, couples, strict=True)]
     return {
         "held_out_pictures": str(len(right)),
         "held_out_accuracy": f"{sum(right) / len(right):.4f}",
-        "held_out_accuracy_concepts": f"{sum(known) / len(known):.4f}",
+        "held_out_accuracy_concepts": f"{sum(labelled) / len(labelled):.4f}",
         "held_out_accuracy_two_subjects": f"{sum(both) / len(both):.4f}",
     }
 
@@ -105,7 +105,7 @@ def _example(art: Art, rng: random.Random, look: Augment, unseen: bool) -> tuple
 
 
 def _empty(art: Art, rng: random.Random, look: Augment) -> Image.Image:
-    """A background, half the time with the faint smudge that an erased subject may leave."""
+    """Make a background, half the time with the faint smudge that an erased subject may leave."""
     scene = random_scene(rng, two=0.0, empty=0.0)
     plain = render(Scene((), scene.background), art, rng, "noto", look)
     if rng.random() < 0.5:
@@ -134,9 +134,9 @@ def _foreign_codes(folder: Path, unseen: bool) -> tuple[str, ...]:
 
     Faces, people and hands are left out: many differ from a concept by an eyebrow.
     """
-    known = {thing.code for thing in concepts()}
+    concept_codes = {thing.code for thing in concepts()}
     art = Art(folder)
-    codes = [c for c in art.codes("noto") if c not in known and c not in _lookalikes(folder)]
+    codes = [c for c in art.codes("noto") if c not in concept_codes and c not in _lookalikes(folder)]
     return tuple(code for number, code in enumerate(codes) if (number % 5 == 0) == unseen)
 
 

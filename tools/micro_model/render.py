@@ -72,13 +72,13 @@ def render(scene: Scene, art: Art, rng: random.Random, style: str, augment: Augm
     return _degrade(canvas, rng, augment)
 
 
-def paint_over(image: Image.Image, which: int, colour: tuple[int, int, int]) -> Image.Image:
-    """A copy of a two-subject image without its first (0) or second (1) subject."""
+def paint_over(image: Image.Image, subject: int, colour: tuple[int, int, int]) -> Image.Image:
+    """Copy a two-subject image without its first (0) or second (1) subject."""
     width, height = image.size
-    corner = ((0, 0), (width, height))[which]
+    corner = ((0, 0), (width, height))[subject]
     twin = image.copy()
     # A pixel short of the diagonal, where the other subject may reach it.
-    shift = (-1, 1)[which]
+    shift = (-1, 1)[subject]
     ImageDraw.Draw(twin).polygon([corner, (width + shift, 0), (0, height + shift)], fill=colour)
     return twin
 

@@ -54,19 +54,19 @@ class Bank:
         device: torch.device,
     ) -> Bank:
         """Draw every thing in every style that has it: once as it is, and `versions` times by other hands."""
-        wanted = [(style, thing.code) for thing in things for style in styles]
-        places = [number for number, (style, code) in enumerate(wanted) if art.has(style, code)]
-        rows = torch.full((len(wanted),), -1)
-        rows[places] = torch.arange(len(places))
+        codes = [(style, thing.code) for thing in things for style in styles]
+        slots = [number for number, (style, code) in enumerate(codes) if art.has(style, code)]
+        rows = torch.full((len(codes),), -1)
+        rows[slots] = torch.arange(len(slots))
         draw = partial(_versions, art.folder, versions)
         # The art is read once by each process; a fork would inherit torch's threads.
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            drawn = np.stack(list(pool.map(draw, [wanted[place] for place in places], chunksize=_CHUNK)))
+            drawn = np.stack(list(pool.map(draw, [codes[slot] for slot in slots], chunksize=_CHUNK)))
         sprites = torch.from_numpy(drawn).permute(0, 1, 4, 2, 3).contiguous()
         return cls(sprites.to(device), rows.view(len(things), len(styles)).to(device))
 
     def draw(self, subjects: Tensor, generator: torch.Generator) -> Tensor:
-        """Images of scenes, every subject in a style of its own, each on one of the world's backgrounds.
+        """Render scenes, every subject in its own style, each on one of the world's backgrounds.
 
         Args:
             subjects: int64 [N, 2], numbers of things; -1 for none. Two stand on the diagonal.
@@ -83,12 +83,12 @@ class Bank:
         canvas = shade[:, :, None, None].expand(-1, -1, _FINER * SIZE, _FINER * SIZE)
         two = (subjects >= 0).all(dim=1)
         slots = torch.tensor([SLOTS[1][0], *SLOTS[2]], device=device)
-        for place in (0, 1):
-            slot = torch.where(two[:, None], slots[1 + place], slots[0])
+        for position in (0, 1):
+            slot = torch.where(two[:, None], slots[1 + position], slots[0])
             side = slot[:, 2] * (0.95 - _WANDER + (0.075 + 1.5 * _WANDER) * uniform(count))
             reach = torch.where(two, 1.5, 3.0) * (1 + 3 * _WANDER)
             centre = slot[:, :2] + reach[:, None] * (2 * uniform(count, 2) - 1)
-            sprite = self._pick(subjects[:, place], generator)
+            sprite = self._pick(subjects[:, position], generator)
             # From the canvas's coordinates, -1..1, into the sprite's.
             scale = SIZE / side
             shift = -(2 * centre / SIZE - 1) * scale[:, None]
@@ -105,10 +105,10 @@ class Bank:
         return F.avg_pool2d(canvas, _FINER) * 2 - 1
 
     def _pick(self, things: Tensor, generator: torch.Generator) -> Tensor:
-        """One drawing [N, 4, 64, 64] in 0..1 of each thing; all transparent for -1."""
+        """Pick one drawing [N, 4, 64, 64] in 0..1 of each thing; transparent for -1."""
         count, versions, device = len(things), self.sprites.shape[1], self.sprites.device
-        known = (self.rows[things.clamp(min=0)] >= 0).float()
-        style = torch.multinomial(known, 1, generator=generator)[:, 0]
+        available = (self.rows[things.clamp(min=0)] >= 0).float()
+        style = torch.multinomial(available, 1, generator=generator)[:, 0]
         row = self.rows[things.clamp(min=0), style]
         version = torch.randint(1, versions, (count,), generator=generator, device=device)
         as_it_is = torch.rand(count, generator=generator, device=device) < _AS_IT_IS
@@ -116,9 +116,9 @@ class Bank:
         return picked * (things >= 0)[:, None, None, None]
 
 
-def _versions(folder: Path, versions: int, wanted: tuple[str, str]) -> np.ndarray:
+def _versions(folder: Path, versions: int, codes: tuple[str, str]) -> np.ndarray:
     """uint8 [1 + versions, 64, 64, 4]: the sprite as it is and redrawn, premultiplied by alpha."""
-    style, code = wanted
+    style, code = codes
     sprite = Art(folder).sprite(style, code)
     assert sprite is not None  # the caller asked `has`
     drawn = [sprite, *redrawings(sprite, versions, f"{style}/{code}")]

@@ -15,12 +15,12 @@ _PALE = 0.12  # mean saturation, 0..1, under which a drawing counts as one in in
 
 
 def redrawings(sprite: Image.Image, count: int, seed: str) -> list[Image.Image]:
-    """That many versions of an RGBA sprite, always the same for a seed."""
+    """Make `count` versions of an RGBA sprite, always the same for a seed."""
     return [redraw(sprite, random.Random(f"{seed}/{number}")) for number in range(count)]
 
 
 def redraw(sprite: Image.Image, rng: random.Random) -> Image.Image:
-    """An RGBA sprite as another hand would draw it, of the same size."""
+    """Redraw an RGBA sprite in another style, of the same size."""
     if rng.random() < 0.75 and _is_ink(sprite):
         sprite = _coloured_in(sprite, rng)
     colours, alpha = sprite.convert("RGB"), sprite.getchannel("A")
@@ -52,7 +52,7 @@ def redraw(sprite: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _is_ink(sprite: Image.Image) -> bool:
-    """Whether all of a drawing is dark and none of it has a colour."""
+    """Return whether a drawing is all dark and without colour."""
     _, saturation, value = sprite.convert("RGB").convert("HSV").split()
     alpha = sprite.getchannel("A")
     if not alpha.getbbox():

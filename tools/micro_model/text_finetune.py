@@ -30,33 +30,33 @@ _KINDS = tuple(dict.fromkeys(thing.group for thing in concepts()))
 
 
 def build(folder: Path, towers: Towers, device: torch.device, tell: Tell, *, steps: int, seed: int) -> Towers:
-    """The towers with a text tower that knows kinds; the towers given stay as they are."""
+    """Fine-tune the text tower on hypernyms; the given towers stay unchanged."""
     before = copy.deepcopy(towers.text).to(device).eval().requires_grad_(False)
     pair = copy.deepcopy(towers.pair)
     text = pair.text.requires_grad_(True)
     ends = towers.tokenizer.eos_token_id
 
     def read(tower: CLIPTextModel, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """States [B, T, D] and those [M, D] behind a caption's last word, which have read all of it."""
+        """Return states [B, T, D] and those [M, D] after a caption's last word."""
         states: Tensor = tower(input_ids=ids).last_hidden_state
         return states, states[ids == ends]
 
     with torch.no_grad():
         captions, _ = _captions(random.Random(f"{seed}/directions"), 1024)
-        _, known = read(before, tokenize(towers.tokenizer, captions).to(device))
-        middle = known.mean(0)
+        _, hypernyms = read(before, tokenize(towers.tokenizer, captions).to(device))
+        middle = hypernyms.mean(0)
         # The principal directions in which captions differ least.
-        directions = torch.linalg.svd(known - middle, full_matrices=False).Vh[-len(_KINDS) :]
+        directions = torch.linalg.svd(hypernyms - middle, full_matrices=False).Vh[-len(_KINDS) :]
 
     def loss(context: StepContext) -> Tensor:
-        captions, wanted = _captions(context.rng, BATCH)
+        captions, targets = _captions(context.rng, BATCH)
         ids = tokenize(towers.tokenizer, captions).to(context.device)
         with torch.no_grad():
             old, _ = read(before, ids)
         new, behind = read(text, ids)
         written = (behind - middle) @ directions.T
         owner = (ids == ends).nonzero()[:, 0]
-        missed = (written - _STRENGTH * wanted.to(ids.device)[owner]).square().sum(1).mean()
+        missed = (written - _STRENGTH * targets.to(ids.device)[owner]).square().sum(1).mean()
         change = (new - old).square().mean() / old.square().mean()
         total: Tensor = missed + _TETHER * change
         return total
@@ -69,14 +69,14 @@ def build(folder: Path, towers: Towers, device: torch.device, tell: Tell, *, ste
 
 
 def _captions(rng: random.Random, count: int) -> tuple[list[str], Tensor]:
-    """Captions that name things but not their kind, and the kinds [count, K] that are there."""
-    captions, wanted = [], torch.zeros(count, len(_KINDS))
+    """Make captions that name things but not their hypernym, and the hypernyms [count, K] present."""
+    captions, targets = [], torch.zeros(count, len(_KINDS))
     for row in range(count):
         scene = random_scene(rng, two=0.35, empty=0.02)
         captions.append(caption(scene, tuple(_call(subject, rng) for subject in scene.subjects)))
         for subject in scene.subjects:
-            wanted[row, _KINDS.index(subject.group)] = 1.0
-    return captions, wanted
+            targets[row, _KINDS.index(subject.group)] = 1.0
+    return captions, targets
 
 
 def _call(subject: Concept, rng: random.Random) -> str:

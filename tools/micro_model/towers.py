@@ -118,8 +118,8 @@ class _Pair(nn.Module):
         """[N, N] scaled cosines, images by captions."""
         words = F.normalize(self.text(input_ids=ids).pooler_output.float(), dim=-1)
         pooled = self.image(pixel_values=pixels).pooler_output.flatten(1)
-        seen = F.normalize(self.projection(pooled).float(), dim=-1)
-        return self.scale.exp().clamp(max=50.0) * seen @ words.T
+        image_embeddings = F.normalize(self.projection(pooled).float(), dim=-1)
+        return self.scale.exp().clamp(max=50.0) * image_embeddings @ words.T
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def build(
 
 
 def _loss(pair: _Pair, art: Art, tokenizer: CLIPTokenizer, context: StepContext) -> torch.Tensor:
-    """CLIP's symmetric contrastive loss on a fresh batch."""
+    """Compute CLIP's symmetric contrastive loss on a new batch."""
     images: list[Image.Image] = []
     captions: list[str] = []
     scenes: list[Scene] = []

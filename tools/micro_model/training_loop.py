@@ -159,7 +159,7 @@ def train(
 
 
 def checkpoint_of(folder: Path, name: str) -> Path:
-    """The file that a part's training goes on from."""
+    """Return the file that a stage resumes from."""
     return folder / f"{name}.state.safetensors"
 
 

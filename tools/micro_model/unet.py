@@ -61,8 +61,8 @@ class Batch:
 def sample_batch(data: Dataset, size: int, generator: torch.Generator) -> Batch:
     """Draw random rows, one of each row's captions (the empty one a tenth of the time), and noise."""
     rows = torch.randint(len(data.latents), (size,), generator=generator)
-    which = torch.randint(CAPTIONS_PER_IMAGE, (size, 1), generator=generator)
-    texts = data.ids[rows].gather(1, which).squeeze(1)
+    indices = torch.randint(CAPTIONS_PER_IMAGE, (size, 1), generator=generator)
+    texts = data.ids[rows].gather(1, indices).squeeze(1)
     texts[torch.rand(size, generator=generator) < 0.1] = 0
     latents = data.latents[rows].float()
     noise = torch.randn(latents.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Attacks on a tuned model: what somebody can try to make it draw what it should not, and for what budget.
+"""Attacks on a tuned model: ways to make it generate harmful images, and their budgets.
 
 Each is given a `Target`, what is asked of it, and how images are drawn; it leaves one image for each prompt
 and says its `Budget`. Whether an image is harmful is for a judge to say.

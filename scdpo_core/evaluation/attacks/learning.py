@@ -78,14 +78,14 @@ class Inversion:
         return attacked(self.name, requests, prompts, [images[k] for k in range(len(requests))], budget)
 
     def learn(self, model: LoadedModel, word: str, examples: Examples) -> LearntTokens:
-        """Learn what stands for a word."""
+        """Learn embeddings that replace a word."""
         learnt = LearntTokens(model, self.tokens)
         texts = [learnt.prompt(prompt, word) for prompt in examples.prompts]
-        known = model.encode_prompts(texts)
+        encoded = model.encode_prompts(texts)
         probes = Probes(model, examples, self.seed)
         dice = torch.Generator().manual_seed(self.seed)
         for vectors, scale in zip(learnt.vectors, learnt.scales(), strict=True):
-            # Several tokens that begin alike would stay alike.
+            # Tokens with equal start values would stay equal.
             vectors.data += 0.1 * scale * torch.randn(vectors.shape, generator=dice).to(vectors.device)
         optimizer = torch.optim.Adam(
             [
@@ -96,7 +96,7 @@ class Inversion:
         with learnt.inserted():
             for _ in range(self.steps):
                 probe = probes.draw(self.batch)
-                some = known.map(itemgetter(probe.rows))
+                some = encoded.map(itemgetter(probe.rows))
                 words = model.live_prompts([texts[row] for row in probe.rows], some)
                 loss = probe.error(model, words).mean()
                 for vectors, gradient in zip(
@@ -120,7 +120,7 @@ class PromptSearch:
         vocabulary: words to choose from; those of several tokens are left out.
         forbidden: words that must not be used, such as those a filter of prompts knows.
         length: words in the place of one.
-        rounds: how often each of them is chosen anew.
+        rounds: how often each of them is optimised.
         candidates: words that are tried each time.
         probes: noised images that a word is tried on.
         seed: of noise, timesteps and the first words.
@@ -143,9 +143,9 @@ class PromptSearch:
     def __call__(self, target: Target, requests: Sequence[ImageRequest], sampling: Sampling) -> Attacked:
         """See `Attack`."""
         prompts, budget = [one.caption for one in requests], Budget()
-        known = single_tokens(target.model, [w for w in self.vocabulary if w not in self.forbidden])
+        vocabulary = single_tokens(target.model, [w for w in self.vocabulary if w not in self.forbidden])
         for word, numbers in by_word(requests, list(self.examples)).items():
-            tokens, spent = self.find(target.model, word, self.examples[word], known)
+            tokens, spent = self.find(target.model, word, self.examples[word], vocabulary)
             for number in numbers:
                 prompts[number] = with_word(prompts[number], word, " ".join(tokens))
             budget += spent
@@ -153,9 +153,9 @@ class PromptSearch:
         return attacked(self.name, requests, prompts, images, budget)
 
     def find(
-        self, model: LoadedModel, word: str, examples: Examples, known: Mapping[str, Sequence[int]]
+        self, model: LoadedModel, word: str, examples: Examples, vocabulary: Mapping[str, Sequence[int]]
     ) -> tuple[list[str], Budget]:
-        """Return the words that stand for one, and what it cost to find them.
+        """Return the words that replace one, and the search's budget.
 
         Args:
             model: to attack.
@@ -166,14 +166,13 @@ class PromptSearch:
         Raises:
             ScdpoError: there are fewer of them than candidates.
         """
-        if len(known) < self.candidates:
+        if len(vocabulary) < self.candidates:
             raise ScdpoError(
-                f"Only {len(known)} of the words to choose from are one token in this model's text "
-                "encoders: too "
-                "few for a search."
+                f"Only {len(vocabulary)} of the candidate words are one token in this model's text encoders: "
+                "too few for a search."
             )
         dice = torch.Generator().manual_seed(self.seed)
-        names = list(known)
+        names = list(vocabulary)
         first = torch.randint(len(names), (self.length,), generator=dice)
         words = [names[int(number)] for number in first]
         probe = Probes(model, examples, self.seed).draw(self.probes)
@@ -182,14 +181,16 @@ class PromptSearch:
         best = float("inf")
         for _ in range(self.rounds):
             for position in range(self.length):
-                for candidate in self._promising(model, learnt, words, position, word, texts, probe, known):
+                for candidate in self._promising(
+                    model, learnt, words, position, word, texts, probe, vocabulary
+                ):
                     tried = [*words[:position], candidate, *words[position + 1 :]]
                     error = self._error(model, tried, word, texts, probe)
                     if error < best:
                         best, words = error, tried
-        turns = self.rounds * self.length
-        queries = turns * (self.candidates + 1) * self.probes
-        return words, Budget(turns, queries, len(examples.images))
+        trials = self.rounds * self.length
+        queries = trials * (self.candidates + 1) * self.probes
+        return words, Budget(trials, queries, len(examples.images))
 
     def _promising(
         self,
@@ -200,23 +201,23 @@ class PromptSearch:
         word: str,
         texts: Sequence[str],
         probe: Noised,
-        known: Mapping[str, Sequence[int]],
+        vocabulary: Mapping[str, Sequence[int]],
     ) -> list[str]:
-        """Return the words that the gradient at one place points to, the most promising first."""
+        """Return the words that the gradient at one position favours, the most promising first."""
         embeddings = embeddings_of(model)
-        rows = [torch.tensor([ids[tower] for ids in known.values()]) for tower in range(len(embeddings))]
+        rows = [torch.tensor([ids[tower] for ids in vocabulary.values()]) for tower in range(len(embeddings))]
         for tower, (vectors, table) in enumerate(zip(learnt.vectors, embeddings, strict=True)):
-            now = torch.tensor([known[each][tower] for each in words], device=table.weight.device)
+            now = torch.tensor([vocabulary[each][tower] for each in words], device=table.weight.device)
             vectors.data.copy_(table.weight[now].detach())
         prompts = [learnt.prompt(prompt, word) for prompt in texts]
         with learnt.inserted():
             live = model.live_prompts(prompts, model.encode_prompts(prompts))
             gradients = torch.autograd.grad(probe.error(model, live).mean(), learnt.vectors)
-        gain = torch.zeros(len(known))
+        gain = torch.zeros(len(vocabulary))
         for token_ids, table, gradient in zip(rows, embeddings, gradients, strict=True):
             weight = table.weight.detach()[token_ids.to(table.weight.device)].float()
             gain -= (weight @ gradient[position].float()).cpu()
-        names = list(known)
+        names = list(vocabulary)
         return [names[int(number)] for number in gain.topk(min(self.candidates, len(names))).indices]
 
     @staticmethod

@@ -29,7 +29,7 @@ class Img2Img:
     """Begin from a noised harmful image (Meng et al. 2022, "SDEdit").
 
     Attributes:
-        images: one for each prompt that is asked for.
+        images: one for each requested prompt.
         strength: share of the denoising steps that is taken.
     """
 
@@ -68,7 +68,7 @@ class LoraWeight:
         """See `Attack`.
 
         Raises:
-            ValueError: the target has no LoRA of its own.
+            ValueError: the target has no LoRA.
         """
         if target.adapter is None:
             raise ValueError("A LoRA that is folded into the weights has no strength.")

@@ -34,7 +34,7 @@ def embeddings_of(model: LoadedModel) -> list[nn.Embedding]:
 
 
 def token_ids(model: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
-    """Return [N, T] token numbers of N texts, by text encoder: what its embedding is asked for."""
+    """Return token ids [N, T] of N texts, for each text encoder."""
     embeddings = embeddings_of(model)
     positions: list[list[Tensor]] = [[] for _ in embeddings]
 
@@ -54,16 +54,16 @@ def single_tokens(model: LoadedModel, words: Sequence[str]) -> dict[str, list[in
     """Return those of the words that are one token in every text encoder, with its number in each of them."""
     words = list(dict.fromkeys(words))
     by_tower = token_ids(model, ["", *words])
-    known = {}
+    ids_of = {}
     for row, word in enumerate(words, start=1):
         # The text is one token long where an end follows it as it follows the start of an empty text.
         if all(ids[row, 2] == ids[0, 1] and ids[row, 1] != ids[0, 1] for ids in by_tower):
-            known[word] = [int(ids[row, 1]) for ids in by_tower]
-    return known
+            ids_of[word] = [int(ids[row, 1]) for ids in by_tower]
+    return ids_of
 
 
 class LearntTokens:
-    """Vectors that stand for the placeholder's tokens; the k-th token of a text gets the k-th vector.
+    """Vectors that replace the placeholder's tokens; the k-th token of a text gets the k-th vector.
 
     Attributes:
         vectors: [n, D] for each CLIP text encoder, float32.
@@ -77,10 +77,10 @@ class LearntTokens:
         """
         self._model, self.tokens = model, tokens
         self._embeddings = embeddings_of(model)
-        known = single_tokens(model, [PLACEHOLDER])
-        if PLACEHOLDER not in known:
+        placeholder = single_tokens(model, [PLACEHOLDER])
+        if PLACEHOLDER not in placeholder:
             raise ScdpoError(f"This model's text encoders do not know '{PLACEHOLDER}' as one token.")
-        self._ids = known[PLACEHOLDER]
+        self._ids = placeholder[PLACEHOLDER]
         self.vectors = [
             each.weight.detach().float().mean(0).repeat(tokens, 1).requires_grad_()
             for each in self._embeddings
@@ -88,7 +88,7 @@ class LearntTokens:
 
     @property
     def text(self) -> str:
-        """What stands for the learnt tokens in a prompt."""
+        """The learnt tokens as text in a prompt."""
         return " ".join([PLACEHOLDER] * self.tokens)
 
     def scales(self) -> list[float]:

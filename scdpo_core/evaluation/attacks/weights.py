@@ -37,7 +37,7 @@ def folded(model: LoadedModel) -> Iterator[None]:
     from ...families.block_offload import bring_all
 
     bring_all(model.denoiser)
-    kept, configs = [], []
+    originals, configs = [], []
     for network in (model.denoiser, *model.live_texts()):
         configs.append((network, vars(network).pop(_PEFT, None)))
         for path, layer in _tuned(network):
@@ -47,11 +47,11 @@ def folded(model: LoadedModel) -> Iterator[None]:
             weight = base.weight.detach().clone()
             layer.merge()
             _put(network, path, base)
-            kept.append((network, path, layer, base, weight))
+            originals.append((network, path, layer, base, weight))
     try:
         yield
     finally:
-        for network, path, layer, base, weight in kept:
+        for network, path, layer, base, weight in originals:
             layer.unmerge()
             with torch.no_grad():
                 base.weight.copy_(weight)
@@ -124,7 +124,7 @@ class Relearn:
     """Fine-tune the tuned model on a few images: with the safety LoRA merged, a new LoRA learns them.
 
     Attributes:
-        examples: harmful ones, or benign ones that nobody chose to do harm.
+        examples: harmful ones, or benign ones chosen without harmful intent.
         kind: which of both, for the name.
         steps: of AdamW.
         batch: images a step.
@@ -169,7 +169,7 @@ class Relearn:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Put somebody's benign LoRA on top of the safety LoRA.
+    """Apply an unrelated benign LoRA on top of the safety LoRA.
 
     Attributes:
         lora: its file.

@@ -89,7 +89,7 @@ def test_peft_and_kohya_files_draw_the_same(host: Host) -> None:
             "is for Stable Diffusion 1.x, but the model is Stable Diffusion 3",
         ),
         ("tiny-sd15.ckpt", "safe-sd3", "is for Stable Diffusion 3, but the model is Stable Diffusion 1"),
-        ("tiny-sd15.ckpt", "other-sd15", "8 of its 24 layers have no place in this model"),
+        ("tiny-sd15.ckpt", "other-sd15", "8 of its 24 layers do not exist in this model"),
         ("tiny-sd15.ckpt", "narrow-sd15", "does not fit: 'lora_unet_down_blocks_0_attentions_0"),
     ],
 )
@@ -177,7 +177,7 @@ def test_with_clip_the_prompts_are_encoded_anew_at_each_strength(host: Host, lor
         expected = png(host.run(samples.sampler("tiny-sd15.ckpt", inputs)), host)
         assert not np.array_equal(expected, shots[0])
         assert np.array_equal(shots[row], expected)
-    assert "left out" not in run.texts["compare"]
+    assert "not used" not in run.texts["compare"]
 
 
 def test_without_clip_it_is_said_that_text_encoders_are_left_out(host: Host) -> None:
@@ -186,10 +186,10 @@ def test_without_clip_it_is_said_that_text_encoders_are_left_out(host: Host) -> 
     plain = host.run(compared("0, 1") | {"all": saved(["compare", 2])})
     for one, two in zip(images(host, run, "all"), images(host, plain, "all"), strict=True):
         assert np.array_equal(one, two)
-    assert "Its weights for text encoders are left out" in run.texts["compare"]
-    assert "left out" not in plain.texts["compare"]
+    assert "Its text encoder weights are not used" in run.texts["compare"]
+    assert "not used" not in plain.texts["compare"]
     alone = host.run(compared("0, 1", "words-sd15"))
-    assert "adapts text encoders alone, so every row would be the same" in alone.error
+    assert "changes only the text encoders, so every row would be the same" in alone.error
     silent = host.run(compared("0, 1", "words-sd15", clip=["checkpoint", 1]))
     assert "write it into positive_text" in silent.error
 

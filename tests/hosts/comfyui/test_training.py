@@ -191,8 +191,8 @@ def test_a_training_outlives_comfyui_and_is_picked_up_by_the_next(host: Host) ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"pairs": ""}, "Say where the pairs are"),
-        ({"output_name": "a/b"}, "cannot be the name of a file"),
+        ({"pairs": ""}, "Connect Preference Folder"),
+        ({"output_name": "a/b"}, "cannot be a file name"),
         ({"settings": "[optim]\nmax_train_steps = 7\n"}, "is chosen above"),
         ({"settings": "[optim]\nlearning = 7\n"}, "learning"),
         ({"output_name": "safe-sd15"}, "Choose another output name"),

@@ -41,9 +41,9 @@ class Broken:
             raise RuntimeError("the scorer lost its mind")
         return self.scorer.score(images)
 
-if not hasattr(script.SHELF, "whole"):
-    script.SHELF.whole = script.SHELF.get
-    script.SHELF.get = lambda *wanted: Broken(script.SHELF.whole(*wanted))
+if not hasattr(script.SCORER_CACHE, "whole"):
+    script.SCORER_CACHE.whole = script.SCORER_CACHE.get
+    script.SCORER_CACHE.get = lambda *wanted: Broken(script.SCORER_CACHE.whole(*wanted))
 """
 
 # Another extension, whose script and callback come after ours, and which does what a file says.

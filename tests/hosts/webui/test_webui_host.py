@@ -275,7 +275,7 @@ def test_the_api_reads_nothing_outside_of_its_folders(webui: WebUi) -> None:
         assert "may be read" in json.load(refused.value)["detail"]
     with pytest.raises(urllib.error.HTTPError) as refused:
         webui.post("/scdpo/v1/score", {"path": 1, "image": []})
-    assert refused.value.code == 422 and "not understood" in json.load(refused.value)["detail"]
+    assert refused.value.code == 422 and "not valid" in json.load(refused.value)["detail"]
 
 
 def test_a_flag_adds_folders_and_no_setting_does(webui: WebUi) -> None:
