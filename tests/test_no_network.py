@@ -97,7 +97,11 @@ for family in FAMILIES.values():
     done, attempts = python(tmp_path, "-c", read)
     assert done.returncode == 0, done.stderr
     # Begin, five words, end.
-    assert {tuple(line.split()) for line in done.stdout.splitlines()} == {(name, "7") for name in FAMILIES}
+    assert {tuple(line.split()) for line in done.stdout.splitlines()} == {
+        (name, "7")
+        for name, family in FAMILIES.items()
+        if any(part.own_tokenizer for part in family.layout.texts)
+    }
     assert attempts == []
 
 

@@ -50,7 +50,9 @@ class FlowModel(LatentModel):
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         with quiet():
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._schedule)
+            # A single step is the end already: to stretch the times towards their end divides by zero.
+            changes = {"shift_terminal": None} if steps == 1 else {}
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._schedule, **changes)
         scheduler.set_timesteps(steps, device=self.device, **self._times(noise, steps))
         latents, timesteps = begin(noise, scheduler.timesteps, start, self.add_noise)
         for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):

@@ -119,8 +119,8 @@ def test_a_model_that_nobody_knows_is_told_and_the_image_drawn(script: Any, host
     processed, p = with_lora(script, host)
     assert len(processed.images) == 1 and "Safety error" not in processed.infotexts[0]
     (comment,) = p.comments
-    assert "not known which base model the checkpoint in use ('Tomorrow') is" in comment
-    assert "whether calm.safetensors fits it" in comment
+    assert "The base model of the checkpoint in use ('Tomorrow') is unknown" in comment
+    assert "whether calm.safetensors fits" in comment
 
 
 def test_a_lora_that_names_no_base_is_told(script: Any, host: Host) -> None:
@@ -133,7 +133,7 @@ def test_a_lora_that_names_no_base_is_told(script: Any, host: Host) -> None:
     processed = draw(script, p, lambda number: blue, True, "normal", 0, "blur", "blur", "calm", 1)
     assert len(processed.images) == 1
     (comment,) = p.comments
-    assert "calm.safetensors does not say which base model it is for" in comment
+    assert "calm.safetensors does not name its base model" in comment
     assert "fits Stable Diffusion 1.x" in comment
 
 

@@ -121,7 +121,7 @@ def test_a_part_of_a_path_is_looked_for_in_comfyuis_folders(
 
 
 def test_a_part_of_a_path_that_is_nowhere_says_where_it_was_looked_for(door: Door) -> None:
-    with pytest.raises(Exception, match=r"There is no folder 'gone' in .*output nor in .*input\. Write"):
+    with pytest.raises(Exception, match=r"There is no folder 'gone' in .*output nor in .*input\. Give"):
         door.nodes["SCDPO_PreferenceFolder"].execute("example: drawings", "gone")
 
 

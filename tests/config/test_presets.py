@@ -22,7 +22,8 @@ from scdpo_core.training.distributed import SingleProcess
 from scdpo_core.training.loading import load_base
 from scdpo_core.training.optimizers import learning_rate
 from tests.support.tiny import tiny_pairs
-from tests.support.tiny_families import T5_TOKENS, WITH_T5, tiny_folder
+from tests.support.tiny_families import WITH_T5, tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 from tests.trainer.test_train_lora import PROGRAM, run
 
 if sys.version_info >= (3, 11):

@@ -17,7 +17,8 @@ from scdpo_core.families.timesteps import TimestepLaw
 from scdpo_core.family_info import FAMILY_INFO
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import TOKENS, WIDTH
-from tests.support.tiny_families import FLOWS, T5_TOKENS, WITH_T5, tiny_folder
+from tests.support.tiny_families import FLOWS, WITH_T5, tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 CPU = torch.device("cpu")
 OPTIONS = LoadOptions(t5_tokens=T5_TOKENS)

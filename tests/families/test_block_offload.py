@@ -28,7 +28,8 @@ from scdpo_core.families.offload import DENOISER, TEXTS, VAE
 from scdpo_core.families.quantization import quantize
 from scdpo_core.families.waiting_block import Transfer, WaitingBlock
 from scdpo_core.lora.adapter import attach
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 CPU = torch.device("cpu")
 WIDTH = 8
@@ -257,7 +258,8 @@ def test_blocks_of_every_family_are_found(family: str, tmp_path: Path) -> None:
     )
     blocks = blocks_of(model.denoiser)
     assert {type(block).__name__.removesuffix("TransformerBlock") for block in blocks} <= {
-        "Basic", "Joint", "Flux", "FluxSingle",
+        "Basic", "Joint", "Flux", "FluxSingle", "Flux2", "Flux2Single", "Chroma", "ChromaSingle", "ZImage",
+        "QwenImage",
     }  # fmt: skip
     assert len(blocks) >= 2 and offload_of(model.denoiser) is None
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions
 from scdpo_core.families.chroma import with_first_padding
 from scdpo_core.types import Conditioning
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 CPU = torch.device("cpu")
 PROMPTS = ["a", "a cat", "a much longer prompt"]

@@ -20,7 +20,8 @@ from scdpo_core.training.dataset import level_prompts
 from scdpo_core.training.job import run_job
 from scdpo_core.types import Conditioning
 from tests.support.tiny import TOKENS, tiny_pairs, tiny_settings
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 BODY = TOKENS - 2
 # The tiny tokenizer spells in bytes, and each letter that stands alone is a token.

@@ -23,14 +23,8 @@ from tests.support.original_files import (
     write_vae_file,
 )
 from tests.support.tiny import tiny_pipeline, write_single_file
-from tests.support.tiny_families import (
-    T5_TOKENS,
-    flux_pipeline,
-    sd2_pipeline,
-    sd3_pipeline,
-    sdxl_pipeline,
-    tiny_folder,
-)
+from tests.support.tiny_families import flux_pipeline, sd2_pipeline, sd3_pipeline, sdxl_pipeline, tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 CPU = torch.device("cpu")
 

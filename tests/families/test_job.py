@@ -23,7 +23,8 @@ from scdpo_core.training.saving import JobResult
 from scdpo_core.types import ScdpoError
 from tests.support.original_files import flux_shapes, write_full_sd15, write_sdxl_file
 from tests.support.tiny import tiny_pairs, tiny_pipeline, tiny_settings, write_single_file
-from tests.support.tiny_families import FLOWS, T5_TOKENS, flux_pipeline, sdxl_pipeline, tiny_folder
+from tests.support.tiny_families import FLOWS, flux_pipeline, sdxl_pipeline, tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 from tests.trainer.test_train_lora import run
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ from scdpo_core.families import FAMILIES, LoadOptions
 from scdpo_core.families.quantization import QuantizedLinear, quantize
 from scdpo_core.training.job import run_job
 from tests.support.tiny import tiny_pairs, tiny_settings
-from tests.support.tiny_families import FLOWS, T5_TOKENS, tiny_folder
+from tests.support.tiny_families import FLOWS, tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 CPU = torch.device("cpu")
 # The largest error of a weight, as a share of the largest in its row or block: half a step of the code.

@@ -8,7 +8,8 @@ import torch
 
 from scdpo_core.families import FAMILIES, LoadedModel, LoadOptions
 from scdpo_core.families.sampling import Start, begin, keep_outside
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 
 @pytest.fixture(scope="module", params=FAMILIES, name="model")

@@ -28,7 +28,8 @@ from scdpo_core.pairs.table import tally
 from scdpo_core.preferences.folder import check_folder
 from scdpo_core.types import CostScore, Problem
 from tests.support.tiny import tiny_sd_folder
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 ROOT = Path(__file__).resolve().parents[2]
 

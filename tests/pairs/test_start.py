@@ -55,7 +55,7 @@ def test_the_written_job_is_what_the_command_line_reads(tmp_path: Path) -> None:
         ({"way": "magic"}, "There is no way 'magic'"),
         ({"way": "best-of", "attempts": 1}, "Attempts must lie between 2"),
         ({"scorer": "nobody"}, "There is no cost model"),
-        ({"name": "../x"}, "cannot be the name"),
+        ({"name": "../x"}, "cannot be a file name"),
         ({"per_prompt": 0}, "Images per prompt"),
     ],
 )

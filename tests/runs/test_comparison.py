@@ -40,11 +40,11 @@ def test_a_job_goes_to_the_disk_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "a/b"}, "cannot be the name"),
+        ({"name": "a/b"}, "cannot be a file name"),
         ({"lora": Path("/nowhere/x.safetensors")}, "There is no LoRA"),
         ({"prompts": ()}, "Give 1 to 64 prompts"),
         ({"weights": ()}, "Give 1 to 8 weights"),
-        ({"weights": (9.0,)}, "lie between -4 and 4"),
+        ({"weights": (9.0,)}, "must be between -4 and 4"),
         ({"base": " "}, "Choose a base model"),
         ({"base": "/models/caf\udce9"}, r"/models/caf\\udce9: this name is not valid Unicode"),
         ({"prompts": ("a \ud800",)}, "not valid Unicode"),
@@ -66,7 +66,7 @@ def test_a_comparison_is_never_written_over_another(tmp_path: Path) -> None:
 
 def test_weights() -> None:
     assert parse_weights("0, 0.5; 1,1,") == (0.0, 0.5, 1.0)
-    with pytest.raises(ScdpoError, match="is no list of weights"):
+    with pytest.raises(ScdpoError, match="is not a list of weights"):
         parse_weights("0, half")
 
 

@@ -77,7 +77,7 @@ def test_what_is_lacking_is_named(tmp_path: Path, project: Path) -> None:
     # In the host's range, and in neither of training's.
     assert lacking(Interpreter(host), project) == (
         "peft>=0.18 (missing)",
-        "torch>=2.6 (there is 2.1.2+cu121)",
+        "torch>=2.6 (2.1.2+cu121 is installed)",
     )
     assert find(host, project) is None
     assert lacking(Interpreter(tmp_path / "none"), project) == (f"{tmp_path / 'none'} cannot be run",)

@@ -147,7 +147,7 @@ def test_the_number_of_processes_may_change_after_an_interruption(images: Path, 
 def test_a_process_whose_rows_are_missing_is_named(images: Path, tmp_path: Path) -> None:
     job = ScoreJob([images], jsonl=tmp_path / "s.jsonl", processes=2)
     score_files(job, Redness())
-    with pytest.raises(ScdpoError, match="scores of process 1 are missing"):
+    with pytest.raises(ScdpoError, match="is missing, and with it the scores of process 1"):
         gather(job)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ChromaPipeline,
@@ -30,103 +29,40 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
 )
 
 from scdpo_core.family_info import trainable
-from tests.support.tiny import TOKENS, WIDTH, tiny_pipeline, tiny_sd_folder, tiny_tokenizer_files
+from tests.support.tiny import WIDTH, tiny_pipeline, tiny_sd_folder
 from tests.support.tiny_language import chat_tokenizer, language_model
+from tests.support.tiny_parts import (
+    FLOW_CHANNELS,
+    SCALE_AND_SHIFT,
+    chat_model,
+    clip_model,
+    clip_tokenizer,
+    flow_vae,
+    image_vae,
+    t5_model,
+)
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-FLOW_CHANNELS = 16
-T5_TOKENS = 12
 FLOWS = tuple(info.name for info in trainable() if info.denoiser == "transformer")
 WITH_CLIP = tuple(info.name for info in trainable() if "clip" in info.texts)
 WITH_T5 = tuple(info.name for info in trainable() if "t5" in info.texts)
-SCALE_AND_SHIFT = (0.5, 0.1)
-
-
-def _tokenizer(folder: Path) -> Any:
-    return CLIPTokenizer.from_pretrained(tiny_tokenizer_files(folder), local_files_only=True)
-
-
-def _clip(tokenizer: Any, cls: Any, width: int, **changes: Any) -> Any:
-    config = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "projection_dim": width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": TOKENS,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return cls(CLIPTextConfig(**(config | changes)))
-
-
-def _chat(width: int, name: str = "Qwen3Model") -> tuple[Any, Any]:
-    return chat_tokenizer(), language_model(name, width)
-
-
-def _t5(width: int = 2 * WIDTH) -> tuple[Any, Any]:
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in LETTERS)]
-    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_TOKENS)
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=width,
-        d_kv=8,
-        d_ff=WIDTH,
-        num_layers=1,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-    )
-    return tokenizer, T5EncoderModel(config)
-
-
-def _vae(channels: int, **changes: Any) -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=16,
-        **({"scaling_factor": 0.5} | changes),
-    )
-
-
-def _flow_vae() -> AutoencoderKL:
-    scale, shift = SCALE_AND_SHIFT
-    return _vae(
-        FLOW_CHANNELS,
-        scaling_factor=scale,
-        shift_factor=shift,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
 
 
 def sd2_pipeline(folder: Path, *, seed: int = 0) -> StableDiffusionPipeline:
     """As version 1, with the text encoder of version 2: another activation."""
     pipeline = tiny_pipeline(folder, seed=seed)
-    pipeline.text_encoder = _clip(pipeline.tokenizer, CLIPTextModel, WIDTH, hidden_act="gelu")
+    pipeline.text_encoder = clip_model(pipeline.tokenizer, CLIPTextModel, WIDTH, hidden_act="gelu")
     return pipeline
 
 
 def sdxl_pipeline(folder: Path, *, prediction_type: str = "epsilon") -> StableDiffusionXLPipeline:
     """Two text encoders, size and crop ids, a level without attention."""
     torch.manual_seed(0)
-    one, two = _tokenizer(folder / "one"), _tokenizer(folder / "two")
+    one, two = clip_tokenizer(folder / "one"), clip_tokenizer(folder / "two")
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -146,9 +82,9 @@ def sdxl_pipeline(folder: Path, *, prediction_type: str = "epsilon") -> StableDi
         projection_class_embeddings_input_dim=WIDTH + 6 * 8,
     )
     return StableDiffusionXLPipeline(
-        vae=_vae(4),
-        text_encoder=_clip(one, CLIPTextModel, WIDTH),
-        text_encoder_2=_clip(two, CLIPTextModelWithProjection, WIDTH, hidden_act="gelu"),
+        vae=image_vae(4),
+        text_encoder=clip_model(one, CLIPTextModel, WIDTH),
+        text_encoder_2=clip_model(two, CLIPTextModelWithProjection, WIDTH, hidden_act="gelu"),
         tokenizer=one,
         tokenizer_2=two,
         unet=unet,
@@ -169,8 +105,8 @@ def sdxl_pipeline(folder: Path, *, prediction_type: str = "epsilon") -> StableDi
 def sd3_pipeline(folder: Path, *, t5: bool = True) -> StableDiffusion3Pipeline:
     """Two blocks, normalised queries and keys, and a second attention in the first block as in 3.5 medium."""
     torch.manual_seed(0)
-    one, two = _tokenizer(folder / "one"), _tokenizer(folder / "two")
-    words, encoder = _t5() if t5 else (None, None)
+    one, two = clip_tokenizer(folder / "one"), clip_tokenizer(folder / "two")
+    words, encoder = t5_model() if t5 else (None, None)
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -189,10 +125,10 @@ def sd3_pipeline(folder: Path, *, t5: bool = True) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_flow_vae(),
-        text_encoder=_clip(one, CLIPTextModelWithProjection, WIDTH // 2),
+        vae=flow_vae(),
+        text_encoder=clip_model(one, CLIPTextModelWithProjection, WIDTH // 2),
         tokenizer=one,
-        text_encoder_2=_clip(two, CLIPTextModelWithProjection, WIDTH // 2, hidden_act="gelu"),
+        text_encoder_2=clip_model(two, CLIPTextModelWithProjection, WIDTH // 2, hidden_act="gelu"),
         tokenizer_2=two,
         text_encoder_3=encoder,
         tokenizer_3=words,
@@ -204,8 +140,8 @@ def flux_pipeline(
 ) -> FluxPipeline:
     """One double and one single block; dev with its guidance embedding, or schnell without."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer(folder)
-    vocabulary, encoder = _t5(words)
+    tokenizer = clip_tokenizer(folder)
+    vocabulary, encoder = t5_model(words)
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * FLOW_CHANNELS,
@@ -222,8 +158,8 @@ def flux_pipeline(
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.2)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=_flow_vae(),
-        text_encoder=_clip(tokenizer, CLIPTextModel, pooled),
+        vae=flow_vae(),
+        text_encoder=clip_model(tokenizer, CLIPTextModel, pooled),
         tokenizer=tokenizer,
         text_encoder_2=encoder,
         tokenizer_2=vocabulary,
@@ -234,7 +170,7 @@ def flux_pipeline(
 def chroma_pipeline(folder: Path, *, words: int = 2 * WIDTH) -> ChromaPipeline:
     """Two double and two single blocks; T5 alone."""
     torch.manual_seed(0)
-    vocabulary, encoder = _t5(words)
+    vocabulary, encoder = t5_model(words)
     transformer = ChromaTransformer2DModel(
         patch_size=1,
         in_channels=4 * FLOW_CHANNELS,
@@ -250,7 +186,7 @@ def chroma_pipeline(folder: Path, *, words: int = 2 * WIDTH) -> ChromaPipeline:
     )
     return ChromaPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_flow_vae(),
+        vae=flow_vae(),
         text_encoder=encoder,
         tokenizer=vocabulary,
         transformer=transformer,
@@ -298,7 +234,7 @@ def flux2_pipeline(folder: Path) -> Flux2KleinPipeline:
 def z_image_pipeline(folder: Path) -> ZImagePipeline:
     """One block of each kind, and a language model of three layers."""
     torch.manual_seed(0)
-    tokenizer, encoder = _chat(2 * WIDTH)
+    tokenizer, encoder = chat_model(2 * WIDTH)
     transformer = ZImageTransformer2DModel(
         in_channels=FLOW_CHANNELS,
         dim=32,
@@ -314,7 +250,7 @@ def z_image_pipeline(folder: Path) -> ZImagePipeline:
         torch.nn.init.normal_(token, std=0.2)
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_flow_vae(),
+        vae=flow_vae(),
         text_encoder=encoder,
         tokenizer=tokenizer,
         transformer=transformer,
@@ -324,7 +260,7 @@ def z_image_pipeline(folder: Path) -> ZImagePipeline:
 def qwen_image_pipeline(folder: Path) -> QwenImagePipeline:
     """Two blocks, a VAE of two levels for one frame, and a language model of three layers."""
     torch.manual_seed(0)
-    tokenizer, encoder = _chat(2 * WIDTH, "Qwen2_5_VLTextModel")
+    tokenizer, encoder = chat_model(2 * WIDTH, "Qwen2_5_VLTextModel")
     transformer = QwenImageTransformer2DModel(
         in_channels=4 * FLOW_CHANNELS,
         out_channels=FLOW_CHANNELS,

@@ -38,7 +38,7 @@ def test_flags_of_other_trainers_and_flags_given_twice_are_explained(
     assert "There is no --train-data-dir here: it is --pairs." in told
     assert "There is no --network-dim here: it is --rank." in told
     assert "There is no --xformers here, and none is needed: torch's own attention is used." in told
-    assert "--pairs is given 2 times, where only the last counts. To train on several folders" in told
+    assert "--pairs is given 2 times, where only the last counts. Give further f" in told
 
 
 def test_help_shows_the_defaults_of_no_model_in_particular(

@@ -19,7 +19,8 @@ from scdpo_core.training.adapters import attach_finished, attach_lora, encode_pr
 from scdpo_core.training.job import run_job
 from scdpo_core.types import PairBatch, ScdpoError
 from tests.support.tiny import tiny_pairs, tiny_settings
-from tests.support.tiny_families import T5_TOKENS, WITH_CLIP, WITH_T5, tiny_folder
+from tests.support.tiny_families import WITH_CLIP, WITH_T5, tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 CPU = torch.device("cpu")
 OPTIONS = LoadOptions(t5_tokens=T5_TOKENS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,11 @@ def test_a_dropped_prompt_becomes_the_empty_one_and_nothing_else_changes() -> No
 
 def test_the_empty_prompt_is_as_long_as_the_pairs_prompts(base: Path) -> None:
     model = SD1().load(base, CPU, torch.float32)
-    short = model.encode_prompts(["a cat"]).embeddings[0]
+    short = model.encode_prompts(["a cat"]).prompt(0)
     assert torch.equal(empty_prompt(model, short).embeddings, model.encode_prompts([""]).embeddings)
-    twice = torch.cat([short, short])
+    twice = replace(short, embeddings=torch.cat([short.embeddings, short.embeddings]))
     empty = empty_prompt(model, twice).embeddings
-    assert empty.shape == (1, *twice.shape)
+    assert empty.shape == (1, *twice.embeddings.shape)
     assert torch.equal(empty[0], model.encode_prompts([""]).embeddings[0].repeat(2, 1))
 
 

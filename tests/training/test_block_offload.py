@@ -22,7 +22,8 @@ from scdpo_core.training.loading import load_base
 from scdpo_core.training.setting_checks import invalid
 from scdpo_core.types import ScdpoError
 from tests.support.tiny import tiny_pairs, tiny_settings
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 
 
 @pytest.fixture(scope="module", name="pairs")

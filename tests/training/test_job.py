@@ -95,7 +95,7 @@ def test_a_run_leaves_everything_that_doors_look_for(base: Path, pairs: Path, tm
     tensors, _ = read_tensors(out / "my lora.safetensors")
     assert all(name.startswith("lora_unet_") for name in tensors)
     with Image.open(out / "my lora.png") as card:
-        assert card.size == (32, 16)
+        assert card.size == (512, 256)  # 32 x 16, enlarged for a card
 
     logged = events_of(out)
     assert logged == heard[-len(logged) :]

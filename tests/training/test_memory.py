@@ -30,7 +30,8 @@ from scdpo_core.training.reference import draw
 from scdpo_core.training.validation import HeldOut
 from scdpo_core.types import Conditioning, PairBatch, ScdpoError
 from tests.support.tiny import WIDTH, tiny_pairs, tiny_sd_folder, tiny_settings
-from tests.support.tiny_families import T5_TOKENS, tiny_folder
+from tests.support.tiny_families import tiny_folder
+from tests.support.tiny_parts import T5_TOKENS
 from tests.training.test_loop import Bench, pairs_of, stream
 
 CPU = torch.device("cpu")

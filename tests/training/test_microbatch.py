@@ -69,8 +69,10 @@ def test_the_preview_is_a_grid() -> None:
     images = [Image.new("RGB", (4, 2), (number, 0, 0)) for number in range(3)]
     grid = preview(images)
     assert grid is not None
-    assert grid.size == (8, 4)
-    assert [grid.getpixel(at) for at in ((0, 0), (4, 0), (0, 2), (4, 2))] == [(n, 0, 0) for n in (0, 1, 2, 0)]
+    assert grid.size == (512, 256)  # 8 x 4, enlarged for a card
+    assert [grid.getpixel(at) for at in ((0, 0), (256, 0), (0, 128), (256, 128))] == [
+        (n, 0, 0) for n in (0, 1, 2, 0)
+    ]
     assert preview([]) is None
 
 

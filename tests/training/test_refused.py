@@ -143,7 +143,7 @@ def test_a_lora_is_compared_by_flags(finished: Path, tmp_path: Path) -> None:
     assert len(list((output / "samples").glob("*.png"))) == 3 * 2
     assert state_of(output) == "finished"
     process = run()
-    assert process.returncode == 2 and "There is a run 'looked at' already" in process.stderr
+    assert process.returncode == 2 and "A run 'looked at' already exists" in process.stderr
 
 
 def test_a_base_that_has_moved_is_the_same_and_another_one_is_not(
