@@ -88,7 +88,9 @@ def shoot(page: Any, name: str) -> None:
 
 def pane(page: Any, title: str) -> None:
     tab = page.get_by_role("tab", name=title, exact=True)
-    if not tab.is_visible():  # where the page is narrow, the last ones are in a menu
+    page.get_by_role("tab").first.wait_for()
+    # Where the page is narrow, the last ones are in a menu.
+    if page.locator(".overflow-menu > button").is_visible() and not tab.is_visible():
         page.locator(".overflow-menu > button").click()
         tab = page.locator(".overflow-dropdown button", has_text=title)
     tab.click()
