@@ -104,7 +104,7 @@ def _fill(module: nn.Module, dtype: torch.dtype, generator: torch.Generator) -> 
 
 
 def without_texts(kind: type[LatentModel], tokens: int, width: int, pooled: int) -> type[LatentModel]:
-    """The class of a family's models with random words in the place of text encoders."""
+    """Make the class of a family's models with random words in the place of text encoders."""
 
     class Wordless(kind):  # type: ignore[misc, valid-type]
         def encode_prompts(self, prompts: list[str]) -> Conditioning:

@@ -10,7 +10,7 @@ block offload, both, and compiled blocks. In each of these four kinds of step ta
     sc_dpo              our trainer's step of SC-DPO
     floor + reference   the network over as many images as that
 
-Both files are written anew after every case, so that whoever ends it keeps what was measured. A case that
+Both files are rewritten after every case, so that an interrupted run keeps what was measured. A case that
 does not fit the card says so, and one for which no time is left is named as not run. `--tiny` takes a small
 network and one round: the same script in a minute on a processor, where its figures mean nothing.
 """
@@ -97,14 +97,14 @@ class Case:
 
 
 def cases(tiny: bool) -> list[Case]:
-    """What is measured, in this order."""
+    """List what is measured, in this order."""
     shapes = [("small", 64)] if tiny else [(name, SHAPES[name].size) for name in ("sd1", "sdxl")]
     savings = [name for name in SAVINGS if not (tiny and name == "compiled blocks")]
     return [Case(shape, size, saving) for saving in savings for shape, size in shapes]
 
 
 def kinds_of_step(case: Case, device: torch.device, work: Path) -> dict[str, Variant]:
-    """A network with that saving, and the kinds of step with it."""
+    """Make a network with that saving, and the kinds of step with it."""
     saving = SAVINGS[case.saving]
     options = LoadOptions(offload_blocks=saving.offload_blocks)
     model = random_model(SHAPES[case.shape], device, resolve_dtype("auto", device), options=options)

@@ -9,15 +9,15 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..scdpo_core.family_info import MICRO
 from ..scdpo_core.io.files import write_text
+from ..scdpo_core.suite.job import WORLD_JUDGE
 from ..scdpo_core.types import ScdpoError
 from .cost import cost_models, spec_of
 from .folders import typed_file, unquoted
 from .shared import SafetyNode, say, schema, with_text
-from .train import MICRO, base_of, bases
+from .train import base_of, bases
 
-WORLD_JUDGE = "micro-judge"
-"""The judge of the embedded model's drawings."""
 AUTOMATIC = "automatic"
 PROMPT_FILES = (".csv", ".tsv", ".txt")
 _EXAMPLES = Path(__file__).parents[1] / "examples" / "prompts"
@@ -92,12 +92,12 @@ class EvaluateSafetyLora(SafetyNode):
         """Generate, judge, and show the result."""
         from ..scdpo_core.io.images import open_image
         from ..scdpo_core.run_store.folder import name_problem
+        from ..scdpo_core.runs.comparison import parse_weights
         from ..scdpo_core.suite.board import BOARD
         from ..scdpo_core.suite.defaults import complete
         from ..scdpo_core.suite.headline import read_headline
         from ..scdpo_core.suite.job import request
         from . import preview
-        from .compare import parse
         from .convert import to_images
         from .training_process import run, runs_root
 
@@ -110,7 +110,7 @@ class EvaluateSafetyLora(SafetyNode):
             "output": runs_root() / name,
             "prompts": _files(harmful_prompts, "harmful", checkpoint),
             "benign": _files(benign_prompts, "benign", checkpoint),
-            "weights": parse(weights),
+            "weights": parse_weights(weights),
             "seeds": seeds,
             "limit": most_prompts,
             "attacks": attacks.replace(",", " ").split(),

@@ -8,6 +8,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..scdpo_core.family_info import MICRO
 from ..scdpo_core.runs.jobs import QUALITIES, LoraJob
 from ..scdpo_core.runs.objectives import DEFAULT_LABEL, LABELS, objective_choice
 from ..scdpo_core.types import ScdpoError
@@ -15,8 +16,6 @@ from .cost import cost_models, spec_of
 from .folders import typed_folder, unquoted
 from .shared import AnyMenuType, SafetyNode, say, schema, with_text
 
-MICRO = "micro"
-"""The embedded model, to try the training with."""
 DIFFUSERS = "diffusers"
 NO_COSTS = "none"
 

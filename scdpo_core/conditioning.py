@@ -1,4 +1,4 @@
-"""What a denoiser is told of a prompt: one prompt's states, and those of a batch."""
+"""The conditioning of a denoiser: the encoded states of one prompt, and of a batch."""
 
 from __future__ import annotations
 

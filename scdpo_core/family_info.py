@@ -60,8 +60,8 @@ class FamilyInfo:
         webui_flag: whether A1111 marks its models with `is_<name>`.
         lora_keys: family whose LoRA keys it shares, where it has no table of its own. Its LoRAs
             then name it in their metadata, because their keys cannot.
-        like: family that LoRAs of this one cannot be told from by names and sizes; those that say nothing are
-            taken for that one's.
+        like: family with the same LoRA names and sizes; a LoRA whose metadata names no family is taken for
+            one of that family.
         pipeline: diffusers' pipeline class, as in a folder's model_index.json.
         denoiser: folder of the denoiser; 'unet' or 'transformer'. Empty where it is no trainable family.
         text_width: width of the text states that a UNet's cross-attention reads; 0 for a transformer.

@@ -34,7 +34,7 @@ class OptimSettings:
         text_lr: of the text encoders' LoRA; not given, the same as lr.
         schedule: how the learning rate falls after the warm-up; all but constant end at zero.
         schedule_power: exponent of the polynomial schedule; 1 is a straight line.
-        schedule_cycles: how often the schedule with restarts begins anew.
+        schedule_cycles: how often the schedule restarts.
         warmup: share of the steps over which the learning rate rises.
         weight_decay: pull of every weight towards zero, times the learning rate.
         beta1: memory of the mean gradient; Adafactor has none.

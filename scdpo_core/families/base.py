@@ -42,8 +42,8 @@ class LoadOptions:
         quantize: format of the denoiser's frozen matrices.
         vae_tiling: whether images go through the VAE one at a time and, where they are large, in tiles.
         denoiser_spread: whether the denoiser will be spread over several GPUs; it waits in main memory.
-        on_read: changes the denoiser and the text encoders right after they are read, in main memory; is told
-            how the canonical names of a component's modules begin: '' for the denoiser, 'text_encoder.'.
+        on_read: changes the denoiser and the text encoders right after they are read, in main memory. It gets
+            the prefix of a component's canonical module names: '' for the denoiser, 'text_encoder.'.
         offload_blocks: how many of the denoiser's blocks wait in main memory, see `block_offload`.
     """
 
@@ -228,7 +228,7 @@ class LoadedModel(Protocol):
 
         Loads the encoders again if they were released. `progress` is told before every step of the denoiser
         how many images of how many are drawn, and may raise to end the work. With `start` each prompt has
-        an image that drawing begins from, under that noise; with a mask in it only that part is drawn anew.
+        an image that drawing begins from, under that noise; with a mask in it only that part is redrawn.
 
         Raises:
             ValueError: the start images have another size.
@@ -236,7 +236,7 @@ class LoadedModel(Protocol):
         ...
 
     def enable_gradient_checkpointing(self) -> None:
-        """Let the denoiser keep the inputs of its blocks alone and compute the rest anew on the way back."""
+        """Let the denoiser keep only the inputs of its blocks and recompute the rest backwards."""
         ...
 
     def denoiser_id(self) -> str:

@@ -58,7 +58,7 @@ def spaced(total: int, count: int) -> list[int]:
 
 
 def bytes_saved(network: nn.Module, count: int) -> int:
-    """Bytes that a device need not hold where `count` blocks wait; the largest two count as there."""
+    """Count the bytes that `count` waiting blocks save on a device; the largest two count as there."""
     blocks = blocks_of(network)
     chosen = spaced(len(blocks), min(count, len(blocks)))
     return sum(sorted(bytes_of(_frozen(blocks[number])) for number in chosen)[:-_IN_FLIGHT])

@@ -28,7 +28,7 @@ _SINGLE_INPUTS = 3
 
 
 def adapt(shapes: Shapes) -> dict[str, Any]:
-    """The transformer's configuration, read off a file's shapes: whole ones and cut-down ones."""
+    """Read the transformer's configuration off a file's shapes: whole ones and cut-down ones."""
     layer = "distilled_guidance_layer"
     return {
         "num_layers": block_count(shapes, "double_blocks."),

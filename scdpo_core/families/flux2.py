@@ -22,7 +22,7 @@ _LAYERS = (9, 18, 27)
 
 
 def adapt(shapes: Shapes) -> dict[str, Any]:
-    """The transformer's configuration, read off a file's shapes: 4B and 9B."""
+    """Read the transformer's configuration off a file's shapes: 4B and 9B."""
     return {
         "num_layers": block_count(shapes, "double_blocks."),
         "num_single_layers": block_count(shapes, "single_blocks."),
@@ -119,7 +119,7 @@ def position_ids(height: int, width: int, words: int, device: torch.device) -> T
 
 
 def shift(tokens: int, steps: int) -> float:
-    """How far the sampler's times move towards the noise, ln of the factor.
+    """Return how far the sampler's times move towards the noise, ln of the factor.
 
     Black Forest Labs' fit (flux2, `sampling.compute_empirical_mu`): straight lines in the number of tokens
     for 10 and for 200 steps, and a straight line in the number of steps between them.

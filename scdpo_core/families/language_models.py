@@ -74,7 +74,7 @@ class LanguageEncoder:
         return TextStates(words * mask[..., None], mask=mask)
 
     def unread(self, prompt: str) -> str:
-        """The end of a prompt that is not read, because the whole chat has more than `tokens` tokens."""
+        """Return the end of a prompt that is cut off, because the whole chat exceeds `tokens` tokens."""
         return str(self.tokenizer.decode(self._ids(prompt)[1])).strip()
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def read_language_encoder(
 def build_language_model(
     part: TextEncoderSpec, config: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> Any:
-    """A language model of transformers with these weights, frozen.
+    """Build a language model of transformers with these weights, frozen.
 
     Args:
         part: which one.
@@ -158,7 +158,7 @@ def build_language_model(
 
 
 def text_settings(config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
-    """The settings of the text layers, with the sizes that a file's shapes tell.
+    """Return the settings of the text layers, with the sizes that a file's shapes tell.
 
     Raises:
         ScdpoError: the weights are those of no language model.
@@ -189,7 +189,7 @@ def text_settings(config: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
 
 
 def language_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a language model or of T5; it is large, so that it never ships with us."""
+    """Load the tokenizer of a language model or of T5, which is too large to ship."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -19,7 +19,7 @@ _SQUARE = 2
 
 
 def adapt(shapes: Shapes) -> dict[str, Any]:
-    """The transformer's configuration, read off a file's shapes: the whole one and cut-down ones."""
+    """Read the transformer's configuration off a file's shapes: the whole one and cut-down ones."""
     head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
     return {
         "num_layers": block_count(shapes, "transformer_blocks."),

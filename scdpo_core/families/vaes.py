@@ -17,7 +17,7 @@ _QUANT_CONV = re.compile(r"^(?:encoder|decoder)\.(?=(?:post_)?quant_conv\.)")
 
 
 class LatentSpace(Protocol):
-    """How a VAE is asked, and how its latents are brought to mean 0 and variance 1.
+    """A VAE's calls, and the scale that gives its latents mean 0 and variance 1.
 
     Attributes:
         channels: of a latent.
@@ -31,19 +31,19 @@ class LatentSpace(Protocol):
     def scale(self) -> int: ...  # noqa: D102
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
-        """Mean of the latents' distribution [N, C, h, w], as the VAE has it, of images [N, 3, H, W]."""
+        """Encode images [N, 3, H, W] as unscaled latents [N, C, h, w], the mean of their distribution."""
         ...
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Images [N, 3, H, W] in -1..1 of latents [N, C, h, w] as the VAE has them."""
+        """Decode unscaled latents [N, C, h, w] to images [N, 3, H, W] in -1..1."""
         ...
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Latents as the denoiser sees them."""
+        """Bring latents to the denoiser's mean and variance."""
         ...
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE has them."""
+        """Undo `scaled`."""
         ...
 
 
@@ -140,7 +140,7 @@ class PackedSpace:
 
 
 def latent_space(config: Mapping[str, Any], statistics: nn.BatchNorm2d | None = None) -> LatentSpace:
-    """The latent space of a VAE.
+    """Return the latent space of a VAE.
 
     Args:
         config: as diffusers' classes have it.
@@ -169,12 +169,12 @@ def latent_space(config: Mapping[str, Any], statistics: nn.BatchNorm2d | None = 
 
 
 def latent_channels(config: Mapping[str, Any]) -> int:
-    """How many channels the latents of a VAE with this config.json have."""
+    """Return how many channels the latents of a VAE with this config.json have."""
     return int(config.get("z_dim") or config.get("latent_channels") or 4)
 
 
 def packed_names(tensors: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """The tensors of FLUX.2's VAE by diffusers' names, from a file in these or in Black Forest Labs' names.
+    """Rename the tensors of FLUX.2's VAE, in diffusers' or Black Forest Labs' names, as diffusers does.
 
     Args:
         tensors: of the file.

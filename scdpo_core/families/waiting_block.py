@@ -128,7 +128,7 @@ class StreamTransfer(Transfer):
 
     def start(self, copy: Callable[[], None]) -> Callable[[], None]:
         """See `Transfer.start`."""
-        # The memory that it comes to may still be in use by what the device was told to do before.
+        # The memory that it comes to may still be in use by work that was queued before.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             copy()
@@ -142,5 +142,5 @@ def transfer_for(device: torch.device) -> Transfer:
 
 
 def bytes_of(tensors: Sequence[Tensor]) -> int:
-    """Bytes of tensors, whether they are there or not."""
+    """Count the bytes of tensors, whether their storage is allocated or not."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

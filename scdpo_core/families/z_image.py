@@ -17,7 +17,7 @@ from .flow import FlowModel
 
 
 def adapt(shapes: Shapes) -> dict[str, Any]:
-    """The transformer's configuration, read off a file's shapes."""
+    """Read the transformer's configuration off a file's shapes."""
     width, words = shapes["cap_embedder.1.weight"]
     heads = width // shapes["layers.0.attention.q_norm.weight"][0]
     return {

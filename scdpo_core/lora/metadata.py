@@ -46,6 +46,6 @@ def add_facts(path: Path, facts: Mapping[str, Any]) -> None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(header(entries, metadata | as_metadata(facts)) + body)
     except OSError as error:
-        raise ScdpoError(f"{path} could not be written anew ({error.strerror or error}).") from error
+        raise ScdpoError(f"{path} could not be rewritten ({error.strerror or error}).") from error
     except ValueError as error:
         raise ScdpoError(str(error)) from error

@@ -67,7 +67,7 @@ def check_folders(
     Args:
         folders: at least one.
         notice: see `check_folder`.
-        progress: see `check_folder`; begins anew with each folder.
+        progress: see `check_folder`; starts again with each folder.
         decode: see `check_folder`.
         known: see `check_folder`.
 

@@ -167,10 +167,10 @@ def encode(
             build_cache(pairs[team.rank :: team.size], model, size, cache, progress, mirror, texts)
             team.barrier()
 
-        def told_all(count: int, _: int) -> None:
+        def progress_of_all(count: int, _: int) -> None:
             progress(done + count, total)
 
-        found = build_cache(pairs, model, size, cache, told_all, mirror, texts)
+        found = build_cache(pairs, model, size, cache, progress_of_all, mirror, texts)
         return dict(zip(places, found, strict=True))
 
     for size in dict.fromkeys(sizes):
@@ -182,13 +182,15 @@ def encode(
     cached = level_prompts([ready[place] for place in range(len(labelled))], model)
     for place, mirror in mirrors.items():
         cached[place] = replace(cached[place], mirrored=mirror.latents)
-    told = None
+    image_sizes = None
     if data.real_sizes:
-        told = torch.tensor([real_sizes(each, size) for each, size in zip(labelled, sizes, strict=True)])
+        image_sizes = torch.tensor(
+            [real_sizes(each, size) for each, size in zip(labelled, sizes, strict=True)]
+        )
     drops = data.caption_dropout > 0 and settings.objective.has_pair_loss and fresh
     empty = empty_prompt(model, cached[0].prompt) if drops else None
     repeated = [place for place in trained for _ in range(labelled[place].pair.repeats)]
-    return Dataset(cached, labelled, repeated, held, told, empty=empty)
+    return Dataset(cached, labelled, repeated, held, image_sizes, empty=empty)
 
 
 def level_prompts(cached: Sequence[CachedPair], model: LoadedModel) -> list[CachedPair]:

@@ -261,9 +261,9 @@ class _Job:
 
         settings, team = self.settings, self.team
         team.assert_equal(data.hash, "What the preference folder holds")
-        told = {"dataset_hash": data.hash, "categories": data.categories}
+        dataset_facts = {"dataset_hash": data.hash, "categories": data.categories}
         weights = {"term_weights": dict(terms.weights)} if terms.weights else {}
-        self._facts |= facts(settings, model, adapter.kind) | told | weights
+        self._facts |= facts(settings, model, adapter.kind) | dataset_facts | weights
         pairs = len(set(data.trained))
         self._writer = lora_writer(settings, model, adapter, self._facts, pairs, team.rank == 0)
 

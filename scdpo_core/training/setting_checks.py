@@ -15,7 +15,7 @@ from . import optimizers, tracking
 def invalid(
     settings: TrainSettings, family: str | None = None, unasked: Sequence[TrainSettings] = (TrainSettings(),)
 ) -> list[str]:
-    """A sentence about each value that makes no sense; empty when all do.
+    """Return a sentence about each value that makes no sense; empty when all do.
 
     Args:
         settings: of a run.

@@ -34,7 +34,7 @@ def lora_files(settings: TrainSettings) -> dict[str, Path]:
 
 
 def content_hashes(settings: TrainSettings) -> dict[str, str]:
-    """What of the run's LoRA files decides what is learnt: their content, wherever they lie.
+    """Hash the LoRA files that the run starts with: their content decides what is learnt, not their path.
 
     Raises:
         ScdpoError: see `load_lora`.
@@ -171,7 +171,7 @@ class ReferenceMerge:
 
 
 def facts_of_loras(settings: TrainSettings) -> dict[str, object]:
-    """What the result's file says of the LoRAs that its run began with."""
+    """Return the metadata that names the LoRAs that a run started with."""
     names = {INIT: "init_lora", REFERENCE: "reference_lora"}
     facts: dict[str, object] = {}
     for flag, path in lora_files(settings).items():
@@ -180,6 +180,6 @@ def facts_of_loras(settings: TrainSettings) -> dict[str, object]:
 
 
 def used_with(settings: TrainSettings) -> str:
-    """A sentence about the LoRA that the result is to be used with; '' where there is none."""
+    """Return a sentence about the LoRA that the result is to be used with; '' where there is none."""
     path = settings.model.reference_lora
     return "" if path is None else f"It was made on top of {path.name}: use both, or merge them into one."

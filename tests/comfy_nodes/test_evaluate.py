@@ -84,7 +84,7 @@ def test_prompts_become_a_report_and_are_drawn_once(door: Door) -> None:
         ({"output_name": "a/b"}, "cannot be a file name"),
         ({"harmful_prompts": "i2p.csv"}, "There is no file 'i2p.csv' in"),
         ({"attacks": "magic"}, "There is no attack 'magic'"),
-        ({"weights": "x"}, "write numbers"),
+        ({"weights": "x"}, "not a list of weights"),
         ({"checkpoint": "x.safetensors"}, "x.safetensors"),
     ],
 )

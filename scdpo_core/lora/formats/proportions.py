@@ -16,7 +16,7 @@ from .tables import PROPORTIONS
 
 
 def likely_transformers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> frozenset[str]:
-    """Families that a LoRA's metadata or the shapes of its layers speak for; all where neither says anything.
+    """Return the families that a LoRA's metadata or the shapes of its layers allow; all where neither tells.
 
     Args:
         tensors: as they stand in the file; only shapes count, so they may be on the meta device.
