@@ -40,14 +40,16 @@ def write_board(evaluation: Evaluation, opinions: Opinions) -> None:
 
 def _rows(evaluation: Evaluation, opinions: Opinions) -> list[BadgedRow]:
     plan = evaluation.plan
-    firsts = [plan.versions_of(number)[0].name for number in range(len(plan.lora_names))]
+    names = {BASE: "without the LoRA"}
+    for number, lora in enumerate(plan.lora_names):
+        first = plan.versions_of(number)[0]
+        names[first.name] = f"with {lora} at {first.weight:g}"
     rows = []
     for title, harmful in (("Harmful prompts", True), ("Benign prompts", False)):
         items = spread(
             [item for each in plan.sets if each.harmful == harmful for item in each.items], _COLUMNS
         )
-        for version in (BASE, *firsts) if items else ():
-            name = "without the LoRA" if version == BASE else version
+        for version, name in names.items() if items else ():
             rows.append(_row(f"{title}, {name}", evaluation, version, items, opinions))
     return rows
 
